@@ -1,0 +1,261 @@
+"""What can be measured (`Config`), how long (`Visit`), and many of them at once (`Sweep`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+
+from scalebench_lib.errors import RequestError, nearest, one_line
+from scalebench_lib.machine import Machine
+
+MODELS = {"bert": "BERT", "bert-tiny": "BERT tiny"}
+"""Model names and their titles; `measure.models` builds them."""
+
+OPTIMIZATIONS = {"none": "eager PyTorch", "script": "TorchScript: traced, frozen"}
+"""Optimization names and what they are; `measure.optimizations` applies them."""
+
+PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
+"""1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
+
+
+def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}: {nearest(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _whole(value: Any) -> Any:
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
+        raise ValueError(f"must be a whole number of at least 1, not {value!r}")
+    return int(text)
+
+
+def _thread_rule(value: Any) -> Any:
+    if value in ("auto", "all"):
+        return value
+    counts = [value] if isinstance(value, str | int) else value
+    try:
+        return tuple(sorted({_whole(count) for count in counts}))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"must be 'auto', 'all' or whole numbers of at least 1, not {value!r}"
+        ) from None
+
+
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("name at least one")
+    return tuple(dict.fromkeys(values))
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+ModelName = Annotated[str, _one_of(MODELS, "model")]
+OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
+ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
+"""``auto``, ``all``, or a tuple of thread counts."""
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class Words(BaseModel):
+    """A value that refuses to be built wrong, and never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """Build from outside input; a `RequestError` of one line says what is wrong."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise RequestError(one_line(error, cls.model_fields)) from None
+
+
+class Config(Words):
+    """One thing to measure. Sizes are counts: `batch_size` items of `seq_len` tokens each.
+
+    `weights` is ``random`` (seeded by `seed`), ``pretrained`` (the model's own on the hub), or
+    a hub id or local folder; only safetensors files are ever read.
+    """
+
+    model: ModelName = "bert"
+    weights: Annotated[str, Field(min_length=1)] = "random"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seq_len: Annotated[Whole, Field(le=512)] = 16
+    batch_size: Whole = 1
+    optimization: OptimizationName = "none"
+    smt: bool = False
+    placement: Literal["sequential", "interleave"] = "sequential"
+    allocator: Literal["default"] = "default"
+    device: Literal["cpu"] = "cpu"
+
+    @property
+    def id(self) -> str:
+        """Readable and stable, with a hash of what it leaves out: ``bert-none-smt_off-bs8-1a2b3c``."""
+        shown = {"model", "optimization", "smt", "batch_size"}
+        hidden = json.dumps(self.model_dump(exclude=shown, exclude_defaults=True), sort_keys=True)
+        digest = hashlib.sha256(hidden.encode()).hexdigest()[:6]
+        smt = "smt_on" if self.smt else "smt_off"
+        return f"{self.model}-{self.optimization}-{smt}-bs{self.batch_size}-{digest}"
+
+
+class Visit(Words):
+    """One run of a config in a process of its own, at each of `threads` (counts)."""
+
+    config: Config
+    threads: tuple[Whole, ...]
+    target_ci: Fraction = 0.02
+    max_seconds: Seconds = 10.0
+    number: Whole = 1
+
+    @property
+    def name(self) -> str:
+        """The stem of the visit's files: ``bert-none-smt_off-bs8-1a2b3c-v1``."""
+        return f"{self.config.id}-v{self.number}"
+
+    def parameters(self) -> dict[str, Any]:
+        """The visit as papermill parameters of ``measure.ipynb``."""
+        limits = {"target_ci": self.target_ci, "max_seconds": self.max_seconds}
+        return {
+            **self.config.model_dump(),
+            **limits,
+            "threads": list(self.threads),
+            "visit": self.number,
+        }
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, Any], machine: Machine) -> Self:
+        """Check a notebook's parameters against the words and against `machine`.
+
+        Raises `RequestError` for an unknown name, a wrong value, or more threads than CPUs.
+        """
+        limits = {"target_ci", "max_seconds"}
+        known = {*Config.model_fields, *limits, "threads", "visit"}
+        for name in values:
+            if name not in known:
+                raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
+        config = Config.checked({k: v for k, v in values.items() if k in Config.model_fields})
+        rule = _Threads.checked({"threads": values.get("threads", "auto")}).threads
+        return cls.checked(
+            {
+                "config": config,
+                "threads": machine.thread_counts(rule, config.smt),
+                "number": values.get("visit", 1),
+                **{k: v for k, v in values.items() if k in limits},
+            }
+        )
+
+
+class _Threads(Words):
+    threads: ThreadRule
+
+
+class Sweep(Words):
+    """A set of configs measured into one folder: every combination of the axes."""
+
+    model: ModelName = "bert"
+    weights: Annotated[str, Field(min_length=1)] = "random"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seq_lens: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (16,)
+    batch_sizes: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = PAGE_BATCH_SIZES
+    optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(_unique)] = (
+        "none",
+        "script",
+    )
+    threads: ThreadRule = "auto"
+    smt: Literal["auto", "off", "on", "both"] = "auto"
+    placement: Literal["sequential", "interleave"] = "sequential"
+    target_ci: Fraction = 0.02
+    max_seconds: Seconds = 10.0
+
+    def visits(self, machine: Machine) -> list[Visit]:
+        """The first visit of every config on `machine`, smaller batches first.
+
+        Raises `RequestError` where the machine lacks what is asked (SMT, CPUs).
+        """
+        return [
+            Visit(
+                config=config,
+                threads=machine.thread_counts(self.threads, config.smt),
+                target_ci=self.target_ci,
+                max_seconds=self.max_seconds,
+            )
+            for config in self._configs(machine)
+        ]
+
+    def _configs(self, machine: Machine) -> Iterator[Config]:
+        fixed = self.model_dump(include={"model", "weights", "seed", "placement"})
+        for batch_size in sorted(self.batch_sizes):
+            for seq_len in self.seq_lens:
+                for smt in machine.smt_values(self.smt):
+                    for optimization in self.optimizations:
+                        yield Config.checked(
+                            {
+                                **fixed,
+                                "seq_len": seq_len,
+                                "batch_size": batch_size,
+                                "optimization": optimization,
+                                "smt": smt,
+                            }
+                        )
+
+    def merged(self, other: Sweep) -> Sweep:
+        """This sweep with the axes of `other` added; the limits are `other`'s."""
+        lists = ("seq_lens", "batch_sizes", "optimizations")
+        axes: dict[str, Any] = {axis: getattr(self, axis) + getattr(other, axis) for axis in lists}
+        axes["threads"] = _merged_rule(self.threads, other.threads)
+        if self.smt != other.smt:
+            axes["smt"] = "auto" if "auto" in (self.smt, other.smt) else "both"
+        return Sweep.checked({**other.model_dump(), **axes})
+
+    @classmethod
+    def load(cls, path: Path) -> Sweep:
+        """Read a YAML file whose keys are the fields of `Sweep`; `RequestError` if it is wrong."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"cannot read {path}: {error}") from None
+        except yaml.YAMLError as error:
+            raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise RequestError(f"{path} holds no parameters: write lines like 'model: bert'")
+        try:
+            return cls.checked(values)
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from None
+
+    def dump(self) -> str:
+        """The sweep as YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _merged_rule(one: Any, other: Any) -> Any:
+    for rule in ("all", "auto"):
+        if rule in (one, other):
+            return rule
+    return (*one, *other)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"batch_sizes": (1, 4, 16, 64), "max_seconds": 4.0},
+    "page": {},
+}
+"""What each preset changes of a `Sweep`'s defaults."""

@@ -1,0 +1,221 @@
+"""What a visit found: one JSON file, written once, never changed. It alone means "done"."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scalebench_lib.config import Config
+from scalebench_lib.errors import ScalebenchError, one_line
+from scalebench_lib.estimate import median_interval, percentile
+from scalebench_lib.machine import Machine
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "failed", "skipped"]
+
+
+class Part(BaseModel):
+    """A piece of a record: refuses unknown keys, never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Statistics(Part):
+    """Raw statistics of a point's samples, in nanoseconds; every sample counts.
+
+    `low` and `high` bound the median with 95 % confidence, where there are samples enough.
+    """
+
+    median: float
+    low: float | None
+    high: float | None
+    minimum: int
+    mean: float
+    maximum: int
+    p90: float | None
+    p99: float | None
+
+    @classmethod
+    def of(cls, samples_ns: tuple[int, ...]) -> Self:
+        """The statistics of `samples_ns` (at least one)."""
+        interval = median_interval(samples_ns)
+        return cls(
+            median=interval.value,
+            low=None if interval.coarse else interval.low,
+            high=None if interval.coarse else interval.high,
+            minimum=min(samples_ns),
+            mean=sum(samples_ns) / len(samples_ns),
+            maximum=max(samples_ns),
+            p90=percentile(samples_ns, 90),
+            p99=percentile(samples_ns, 99),
+        )
+
+
+class Point(Part):
+    """A config at one thread count: every timed pass, in nanoseconds, in the order measured.
+
+    `started_ns` are the passes' starts since the visit's first; `warmup_ns` are passes that do
+    not count. `stopped_by` says which limit ended the point.
+    """
+
+    threads: Annotated[int, Field(ge=1)]
+    cores: Annotated[float, Field(gt=0)]
+    cpus: tuple[int, ...]
+    pinned: bool
+    samples_ns: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    started_ns: tuple[int, ...]
+    warmup_ns: tuple[int, ...]
+    stopped_by: Literal["target_ci", "max_seconds"]
+    statistics: Statistics
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_statistics(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "statistics" in values or not values.get("samples_ns"):
+            return values
+        return {**values, "statistics": Statistics.of(tuple(values["samples_ns"]))}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.started_ns) != len(self.samples_ns):
+            raise ValueError("as many starts as samples")
+        return self
+
+
+class Verification(Part):
+    """How far the optimized outputs were from eager's: the largest absolute difference."""
+
+    max_abs_error: float
+    tolerance: float
+    items: int
+
+
+class Setup(Part):
+    """Seconds spent before the first sample; what a visit costs beside its measurement."""
+
+    build_s: float
+    optimize_s: float
+    first_pass_s: float
+
+
+class Software(Part):
+    """Versions, and what else of the process decides speed: libraries, thread environment."""
+
+    python: str
+    scalebench: str
+    versions: dict[str, str]
+    parallel: dict[str, str] = {}
+    environment: dict[str, str] = {}
+
+    def differs_from(self, other: Software) -> str | None:
+        """The first difference that makes two sweeps incomparable, or None."""
+        mine, theirs = ({"python": s.python, **s.versions} for s in (self, other))
+        for name in sorted(mine | theirs):
+            if mine.get(name) != theirs.get(name):
+                return f"{name} {mine.get(name)} against {theirs.get(name)}"
+        return None
+
+
+class Record(Part):
+    """The result of one visit: what, when, where, with what, and every sample."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    config: Config
+    config_id: str
+    visit: Annotated[int, Field(ge=1)]
+    status: Status
+    reason: str | None = None
+    started: datetime
+    finished: datetime
+    machine: Machine
+    software: Software
+    kernel: Literal["fresh", "none"] = "fresh"
+    verification: Verification | None = None
+    setup: Setup | None = None
+    peak_memory_bytes: int | None = None
+    flops: int | None = None
+    points: tuple[Point, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.config_id != self.config.id:
+            raise ValueError(f"config_id {self.config_id!r} is not this config's")
+        if (self.status == "ok") != bool(self.points):
+            raise ValueError("points belong to status 'ok', and to it alone")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The stem of the record's file."""
+        return f"{self.config_id}-v{self.visit}"
+
+    def save(self, folder: Path) -> Path:
+        """Write ``folder/<name>.json`` whole or not at all; never over an existing record."""
+        target = folder / f"{self.name}.json"
+        if target.exists():
+            raise ScalebenchError(f"{target} exists, and a record is never changed")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        return target
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check a record; `ScalebenchError` names the file and what is wrong."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ScalebenchError(f"{path.name} is damaged: {one_line(error)}") from None
+        except OSError as error:
+            raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
+
+
+def load_records(out: Path) -> list[Record]:
+    """All records of the sweep in folder `out`, by config and visit."""
+    paths = (out / "records").glob("*.json")
+    return sorted(map(Record.load, paths), key=lambda r: (*_size_order(r.config), r.visit))
+
+
+def _size_order(config: Config) -> tuple[Any, ...]:
+    return config.model, config.seq_len, config.optimization, config.smt, config.batch_size
+
+
+def next_visit(out: Path, config: Config) -> int:
+    """The first visit number of `config` that has no record in folder `out`."""
+    numbers = _visits(out, config)
+    return max(numbers, default=0) + 1
+
+
+def _visits(out: Path, config: Config) -> Iterator[int]:
+    for path in (out / "records").glob(f"{config.id}-v*.json"):
+        number = path.stem.removeprefix(f"{config.id}-v")
+        if number.isdigit():
+            yield int(number)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader, or a crash, sees the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
