@@ -109,12 +109,19 @@ class Config(Words):
 
     @property
     def id(self) -> str:
-        """Readable and stable, with a hash of what it leaves out: ``bert-none-smt_off-bs8-1a2b3c``."""
+        """Readable and stable: ``bert-none-smt_off-bs8-1a2b3c``, a hash of the rest at its end."""
         shown = {"model", "optimization", "smt", "batch_size"}
         hidden = json.dumps(self.model_dump(exclude=shown, exclude_defaults=True), sort_keys=True)
         digest = hashlib.sha256(hidden.encode()).hexdigest()[:6]
         smt = "smt_on" if self.smt else "smt_off"
         return f"{self.model}-{self.optimization}-{smt}-bs{self.batch_size}-{digest}"
+
+    def __str__(self) -> str:
+        smt = "on" if self.smt else "off"
+        return (
+            f"{MODELS[self.model]}, batch {self.batch_size} of {self.seq_len} tokens, "
+            f"{self.optimization}, SMT {smt}"
+        )
 
 
 class Visit(Words):

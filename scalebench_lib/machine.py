@@ -157,7 +157,7 @@ class Machine(BaseModel):
 
 def _telling_counts(most: int) -> list[int]:
     powers = [2**k for k in range(most.bit_length())]
-    beyond = {p for p in powers} | {3 * p // 4 for p in (*powers, 2 * powers[-1])} | {most}
+    beyond = set(powers) | {3 * p // 4 for p in (*powers, 2 * powers[-1])} | {most}
     small = range(1, min(most, EVERY_COUNT_UP_TO) + 1)
     return [*small, *sorted(n for n in beyond if EVERY_COUNT_UP_TO < n <= most)]
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scalebench_lib.config import Config
-from scalebench_lib.errors import ScalebenchError, one_line
+from scalebench_lib import __version__
+from scalebench_lib.config import Config, Visit
+from scalebench_lib.errors import MeasurementError, ScalebenchError, one_line
 from scalebench_lib.estimate import median_interval, percentile
 from scalebench_lib.machine import Machine
 
-SCHEMA_VERSION = 1
+_COMPARED = ("numpy", "torch", "transformers")
+_DECIDING = re.compile(
+    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN)_|LD_PRELOAD$|MALLOC_(ARENA_MAX|CONF)$"
+)
+"""Environment variables that decide a process's speed."""
 
 Status = Literal["ok", "failed", "skipped"]
 
@@ -74,14 +82,7 @@ class Point(Part):
     started_ns: tuple[int, ...]
     warmup_ns: tuple[int, ...]
     stopped_by: Literal["target_ci", "max_seconds"]
-    statistics: Statistics
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_statistics(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if "statistics" in values or not values.get("samples_ns"):
-            return values
-        return {**values, "statistics": Statistics.of(tuple(values["samples_ns"]))}
+    statistics: Statistics = Field(default_factory=lambda data: Statistics.of(data["samples_ns"]))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,8 +113,21 @@ class Software(Part):
     python: str
     scalebench: str
     versions: dict[str, str]
-    parallel: dict[str, str] = {}
+    libraries: dict[str, str] = {}
     environment: dict[str, str] = {}
+
+    @classmethod
+    def here(cls, libraries: dict[str, str] | None = None) -> Self:
+        """This process's software; `libraries` are what computes inside torch, where known."""
+        return cls(
+            python=platform.python_version(),
+            scalebench=__version__,
+            versions={name: version(name) for name in _COMPARED},
+            libraries=libraries or {},
+            environment={
+                name: value for name, value in sorted(os.environ.items()) if _DECIDING.match(name)
+            },
+        )
 
     def differs_from(self, other: Software) -> str | None:
         """The first difference that makes two sweeps incomparable, or None."""
@@ -127,7 +141,7 @@ class Software(Part):
 class Record(Part):
     """The result of one visit: what, when, where, with what, and every sample."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     config: Config
     config_id: str
     visit: Annotated[int, Field(ge=1)]
@@ -151,6 +165,29 @@ class Record(Part):
         if (self.status == "ok") != bool(self.points):
             raise ValueError("points belong to status 'ok', and to it alone")
         return self
+
+    @classmethod
+    def without_points(
+        cls, visit: Visit, machine: Machine, status: Status, reason: str, started: datetime
+    ) -> Self:
+        """The record of a visit that never came to measure: failed, or skipped."""
+        return cls(
+            config=visit.config,
+            config_id=visit.config.id,
+            visit=visit.number,
+            status=status,
+            reason=reason,
+            started=started,
+            finished=datetime.now(UTC),
+            machine=machine,
+            software=Software.here(),
+            kernel="none" if status == "skipped" else "fresh",
+        )
+
+    def require_ok(self) -> None:
+        """Raise `MeasurementError` with the reason unless the visit succeeded."""
+        if self.status != "ok":
+            raise MeasurementError(self.reason)
 
     @property
     def name(self) -> str:
@@ -208,8 +245,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

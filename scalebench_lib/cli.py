@@ -1,0 +1,200 @@
+"""The ``scalebench`` command. Exit codes: 0 done, 1 some configs failed, 2 wrong request."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from scalebench_lib.config import PRESETS, Sweep, Visit
+from scalebench_lib.errors import RequestError, ScalebenchError, nearest
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import Record
+from scalebench_lib.sweep.runner import Job, sweep_state
+
+app = typer.Typer(
+    help="How fast does a model run on this machine?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+console = Console(highlight=False)
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The sweep's folder.")]
+
+
+@app.command()
+def sweep(
+    out: Out,
+    preset: Annotated[str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")] = "page",
+    spec: Annotated[Path | None, typer.Option(help="A YAML file of the options below.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    weights: Annotated[str | None, typer.Option(help="random, pretrained, hub id, folder.")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Such as 1,2,4.")] = None,
+    optimizations: Annotated[str | None, typer.Option(help="Such as none,script.")] = None,
+    threads: Annotated[str | None, typer.Option(help="auto, all, or such as 1,2,4.")] = None,
+    smt: Annotated[str | None, typer.Option(help="Hyper-threading: auto, off, on, both.")] = None,
+    seq_len: Annotated[str | None, typer.Option(help="Tokens an item, such as 16,128.")] = None,
+    placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
+    target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="The most for a point.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+) -> None:
+    """Measure a sweep into OUT, or go on with it, and render its page."""
+    options = {
+        "model": model,
+        "weights": weights,
+        "batch_sizes": _listed(batch_sizes),
+        "optimizations": _listed(optimizations),
+        "threads": threads if threads in ("auto", "all") else _listed(threads),
+        "smt": smt,
+        "seq_lens": _listed(seq_len),
+        "placement": placement,
+        "target_ci": target_ci,
+        "max_seconds": max_seconds,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    job = Job.prepare(_request(preset, spec, given), out, retry_failed)
+    _announce(job)
+    if dry_run:
+        return
+    failed = [record for record in _run(job) if record.status == "failed"]
+    report(out)
+    if failed:
+        _complain(f"{len(failed)} of the configs failed: 'scalebench status {out}' says why")
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(out: Out) -> None:
+    """Render OUT's page: results.csv, figures, index.md, index.html."""
+    from scalebench_lib.analysis.page import write_page  # seaborn and pandas take a second
+
+    console.print(f"page: {write_page(out)}", soft_wrap=True)
+
+
+@app.command()
+def status(out: Out) -> None:
+    """What is done, what failed, what is left, and why."""
+    state = sweep_state(out)
+    console.print(f"{len(state.done)} done, {len(state.failed)} failed, {len(state.left)} left")
+    for visit, record in state.failed:
+        console.print(f"{record.status}: {visit.config}: {record.reason}", soft_wrap=True)
+    for visit in state.left:
+        console.print(f"left: {visit.config}, threads {_counts(visit)}", soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can measure, and how noisy it is now."""
+    from scalebench_lib.sweep.doctor import PROBE_SECONDS, probe_noise
+
+    machine = Machine.here()
+    console.print(f"machine: {machine}", soft_wrap=True)
+    for smt in machine.smt_values("auto"):
+        counts = machine.thread_counts("auto", smt)
+        console.print(f"threads with SMT {'on' if smt else 'off'}: {', '.join(map(str, counts))}")
+    if not machine.has_smt:
+        console.print("SMT: none, so only SMT off can be measured")
+    console.print(f"listening to the machine for {PROBE_SECONDS:.0f} s …")
+    noise = probe_noise()
+    console.print(
+        f"noise: best {noise.best:.2f} ms, typical {noise.typical:.2f} ms, "
+        f"worst {noise.worst:.2f} ms\n{noise.advice}"
+    )
+
+
+def main() -> NoReturn:
+    """Run the command; every error is one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except RequestError as error:
+        _leave(str(error), 2)
+    except click.ClickException as error:
+        _leave(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _leave("interrupted: the same command goes on from here", 130)
+    except ScalebenchError as error:
+        _leave(str(error), 1)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    _leave("terminated: the same command goes on from here", 128 + signum)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    _complain(message)
+    sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    print(f"scalebench: {message}", file=sys.stderr)
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
+    if preset not in PRESETS:
+        raise RequestError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
+    start = Sweep.load(spec).model_dump() if spec else PRESETS[preset]
+    return Sweep.checked({**start, **given})
+
+
+def _announce(job: Job) -> None:
+    state = job.state
+    console.print(f"{job.machine}", soft_wrap=True)
+    console.print(
+        f"{len(state.left)} configs to measure, {len(state.done)} done before, "
+        f"{len(state.failed)} failed before: up to {_duration(job.forecast())}"
+    )
+
+
+def _run(job: Job) -> list[Record]:
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("[dim]{task.fields[so_far]}, {task.fields[left]} left"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=0.5) as bar:
+        points = sum(len(visit.threads) for visit in job.state.left)
+        task = bar.add_task("", total=points, so_far="", left="")
+
+        def show(visit: Visit, record: Record | None, seconds_left: float) -> None:
+            bar.update(task, description=str(visit.config), left=_duration(seconds_left))
+            if record is not None:
+                bar.update(task, advance=len(visit.threads), so_far=_so_far(record))
+                bar.console.print(f"{visit.config}: {_so_far(record)}", soft_wrap=True)
+
+        return job.run(show)
+
+
+def _so_far(record: Record) -> str:
+    if record.status != "ok":
+        return f"{record.status}: {record.reason}"
+    return ", ".join(f"{p.threads}: {p.statistics.median / 1e6:.3g} ms" for p in record.points)
+
+
+def _counts(visit: Visit) -> str:
+    return ", ".join(map(str, visit.threads))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    main()

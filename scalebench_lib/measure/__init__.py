@@ -1,0 +1,1 @@
+"""Inside the kernel: build a model, optimize it, time it, check it. The only part with torch."""

@@ -1,0 +1,128 @@
+"""Giving each computing thread a CPU of its own, and checking that it stays there.
+
+Which threads compute is not asked of the runtime but seen: they are the ones whose CPU time
+grows while they work. So the same code serves any OpenMP runtime or inference engine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scalebench_lib.errors import MeasurementError
+
+_TASKS = Path("/proc/self/task")
+
+_SETTLE_NS = 25_000_000
+"""The kernel brings a running thread's CPU time up to date at its ticks, up to 10 ms apart."""
+
+_BUSY = 0.2
+"""Share of the wall time from which on a thread counts as computing."""
+
+_ATTEMPTS = 10
+"""On a busy machine a thread may look idle for a moment, or busy with the work before."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The threads that compute: thread ids and their CPU numbers, in step."""
+
+    tids: tuple[int, ...]
+    cpus: tuple[int, ...]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether each thread has a CPU to itself (False where the system has no affinity)."""
+        return bool(self.tids)
+
+    def check(self, run: Callable[[], object]) -> None:
+        """Call `run`; `MeasurementError` unless this team alone computes it, each in its place."""
+        if torch.get_num_threads() != len(self.cpus):
+            raise MeasurementError(
+                f"asked for {len(self.cpus)} threads, torch now uses {torch.get_num_threads()}"
+            )
+        strangers = self._strangers(run)
+        if strangers and self.pinned:
+            raise MeasurementError(
+                f"{len(strangers)} more threads compute than the {len(self.cpus)} asked for"
+            )
+        for tid, cpu in zip(self.tids, self.cpus, strict=True):
+            if os.sched_getaffinity(tid) != {cpu}:
+                raise MeasurementError(f"thread {tid} did not stay on CPU {cpu}")
+
+    def _strangers(self, run: Callable[[], object]) -> set[int]:
+        for _ in range(_ATTEMPTS):
+            strangers = busy_during(run) - set(self.tids)
+            if not strangers:
+                break
+        return strangers
+
+
+def cpu_times() -> dict[int, int]:
+    """CPU time so far of each thread of this process, in ns; empty without /proc."""
+    if not _TASKS.exists():
+        return {}
+    try:
+        return {tid: _cpu_time(tid) for tid in _tids()}
+    except FileNotFoundError:
+        raise MeasurementError(
+            "this kernel does not tell threads' CPU time (/proc/<pid>/task/*/schedstat), "
+            "so they cannot be pinned one by one"
+        ) from None
+
+
+def confine(cpus: Iterable[int]) -> None:
+    """Let every thread of this process run on `cpus` only; later threads inherit that."""
+    allowed = set(cpus)
+    for tid in _tids():
+        os.sched_setaffinity(tid, allowed)
+
+
+def pin_team(cpus: Sequence[int], pinnable: bool) -> Team:
+    """Make torch compute with one thread on each of `cpus`, in that order; the caller first.
+
+    Raises `MeasurementError` where another number of threads computes than asked for.
+    """
+    if not pinnable:
+        torch.set_num_threads(len(cpus))
+        return Team((), tuple(cpus))
+    confine(cpus)
+    torch.set_num_threads(len(cpus))
+    team = Team(_workers(len(cpus)), tuple(cpus))
+    for tid, cpu in zip(team.tids, cpus, strict=True):
+        os.sched_setaffinity(tid, {cpu})
+    return team
+
+
+def _workers(count: int) -> tuple[int, ...]:
+    """The caller and the threads that work beside it, given work that can be shared out."""
+    work = torch.ones(1 << 20)
+    caller = threading.get_native_id()
+    for _ in range(_ATTEMPTS):
+        busy = {caller, *busy_during(lambda: work.mul_(1.0))}
+        if len(busy) == count:
+            return (caller, *sorted(busy - {caller}))
+    raise MeasurementError(f"asked for {count} threads, but {len(busy)} of them compute")
+
+
+def busy_during(run: Callable[[], object]) -> set[int]:
+    """The ids of the threads that compute while `run` is called again and again for a moment."""
+    before, start = cpu_times(), time.perf_counter_ns()
+    while (wall_ns := time.perf_counter_ns() - start) < _SETTLE_NS:
+        run()
+    grown = {tid: now - before.get(tid, 0) for tid, now in cpu_times().items()}
+    return {tid for tid, ns in grown.items() if ns > _BUSY * wall_ns}
+
+
+def _tids() -> list[int]:
+    return [int(name.name) for name in _TASKS.iterdir()]
+
+
+def _cpu_time(tid: int) -> int:
+    return int((_TASKS / str(tid) / "schedstat").read_text().split()[0])

@@ -1,0 +1,49 @@
+"""What the notebooks need beside the library: their parameters, checked, and their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scalebench_lib.config import Visit
+from scalebench_lib.errors import RequestError
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import next_visit
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The project's folder: the package is installed editable, the notebooks lie beside it."""
+
+OUTPUTS = PROJECT / "outputs"
+NOTEBOOKS = PROJECT / "notebooks"
+
+_IPYTHONS_OWN = {"In", "Out"}
+
+
+def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values in a notebook's `namespace`: its parameters, known or not."""
+    plain = (str, int, float, bool, list, tuple, dict)
+    return {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, plain) and not name.startswith("_") and name not in _IPYTHONS_OWN
+    }
+
+
+def measurement_request(namespace: Mapping[str, Any]) -> tuple[Visit, Machine, Path]:
+    """What ``measure.ipynb`` is asked to do, checked: the visit, the machine, the sweep's folder.
+
+    An empty `out` means ``outputs/by-hand``; `visit` 0 means the config's next one there.
+    Raises `RequestError` for an unknown parameter or a wrong value.
+    """
+    values = parameters(namespace)
+    out = values.pop("out", "")
+    if not isinstance(out, str):
+        raise RequestError(f"out: must be a folder's name, not {out!r}")
+    number = values.pop("visit", 0)
+    machine = Machine.here()
+    visit = Visit.from_parameters({**values, "visit": number or 1}, machine)
+    folder = Path(out) if out else OUTPUTS / "by-hand"
+    if number == 0:
+        visit = visit.model_copy(update={"number": next_visit(folder, visit.config)})
+    return visit, machine, folder

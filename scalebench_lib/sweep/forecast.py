@@ -1,0 +1,108 @@
+"""How long a sweep will take, and whether a batch will fit in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import psutil
+
+from scalebench_lib.config import Config, Visit
+from scalebench_lib.estimate import MIN_SAMPLES
+from scalebench_lib.record import Record
+
+VISIT_OVERHEAD_S = 8.0
+"""Kernel start and stop, imports, building and optimizing the model: seconds a visit."""
+
+FIRST_PASSES = 2
+"""Passes before the first sample: the first one, and a warm-up."""
+
+FLOPS_PER_TOKEN = {"bert": 170e6, "bert-tiny": 0.8e6}
+"""Before anything is measured, a model's arithmetic says roughly how long a pass takes."""
+
+EFFICIENCY = 0.5
+"""Share of a large matrix product's speed that a whole model reaches, roughly."""
+
+MEMORY_MARGIN = 0.95
+"""Share of the memory that a batch may be expected to fill."""
+
+
+class Forecast:
+    """Predicts seconds of visits from what `records` measured, else from this machine's speed."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._per_flop: dict[int, float] = {}
+        self._speed: float | None = None
+        for record in records:
+            self.learn(record)
+
+    def learn(self, record: Record) -> None:
+        """Take the passes of `record` into account from now on."""
+        for point in record.points:
+            work = _work(record.config)
+            self._per_flop[point.threads] = point.statistics.median / 1e9 / work
+
+    def pass_seconds(self, config: Config, threads: int) -> float:
+        """Seconds of one pass of the whole batch."""
+        known = self._per_flop.get(threads)
+        return _work(config) * known if known else self._guess(config, threads)
+
+    def visit_seconds(self, visit: Visit) -> float:
+        """Seconds of a whole visit at most: points may stop earlier, at their ``target_ci``."""
+        passes = [self.pass_seconds(visit.config, threads) for threads in visit.threads]
+        points = [max(visit.max_seconds, (MIN_SAMPLES + 1) * one) for one in passes]
+        return VISIT_OVERHEAD_S + FIRST_PASSES * min(passes) + sum(points)
+
+    def seconds(self, visits: Iterable[Visit]) -> float:
+        """Seconds of all `visits`, at most."""
+        return sum(self.visit_seconds(visit) for visit in visits)
+
+    def _guess(self, config: Config, threads: int) -> float:
+        if self._speed is None:
+            self._speed = _matrix_speed() / (psutil.cpu_count() or 1)
+        return _work(config) / (EFFICIENCY * self._speed * threads)
+
+
+def _work(config: Config) -> float:
+    """Floating-point operations of one pass, roughly."""
+    flops = FLOPS_PER_TOKEN.get(config.model, FLOPS_PER_TOKEN["bert"])
+    return flops * config.seq_len * config.batch_size
+
+
+def _matrix_speed(size: int = 1024) -> float:
+    """FLOP/s of an fp32 matrix product on all CPUs."""
+    left = np.ones((size, size), dtype=np.float32)
+    _ = left @ left
+    start = time.perf_counter()
+    _ = left @ left
+    return 2 * size**3 / (time.perf_counter() - start)
+
+
+def lacking_memory(visit: Visit, records: Sequence[Record], memory_bytes: int) -> str | None:
+    """Why the batch of `visit` would not fit, or None: judged by the smaller batches' peaks.
+
+    Memory grows linearly with the batch; the two largest batches measured so far, with all else
+    equal, give the line. One alone cannot tell the model's share from the batch's.
+    """
+    peaks = sorted(
+        (record.config.batch_size, record.peak_memory_bytes)
+        for record in records
+        if record.peak_memory_bytes and _same_but_batch(record.config, visit.config)
+    )
+    if len(peaks) < 2:
+        return None
+    (small, low), (large, high) = peaks[-2:]
+    need = high + max(0.0, (high - low) / (large - small)) * (visit.config.batch_size - large)
+    if need <= MEMORY_MARGIN * memory_bytes:
+        return None
+    return (
+        f"would need about {need / 2**30:.1f} GiB of the {memory_bytes / 2**30:.1f} GiB there are, "
+        f"judged by batch {small} and {large}"
+    )
+
+
+def _same_but_batch(one: Config, other: Config) -> bool:
+    return one.batch_size < other.batch_size and one == other.model_copy(
+        update={"batch_size": one.batch_size}
+    )
