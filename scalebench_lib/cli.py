@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 console = Console(highlight=False)
 
@@ -112,23 +113,35 @@ def doctor() -> None:
     )
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or a termination; no `Exception`, so that nothing on the way takes it for one."""
+
+
 def main() -> NoReturn:
     """Run the command; every error is one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs, we say in one line
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     try:
         sys.exit(app(standalone_mode=False))
     except RequestError as error:
         _leave(str(error), 2)
-    except click.ClickException as error:
-        _leave(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        _leave("interrupted: the same command goes on from here", 130)
+    except _UsageError as error:
+        _leave(error.format_message().lower(), 2)
     except ScalebenchError as error:
         _leave(str(error), 1)
+    except Interrupted as interrupted:
+        signum = interrupted.args[0]
+        word = "interrupted" if signum == signal.SIGINT else "terminated"
+        _leave(f"{word}: the same command goes on from here", 128 + signum)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    _leave("terminated: the same command goes on from here", 128 + signum)
+_UsageError: Any = typer.BadParameter.mro()[1]
+"""The base of typer's own complaints: from click, or from the copy of it that typer brings."""
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(signum)
 
 
 def _leave(message: str, code: int) -> NoReturn:
@@ -174,7 +187,13 @@ def _run(job: Job) -> list[Record]:
         def show(visit: Visit, record: Record | None, seconds_left: float) -> None:
             bar.update(task, description=str(visit.config), left=_duration(seconds_left))
             if record is not None:
-                bar.update(task, advance=len(visit.threads), so_far=_so_far(record))
+                bar.update(
+                    task,
+                    advance=len(visit.threads),
+                    so_far=_so_far(record).split(":")[0]
+                    if record.status != "ok"
+                    else _so_far(record),
+                )
                 bar.console.print(f"{visit.config}: {_so_far(record)}", soft_wrap=True)
 
         return job.run(show)

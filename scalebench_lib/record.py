@@ -84,6 +84,18 @@ class Point(Part):
     stopped_by: Literal["target_ci", "max_seconds"]
     statistics: Statistics = Field(default_factory=lambda data: Statistics.of(data["samples_ns"]))
 
+    def __str__(self) -> str:
+        found = self.statistics
+        bounds = (
+            f" ({found.low / 1e6:.4g} … {found.high / 1e6:.4g})" if found.low and found.high else ""
+        )
+        return (
+            f"{self.threads} thread{'s' * (self.threads != 1)} on CPU "
+            f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
+            f"median {found.median / 1e6:.4g} ms{bounds} of {len(self.samples_ns)} passes, "
+            f"stopped by {self.stopped_by}"
+        )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.started_ns) != len(self.samples_ns):
@@ -98,6 +110,9 @@ class Verification(Part):
     tolerance: float
     items: int
 
+    def __str__(self) -> str:
+        return f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
+
 
 class Setup(Part):
     """Seconds spent before the first sample; what a visit costs beside its measurement."""
@@ -105,6 +120,12 @@ class Setup(Part):
     build_s: float
     optimize_s: float
     first_pass_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"built in {self.build_s:.2g} s, optimized in {self.optimize_s:.2g} s, "
+            f"first pass {self.first_pass_s:.2g} s"
+        )
 
 
 class Software(Part):
@@ -193,6 +214,14 @@ class Record(Part):
     def name(self) -> str:
         """The stem of the record's file."""
         return f"{self.config_id}-v{self.visit}"
+
+    def __str__(self) -> str:
+        lines = [f"{self.config}: {self.reason or self.status}", *map(str, self.points)]
+        if self.verification:
+            lines.append(str(self.verification))
+        if self.setup:
+            lines.append(str(self.setup))
+        return "\n".join(lines)
 
     def save(self, folder: Path) -> Path:
         """Write ``folder/<name>.json`` whole or not at all; never over an existing record."""

@@ -15,13 +15,27 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.estimate import median_interval, percentile, pooled_spread
 from scalebench_lib.record import Point, Record, load_records
 
-COLUMNS = (
-    *("machine", "config_id", "model", "optimization", "smt", "placement", "allocator"),
-    *("device", "seq_len", "batch_size", "threads", "cores", "status", "samples", "disturbed"),
-    *("latency_ms", "latency_ms_low", "latency_ms_high", "latency_ms_raw", "latency_ms_min"),
-    *("latency_ms_mean", "latency_ms_p90", "latency_ms_p99", "throughput", "gflops"),
-    *("coarse", "pinned", "visits", "peak_memory_mb", "reason"),
-)
+_TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
+
+_TYPES = {
+    **dict.fromkeys(("machine", "config_id", "model", "optimization"), _TEXT),
+    "smt": _YES_NO,
+    **dict.fromkeys(("placement", "allocator", "device"), _TEXT),
+    **dict.fromkeys(("seq_len", "batch_size", "threads"), _COUNT),
+    "cores": _NUMBER,
+    "status": _TEXT,
+    **dict.fromkeys(("samples", "disturbed"), _COUNT),
+    **dict.fromkeys(("latency_ms", "latency_ms_low", "latency_ms_high"), _NUMBER),
+    **dict.fromkeys(("latency_ms_raw", "latency_ms_min", "latency_ms_mean"), _NUMBER),
+    **dict.fromkeys(("latency_ms_p90", "latency_ms_p99", "throughput", "gflops"), _NUMBER),
+    **dict.fromkeys(("coarse", "pinned"), _YES_NO),
+    "visits": _COUNT,
+    "peak_memory_mb": _NUMBER,
+    "reason": _TEXT,
+}
+
+COLUMNS = tuple(_TYPES)
+"""The columns of the results table, in order."""
 
 _NS_PER_MS = 1e6
 
@@ -57,8 +71,8 @@ def results_table(records: Iterable[Record]) -> pd.DataFrame:
         _missing_row(record)
         for record in {r.config_id: r for r in records if r.config_id not in measured}.values()
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.convert_dtypes(convert_string=False).sort_values(
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
+    return table.sort_values(
         ["model", "seq_len", "optimization", "smt", "batch_size", "threads"], ignore_index=True
     )
 

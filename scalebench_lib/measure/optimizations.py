@@ -30,7 +30,7 @@ def script(module: nn.Module, inputs: Inputs) -> Runner:
     with torch.no_grad(), warnings.catch_warnings():
         for noise in (TracerWarning, DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", noise)
-        traced = torch.jit.trace(module, inputs, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(module, inputs, check_trace=False)
         runner = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     if not isinstance(runner, torch.jit.ScriptModule):
         raise MeasurementError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -38,7 +39,9 @@ def run_notebook(source: Path, target: Path, parameters: Mapping[str, Any]) -> N
     Raises `MeasurementError` with the last line of an exception in the notebook, or of the
     kernel's death. An interrupt (Ctrl-C, SIGTERM) kills the kernel and passes on.
     """
-    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisPython())
+    kernel = AsyncKernelManager(
+        kernel_name="python3", kernel_spec_manager=_ThisPython(), transport="ipc"
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}")
     try:
@@ -55,7 +58,7 @@ def run_notebook(source: Path, target: Path, parameters: Mapping[str, Any]) -> N
         raise MeasurementError(_cause_of_death(kernel)) from None
     finally:
         _kill(kernel)
-        kernel.cleanup_resources()
+        asyncio.run(_clean_up(kernel))
         _publish(draft, target)
 
 
@@ -85,6 +88,10 @@ def _kill(kernel: AsyncKernelManager) -> None:
     if process is not None and process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+async def _clean_up(kernel: AsyncKernelManager) -> None:
+    await kernel.cleanup_resources()
 
 
 def _cause_of_death(kernel: AsyncKernelManager) -> str:

@@ -1,0 +1,48 @@
+# 'make' alone lists what there is. Everything is installed into .venv, on first use.
+
+PYTHON ?= python3
+# PyTorch's own index has the small build for CPUs. Where it cannot be reached, PyPI's is taken.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep page lab test lint format clean
+
+help: ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+
+setup: $(READY) ## install into .venv, nothing else
+
+sweep: $(READY) ## measure this machine's quick BERT page (about 4 minutes on 2 cores)
+	$(BIN)/scalebench sweep outputs/quick --preset quick
+
+page: $(READY) ## measure the whole BERT page, batch 1 to 1024
+	$(BIN)/scalebench sweep outputs/page --preset page
+
+lab: $(READY) ## explore in JupyterLab
+	$(BIN)/jupyter lab notebooks/analysis.ipynb
+
+test: $(READY) ## run the tests
+	$(BIN)/pytest
+
+lint: $(READY) ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove the installation; results stay
+	rm -rf .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "needs Python 3.11, 3.12 or 3.13: name one with 'make PYTHON=python3.12 ...'" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --no-deps -c constraints.txt --extra-index-url '$(TORCH_INDEX)' torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,160 @@
+"""The command: what it prints, and its exit codes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scalebench_lib import cli
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import load_records
+from tests.madeup import missing, save_sweep, small_records
+
+MACHINE = Machine.here()
+QUICK = ("--model", "bert-tiny", "--max-seconds", "0.3", "--threads", "1")
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of ``scalebench``, with this Python."""
+    return [sys.executable, "-m", "scalebench_lib.cli", *map(str, arguments)]
+
+
+@pytest.fixture
+def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run the command in this process: its exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(cli.console, "file", None)
+        monkeypatch.setattr(sys, "argv", ["scalebench", *map(str, arguments)])
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--batch-sizes", "0"], "batch_sizes: must be a whole number of at least 1, not '0'"),
+        (["--batch-sizes", "-1"], "must be a whole number of at least 1, not '-1'"),
+        (["--batch-sizes", "3.5"], "must be a whole number of at least 1, not '3.5'"),
+        (["--batch-sizes", "abc"], "must be a whole number of at least 1, not 'abc'"),
+        (["--batch-sizes", "1,,2"], "must be a whole number of at least 1, not ''"),
+        (["--model", "brt"], "did you mean 'bert'?"),
+        (["--optimizations", "none,scirpt"], "did you mean 'script'?"),
+        (["--threads", "100000"], "100000 is more than the"),
+        (["--max-seconds", "soon"], "--max-seconds"),
+        (["--target-ci", "nan"], "target_ci"),
+        (["--preset", "quik"], "did you mean 'quick'?"),
+        (["--spec", "no-such.yaml"], "cannot read no-such.yaml"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_wrong_request_gets_one_line_and_starts_nothing(
+    scalebench, tmp_path, options, complaint
+) -> None:
+    """Exit code 2, no folder made."""
+    out = tmp_path / "sweep"
+    code, printed, err = scalebench("sweep", out, *options)
+    assert code == 2
+    assert complaint in err
+    assert len(err.splitlines()) == 1, err
+    assert printed == ""
+    assert not out.exists()
+
+
+@pytest.mark.skipif(MACHINE.has_smt, reason="this machine has SMT")
+def test_smt_where_there_is_none_is_refused(scalebench, tmp_path: Path) -> None:
+    """With what to write instead."""
+    code, _, err = scalebench("sweep", tmp_path / "sweep", "--smt", "on")
+    assert code == 2
+    assert "needs hyper-threading" in err
+
+
+def test_a_spec_with_an_unknown_key_is_refused(scalebench, tmp_path: Path) -> None:
+    """Naming the file and the key."""
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("batchsizes: [1]\n")
+    code, _, err = scalebench("sweep", tmp_path / "sweep", "--spec", spec)
+    assert code == 2
+    assert f"{spec}: unknown parameter 'batchsizes'" in err
+
+
+@pytest.mark.parametrize("verb", ["report", "status"])
+def test_a_folder_with_nothing_in_it_is_told(scalebench, tmp_path: Path, verb: str) -> None:
+    """One line, exit code 2."""
+    code, _, err = scalebench(verb, tmp_path)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+
+
+def test_a_dry_run_says_how_long_and_writes_nothing(scalebench, tmp_path: Path) -> None:
+    """As does the start of a sweep."""
+    code, printed, _ = scalebench("sweep", tmp_path / "sweep", "--dry-run", *QUICK)
+    assert code == 0
+    assert "22 configs to measure" in printed
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_status_tells_what_failed_and_what_is_left(scalebench, tmp_path: Path) -> None:
+    """And why."""
+    records = small_records(batch_sizes=(1,))
+    failed = missing(records[1].config, records[1].machine, "failed", "no luck")
+    save_sweep(tmp_path, [records[0], failed])
+    code, printed, _ = scalebench("status", tmp_path)
+    assert code == 0
+    assert "1 done, 1 failed, 0 left" in printed
+    assert "script, SMT off: no luck" in printed
+
+
+def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
+    scalebench, tmp_path: Path
+) -> None:
+    """Records, executed notebooks and the page; the second time nothing is left to do."""
+    out = tmp_path / "sweep"
+    arguments = ("sweep", out, "--batch-sizes", "2", *QUICK)
+    code, first, err = scalebench(*arguments)
+    assert code == 0, err
+    assert first.splitlines()[-1] == f"page: {out / 'index.html'}"
+    records = load_records(out)
+    assert {record.config.optimization for record in records} == {"none", "script"}
+    assert {record.status for record in records} == {"ok"}
+    for record in records:
+        assert (out / "notebooks" / f"{record.name}.ipynb").exists()
+    code, second, err = scalebench(*arguments)
+    assert code == 0
+    assert "0 configs to measure, 2 done before" in second
+    assert load_records(out) == records
+
+
+def test_a_sweep_with_a_failure_does_the_rest_and_exits_with_1(scalebench, tmp_path: Path) -> None:
+    """bert-tiny has no pretrained weights; the page says so."""
+    out = tmp_path / "sweep"
+    code, _, err = scalebench("sweep", out, "--batch-sizes", "1", *QUICK, "--weights", "pretrained")
+    assert code == 1
+    assert "2 of the configs failed" in err
+    assert "has no published ones" in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int) -> None:
+    """And leaves no kernel behind."""
+    out = tmp_path / "sweep"
+    arguments = command("sweep", out, "--batch-sizes", "1", *QUICK, "--max-seconds", "60")
+    run = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (out / "sweep.yaml").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    run.send_signal(sent)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == code
+    assert errors.splitlines()[-1].endswith("the same command goes on from here")
+    assert not (out / "records").exists()

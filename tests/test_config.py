@@ -1,0 +1,123 @@
+"""What may be asked for, and what a wrong request is told."""
+
+import pytest
+
+from scalebench_lib.config import Config, Sweep, Visit
+from scalebench_lib.errors import RequestError
+from tests.madeup import machine
+
+SMALL = machine(cores=2, smt=False)
+
+
+def test_a_config_has_a_readable_name_that_does_not_change() -> None:
+    """Records are found by it, for years."""
+    assert Config(batch_size=8, optimization="script").id == "bert-script-smt_off-bs8-44136f"
+
+
+def test_what_the_name_leaves_out_is_in_its_hash() -> None:
+    """Two configs never share a record."""
+    assert Config(seq_len=128).id != Config().id
+    assert Config(weights="pretrained").id != Config().id
+
+
+@pytest.mark.parametrize("bad", [0, -1, 3.5, "abc", True, None, "1e3", float("nan")])
+def test_a_batch_size_is_a_whole_number_of_at_least_one(bad: object) -> None:
+    """One line, naming the field and the value."""
+    with pytest.raises(RequestError, match=r"^batch_size: must be a whole number") as caught:
+        Config.checked({"batch_size": bad})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_papermill_turned_into_text_is_taken() -> None:
+    """papermill injects np.int64(8) as the string "8"."""
+    assert Config.checked({"batch_size": "8"}).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"model": "brt"}, "did you mean 'bert'?"),
+        ({"optimization": "scirpt"}, "did you mean 'script'?"),
+        ({"optimization": "qqq"}, "known: none, script"),
+        ({"batchsize": 8}, "unknown parameter 'batchsize': did you mean 'batch_size'?"),
+        ({"seq_len": 513}, "seq_len"),
+        ({"placement": "random"}, "placement"),
+    ],
+)
+def test_a_wrong_word_gets_the_nearest_right_one(values: dict, hint: str) -> None:
+    """A typo costs a glance, not a search."""
+    with pytest.raises(RequestError) as caught:
+        Config.checked(values)
+    assert hint in str(caught.value)
+
+
+def test_a_visit_survives_the_way_through_papermill() -> None:
+    """Its parameters, checked again in the kernel, give the same visit."""
+    visit = Visit(config=Config(batch_size=8), threads=(1, 2), max_seconds=3, number=4)
+    assert Visit.from_parameters(visit.parameters(), SMALL) == visit
+
+
+def test_a_visit_refuses_unknown_parameters_and_threads() -> None:
+    """papermill only warns about unknown names."""
+    with pytest.raises(RequestError, match="unknown parameter 'treads': did you mean 'threads'"):
+        Visit.from_parameters({"treads": 2}, SMALL)
+    with pytest.raises(RequestError, match="threads: 3 is more than the 2 CPUs"):
+        Visit.from_parameters({"threads": [1, 3]}, SMALL)
+    with pytest.raises(RequestError, match="'auto', 'all' or whole numbers"):
+        Visit.from_parameters({"threads": "many"}, SMALL)
+
+
+def test_a_sweep_goes_up_by_batch_size_and_combines_all_axes() -> None:
+    """Small batches first: they tell whether the large ones will fit."""
+    sweep = Sweep(batch_sizes=(8, 1), smt="both", seq_lens=(16, 128))
+    configs = [visit.config for visit in sweep.visits(machine())]
+    assert len(set(configs)) == len(configs) == 2 * 2 * 2 * 2
+    assert [config.batch_size for config in configs] == [1] * 8 + [8] * 8
+
+
+def test_smt_is_measured_where_there_is_smt() -> None:
+    """``auto`` asks the machine; asking for what it lacks is refused."""
+    assert {visit.config.smt for visit in Sweep().visits(machine())} == {False, True}
+    assert {visit.config.smt for visit in Sweep().visits(SMALL)} == {False}
+    with pytest.raises(RequestError, match="smt: 'both' needs hyper-threading"):
+        Sweep(smt="both").visits(SMALL)
+
+
+def test_a_sweep_comes_back_from_its_file(tmp_path) -> None:
+    """sweep.yaml can be used as a spec again."""
+    sweep = Sweep(batch_sizes=(1, 2), threads=(1, 2), max_seconds=2.5)
+    (tmp_path / "sweep.yaml").write_text(sweep.dump())
+    assert Sweep.load(tmp_path / "sweep.yaml") == sweep
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("batch_sizse: [1]", "unknown parameter 'batch_sizse': did you mean 'batch_sizes'?"),
+        ("batch_sizes: [0]", "must be a whole number"),
+        ("just words", "holds no parameters"),
+        ("a: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+    ],
+)
+def test_a_wrong_spec_file_is_told_in_one_line(tmp_path, text: str, complaint: str) -> None:
+    """With the file's name in it."""
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError) as caught:
+        Sweep.load(path)
+    assert complaint in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sweeps_of_one_folder_add_up() -> None:
+    """Batch sizes and optimizations may be added to a sweep; the latest limits count."""
+    first = Sweep(batch_sizes=(1, 4), optimizations=("none",), threads=(1,), max_seconds=5)
+    second = Sweep(batch_sizes=(4, 8), optimizations=("script",), threads=(2,), max_seconds=7)
+    both = first.merged(second)
+    assert both.batch_sizes == (1, 4, 8)
+    assert both.optimizations == ("none", "script")
+    assert both.threads == (1, 2)
+    assert both.max_seconds == 7
+    assert Sweep(threads="auto").merged(second).threads == "auto"

@@ -1,0 +1,81 @@
+"""The house: which parts may know of which, and what loads torch."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "scalebench_lib"
+WINGS = ("measure", "sweep", "analysis", "plan")
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that the file at `path` imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=lambda p: p.stem)
+def test_wings_meet_on_the_ground_floor_only(path: Path) -> None:
+    """measure, sweep, analysis and plan do not import each other; the ground floor none."""
+    home = path.relative_to(LIBRARY).parts[0]
+    if home == "cli.py":
+        return
+    for module in imports(path):
+        other = re.match(r"scalebench_lib\.(\w+)", module)
+        assert not other or other[1] not in WINGS or other[1] == home, module
+
+
+@pytest.mark.parametrize("module", ["cli", "analysis.page", "analysis.explorer", "sweep.runner"])
+def test_only_measuring_loads_torch(module: str) -> None:
+    """So that help, a report and the analysis notebook start fast."""
+    code = f"import sys, scalebench_lib.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_modules_are_short() -> None:
+    """A module that needs more is two."""
+    lengths = {p.name: len(p.read_text().splitlines()) for p in LIBRARY.rglob("*.py")}
+    assert {name: n for name, n in lengths.items() if n > 320} == {}
+
+
+def requirements(lines: list) -> dict[str, str]:
+    """Package names and their ranges."""
+    parts = (re.match(r"([\w.-]+)\s*(.*)", line) for line in lines if isinstance(line, str))
+    return {part[1].replace("_", "-"): part[2] for part in parts if part}
+
+
+def test_the_conda_environment_is_in_step_with_the_project() -> None:
+    """The same packages, the same ranges, from conda-forge."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    wanted = {
+        CONDA_NAMES.get(name, name): spec
+        for name, spec in requirements(project["dependencies"]).items()
+    }
+    wanted["python"] = project["requires-python"]
+    found = requirements(conda["dependencies"])
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert set(found) - set(wanted) == {"pip", "pytorch-cpu"}
+    assert conda["channels"][0] == "conda-forge"
+    assert conda["dependencies"][-1] == {"pip": ["-e ."]}
+
+
+def test_every_dependency_is_pinned_in_the_constraints() -> None:
+    """So that a fresh installation is the one that was tested; torch exactly."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    for name in requirements(project["dependencies"]):
+        assert re.search(rf"^{name}==", pinned, re.M), name

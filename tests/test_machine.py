@@ -1,0 +1,188 @@
+"""Topologies that we do not have, as made-up files of the kernel."""
+
+from pathlib import Path
+
+import pytest
+
+from scalebench_lib import machine as machine_module
+from scalebench_lib.errors import RequestError
+from scalebench_lib.machine import Machine
+
+
+def kernel_files(root: Path, cpus: dict[int, tuple[int, int, str]]) -> Path:
+    """A /sys tree under `root`: CPU number → (socket, core id, siblings)."""
+    top = root / "sys/devices/system/cpu"
+    for cpu, (socket, core, siblings) in cpus.items():
+        folder = top / f"cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text(f"{socket}\n")
+        (folder / "core_id").write_text(f"{core}\n")
+        (folder / "core_cpus_list").write_text(f"{siblings}\n")
+    (top / "online").write_text(f"0-{max(cpus)}\n")
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: Intel(R) Xeon(R) 6130 CPU\n")
+    return root
+
+
+def adjacent() -> dict[int, tuple[int, int, str]]:
+    """2 sockets × 8 cores × 2 threads, siblings side by side: 0 and 1, 2 and 3 …"""
+    return {n: (n // 16, n % 16 // 2, f"{n // 2 * 2}-{n // 2 * 2 + 1}") for n in range(32)}
+
+
+def far_apart() -> dict[int, tuple[int, int, str]]:
+    """The same, siblings 16 apart: 0 and 16, 1 and 17 …"""
+    return {n: (n % 16 // 8, n % 8, f"{n % 16},{n % 16 + 16}") for n in range(32)}
+
+
+def no_smt(cores: int) -> dict[int, tuple[int, int, str]]:
+    """One socket, one thread a core."""
+    return {n: (0, n, str(n)) for n in range(cores)}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Read a made-up machine: its CPUs, and which of them the process may use."""
+
+    def read(cpus: dict, allowed: set[int] | None = None) -> Machine:
+        usable = set(cpus) if allowed is None else allowed
+        monkeypatch.setattr(machine_module, "_affinity", lambda: usable)
+        return Machine.here(kernel_files(tmp_path, cpus))
+
+    return read
+
+
+def test_siblings_side_by_side(here) -> None:
+    """SMT off takes one CPU a core; on fills both before the next core."""
+    found = here(adjacent())
+    assert (len(found.cores), found.has_smt, found.smt_width) == (16, True, 2)
+    assert found.cpus_for(3, smt=False, placement="sequential") == (0, 2, 4)
+    assert found.cpus_for(4, smt=True, placement="sequential") == (0, 1, 2, 3)
+    assert found.cpus_for(16, smt=False, placement="sequential") == tuple(range(0, 32, 2))
+
+
+def test_siblings_far_apart(here) -> None:
+    """CPU numbers are not core numbers: core 0 is CPUs 0 and 16."""
+    found = here(far_apart())
+    assert found.cpus_for(3, smt=False, placement="sequential") == (0, 1, 2)
+    assert found.cpus_for(4, smt=True, placement="sequential") == (0, 16, 1, 17)
+    assert found.cpus_for(9, smt=False, placement="sequential") == tuple(range(9))
+    assert found.cores[8].socket == 1
+
+
+def test_interleave_deals_cores_out_across_sockets(here) -> None:
+    """Socket 0, socket 1, socket 0 … and with SMT both threads of a core together."""
+    found = here(far_apart())
+    assert found.cpus_for(4, smt=False, placement="interleave") == (0, 8, 1, 9)
+    assert found.cpus_for(4, smt=True, placement="interleave") == (0, 16, 8, 24)
+    assert sorted(found.cpus_for(32, smt=True, placement="interleave")) == list(range(32))
+
+
+def test_cores_of_threads(here) -> None:
+    """With SMT on two threads fill one core."""
+    found = here(adjacent())
+    assert found.cores_of(3, smt=True) == 1.5
+    assert found.cores_of(3, smt=False) == 3
+
+
+def test_a_container_with_3_of_16_cpus_by_affinity(here) -> None:
+    """Only what the process may use counts, whichever it is."""
+    found = here(no_smt(16), allowed={3, 7, 12})
+    assert found.max_threads(smt=False) == 3
+    assert found.cpus_for(2, smt=False, placement="sequential") == (3, 7)
+    with pytest.raises(RequestError, match="4 is more than the 3 CPUs"):
+        found.cpus_for(4, smt=False, placement="sequential")
+
+
+def test_affinity_that_cuts_off_siblings_leaves_no_smt(here) -> None:
+    """Half of each core is a core without SMT."""
+    found = here(far_apart(), allowed={16, 1, 18})
+    assert not found.has_smt
+    assert found.cpus_for(3, smt=False, placement="sequential") == (16, 1, 18)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_with_3_of_16_cpus_by_quota(here, tmp_path: Path, version: int) -> None:
+    """Threads beyond the quota would only be throttled."""
+    cgroup_files(tmp_path, version, quota="300000")
+    found = here(no_smt(16))
+    assert found.quota == 3
+    assert found.max_threads(smt=False) == 3
+    assert found.thread_counts("auto") == (1, 2, 3)
+
+
+def test_half_a_cpu_is_still_one_thread(here, tmp_path: Path) -> None:
+    """There is nothing less to measure with."""
+    cgroup_files(tmp_path, 2, quota="50000")
+    assert here(no_smt(4)).max_threads(smt=False) == 1
+
+
+def test_no_quota_and_a_memory_limit(here, tmp_path: Path) -> None:
+    """The tighter of the machine's memory and the container's counts."""
+    cgroup_files(tmp_path, 2, quota="max", memory="1073741824")
+    found = here(no_smt(4))
+    assert found.quota is None
+    assert found.memory_bytes == 2**30
+
+
+def cgroup_files(root: Path, version: int, quota: str, memory: str = "max") -> None:
+    """Control-group files of a container in group /box."""
+    (root / "proc/self").mkdir(parents=True)
+    if version == 2:
+        folder = root / "sys/fs/cgroup/box"
+        folder.mkdir(parents=True)
+        (folder / "cpu.max").write_text(f"{quota} 100000\n")
+        (folder / "memory.max").write_text(f"{memory}\n")
+        lines = "0::/box\n"
+    else:
+        folder = root / "sys/fs/cgroup/cpu,cpuacct/box"
+        folder.mkdir(parents=True)
+        (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (folder / "cpu.cfs_period_us").write_text("100000\n")
+        (root / "sys/fs/cgroup/cpu").symlink_to(folder.parent)
+        lines = "3:cpu,cpuacct:/box\n"
+    (root / "proc/self/cgroup").write_text(lines)
+
+
+def test_thread_counts(here) -> None:
+    """Every count where a curve needs its steps; beyond that fewer, and always all."""
+    found = here(adjacent())
+    assert found.thread_counts("auto", smt=False) == tuple(range(1, 17))
+    assert found.thread_counts("auto", smt=True) == (*range(1, 17), 24, 32)
+    assert found.thread_counts("all", smt=True) == tuple(range(1, 33))
+    assert found.thread_counts((4, 2)) == (2, 4)
+
+
+def test_all_cpus_are_measured_whatever_their_number(here) -> None:
+    """48 is no power of two, 40 neither."""
+    assert here(no_smt(40)).thread_counts("auto")[-3:] == (24, 32, 40)
+
+
+def test_no_smt_says_so(here) -> None:
+    """Turning on what is not there is refused, naming the machine."""
+    found = here(no_smt(4))
+    assert found.smt_values("auto") == (False,)
+    with pytest.raises(RequestError, match=r"needs hyper-threading.*4 cores.*use 'off'"):
+        found.smt_values("on")
+
+
+def test_without_affinity_it_is_not_pinnable(tmp_path: Path, monkeypatch) -> None:
+    """As on macOS: no topology files, no affinity; measured all the same, and said."""
+    monkeypatch.setattr(machine_module, "_affinity", lambda: None)
+    found = Machine.here(tmp_path)
+    assert not found.pinnable
+    assert found.max_threads(smt=False) >= 1
+    assert "unpinned" in str(found)
+
+
+def test_two_machines_are_told_apart(here) -> None:
+    """By what decides speed."""
+    found = here(no_smt(4))
+    assert found.differs_from(found) is None
+    assert found.differs_from(found.model_copy(update={"cpu_model": "other"})) == "cpu model"
+    more = found.model_copy(update={"memory_bytes": 2 * found.memory_bytes})
+    assert found.differs_from(more) == "memory"
+
+
+def test_its_name_can_be_shared(here) -> None:
+    """The model and the size, never the host's name."""
+    assert here(far_apart()).name == "intel-xeon-6130-16c32t"

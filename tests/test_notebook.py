@@ -1,0 +1,45 @@
+"""The notebooks' parameters and folders, and the source notebooks themselves."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from scalebench_lib.errors import RequestError
+from scalebench_lib.notebook import NOTEBOOKS, OUTPUTS, measurement_request, parameters
+from scalebench_lib.record import next_visit
+
+SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_parameters_are_the_plain_values_of_a_namespace() -> None:
+    """Not what IPython or an import put there."""
+    namespace = {"a": 1, "b": "x", "_i": "hidden", "In": [], "Out": {}, "Path": Path, "p": Path()}
+    assert parameters(namespace) == {"a": 1, "b": "x"}
+
+
+def test_an_empty_request_is_the_next_visit_by_hand() -> None:
+    """As when the notebook is run in JupyterLab."""
+    visit, _, folder = measurement_request({"batch_size": 3})
+    assert folder == OUTPUTS / "by-hand"
+    assert visit.number == next_visit(folder, visit.config)
+
+
+def test_a_folder_that_is_no_name_is_refused() -> None:
+    """Before anything is built."""
+    with pytest.raises(RequestError, match="out: must be a folder's name"):
+        measurement_request({"out": 7})
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_source_notebooks_are_committed_clean_and_short(path: Path) -> None:
+    """No outputs, no long cells, no classes, as much prose as code."""
+    book = nbformat.read(path, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    prose = [cell for cell in book.cells if cell.cell_type == "markdown"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    plain = [cell for cell in code if "parameters" not in cell.metadata.get("tags", [])]
+    assert all(cell.source.count("\n") < 8 for cell in plain)
+    assert not any("class " in cell.source or "def " in cell.source for cell in code)
+    assert len(prose) >= len(code) - 1
+    assert book.metadata.kernelspec.name == "python3"

@@ -1,0 +1,114 @@
+"""Threads on CPUs, for real."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure import pinning
+from scalebench_lib.measure.pinning import confine, pin_team
+
+ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+pytestmark = pytest.mark.skipif(not ALLOWED, reason="this system has no affinity")
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    confine(ALLOWED)
+
+
+def work() -> None:
+    """Enough to share out."""
+    torch.ones(1 << 20).mul_(2.0)
+
+
+def test_one_thread_stays_on_its_cpu() -> None:
+    """The caller computes alone."""
+    team = pin_team(ALLOWED[:1], pinnable=True)
+    assert team.tids == (threading.get_native_id(),)
+    assert os.sched_getaffinity(0) == {ALLOWED[0]}
+    team.check(work)
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
+def test_each_thread_has_a_cpu_to_itself_however_often_they_change() -> None:
+    """From two to one and back: the runtime may have made new threads."""
+    for count in (2, 1, 2):
+        team = pin_team(ALLOWED[:count], pinnable=True)
+        team.check(work)
+        assert [os.sched_getaffinity(tid) for tid in team.tids] == [
+            {cpu} for cpu in ALLOWED[:count]
+        ]
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
+def test_more_threads_than_asked_for_are_noticed() -> None:
+    """An engine with a pool of its own, say."""
+    team = pin_team(ALLOWED[:1], pinnable=True)
+    confine(ALLOWED)
+    stop = threading.Event()
+    stranger = threading.Thread(target=lambda: [work() for _ in iter(stop.is_set, True)])
+    stranger.start()
+    try:
+        with pytest.raises(MeasurementError, match="more threads compute than the 1 asked for"):
+            team.check(work)
+    finally:
+        stop.set()
+        stranger.join()
+
+
+def test_a_thread_that_was_moved_is_noticed() -> None:
+    """Some runtimes set affinities of their own."""
+    team = pin_team(ALLOWED[:1], pinnable=True)
+    confine(ALLOWED)
+    if len(ALLOWED) > 1:
+        with pytest.raises(MeasurementError, match="did not stay on CPU"):
+            team.check(work)
+
+
+def test_a_changed_thread_count_is_noticed() -> None:
+    """``assert torch.get_num_threads, n`` is always true."""
+    team = pin_team(ALLOWED[:1], pinnable=True)
+    torch.set_num_threads(3)
+    with pytest.raises(MeasurementError, match="asked for 1 threads, torch now uses 3"):
+        team.check(work)
+
+
+def test_without_affinity_threads_are_counted_and_not_pinned() -> None:
+    """As on macOS."""
+    team = pin_team(ALLOWED[:1], pinnable=False)
+    assert not team.pinned
+    assert os.sched_getaffinity(0) == set(ALLOWED)
+
+
+def test_a_kernel_that_hides_cpu_times_is_named(monkeypatch) -> None:
+    """Rather than measured unpinned and called pinned."""
+
+    def missing(_: int) -> int:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(pinning, "_cpu_time", missing)
+    with pytest.raises(MeasurementError, match="does not tell threads' CPU time"):
+        pin_team(ALLOWED[:1], pinnable=True)
+
+
+def test_a_runtime_held_to_fewer_threads_is_noticed() -> None:
+    """OMP_THREAD_LIMIT silently gives one thread where two were asked for."""
+    if len(ALLOWED) < 2:
+        pytest.skip("needs 2 CPUs")
+    code = f"from scalebench_lib.measure.pinning import pin_team; pin_team({ALLOWED[:2]}, True)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "OMP_THREAD_LIMIT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "asked for 2 threads, but 1 of them compute" in run.stderr

@@ -1,0 +1,144 @@
+"""The timing loop's decisions, with a clock of the test's own."""
+
+import gc
+from collections.abc import Callable, Iterator
+from itertools import cycle, repeat
+
+from scalebench_lib.measure.timing import WARMUP_PASSES, Series, TimingLoop
+
+MS = 1_000_000
+
+
+class FakeMachine:
+    """A clock that only passes move; each thread count has its own durations in ns."""
+
+    def __init__(self, durations: dict[int, Iterator[int]]) -> None:
+        self.durations = durations
+        self.now = 0
+        self.threads = 0
+        self.switches: list[int] = []
+
+    def clock(self) -> int:
+        """Nanoseconds of passes so far."""
+        return self.now
+
+    def switch(self, threads: int) -> None:
+        """Note the thread count."""
+        self.threads = threads
+        self.switches.append(threads)
+
+    def run(self) -> None:
+        """Take as long as the next pass takes."""
+        self.now += next(self.durations[self.threads])
+
+
+def timed(durations: dict[int, Iterator[int]], **limits: float) -> tuple[list[Series], FakeMachine]:
+    """Run the loop on a fake machine with `durations` by thread count."""
+    fake = FakeMachine(durations)
+    loop = TimingLoop(
+        run=fake.run,
+        switch=fake.switch,
+        threads=tuple(durations),
+        clock=fake.clock,
+        **{"target_ci": 0.02, "max_seconds": 10, **limits},
+    )
+    return loop.measure(), fake
+
+
+def test_a_steady_point_stops_at_its_target() -> None:
+    """No more passes than it needs, and not after the time is up."""
+    (one,), fake = timed({1: repeat(50 * MS)})
+    assert one.stopped_by == "target_ci"
+    assert set(one.samples_ns) == {50 * MS}
+    assert fake.now < 2_000 * MS
+
+
+def test_a_noisy_point_stops_when_its_time_is_up() -> None:
+    """And says so."""
+    (one,), fake = timed({1: cycle([50 * MS, 90 * MS])}, max_seconds=3)
+    assert one.stopped_by == "max_seconds"
+    assert 3_000 * MS <= fake.now < 4_000 * MS
+
+
+def test_three_samples_win_over_the_time_limit() -> None:
+    """However long a pass takes."""
+    (one,), _ = timed({1: repeat(20_000 * MS)}, max_seconds=1)
+    assert len(one.samples_ns) == 3
+    assert one.stopped_by == "max_seconds"
+
+
+def test_warm_up_does_not_count() -> None:
+    """The slow first passes are kept aside."""
+    slow_first = iter([500 * MS, 300 * MS, *[50 * MS] * 1000])
+    (one,), _ = timed({1: slow_first})
+    assert one.warmup_ns[:2] == [500 * MS, 300 * MS]
+    assert max(one.samples_ns) == 50 * MS
+    assert len(one.warmup_ns) <= WARMUP_PASSES + 10
+
+
+def test_long_passes_are_warmed_up_once_for_all_points() -> None:
+    """A warm-up of many seconds at each point would double the sweep."""
+    series, _ = timed({1: repeat(9_000 * MS), 2: repeat(5_000 * MS), 4: repeat(3_000 * MS)})
+    assert sum(len(one.warmup_ns) for one in series) == 1
+
+
+def test_thread_counts_take_turns() -> None:
+    """So that a slow half minute falls on all of them alike."""
+    noisy = {n: cycle([50 * MS, 90 * MS]) for n in (1, 2, 4)}
+    series, fake = timed(noisy, max_seconds=5)
+    rounds = [fake.switches[i : i + 3] for i in range(0, len(fake.switches) - 3, 3)]
+    assert len(rounds) >= 5
+    assert all(sorted(one) == [1, 2, 4] for one in rounds[:5])
+    assert len({tuple(one) for one in rounds}) > 1, "the order is shuffled"
+    assert [one.threads for one in series] == [1, 2, 4], "and the result is not"
+
+
+def test_a_machine_that_slows_down_slows_all_points_alike() -> None:
+    """Measured one after another, the second would look half as fast."""
+
+    def drifting(fake: list[FakeMachine]) -> Iterator[int]:
+        for noise in cycle([-5, 5]):
+            yield (noise + (50 if fake[0].now < 4_000 * MS else 100)) * MS
+
+    box: list[FakeMachine] = []
+    fake = FakeMachine({1: drifting(box), 2: drifting(box)})
+    box.append(fake)
+    loop = TimingLoop(fake.run, fake.switch, (1, 2), 0.001, 4, clock=fake.clock)
+    one, two = loop.measure()
+    slow = [sum(ns > 70 * MS for ns in s.samples_ns) / len(s.samples_ns) for s in (one, two)]
+    assert abs(slow[0] - slow[1]) < 0.2
+    assert 0.2 < slow[0] < 0.8
+
+
+def test_starts_are_told_with_the_samples() -> None:
+    """In step, ascending, and no two passes overlap."""
+    (one,), _ = timed({1: cycle([50 * MS, 90 * MS])}, max_seconds=2)
+    ends = [start + ns for start, ns in zip(one.started_ns, one.samples_ns, strict=True)]
+    assert all(end <= start for end, start in zip(ends, one.started_ns[1:], strict=False))
+
+
+def test_no_garbage_is_collected_meanwhile() -> None:
+    """And collection goes on afterwards, as before."""
+    seen: list[bool] = []
+
+    def watching() -> Iterator[int]:
+        while True:
+            seen.append(gc.isenabled())
+            yield 50 * MS
+
+    timed({1: watching()})
+    assert not any(seen)
+    assert gc.isenabled()
+
+
+def test_the_same_seed_gives_the_same_order() -> None:
+    """A sweep can be repeated."""
+
+    def order(seed: int) -> list[int]:
+        fake = FakeMachine({n: cycle([50 * MS, 90 * MS]) for n in (1, 2, 3, 4)})
+        make: Callable[..., TimingLoop] = TimingLoop
+        make(fake.run, fake.switch, (1, 2, 3, 4), 0.02, 3, seed=seed, clock=fake.clock).measure()
+        return fake.switches
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
