@@ -1,0 +1,89 @@
+"""The explorer's controls: one look for all, with labels in one column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets
+
+_LABEL_WIDTH = "7rem"
+
+
+def buttons(description: str, options: Sequence[Any] = ()) -> widgets.ToggleButtons:
+    """One of a few, all seen at once."""
+    style = {"description_width": _LABEL_WIDTH, "button_width": "max-content"}
+    layout = {"width": "max-content", "flex_flow": "row nowrap"}
+    return widgets.ToggleButtons(
+        options=options, description=description, style=style, layout=layout
+    )
+
+
+def dropdown(description: str, options: Sequence[Any] = ()) -> widgets.Dropdown:
+    """One of many."""
+    return widgets.Dropdown(options=options, **_wide(description))
+
+
+def slider(description: str) -> widgets.SelectionSlider:
+    """One of an ordered few, to go through with the arrow keys."""
+    return widgets.SelectionSlider(options=[""], **_wide(description))
+
+
+def _wide(description: str) -> dict[str, Any]:
+    style = {"description_width": _LABEL_WIDTH}
+    return {"description": description, "style": style, "layout": {"width": "24rem"}}
+
+
+class Checks(widgets.Box):  # type: ignore[misc]
+    """Check boxes, at first all ticked; `value` is the tuple of what is ticked."""
+
+    value = traitlets.Tuple()
+
+    def __init__(self, description: str) -> None:
+        super().__init__(layout={"flex_flow": "row wrap", "align_items": "center"})
+        self.boxes: dict[Any, widgets.Checkbox] = {}
+        self._label = widgets.Label(
+            description,
+            layout={
+                "width": _LABEL_WIDTH,
+                "justify_content": "flex-end",
+                "margin": "2px 8px 2px 2px",
+            },
+        )
+
+    def offer(self, options: Sequence[Any], names: Callable[[Any], str] = str) -> None:
+        """Show a box for each of `options`; unticked ones stay so, unless none would be ticked."""
+        ticked = {option: box.value for option, box in self.boxes.items()}
+        if not any(ticked.get(option, True) for option in options):
+            ticked = {}
+        self.boxes = {
+            option: _box(names(option), ticked.get(option, True), self._collect)
+            for option in options
+        }
+        self.children = (self._label, *self.boxes.values())
+        self._collect()
+
+    def _collect(self, _change: object = None) -> None:
+        self.value = tuple(option for option, box in self.boxes.items() if box.value)
+
+
+def _box(name: str, ticked: bool, react: Callable[[object], None]) -> widgets.Checkbox:
+    layout = {"width": "max-content", "margin": "0 1rem 0 0"}
+    box = widgets.Checkbox(ticked, description=name, indent=False, layout=layout)
+    box.observe(react, "value")
+    return box
+
+
+def offer(control: Any, options: Sequence[Any], default: Any = None) -> None:
+    """Give `control` new options (values, or names and values), keeping its choice if it can."""
+    values = [option[1] if isinstance(option, tuple) else option for option in options]
+    wanted = control.value if control.value in values else default
+    control.options = options
+    control.value = wanted if wanted in values else values[0]
+
+
+def show_only(controls: Sequence[Any], applying: Sequence[Any]) -> None:
+    """Hide those of `controls` that are not among `applying`."""
+    for control in controls:
+        control.layout.display = "flex" if any(control is one for one in applying) else "none"

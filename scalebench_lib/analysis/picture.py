@@ -1,0 +1,237 @@
+"""How a picture looks: lines with intervals, labelled at their ends, and notes under them.
+
+Knows nothing of configs or tables. Figures are made without pyplot, so that a notebook shows
+each just once.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import seaborn as sns
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from PIL import Image
+
+from scalebench_lib.analysis.labels import EndLabel, height_inches, label_ends
+
+Scale = Literal["auto", "linear", "log"]
+
+DPI = 144
+WIDTH = 8.4
+"""Inches."""
+
+LOG_FROM = 10
+"""An axis whose values span more than this factor is logarithmic: on a linear one the small
+values would lie on one another."""
+
+_MANY = 16
+"""More thread counts than this get a logarithmic axis, bands for intervals, and small marks."""
+
+_HEIGHT = 3.7
+_LEFT, _TOP, _BELOW_AXES, _NOTE_LINE = 0.95, 0.5, 0.62, 0.165
+_MARGIN = 0.2
+_NOTE_CHARACTERS = 118
+_MAX_MISSING = 5
+_GREY = "0.35"
+STYLE = {
+    **sns.axes_style("whitegrid"),
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": "0.6",
+    "grid.color": "0.9",
+    "text.parse_math": False,  # a reason may hold a dollar sign
+    "xtick.bottom": True,
+    "ytick.left": True,
+}
+
+
+class Picture(Figure):
+    """A matplotlib figure that shows itself in a notebook, whatever the backend."""
+
+    alt = ""
+
+    def png(self, dpi: float = DPI) -> bytes:
+        """The picture as PNG of 256 colours: a quarter of the size, and the eye sees no less."""
+        self.set_dpi(dpi)
+        canvas = FigureCanvasAgg(self)
+        canvas.draw()
+        image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+        few = image.convert("RGB").quantize(
+            256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+        )
+        # Quantizing darkens white by one, which would show as a box on a white page.
+        few.putpalette([255 if part >= 254 else part for part in few.getpalette() or ()])
+        buffer = io.BytesIO()
+        few.save(buffer, "png")
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        data = {"image/png": b64encode(self.png()).decode("ascii"), "text/plain": self.alt}
+        return data, {"image/png": {"alt": self.alt}}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its look, and its points ordered by `x`; NaN where an interval has no bound."""
+
+    label: str
+    colour: str
+    marker: str
+    dashed: bool
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    coarse: np.ndarray
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is written around the lines: `source` says where and when they were measured,
+    `missing` what could not be."""
+
+    title: str
+    x_axis: str
+    y_axis: str
+    source: str
+    missing: Sequence[str] = ()
+
+
+def draw(lines: Sequence[Line], words: Words, scale: Scale = "auto") -> Picture:
+    """Draw `lines` (at least one); `scale` is that of the y axis."""
+    many = max(line.x.size for line in lines) > _MANY // 2
+    notes = _notes(lines, words, "Bands" if many else "Bars")
+    with rc_context(STYLE):
+        figure, axes = _canvas(words, len(lines), len(notes))
+        for line in lines:
+            _draw_line(axes, line, many)
+            _draw_interval(axes, line, many)
+        _scale_x(axes, np.concatenate([line.x for line in lines]))
+        _scale_y(axes, np.concatenate([line.y for line in lines]), scale)
+        sns.despine(ax=axes)
+        _label(figure, axes, lines)
+        _caption(figure, words.title, notes)
+    return figure
+
+
+def _notes(lines: Sequence[Line], words: Words, intervals: str) -> list[str]:
+    """The lines under a picture: where from, how to read it, and what is missing."""
+    how = f"{intervals}: 95 % interval of the median, where wider than the mark."
+    if any(line.coarse.any() for line in lines):
+        how += " Hollow marks: coarse, fewer than 6 samples."
+    shown = [textwrap.shorten(text, _NOTE_CHARACTERS) for text in words.missing[:_MAX_MISSING]]
+    left = len(words.missing) - len(shown)
+    more = [f"… and {left} more that failed or were skipped."] if left else []
+    return [*textwrap.wrap(words.source, _NOTE_CHARACTERS), how, *shown, *more]
+
+
+def _canvas(words: Words, lines: int, notes: int) -> tuple[Picture, Axes]:
+    below = _BELOW_AXES + notes * _NOTE_LINE
+    height = _TOP + max(_HEIGHT, height_inches(lines)) + below
+    figure = Picture(figsize=(WIDTH, height), dpi=DPI)
+    figure.alt = words.title
+    figure.subplots_adjust(left=_LEFT / WIDTH, bottom=below / height, top=1 - _TOP / height)
+    return figure, figure.add_subplot(xlabel=words.x_axis, ylabel=words.y_axis)
+
+
+def _draw_line(axes: Axes, line: Line, many: bool) -> None:
+    marks: dict[str, Any] = {
+        "marker": line.marker,
+        "markersize": 3.2 if many else 5,
+        "color": line.colour,
+    }
+    dashes = (0, (4, 1.5)) if line.dashed else "-"
+    axes.plot(line.x, line.y, linewidth=1.5, linestyle=dashes, label=line.label, **marks)
+    if line.coarse.any():
+        hollow = {**marks, "markerfacecolor": "white", "linestyle": "none"}
+        axes.plot(line.x[line.coarse], line.y[line.coarse], **hollow)
+
+
+def _draw_interval(axes: Axes, line: Line, many: bool) -> None:
+    if many:
+        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.22, linewidth=0)
+        return
+    reach = np.abs(np.stack([line.low, line.high]) - line.y)
+    axes.errorbar(line.x, line.y, reach, fmt="none", ecolor=line.colour, elinewidth=1.2, capsize=6)
+
+
+def _scale_x(axes: Axes, values: np.ndarray) -> None:
+    least, most = values.min(), values.max()
+    if len(np.unique(values)) > _MANY or most / least > _MANY:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(least / 1.12, most * 1.12)
+        powers = 2.0 ** np.arange(np.ceil(np.log2(least)), np.floor(np.log2(most)) + 1)
+        axes.set_xticks([*powers, *([most] if most > 1.2 * powers[-1] else [])])
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        margin = 0.04 * (most - least) or 0.5
+        axes.set_xlim(least - margin, most + margin)
+        whole = np.arange(np.ceil(least), most + 1)
+        axes.set_xticks(whole[:: -(-len(whole) // _MANY)])
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _scale_y(axes: Axes, values: np.ndarray, scale: Scale) -> None:
+    least, most = values.min(), values.max()
+    if scale == "log" or (scale == "auto" and most / least > LOG_FROM):
+        _log_y(axes, least, most)
+    else:
+        axes.set_ylim(0, 1.1 * most)
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _log_y(axes: Axes, least: float, most: float) -> None:
+    decades = np.log10(most / least)
+    steps = (1,) if decades > 4 else (1, 2, 5) if decades > 0.7 else range(1, 10)
+    axes.set_yscale("log")
+    axes.set_ylim(least / 1.2, most * 1.2)
+    axes.set_ylabel(f"{axes.get_ylabel()}, log scale")
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain(value: float, _position: int | None = None) -> str:
+    return f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}"
+
+
+def _label(figure: Picture, axes: Axes, lines: Sequence[Line]) -> None:
+    ends = [EndLabel(line.label, line.x[-1], line.y[-1], _ink(line.colour)) for line in lines]
+    labels = label_ends(axes, ends)
+    widest = max(text.get_window_extent().width for text in labels) / figure.dpi
+    figure.subplots_adjust(right=1 - (widest + 0.4) / WIDTH)
+
+
+def _caption(figure: Picture, title: str, notes: list[str]) -> None:
+    height = figure.get_figheight()
+    figure.text(
+        _MARGIN / WIDTH, 1 - 0.15 / height, title, fontsize=12, weight="bold", va="top", gid="title"
+    )
+    figure.text(
+        _MARGIN / WIDTH,
+        0.12 / height,
+        "\n".join(notes),
+        fontsize=8,
+        color=_GREY,
+        va="bottom",
+        linespacing=1.45,
+        gid="notes",
+    )
+
+
+def _ink(colour: str) -> str:
+    """`colour`, dark enough for text on white."""
+    red, green, blue = to_rgb(colour)
+    return to_hex((0.75 * red, 0.75 * green, 0.75 * blue))

@@ -1,0 +1,166 @@
+"""Choosing from the results table what one picture can show, and naming what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scalebench_lib.config import MODELS
+from scalebench_lib.errors import RequestError
+from scalebench_lib.record import Record, load_records
+from scalebench_lib.results import load_results
+
+MetricName = Literal["latency", "throughput"]
+
+SETTING = ("machine", "seq_len", "placement", "allocator", "device")
+"""What must be the same for all points of a picture, beside the model."""
+
+
+Values = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Values with their lows and highs; NaN where an interval has no bound."""
+
+
+def _latencies(rows: pd.DataFrame) -> Values:
+    columns = ("latency_ms", "latency_ms_low", "latency_ms_high")
+    middle, low, high = (rows[column].to_numpy(float) for column in columns)
+    bounded = np.isfinite(high) & (low > 0)
+    return middle, np.where(bounded, low, np.nan), np.where(bounded, high, np.nan)
+
+
+def _throughputs(rows: pd.DataFrame) -> Values:
+    items_ms = rows["batch_size"].to_numpy(float) * 1e3
+    middle, low, high = _latencies(rows)
+    return items_ms / middle, items_ms / high, items_ms / low
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity to draw: its title, its axis with the unit, and its values in a table."""
+
+    title: str
+    axis: str
+    of: Callable[[pd.DataFrame], Values]
+
+
+METRICS: dict[MetricName, Metric] = {
+    "latency": Metric("Latency", "latency of one batch (ms)", _latencies),
+    "throughput": Metric("Throughput", "throughput (inferences/s)", _throughputs),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A sweep as the analysis sees it: its results table and its records."""
+
+    table: pd.DataFrame
+    records: list[Record]
+
+    @classmethod
+    def load(cls, out: Path) -> Measured:
+        """Read the sweep in folder `out`; `RequestError` where there is none."""
+        return cls(load_results(out), load_records(out))
+
+    @property
+    def machines(self) -> list[str]:
+        """The machines' titles: ``AMD EPYC, 16 cores, 32 threads``."""
+        return list(dict.fromkeys(record.machine.title for record in self.records))
+
+    @property
+    def dates(self) -> str:
+        """The day measured, or the first and the last."""
+        days = sorted({record.started.date().isoformat() for record in self.records})
+        return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+    @property
+    def source(self) -> str:
+        """Where and when it was measured, for captions."""
+        return f"{'; '.join(self.machines)} · {self.dates}"
+
+    @property
+    def without_smt(self) -> str | None:
+        """Why there is nothing measured with SMT on, if there is nothing."""
+        if self.table["smt"].any():
+            return None
+        if any(record.machine.has_smt for record in self.records):
+            return "Hyper-threading (SMT) was not measured in this sweep."
+        return "This machine has no hyper-threading (SMT), so there is nothing with HT=True."
+
+
+def model_title(model: str) -> str:
+    """``BERT`` for ``bert``; a model that we do not know keeps its name."""
+    return MODELS.get(model, model)
+
+
+def choose(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows with these values; `RequestError` says what there is where there are none.
+
+    Raises ValueError where the rows mix what cannot be compared in one picture (`SETTING`).
+    """
+    rows = table
+    for column, value in wanted.items():
+        known = rows[column].unique()
+        rows = rows[rows[column] == value]
+        if rows.empty:
+            there = ", ".join(str(other) for other in sorted(known)) or "nothing"
+            raise RequestError(f"nothing has {column} {value!r}: there is {there}")
+    for column in SETTING:
+        only_value(rows, column)
+    return rows
+
+
+def only_value(rows: pd.DataFrame, column: str) -> Any:
+    """The one value of `column`; ValueError where it has several."""
+    values = rows[column].unique()
+    if len(values) != 1:
+        raise ValueError(f"{column} is one of {sorted(values)} here: choose one first")
+    return values[0]
+
+
+def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that hold a measurement; `RequestError` says why there are none."""
+    found = rows[rows["status"] == "ok"]
+    if found.empty:
+        raise RequestError("not measured: " + "; ".join(missing_words(rows)))
+    return found
+
+
+def config_words(table: pd.DataFrame, optimization: str, smt: bool) -> str:
+    """``script, SMT on``; of SMT only where `table` has it on somewhere."""
+    return f"{optimization}, SMT {'on' if smt else 'off'}" if table["smt"].any() else optimization
+
+
+def missing_words(rows: pd.DataFrame) -> list[str]:
+    """A line for each config that failed or was skipped: ``batch 8, script: failed, why``."""
+    gone = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
+    return [
+        f"batch {row['batch_size']}, {config_words(rows, row['optimization'], row['smt'])}: "
+        f"{row['status']}, {row['reason']}"
+        for row in gone.to_dict("records")
+    ]
+
+
+def parts(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The rows by their values of `columns`, in the order of the values."""
+    yield from rows.groupby(columns, sort=True)
+
+
+def settings(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """The table in parts that one picture can hold, each with its model and `SETTING`."""
+    keys = ["model", *SETTING]
+    for values, part in parts(table, keys):
+        yield dict(zip(keys, values, strict=True)), part
+
+
+def varying(table: pd.DataFrame) -> list[str]:
+    """The columns of model and `SETTING` in which the rows of `table` differ."""
+    return [name for name in ("model", *SETTING) if len(table[name].unique()) > 1]
+
+
+def setting_words(table: pd.DataFrame, setting: dict[str, Any]) -> str:
+    """What tells `setting` from the others of `table`: ``seq_len 128``; empty if it is alone."""
+    return ", ".join(f"{name} {setting[name]}" for name in varying(table))

@@ -1,0 +1,165 @@
+"""The explorer: its picture follows its controls, and it never answers with a traceback."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scalebench_lib.analysis.explorer import Explorer, find_sweep, sweeps
+from scalebench_lib.errors import RequestError
+from tests import madeup
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """A folder of two sweeps: `smt` of 4 cores with SMT, and `plain` of 2 cores without."""
+    on = madeup.machine(cores=4, smt=True)
+    records = [madeup.measured(config, on) for config in madeup.configs(on, [1, 8, 64])]
+    madeup.save_sweep(tmp_path / "smt", records)
+    madeup.save_sweep(tmp_path / "plain", madeup.small_records([1, 4]))
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def explorer(outputs: Path) -> Explorer:
+    """The explorer, opened on the sweep with SMT."""
+    return Explorer(outputs / "smt", outputs)
+
+
+def shown(explorer: Explorer) -> set[str]:
+    """The descriptions of the controls that can be seen, and whether there is a picture."""
+    seen = [c for c in explorer.controls if c.layout.display != "none"]
+    return {name for name, control in vars(explorer).items() if any(control is c for c in seen)}
+
+
+def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
+    """All lines are there before anything is touched, and a sentence says what is seen."""
+    assert explorer.sweep.label == "smt"
+    assert bytes(explorer.picture.value).startswith(b"\x89PNG")
+    assert explorer.optimization.value == "script"
+    assert explorer.batch_sizes.value == (1, 8, 64)
+    assert "Lowest latency" in explorer.message.value
+
+
+@pytest.mark.parametrize(
+    ("view", "control", "value"),
+    [
+        ("optimization", "metric", "throughput"),
+        ("optimization", "optimization", "none"),
+        ("optimization", "smt", True),
+        ("optimization", "scale", "linear"),
+        ("optimization", "view", "batch size"),
+        ("batch size", "metric", "throughput"),
+        ("batch size", "batch_size", 64),
+        ("batch size", "scale", "log"),
+    ],
+)
+def test_each_choice_changes_the_picture(
+    explorer: Explorer, view: str, control: str, value: object
+) -> None:
+    """No control is for show."""
+    explorer.view.value = view
+    before = explorer.picture.value
+    getattr(explorer, control).value = value
+    assert explorer.picture.value != before
+
+
+@pytest.mark.parametrize(
+    ("view", "control", "option"),
+    [
+        ("optimization", "batch_sizes", 8),
+        ("batch size", "optimizations", "none"),
+        ("batch size", "smts", True),
+    ],
+)
+def test_each_box_takes_its_lines_away_and_brings_them_back(
+    explorer: Explorer, view: str, control: str, option: object
+) -> None:
+    """Ticked again, the picture is what it was."""
+    explorer.view.value = view
+    before = explorer.picture.value
+    box = getattr(explorer, control).boxes[option]
+    box.value = False
+    assert explorer.picture.value != before
+    box.value = True
+    assert explorer.picture.value == before
+
+
+def test_another_sweep_brings_its_own_choices(explorer: Explorer) -> None:
+    """The other machine's batch sizes, and no SMT to choose."""
+    before = explorer.picture.value
+    explorer.sweep.label = "plain"
+    assert explorer.picture.value != before
+    assert explorer.batch_sizes.value == (1, 4)
+    assert not {"smt", "smts"} & shown(explorer)
+
+
+def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
+    """What does nothing here is not there."""
+    general = {"sweep", "metric", "view", "scale"}
+    assert shown(explorer) == {*general, "optimization", "smt", "batch_sizes"}
+    explorer.view.value = "batch size"
+    assert shown(explorer) == {*general, "batch_size", "optimizations", "smts"}
+
+
+def test_a_setting_is_chosen_where_a_sweep_has_several(outputs: Path) -> None:
+    """16 and 128 tokens are never drawn in one figure."""
+    records = [*madeup.small_records([1]), *madeup.small_records([1], seq_len=128)]
+    explorer = Explorer(madeup.save_sweep(outputs / "lengths", records), outputs)
+    assert "setting" in shown(explorer)
+    before = explorer.picture.value
+    explorer.setting.label = "seq_len 128"
+    assert explorer.picture.value != before
+
+
+def test_an_empty_choice_is_a_message(explorer: Explorer) -> None:
+    """Nothing ticked: it says what to do, and recovers."""
+    for box in explorer.batch_sizes.boxes.values():
+        box.value = False
+    assert explorer.picture.layout.display == "none"
+    assert "tick at least one box" in explorer.message.value
+    explorer.batch_sizes.boxes[8].value = True
+    assert explorer.picture.layout.display == ""
+    assert "batch size 8" in explorer.message.value
+
+
+def test_what_was_unticked_and_is_hidden_does_not_empty_the_picture(explorer: Explorer) -> None:
+    """Without SMT the boxes for it are gone: a tick taken away before must not count."""
+    explorer.view.value = "batch size"
+    explorer.smts.boxes[False].value = False
+    explorer.sweep.label = "plain"
+    assert explorer.picture.layout.display == ""
+
+
+def test_a_config_that_failed_is_a_message(outputs: Path) -> None:
+    """The reason, as text and not as HTML, instead of a traceback."""
+    on = madeup.machine(cores=2, smt=False)
+    gone = [madeup.missing(c, on, "failed", "<b>no memory") for c in madeup.configs(on, [1])]
+    explorer = Explorer(madeup.save_sweep(outputs / "gone", gone), outputs)
+    assert "failed, &lt;b&gt;no memory" in explorer.message.value
+    assert explorer.picture.layout.display == "none"
+
+
+def test_a_damaged_sweep_is_a_message(explorer: Explorer, outputs: Path) -> None:
+    """And going back to a good one works."""
+    next((outputs / "plain" / "records").iterdir()).write_text("{")
+    explorer.sweep.label = "plain"
+    assert "is damaged" in explorer.message.value
+    explorer.sweep.label = "smt"
+    assert "Lowest latency" in explorer.message.value
+
+
+def test_sweeps_are_folders_with_records_newest_first(outputs: Path) -> None:
+    """An empty folder is none."""
+    os.utime(outputs / "smt" / "records", (1e9, 1e9))
+    os.utime(outputs / "plain" / "records", (2e9, 2e9))
+    assert [out.name for out in sweeps(outputs)] == ["plain", "smt"]
+    assert find_sweep("", outputs).name == "plain"
+    assert find_sweep("elsewhere", outputs) == Path("elsewhere")
+
+
+def test_without_any_sweep_it_says_how_to_get_one(tmp_path: Path) -> None:
+    """The first thing that a newcomer may do is open this notebook."""
+    with pytest.raises(RequestError, match="measure one first"):
+        find_sweep("", tmp_path)

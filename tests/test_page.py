@@ -1,0 +1,312 @@
+"""The page holds what the published scalebench pages hold, in their order, and opens offline."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from scalebench_lib.analysis import page
+from scalebench_lib.analysis.findings import best_points, findings, number
+from scalebench_lib.analysis.page import write_page
+from scalebench_lib.analysis.plates import plates
+from scalebench_lib.errors import RequestError
+from scalebench_lib.results import results_table
+from tests import madeup
+
+BATCH_SIZES = [2**k for k in range(11)]
+
+
+class Parsed(HTMLParser):
+    """What the tests ask of a page: its tags with their attributes, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """Note the tag."""
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        """Note the text."""
+        self.text += data
+
+    def every(self, tag: str, attribute: str) -> list[str | None]:
+        """The attribute's values in the order of the page."""
+        return [found.get(attribute) for name, found in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the whole page of a machine with 16 cores and 32 threads."""
+    out = madeup.save_sweep(tmp_path_factory.mktemp("full"), madeup.full_records())
+    write_page(out)
+    return out
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """The folder of a quick sweep of 2 cores without SMT; its page is not yet written."""
+    return madeup.save_sweep(tmp_path, madeup.small_records([1, 4]))
+
+
+def figures(out: Path) -> set[str]:
+    """The names of the figures in the folder."""
+    return {path.name for path in (out / "figures").iterdir()}
+
+
+def markdown(out: Path) -> str:
+    """The page for the scalebench site."""
+    return (out / "index.md").read_text(encoding="utf-8")
+
+
+def pictures(out: Path) -> list[tuple[str, str]]:
+    """The Markdown page's pictures with their alternative texts, in order."""
+    return re.findall(r'<img src="([^"]+)" alt="([^"]+)"', markdown(out))
+
+
+def test_the_whole_page_has_its_26_figures_by_name(full: Path) -> None:
+    """11 batches and 2 of script, for latency and for throughput; nothing else is left there."""
+    kinds = [*BATCH_SIZES, "script-False", "script-True"]
+    assert figures(full) == {f"bert-{m}-{k}.png" for m in ("latency", "throughput") for k in kinds}
+    for path in (full / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG"), path.name
+
+
+def test_the_markdown_page_has_the_published_order(full: Path) -> None:
+    """Front matter, headings, pictures and alternative texts as on the scalebench site."""
+    front = yaml.safe_load(markdown(full).split("---")[1])
+    assert front == {"layout": "scalebench", "title": "BERT"}
+    assert re.findall(r"^#+ .*$", markdown(full), re.M) == [
+        "# Latency (Sequential)",
+        "## Latency Per Batch",
+        "## Latency Per Optimization",
+        "# Throughput (Sequential)",
+        "## Throughput Per Batch",
+        "## Throughput Per Optimization",
+    ]
+    expected = [
+        (f"figures/bert-{metric.lower()}-{name}.png", f"BERT {metric} {alt}")
+        for metric in ("Latency", "Throughput")
+        for name, alt in [
+            *((str(size), f"BS={size}") for size in BATCH_SIZES),
+            ("script-False", "HT=False"),
+            ("script-True", "HT=True"),
+        ]
+    ]
+    assert pictures(full) == expected
+
+
+def test_the_html_page_shows_every_figure_with_its_alternative_text(full: Path) -> None:
+    """In the order of the Markdown page, and each embedded whole."""
+    parsed = Parsed(full / "index.html")
+    assert parsed.every("img", "alt") == [alt for _, alt in pictures(full)]
+    assert all(
+        str(source).startswith("data:image/png;base64,") for source in parsed.every("img", "src")
+    )
+
+
+def test_the_html_page_opens_offline(full: Path) -> None:
+    """No address leads out of the file, and every link within it arrives."""
+    parsed = Parsed(full / "index.html")
+    ids = {found["id"] for _, found in parsed.tags if "id" in found}
+    links = [str(link) for link in parsed.every("a", "href")]
+    assert len(links) > 26
+    assert {link for link in links if link.removeprefix("#") not in ids} == set()
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in parsed.tags}
+    assert not re.search(r"https?://|url\(", (full / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_whole_page_is_small_enough_to_send(full: Path) -> None:
+    """26 figures in one file of less than 5 MB."""
+    assert (full / "index.html").stat().st_size < 5e6
+
+
+def test_the_html_page_has_the_best_of_each_batch_size(full: Path) -> None:
+    """The fastest latency in the table is the one that the page gives."""
+    table = pd.read_csv(full / "results.csv")
+    text = Parsed(full / "index.html").text
+    for size in BATCH_SIZES:
+        best = table.loc[table["batch_size"] == size, "latency_ms"].min()
+        assert number(best) in text
+
+
+def test_the_results_are_written_in_the_columns_of_the_table(full: Path) -> None:
+    """One row a point, read back with the names that other tools count on."""
+    table = pd.read_csv(full / "results.csv")
+    assert len(table) == 11 * 2 * (16 + 32)
+    assert {"batch_size", "threads", "latency_ms", "throughput", "coarse"} <= set(table.columns)
+
+
+def test_the_page_says_where_its_numbers_come_from(full: Path) -> None:
+    """Machine, system, packages and day."""
+    text = Parsed(full / "index.html").text
+    for fact in ("Madeup 9000, 16 cores, 32 threads", "2025-03-01", "torch 2.6.0", "seed 0"):
+        assert fact in text
+
+
+def test_without_smt_the_page_says_so_in_that_place(small: Path) -> None:
+    """A sentence where the HT=True figures would stand, and no picture that is not there."""
+    write_page(small)
+    sentence = "This machine has no hyper-threading (SMT)"
+    per_optimization = markdown(small).split("## Throughput Per Optimization")[1]
+    assert sentence in per_optimization
+    assert Parsed(small / "index.html").text.count(sentence) == 2
+    assert "HT=True" not in [alt for _, alt in pictures(small)]
+    assert {source.removeprefix("figures/") for source, _ in pictures(small)} == figures(small)
+
+
+def test_smt_that_was_left_out_is_not_called_missing(tmp_path: Path) -> None:
+    """A machine that has SMT, measured without: the page says that, not that it has none."""
+    on = madeup.machine(cores=2, smt=True)
+    off = [config for config in madeup.configs(on, [1]) if not config.smt]
+    madeup.save_sweep(tmp_path, [madeup.measured(config, on) for config in off])
+    write_page(tmp_path)
+    assert "SMT) was not measured in this sweep" in markdown(tmp_path)
+
+
+def test_a_hostile_reason_is_shown_as_text(tmp_path: Path) -> None:
+    """Reasons come from elsewhere: the page shows them, and runs nothing."""
+    on = madeup.machine(cores=2, smt=False)
+    none, script = madeup.configs(on, [8])
+    reason = "<script>alert('x')</script> & <b>"
+    records = [madeup.measured(none, on), madeup.missing(script, on, "failed", reason)]
+    write_page(madeup.save_sweep(tmp_path, records))
+    parsed = Parsed(tmp_path / "index.html")
+    assert f"batch 8, script: failed, {reason}" in parsed.text
+    assert not {"script", "b"} & {tag for tag, _ in parsed.tags}
+    assert "<script>" not in markdown(tmp_path)
+
+
+def test_a_batch_that_was_never_measured_has_words_in_its_place(tmp_path: Path) -> None:
+    """No broken picture: the reason stands where the figure would."""
+    on = madeup.machine(cores=2, smt=False)
+    records = madeup.small_records([1])
+    for config in madeup.configs(on, [1024]):
+        records.append(madeup.missing(config, on, "skipped", "would need 30 GiB"))
+    write_page(madeup.save_sweep(tmp_path, records))
+    assert "BERT Latency BS=1024: not measured. batch 1024, none: skipped" in markdown(tmp_path)
+    assert "bert-latency-1024.png" not in figures(tmp_path)
+    assert "bert-latency-1024.png" not in markdown(tmp_path)
+
+
+def test_figures_of_an_earlier_page_are_removed_and_others_kept(small: Path) -> None:
+    """What no longer belongs would be taken for a result; what is not ours is not touched."""
+    (small / "figures").mkdir()
+    (small / "figures" / "bert-latency-2048.png").write_bytes(b"old")
+    (small / "figures" / "my-photo.png").write_bytes(b"mine")
+    write_page(small)
+    assert "bert-latency-2048.png" not in figures(small)
+    assert (small / "figures" / "my-photo.png").read_bytes() == b"mine"
+
+
+def test_the_same_records_give_the_same_page(small: Path) -> None:
+    """Rebuilding changes nothing, so that a page can be kept under version control."""
+    before = write_page(small).read_bytes()
+    assert write_page(small).read_bytes() == before
+
+
+def test_a_folder_without_records_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Nothing is written where nothing was measured."""
+    with pytest.raises(RequestError, match="no records"):
+        write_page(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_sequence_lengths_get_a_suffix_unless_default() -> None:
+    """16 tokens keep their name; 128 are told apart in name and alternative text."""
+    records = [*madeup.small_records([1]), *madeup.small_records([1], seq_len=128)]
+    named = {plate.name: plate.alt for plate in plates(results_table(records))}
+    assert named["bert-latency-1"] == "BERT Latency BS=1"
+    assert named["bert-latency-1-seq128"] == "BERT Latency BS=1 seq128"
+    assert named["bert-throughput-script-False-seq128"] == "BERT Throughput HT=False seq128"
+
+
+def test_one_sequence_length_needs_no_suffix() -> None:
+    """Whatever it is: the page's caption tells it."""
+    names = [p.name for p in plates(results_table(madeup.small_records([1], seq_len=128)))]
+    assert names[0] == "bert-latency-1"
+
+
+def test_interleaved_placement_is_the_heading(tmp_path: Path) -> None:
+    """A sweep that dealt its cores out across sockets has that word in its headings."""
+    madeup.save_sweep(tmp_path, madeup.small_records([1], placement="interleave"))
+    write_page(tmp_path)
+    assert "# Latency (Interleave)" in markdown(tmp_path)
+    assert "Sequential" not in markdown(tmp_path)
+
+
+def test_none_alone_has_figures_of_its_own() -> None:
+    """Eager stands to compare with, but a sweep of nothing else must not be an empty page."""
+    alone = [r for r in madeup.small_records([1]) if r.config.optimization == "none"]
+    assert "bert-latency-none-False" in [plate.name for plate in plates(results_table(alone))]
+
+
+def test_several_optimizations_are_told_apart_in_the_alternative_text() -> None:
+    """With one it would say nothing; with two, HT=False alone would not do."""
+    table = results_table(madeup.small_records([1]))
+    other = table[table["optimization"] == "script"].assign(optimization="faster")
+    alts = [plate.alt for plate in plates(pd.concat([table, other]))]
+    assert "BERT Latency Opt=script HT=False" in alts
+    assert "BERT Latency Opt=faster HT=False" in alts
+
+
+def test_a_models_name_cannot_lead_out_of_the_folder() -> None:
+    """Imported tables hold names that nobody checked."""
+    table = results_table(madeup.small_records([1])).assign(model="../../etc/model")
+    assert {plate.name for plate in plates(table) if "/" in plate.name} == set()
+
+
+def test_findings_are_computed_from_the_table() -> None:
+    """They name the best points, and give the speedups that the records were made with."""
+    table = results_table(madeup.full_records())
+    found = findings(table)
+    fastest = table.loc[table["latency_ms"].idxmin()]
+    assert found[0].startswith(f"Lowest latency: {number(fastest['latency_ms'])} ms")
+    ratio = re.search(r"script takes ([\d.]+) of the time of none", "\n".join(found))
+    assert ratio
+    assert 1 / float(ratio[1]) == pytest.approx(madeup.SCRIPT_SPEEDUP, rel=0.05)
+    assert any(sentence.startswith("SMT on takes") for sentence in found)
+
+
+def test_findings_say_nothing_of_what_was_not_measured() -> None:
+    """Without SMT and without optimizations there is nothing to compare."""
+    alone = [r for r in madeup.small_records([1]) if r.config.optimization == "none"]
+    assert not any("takes" in sentence for sentence in findings(results_table(alone)))
+
+
+def test_the_best_point_of_a_batch_has_its_lowest_latency() -> None:
+    """One row for each batch size."""
+    table = results_table(madeup.small_records([1, 4]))
+    best = best_points(table).set_index("batch_size")["latency_ms"]
+    assert best.to_dict() == table.groupby("batch_size")["latency_ms"].min().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1234, "0.123"), (9.1, "9.10"), (99.96, "100"), (1234.5, "1,234"), (1e7, "10,000,000")],
+)
+def test_numbers_have_three_digits_and_no_exponent(value: float, text: str) -> None:
+    """As people write them."""
+    assert number(value) == text
+
+
+def test_a_page_that_fails_halfway_leaves_the_old_one(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while drawing must not cost the page that was there."""
+    before = write_page(small).read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(page, "_replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_page(small)
+    assert (small / "index.html").read_bytes() == before
+    assert (small / "figures" / "bert-latency-1.png").exists()
