@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from scalebench_lib.config import PRESETS, Sweep, Visit
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
-from scalebench_lib.sweep.runner import Job, sweep_state
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.runner import Job, Step
+from scalebench_lib.sweep.state import sweep_state
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -46,6 +49,9 @@ def sweep(
     placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
     target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="The most for a point.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="The most visits of a config: 3.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Such as 10m: start no more.")] = None,
+    kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
 ) -> None:
@@ -61,13 +67,18 @@ def sweep(
         "placement": placement,
         "target_ci": target_ci,
         "max_seconds": max_seconds,
+        "rounds": rounds,
     }
     given = {name: value for name, value in options.items() if value is not None}
+    if kernels not in ("warm", "fresh"):
+        raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
+    budget = _seconds(time_budget)
     job = Job.prepare(_request(preset, spec, given), out, retry_failed)
     _announce(job)
     if dry_run:
         return
-    failed = [record for record in _run(job) if record.status == "failed"]
+    with Kernels(warm=kernels == "warm") as how:
+        failed = [record for record in _run(job, how, budget) if record.status == "failed"]
     report(out)
     if failed:
         _complain(f"{len(failed)} of the configs failed: 'scalebench status {out}' says why")
@@ -168,45 +179,54 @@ def _announce(job: Job) -> None:
     state = job.state
     console.print(f"{job.machine}", soft_wrap=True)
     console.print(
-        f"{len(state.left)} configs to measure, {len(state.done)} done before, "
-        f"{len(state.failed)} failed before: up to {_duration(job.forecast())}"
+        f"{len(state.left)} configs to measure in up to {job.sweep.rounds} rounds, "
+        f"{len(state.done)} done before, {len(state.failed)} failed before: "
+        f"up to {_duration(job.forecast())}"
     )
 
 
-def _run(job: Job) -> list[Record]:
+def _run(job: Job, kernels: Kernels, budget_s: float) -> list[Record]:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
         TextColumn("[dim]{task.fields[so_far]}, {task.fields[left]} left"),
     )
+    if kernels.trouble:
+        _complain(f"{kernels.trouble}; kernels are started afresh, which takes longer")
     with Progress(*columns, console=console, refresh_per_second=0.5) as bar:
-        points = sum(len(visit.threads) for visit in job.state.left)
-        task = bar.add_task("", total=points, so_far="", left="")
+        task = bar.add_task("", total=None, so_far="", left="")
 
-        def show(visit: Visit, record: Record | None, seconds_left: float) -> None:
-            bar.update(task, description=str(visit.config), left=_duration(seconds_left))
-            if record is not None:
-                bar.update(
-                    task,
-                    advance=len(visit.threads),
-                    so_far=_so_far(record).split(":")[0]
-                    if record.status != "ok"
-                    else _so_far(record),
-                )
-                bar.console.print(f"{visit.config}: {_so_far(record)}", soft_wrap=True)
+        def show(step: Step) -> None:
+            told = f"round {step.round}, {step.visit.config}"
+            bar.update(task, description=told, left=_duration(step.seconds_left))
+            bar.update(task, completed=step.done, total=step.total)
+            if step.record is not None:
+                bar.update(task, so_far=_so_far(step.record))
+                reason = f": {step.record.reason}" if step.record.reason else ""
+                bar.console.print(f"{told}: {_so_far(step.record)}{reason}", soft_wrap=True)
 
-        return job.run(show)
+        return job.run(show, kernels, budget_s)
 
 
 def _so_far(record: Record) -> str:
     if record.status != "ok":
-        return f"{record.status}: {record.reason}"
+        return record.status
     return ", ".join(f"{p.threads}: {p.statistics.median / 1e6:.3g} ms" for p in record.points)
 
 
 def _counts(visit: Visit) -> str:
     return ", ".join(map(str, visit.threads))
+
+
+def _seconds(text: str | None) -> float:
+    """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
+    if text is None:
+        return float("inf")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or float(found[1]) == 0:
+        raise RequestError(f"time_budget: must be like 90s, 10m or 2h, not {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _duration(seconds: float) -> str:

@@ -125,13 +125,17 @@ class Config(Words):
 
 
 class Visit(Words):
-    """One run of a config in a process of its own, at each of `threads` (counts)."""
+    """One run of a config in a process of its own, at each of `threads` (counts).
+
+    `max_seconds` is the time of a point in this visit. `roof` asks for the machine's own peak.
+    """
 
     config: Config
     threads: tuple[Whole, ...]
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
     number: Whole = 1
+    roof: bool = True
 
     @property
     def name(self) -> str:
@@ -140,10 +144,9 @@ class Visit(Words):
 
     def parameters(self) -> dict[str, Any]:
         """The visit as papermill parameters of ``measure.ipynb``."""
-        limits = {"target_ci": self.target_ci, "max_seconds": self.max_seconds}
         return {
             **self.config.model_dump(),
-            **limits,
+            **self.model_dump(include=_LIMITS),
             "threads": list(self.threads),
             "visit": self.number,
         }
@@ -154,8 +157,7 @@ class Visit(Words):
 
         Raises `RequestError` for an unknown name, a wrong value, or more threads than CPUs.
         """
-        limits = {"target_ci", "max_seconds"}
-        known = {*Config.model_fields, *limits, "threads", "visit"}
+        known = {*Config.model_fields, *_LIMITS, "threads", "visit"}
         for name in values:
             if name not in known:
                 raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
@@ -166,9 +168,13 @@ class Visit(Words):
                 "config": config,
                 "threads": machine.thread_counts(rule, config.smt),
                 "number": values.get("visit", 1),
-                **{k: v for k, v in values.items() if k in limits},
+                **{k: v for k, v in values.items() if k in _LIMITS},
             }
         )
+
+
+_LIMITS = {"target_ci", "max_seconds", "roof"}
+"""The fields of a visit that are parameters of the notebook by the same name."""
 
 
 class _Threads(Words):
@@ -176,7 +182,11 @@ class _Threads(Words):
 
 
 class Sweep(Words):
-    """A set of configs measured into one folder: every combination of the axes."""
+    """A set of configs measured into one folder: every combination of the axes.
+
+    Every config is visited up to `rounds` times, until its points are within `target_ci`;
+    `max_seconds` is a point's time over all its visits.
+    """
 
     model: ModelName = "bert"
     weights: Annotated[str, Field(min_length=1)] = "random"
@@ -192,6 +202,7 @@ class Sweep(Words):
     placement: Literal["sequential", "interleave"] = "sequential"
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
+    rounds: Annotated[Whole, Field(le=100)] = 3
 
     def visits(self, machine: Machine) -> list[Visit]:
         """The first visit of every config on `machine`, smaller batches first.
@@ -262,7 +273,7 @@ def _merged_rule(one: Any, other: Any) -> Any:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"batch_sizes": (1, 4, 16, 64), "max_seconds": 4.0},
+    "quick": {"batch_sizes": (1, 4, 16, 64), "max_seconds": 4.0, "rounds": 2},
     "page": {},
 }
 """What each preset changes of a `Sweep`'s defaults."""

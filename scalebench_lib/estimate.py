@@ -6,7 +6,7 @@ machines or plots.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,12 +19,22 @@ CONFIDENCE = 0.95
 MIN_SAMPLES = 3
 """No point has fewer: a median of two is a mean, and one slow pass would be half of it."""
 
+MIN_LONG_SAMPLES = 2
+LONG_SAMPLE_NS = 1e9
+"""Passes of seconds average the noise within them: two are enough, and a third costs much."""
+
+PRIOR_EXPONENT = 0.55
+"""Log latency rises by this much of the log of the probe beside it, on the machines seen so far."""
+
+ENOUGH_FOR_RANKS = 6
+"""No order statistics of fewer samples hold the median with 95 % confidence."""
+
 MEDIAN_OVER_MEAN = float(np.sqrt(np.pi / 2))
 """Standard error of a median over that of a mean, for normal noise."""
 
 
 class Interval(NamedTuple):
-    """A median and its 95 % interval; `coarse` when it leans on the spread of other points."""
+    """A median and its 95 % interval; `coarse` when it rests on fewer than 6 samples."""
 
     value: float
     low: float
@@ -37,6 +47,20 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2 / self.value
 
 
+def enough_samples(samples_ns: Sequence[float]) -> bool:
+    """Whether a point may stop: the minimum number of samples wins over a time limit."""
+    if len(samples_ns) < MIN_LONG_SAMPLES:
+        return False
+    return len(samples_ns) >= MIN_SAMPLES or min(samples_ns) >= LONG_SAMPLE_NS
+
+
+def steadied(samples: ArrayLike, probes: ArrayLike) -> np.ndarray:
+    """Samples as they would be had every probe been the median one: for decisions underway."""
+    values, beside = np.asarray(samples, dtype=float), np.asarray(probes, dtype=float)
+    slowness: np.ndarray = beside / np.median(beside)
+    return values * slowness**-PRIOR_EXPONENT
+
+
 @lru_cache(maxsize=4096)
 def _ranks(count: int) -> tuple[int, int] | None:
     """0-based ranks of the order statistics that hold the median with 95 % confidence."""
@@ -46,48 +70,28 @@ def _ranks(count: int) -> tuple[int, int] | None:
     return (low, count - 1 - low) if low >= 0 else None
 
 
-def median_interval(samples: ArrayLike, spread: float | None = None) -> Interval:
-    """The median of `samples` with its 95 % interval.
+def median_interval(samples: ArrayLike) -> Interval:
+    """The median of `samples` with its distribution-free 95 % interval (order statistics).
 
-    From 6 samples on the interval is distribution-free (order statistics). Below that no such
-    interval exists: then it comes from `spread`, the standard deviation of log samples pooled
-    over like points (`pooled_spread`), or from the samples' own, and is `coarse`.
-
+    Fewer than 6 samples have none: theirs comes from their own spread, and is `coarse`.
     Raises ValueError for no samples.
     """
     ordered = np.sort(np.asarray(samples, dtype=float))
     if not ordered.size:
         raise ValueError("no samples")
-    median = float(np.median(ordered))
-    ranks = _ranks(ordered.size)
+    median, ranks = float(np.median(ordered)), _ranks(ordered.size)
     if ranks:
         return Interval(median, float(ordered[ranks[0]]), float(ordered[ranks[1]]), coarse=False)
-    reach = np.exp(_coarse_reach(ordered, spread))
-    return Interval(median, float(median / reach), float(median * reach), coarse=True)
+    reach = float(np.exp(_coarse_reach(ordered)))
+    return Interval(median, median / reach, median * reach, coarse=True)
 
 
-def _coarse_reach(ordered: np.ndarray, spread: float | None) -> float:
-    if spread is None and ordered.size < 2:
+def _coarse_reach(ordered: np.ndarray) -> float:
+    if ordered.size < 2:
         return float("inf")
-    own = stats.t.ppf((1 + CONFIDENCE) / 2, max(ordered.size - 1, 1))
-    quantile, width = (
-        (float(own), float(np.std(np.log(ordered), ddof=1)))
-        if spread is None
-        else (float(stats.norm.ppf((1 + CONFIDENCE) / 2)), spread)
-    )
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, ordered.size - 1))
+    width = float(np.std(np.log(ordered), ddof=1))
     return quantile * MEDIAN_OVER_MEAN * width / float(np.sqrt(ordered.size))
-
-
-def pooled_spread(points: Iterable[Sequence[float]]) -> float | None:
-    """Standard deviation of log samples within points, pooled over points of 2 or more samples.
-
-    None where fewer than 6 degrees of freedom are to be had: that few say nothing of spread.
-    """
-    logs = [np.log(np.asarray(samples, dtype=float)) for samples in points if len(samples) > 1]
-    freedom = sum(log.size - 1 for log in logs)
-    if freedom < 6:
-        return None
-    return float(np.sqrt(sum(((log - log.mean()) ** 2).sum() for log in logs) / freedom))
 
 
 def percentile(samples: ArrayLike, q: float) -> float | None:

@@ -70,8 +70,10 @@ class Statistics(Part):
 class Point(Part):
     """A config at one thread count: every timed pass, in nanoseconds, in the order measured.
 
-    `started_ns` are the passes' starts since the visit's first; `warmup_ns` are passes that do
-    not count. `stopped_by` says which limit ended the point.
+    A sample is one pass, or the mean of `passes_per_sample` timed at once. `started_ns` are the
+    samples' starts since the visit's first, the probes the machine's speed right before and
+    after each; `warmup_ns` are passes that do not count. `spent_s` is what the point cost in
+    all, and `stopped_by` which limit ended it.
     """
 
     threads: Annotated[int, Field(ge=1)]
@@ -80,7 +82,11 @@ class Point(Part):
     pinned: bool
     samples_ns: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
     started_ns: tuple[int, ...]
+    probe_before_ns: tuple[int, ...] = ()
+    probe_after_ns: tuple[int, ...] = ()
+    passes_per_sample: Annotated[int, Field(ge=1)] = 1
     warmup_ns: tuple[int, ...]
+    spent_s: float = 0.0
     stopped_by: Literal["target_ci", "max_seconds"]
     statistics: Statistics = Field(default_factory=lambda data: Statistics.of(data["samples_ns"]))
 
@@ -98,8 +104,9 @@ class Point(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(self.started_ns) != len(self.samples_ns):
-            raise ValueError("as many starts as samples")
+        beside = (self.started_ns, self.probe_before_ns, self.probe_after_ns)
+        if any(len(one) not in (0, len(self.samples_ns)) for one in beside):
+            raise ValueError("each sample has its start and its probes")
         return self
 
 
@@ -160,7 +167,11 @@ class Software(Part):
 
 
 class Record(Part):
-    """The result of one visit: what, when, where, with what, and every sample."""
+    """The result of one visit: what, when, where, with what, and every sample.
+
+    `flops` are those of one pass of the batch. `peak_gflops` is what the machine itself reaches
+    in a large matrix product, by thread count and type (``fp32``, ``bf16``).
+    """
 
     schema_version: Literal[1] = 1
     config: Config
@@ -172,11 +183,13 @@ class Record(Part):
     finished: datetime
     machine: Machine
     software: Software
-    kernel: Literal["fresh", "none"] = "fresh"
+    kernel: Literal["fresh", "warm", "none"] = "fresh"
     verification: Verification | None = None
     setup: Setup | None = None
     peak_memory_bytes: int | None = None
     flops: int | None = None
+    probe_version: int | None = None
+    peak_gflops: dict[int, dict[str, float]] = {}
     points: tuple[Point, ...] = ()
 
     @model_validator(mode="after")

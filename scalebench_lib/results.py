@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
-from scalebench_lib.estimate import median_interval, percentile, pooled_spread
-from scalebench_lib.record import Point, Record, load_records
+from scalebench_lib.estimate import ENOUGH_FOR_RANKS, percentile
+from scalebench_lib.pool import Pooled, pool
+from scalebench_lib.record import Record, load_records
+from scalebench_lib.reference import Reference, reference_for
 
 _TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
 
@@ -28,8 +28,10 @@ _TYPES = {
     **dict.fromkeys(("latency_ms", "latency_ms_low", "latency_ms_high"), _NUMBER),
     **dict.fromkeys(("latency_ms_raw", "latency_ms_min", "latency_ms_mean"), _NUMBER),
     **dict.fromkeys(("latency_ms_p90", "latency_ms_p99", "throughput", "gflops"), _NUMBER),
+    **dict.fromkeys(("peak_fraction", "exponent"), _NUMBER),
     **dict.fromkeys(("coarse", "pinned"), _YES_NO),
     "visits": _COUNT,
+    "spent_s": _NUMBER,
     "peak_memory_mb": _NUMBER,
     "reason": _TEXT,
 }
@@ -40,33 +42,19 @@ COLUMNS = tuple(_TYPES)
 _NS_PER_MS = 1e6
 
 
-@dataclass
-class _Pooled:
-    """A point's samples over all its visits."""
-
-    record: Record
-    point: Point
-    samples_ms: list[float] = field(default_factory=list)
-    pinned: bool = True
-    visits: int = 0
-
-    def add(self, record: Record, point: Point) -> None:
-        self.samples_ms += [ns / _NS_PER_MS for ns in point.samples_ns]
-        self.pinned &= point.pinned
-        self.visits += 1
-
-
-def results_table(records: Iterable[Record]) -> pd.DataFrame:
+def results_table(records: Iterable[Record], reference: Reference | None = None) -> pd.DataFrame:
     """Pool the visits in `records` into one row a point; `COLUMNS` says which columns.
 
-    Times are in ms, throughput in inferences/s, gflops in GFLOP/s. A config that failed or was
-    skipped, and never succeeded, is one row with its reason and no thread count.
+    Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``latency_ms`` is the
+    headline: at `reference` speed, by default the records' own; ``latency_ms_raw`` is the plain
+    median. A config that failed or was skipped, and never succeeded, is one row with its reason
+    and no thread count.
     """
     records = list(records)
-    pooled = _pool(records)
-    spreads = _spreads(pooled.values())
-    measured = {point.record.config_id for point in pooled.values()}
-    rows = [_row(point, spreads[_kind(point.record.config)]) for point in pooled.values()]
+    pooled = pool(records, reference)
+    measured = {config_id for config_id, _ in pooled}
+    peaks = _peaks(records)
+    rows = [_row(point, peaks) for point in pooled.values()]
     rows += [
         _missing_row(record)
         for record in {r.config_id: r for r in records if r.config_id not in measured}.values()
@@ -82,53 +70,53 @@ def load_results(out: Path) -> pd.DataFrame:
     records = load_records(out)
     if not records:
         raise RequestError(f"{out} holds no records: measure first, with 'scalebench sweep {out}'")
-    return results_table(records)
+    return results_table(records, reference_for(out, records))
 
 
-def _pool(records: Iterable[Record]) -> dict[tuple[str, int], _Pooled]:
-    pooled: dict[tuple[str, int], _Pooled] = {}
+Peaks = dict[tuple[str, str], float]
+
+
+def _peaks(records: Iterable[Record]) -> Peaks:
+    """The machine's best GFLOP/s by placement of threads and type, over the whole sweep."""
+    peaks: Peaks = {}
     for record in records:
-        for point in record.points:
-            key = (record.config_id, point.threads)
-            pooled.setdefault(key, _Pooled(record, point)).add(record, point)
-    return pooled
+        for threads, by_type in record.peak_gflops.items():
+            for dtype, gflops in by_type.items():
+                key = (Reference.key(record.config, threads), dtype)
+                peaks[key] = max(gflops, peaks.get(key, 0.0))
+    return peaks
 
 
-def _kind(config: Config) -> tuple[Any, ...]:
-    """Points of one kind are alike enough to lend each other their spread."""
-    return config.model, config.seq_len, config.optimization, config.smt
-
-
-def _spreads(points: Iterable[_Pooled]) -> dict[tuple[Any, ...], float | None]:
-    kinds: dict[tuple[Any, ...], list[list[float]]] = defaultdict(list)
-    for point in points:
-        kinds[_kind(point.record.config)].append(point.samples_ms)
-    return {kind: pooled_spread(samples) for kind, samples in kinds.items()}
-
-
-def _row(pooled: _Pooled, spread: float | None) -> dict[str, Any]:
-    record, samples = pooled.record, pooled.samples_ms
-    headline = median_interval(samples, spread)
-    flops = record.flops
+def _row(pooled: Pooled, peaks: Peaks) -> dict[str, Any]:
+    (record, point), samples = pooled.visits[0], pooled.samples_ns / _NS_PER_MS
+    headline = pooled.headline
+    assert headline is not None  # noqa: S101 - every point that was pooled has one
+    latency = headline.value / _NS_PER_MS
+    flops = next((record.flops for record, _ in pooled.visits if record.flops), None)
+    gflops = flops / headline.value if flops else None
+    peak = peaks.get((Reference.key(pooled.config, pooled.threads), "fp32"))
     return {
         **_identity(record),
-        "threads": pooled.point.threads,
-        "cores": pooled.point.cores,
+        "threads": pooled.threads,
+        "cores": point.cores,
         "samples": len(samples),
-        "disturbed": 0,
-        "latency_ms": headline.value,
-        "latency_ms_low": headline.low,
-        "latency_ms_high": headline.high,
-        "coarse": headline.coarse,
-        "latency_ms_raw": headline.value,
-        "latency_ms_min": min(samples),
-        "latency_ms_mean": sum(samples) / len(samples),
+        "disturbed": int(headline.disturbed.sum()),
+        "latency_ms": latency,
+        "latency_ms_low": headline.low / _NS_PER_MS,
+        "latency_ms_high": headline.high / _NS_PER_MS,
+        "coarse": len(samples) < ENOUGH_FOR_RANKS,
+        "latency_ms_raw": float(np.median(samples)),
+        "latency_ms_min": float(samples.min()),
+        "latency_ms_mean": float(samples.mean()),
         "latency_ms_p90": percentile(samples, 90),
         "latency_ms_p99": percentile(samples, 99),
-        "throughput": record.config.batch_size / headline.value * 1e3,
-        "gflops": None if flops is None else flops / headline.value / 1e6,
-        "pinned": pooled.pinned,
-        "visits": pooled.visits,
+        "throughput": pooled.config.batch_size / latency * 1e3,
+        "gflops": gflops,
+        "peak_fraction": gflops / peak if gflops and peak else None,
+        "exponent": headline.exponent,
+        "pinned": all(point.pinned for _, point in pooled.visits),
+        "visits": len(pooled.visits),
+        "spent_s": pooled.spent_s,
     }
 
 

@@ -93,7 +93,7 @@ class _TiledRandom(TorchDispatchMode):
 
     @staticmethod
     def _fill(tile: Tensor, target: Tensor, shift: float = 0.0, scale: float = 1.0) -> Tensor:
-        values = tile * scale + shift
+        values = tile[: target.numel()] * scale + shift
         for part in target.view(-1).split(_TILE):
             part.copy_(values[: part.numel()])
         return target

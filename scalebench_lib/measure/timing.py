@@ -1,7 +1,8 @@
-"""The timing loop: one pass at a time, thread counts in turn, until the median is known.
+"""The timing loop: thread counts in turn, the machine's speed beside every pass.
 
 The thread counts of a config take turns in rounds of shuffled order, so that a machine that
-slows down for a while slows all of them alike. The clock is an argument: tests bring their own.
+slows down for a while slows all of them alike. Between passes a probe tells how fast the machine
+is. The clock is an argument: tests bring their own.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Literal
 
-from scalebench_lib.estimate import MIN_SAMPLES, median_interval
+from scalebench_lib.estimate import enough_samples, median_interval, steadied
 
 Clock = Callable[[], int]
 Pass = Callable[[], object]
@@ -24,30 +26,44 @@ _NS = 1_000_000_000
 TURN_NS = _NS // 2
 """A point's turn: long beside switching the threads, short beside the drift of a machine."""
 
-WARMUP_NS = _NS
-WARMUP_PASSES = 3
-"""A point's first turn starts with this many passes, or this long: compilers and caches settle."""
+PROBE_EVERY_NS = 40_000_000
+"""From one probe to the next, or one pass if that is longer: keeps probing below 15 %."""
+
+BLOCK_NS = 1_000_000
+"""Passes shorter than this are timed several at once: the clock's own cost would show."""
 
 LONG_PASS_NS = _NS
 """From here on a pass outlasts any warm-up: one for the whole config is enough."""
 
+WARMUP_NS = _NS
+STEADY = 0.98
+WINDOW = 3
+"""Warm when `WINDOW` passes take no less than `STEADY` times those before; or after `WARMUP_NS`."""
+
 
 @dataclass
 class Series:
-    """The passes of one point: durations and starts in ns, in the order measured."""
+    """The samples of one point, in ns, in the order measured; each with the probes beside it.
+
+    A sample is one pass, or the mean of `passes_per_sample` passes timed at once.
+    """
 
     threads: int
     samples_ns: list[int] = field(default_factory=list)
     started_ns: list[int] = field(default_factory=list)
+    probe_before_ns: list[int] = field(default_factory=list)
+    probe_after_ns: list[int] = field(default_factory=list)
     warmup_ns: list[int] = field(default_factory=list)
+    passes_per_sample: int = 1
     spent_ns: int = 0
     stopped_by: Literal["target_ci", "max_seconds"] | None = None
 
     def decide(self, target_ci: float, max_seconds: float) -> None:
         """Stop when the median is known well enough, or the time is up; never below the minimum."""
-        if len(self.samples_ns) < MIN_SAMPLES:
+        if not enough_samples(self.samples_ns):
             return
-        interval = median_interval(self.samples_ns)
+        probes = [a + b for a, b in zip(self.probe_before_ns, self.probe_after_ns, strict=True)]
+        interval = median_interval(steadied(self.samples_ns, probes))
         if not interval.coarse and interval.half_width <= target_ci:
             self.stopped_by = "target_ci"
         elif self.spent_ns >= max_seconds * _NS:
@@ -58,16 +74,19 @@ class Series:
 class TimingLoop:
     """Times `run` at each of `threads`; `switch` makes the process compute with that many.
 
-    `seed` shuffles the order of turns. Times are in nanoseconds of `clock`, which must be
+    `probe` is the fixed work beside it. `seed` shuffles the order of turns. `warm` says that
+    the config has had its long first pass. Times are in nanoseconds of `clock`, which must be
     monotonic.
     """
 
     run: Pass
+    probe: Pass
     switch: Callable[[int], None]
     threads: Sequence[int]
     target_ci: float
     max_seconds: float
     seed: int = 0
+    warm: bool = False
     clock: Clock = time.perf_counter_ns
 
     def measure(self) -> list[Series]:
@@ -79,43 +98,65 @@ class TimingLoop:
             while turns := [one for one in series if one.stopped_by is None]:
                 shuffle(turns)
                 for one in turns:
-                    self._turn(one, settled=self._settled(series))
+                    self._turn(one)
         return series
 
-    def _settled(self, series: Sequence[Series]) -> bool:
-        passes = [ns for one in series for ns in one.warmup_ns]
-        return bool(passes) and min(passes) >= LONG_PASS_NS
-
-    def _turn(self, one: Series, settled: bool) -> None:
+    def _turn(self, one: Series) -> None:
         start = self.clock()
         self.switch(one.threads)
-        if not settled:
+        if not self.warm:
             self._warm_up(one)
-        end_of_turn = self.clock() + TURN_NS
-        while True:
-            self._sample(one)
-            if self.clock() >= end_of_turn:
-                break
+        self._timed(self.probe)  # the first one after a switch finds cold caches
+        before, end_of_turn = self._timed(self.probe), self.clock() + TURN_NS
+        while self.clock() < end_of_turn:
+            count = self._stretch(one)
+            after = self._timed(self.probe)
+            one.probe_before_ns += [before] * count
+            one.probe_after_ns += [after] * count
+            before = after
         one.spent_ns += self.clock() - start
         one.decide(self.target_ci, self.max_seconds)
 
-    def _warm_up(self, one: Series) -> None:
-        passes = 1 if one.warmup_ns else WARMUP_PASSES
-        start = self.clock()
-        for _ in range(passes):
-            began = self.clock()
-            self.run()
-            one.warmup_ns.append(self.clock() - began)
-            if self.clock() - start >= WARMUP_NS:
-                return
+    def _stretch(self, one: Series) -> int:
+        """Sample until the next probe is due; returns how many samples that were."""
+        due, before = self.clock() + PROBE_EVERY_NS, len(one.samples_ns)
+        while True:
+            self._sample(one)
+            if self.clock() >= due:
+                return len(one.samples_ns) - before
 
     def _sample(self, one: Series) -> None:
-        run, clock = self.run, self.clock
+        run, clock, passes = self.run, self.clock, range(one.passes_per_sample)
         began = clock()
-        run()
+        for _ in passes:
+            run()
         ended = clock()
-        one.samples_ns.append(ended - began)
+        one.samples_ns.append((ended - began) // len(passes))
         one.started_ns.append(began - self._origin)
+
+    def _warm_up(self, one: Series) -> None:
+        """Once until steady; before later turns one pass, to bring caches and threads back."""
+        if one.warmup_ns:
+            one.warmup_ns.append(self._timed(self.run))
+            return
+        start = self.clock()
+        while not _steady(one.warmup_ns) and self.clock() - start < WARMUP_NS:
+            one.warmup_ns.append(self._timed(self.run))
+        usual = max(1, median(one.warmup_ns[-WINDOW:]))
+        one.passes_per_sample = round(BLOCK_NS / usual) if usual < BLOCK_NS else 1
+        self.warm = usual >= LONG_PASS_NS
+
+    def _timed(self, work: Pass) -> int:
+        began = self.clock()
+        work()
+        return self.clock() - began
+
+
+def _steady(passes_ns: Sequence[int]) -> bool:
+    if len(passes_ns) < 2 * WINDOW:
+        return False
+    before, now = passes_ns[-2 * WINDOW : -WINDOW], passes_ns[-WINDOW:]
+    return median(now) >= STEADY * median(before)
 
 
 @contextmanager

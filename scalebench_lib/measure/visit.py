@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -18,7 +19,9 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import models, optimizations
 from scalebench_lib.measure.pinning import Team, confine, pin_team
-from scalebench_lib.measure.timing import Series, TimingLoop
+from scalebench_lib.measure.probe import PROBE_VERSION, Probe
+from scalebench_lib.measure.roof import peak_gflops
+from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
 from scalebench_lib.measure.verify import count_flops, verify
 from scalebench_lib.record import Point, Record, Setup, Software, Verification
 
@@ -32,6 +35,7 @@ class _Found:
     verification: Verification | None = None
     setup: Setup | None = None
     flops: int | None = None
+    peak_gflops: dict[int, dict[str, float]] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
 
 
@@ -52,11 +56,14 @@ def measure(visit: Visit, machine: Machine) -> Record:
         started=started,
         finished=datetime.now(UTC),
         machine=machine,
+        kernel="warm" if os.environ.get("SCALEBENCH_KERNEL") == "warm" else "fresh",
         software=Software.here(_libraries()),
         verification=found.verification,
         setup=found.setup,
         peak_memory_bytes=_peak_memory_bytes(),
         flops=found.flops,
+        probe_version=PROBE_VERSION,
+        peak_gflops=found.peak_gflops,
         points=tuple(found.points),
     )
 
@@ -72,9 +79,13 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     bench.team.check(lambda: passes.append(_timed(lambda: runner(*inputs))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    found.flops = count_flops(model.module, inputs)
+    if visit.number == 1:  # they do not change
+        found.flops = count_flops(model.module, inputs)
     found.verification = verify(model, runner, inputs, outputs, config.seed)
-    found.points = bench.time(lambda: runner(*inputs))
+    warm = first_pass_s * 1e9 >= LONG_PASS_NS
+    found.points = bench.time(lambda: runner(*inputs), warm)
+    if visit.roof:
+        found.peak_gflops = bench.roof()
 
 
 class _Bench:
@@ -92,10 +103,12 @@ class _Bench:
         cpus = self.machine.cpus_for(threads, config.smt, config.placement)
         self.team = self.teams[threads] = pin_team(cpus, self.machine.pinnable)
 
-    def time(self, run: Callable[[], object]) -> list[Point]:
-        """Time `run` at each thread count of the visit."""
+    def time(self, run: Callable[[], object], warm: bool) -> list[Point]:
+        """Time `run` at each thread count of the visit; `warm` if it has had its warm-up."""
         loop = TimingLoop(
             run=run,
+            probe=Probe(),
+            warm=warm,
             switch=self.switch,
             threads=self.visit.threads,
             target_ci=self.visit.target_ci,
@@ -103,6 +116,14 @@ class _Bench:
             seed=self.visit.number,
         )
         return [self._point(series) for series in loop.measure()]
+
+    def roof(self) -> dict[int, dict[str, float]]:
+        """The machine's own peak at each thread count of the visit."""
+        peaks = {}
+        for threads in self.visit.threads:
+            self.switch(threads)
+            peaks[threads] = peak_gflops()
+        return peaks
 
     def _point(self, series: Series) -> Point:
         team = self.teams[series.threads]
@@ -113,7 +134,11 @@ class _Bench:
             pinned=team.pinned,
             samples_ns=tuple(series.samples_ns),
             started_ns=tuple(series.started_ns),
+            probe_before_ns=tuple(series.probe_before_ns),
+            probe_after_ns=tuple(series.probe_after_ns),
+            passes_per_sample=series.passes_per_sample,
             warmup_ns=tuple(series.warmup_ns),
+            spent_s=series.spent_ns / 1e9,
             stopped_by=series.stopped_by,
         )
 

@@ -9,11 +9,11 @@ import numpy as np
 import psutil
 
 from scalebench_lib.config import Config, Visit
-from scalebench_lib.estimate import MIN_SAMPLES
+from scalebench_lib.estimate import MIN_LONG_SAMPLES
 from scalebench_lib.record import Record
 
-VISIT_OVERHEAD_S = 8.0
-"""Kernel start and stop, imports, building and optimizing the model: seconds a visit."""
+VISIT_OVERHEAD_S = 2.5
+"""A warm kernel, building and optimizing the model, its warm-up: seconds a visit."""
 
 FIRST_PASSES = 2
 """Passes before the first sample: the first one, and a warm-up."""
@@ -51,12 +51,19 @@ class Forecast:
     def visit_seconds(self, visit: Visit) -> float:
         """Seconds of a whole visit at most: points may stop earlier, at their ``target_ci``."""
         passes = [self.pass_seconds(visit.config, threads) for threads in visit.threads]
-        points = [max(visit.max_seconds, (MIN_SAMPLES + 1) * one) for one in passes]
+        points = [max(visit.max_seconds, MIN_LONG_SAMPLES * one) for one in passes]
         return VISIT_OVERHEAD_S + FIRST_PASSES * min(passes) + sum(points)
 
-    def seconds(self, visits: Iterable[Visit]) -> float:
-        """Seconds of all `visits`, at most."""
-        return sum(self.visit_seconds(visit) for visit in visits)
+    def seconds(self, visits: Iterable[Visit], rounds: int) -> float:
+        """Seconds of `visits` and those of the rounds that follow, at most."""
+        return sum(self._all_rounds(visit, rounds) for visit in visits)
+
+    def _all_rounds(self, visit: Visit, rounds: int) -> float:
+        """A config whose passes outlast its share of the time is visited fewer times."""
+        once = self.visit_seconds(visit)
+        sampling = (once - VISIT_OVERHEAD_S) / len(visit.threads)
+        share = visit.max_seconds * (rounds - visit.number + 1)
+        return once * min(rounds - visit.number + 1, max(1.0, share / sampling))
 
     def _guess(self, config: Config, threads: int) -> float:
         if self._speed is None:
@@ -85,14 +92,14 @@ def lacking_memory(visit: Visit, records: Sequence[Record], memory_bytes: int) -
     Memory grows linearly with the batch; the two largest batches measured so far, with all else
     equal, give the line. One alone cannot tell the model's share from the batch's.
     """
-    peaks = sorted(
-        (record.config.batch_size, record.peak_memory_bytes)
-        for record in records
-        if record.peak_memory_bytes and _same_but_batch(record.config, visit.config)
-    )
+    peaks: dict[int, int] = {}
+    for record in records:
+        if record.peak_memory_bytes and _same_but_batch(record.config, visit.config):
+            size = record.config.batch_size
+            peaks[size] = max(record.peak_memory_bytes, peaks.get(size, 0))
     if len(peaks) < 2:
         return None
-    (small, low), (large, high) = peaks[-2:]
+    (small, low), (large, high) = sorted(peaks.items())[-2:]
     need = high + max(0.0, (high - low) / (large - small)) * (visit.config.batch_size - large)
     if need <= MEMORY_MARGIN * memory_bytes:
         return None

@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import nbformat
 import papermill
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -22,26 +24,89 @@ from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.record import write_atomically
+from scalebench_lib.sweep.warm import PROVISIONER, NoZygoteError, ZygoteProcess
 
+_START_SECONDS = 60.0
 _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
 
 class _ThisPython(KernelSpecManager):
     """Knows one kernel: the Python that runs the sweep, whatever else is installed."""
 
+    def __init__(self, metadata: dict[str, Any]) -> None:
+        super().__init__()
+        self._metadata = metadata
+
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(argv=_LAUNCH, display_name="Python 3 (ipykernel)", language="python")
+        name = "Python 3 (ipykernel)"
+        return KernelSpec(
+            argv=_LAUNCH, display_name=name, language="python", metadata=self._metadata
+        )
 
 
-def run_notebook(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
-    """Execute notebook `source` with `parameters` in a fresh kernel, and save it as `target`.
+class _PromptClient(AsyncKernelClient):
+    """Is ready when the kernel answers; jupyter_client's listens 0.2 s more for what it may say."""
 
-    Raises `MeasurementError` with the last line of an exception in the notebook, or of the
-    kernel's death. An interrupt (Ctrl-C, SIGTERM) kills the kernel and passes on.
+    async def wait_for_ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        deadline = time.monotonic() + (timeout or _START_SECONDS)
+        while time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                await self.kernel_info(reply=True, timeout=1.0)
+                return
+            if not await self.is_alive():
+                raise DeadKernelError("the kernel died while it started")
+        raise DeadKernelError("the kernel did not start in time")
+
+
+class Kernels:
+    """Runs notebooks, each in a process of its own: started afresh, or forked from a zygote.
+
+    A context manager. `warm` is a wish: where no zygote can be had, kernels are fresh, and
+    `trouble` says why.
     """
-    kernel = AsyncKernelManager(
-        kernel_name="python3", kernel_spec_manager=_ThisPython(), transport="ipc"
-    )
+
+    def __init__(self, warm: bool = True) -> None:
+        self.trouble: str | None = None
+        self._zygote = self._started() if warm else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._zygote:
+            self._zygote.close()
+
+    def run(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+        """Execute notebook `source` with `parameters` in its own kernel, and save as `target`.
+
+        Raises `MeasurementError` with the last line of an exception in the notebook, or of the
+        kernel's death. An interrupt (Ctrl-C, SIGTERM) kills the kernel and passes on.
+        """
+        try:
+            _run(self._manager(), source, target, parameters)
+        except NoZygoteError as error:
+            self.trouble, self._zygote = str(error), None
+            _run(self._manager(), source, target, parameters)
+
+    def _started(self) -> ZygoteProcess | None:
+        try:
+            return ZygoteProcess({})
+        except (NoZygoteError, OSError) as error:
+            self.trouble = str(error)
+            return None
+
+    def _manager(self) -> AsyncKernelManager:
+        metadata: dict[str, Any] = {}
+        if self._zygote:
+            config = {"zygote": self._zygote.socket}
+            metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
+        specs = _ThisPython(metadata)
+        return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs, transport="ipc")
+
+
+def _run(
+    kernel: AsyncKernelManager, source: Path, target: Path, parameters: Mapping[str, Any]
+) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}")
     try:

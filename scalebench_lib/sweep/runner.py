@@ -1,15 +1,18 @@
 """A sweep: the visits that are left, each run by papermill, each leaving a record behind.
 
 The records alone say what is done. Everything here can be killed at any moment and started
-again.
+again. Visits of a config lie spread over the sweep, in rounds: the first gives a whole page,
+coarse, and each further one sharpens it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -22,54 +25,39 @@ from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS
 from scalebench_lib.record import Record, Software, load_records, next_visit, write_atomically
+from scalebench_lib.reference import Reference, reference_for
 from scalebench_lib.sweep.forecast import Forecast, lacking_memory
-from scalebench_lib.sweep.kernels import run_notebook
-
-SPEC = "sweep.yaml"
-
-
-@dataclass
-class State:
-    """Where a sweep stands: what its records say of the visits that were asked for."""
-
-    records: list[Record]
-    done: list[Visit] = field(default_factory=list)
-    failed: list[tuple[Visit, Record]] = field(default_factory=list)
-    left: list[Visit] = field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls, visits: Iterable[Visit], records: list[Record], retry_failed: bool = False
-    ) -> State:
-        """Sort `visits` by what `records` say of their configs and thread counts.
-
-        With `retry_failed`, what failed or was skipped counts as not yet tried.
-        """
-        state = cls(records)
-        for visit in visits:
-            state._place(visit, retry_failed)
-        return state
-
-    def _place(self, visit: Visit, retry_failed: bool) -> None:
-        mine = [record for record in self.records if record.config_id == visit.config.id]
-        measured = {point.threads for record in mine for point in record.points}
-        missing = tuple(count for count in visit.threads if count not in measured)
-        if not missing:
-            self.done.append(visit)
-        elif mine and mine[-1].status != "ok" and not retry_failed:
-            self.failed.append((visit, mine[-1]))
-        else:
-            self.left.append(visit.model_copy(update={"threads": missing}))
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.state import SPEC, Judge, State
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a sweep is doing: `visit` begins, or has ended with `record`.
+
+    `done` of `total` points of this round are finished; `seconds_left` are those of the sweep.
+    """
+
+    round: int
+    visit: Visit
+    record: Record | None
+    done: int
+    total: int
+    seconds_left: float
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass
 class Job:
     """A sweep in its folder, checked and ready to run."""
 
     sweep: Sweep
     machine: Machine
     out: Path
-    state: State
+    judge: Judge
+    records: list[Record]
 
     @classmethod
     def prepare(cls, sweep: Sweep, out: Path, retry_failed: bool = False) -> Job:
@@ -78,55 +66,81 @@ class Job:
         Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
         """
         machine = Machine.here()
-        visits = sweep.visits(machine)
+        judge = Judge(sweep, machine, retry_failed)
         _require_usable(out)
         records = load_records(out)
         _require_same(sweep, machine, out, records)
-        return cls(sweep, machine, out, State.of(visits, records, retry_failed))
+        return cls(sweep, machine, out, judge, records)
+
+    @property
+    def state(self) -> State:
+        """Where the sweep stands now."""
+        return self.judge.state(self.out, self.records)
 
     def forecast(self) -> float:
-        """Seconds that the visits that are left will take, at most."""
-        return Forecast(self.state.records).seconds(self.state.left)
+        """Seconds that the sweep will still take, at most."""
+        return Forecast(self.records).seconds(self.state.left, self.sweep.rounds)
 
-    def run(self, progress: Callable[[Visit, Record | None, float], None]) -> list[Record]:
-        """Run every visit that is left; returns their records, failed ones too.
+    def run(
+        self, progress: Progress, kernels: Kernels, budget_s: float = float("inf")
+    ) -> list[Record]:
+        """Run what is left, round by round; returns the new records, failed ones too.
 
-        `progress` is called before each visit (record None) and after it, with the seconds that
-        are then left. Raises `RequestError` where another process runs a sweep in this folder.
+        No visit is begun that would end after `budget_s` seconds. Raises `RequestError` where
+        another process runs a sweep in this folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        before, deadline = len(self.records), time.monotonic() + budget_s
         with _locked(self.out):
             self._write_spec()
-            return self._run(progress)
+            for number in range(1, self.sweep.rounds + 1):
+                self._round(number, progress, kernels, deadline)
+        return self.records[before:]
 
-    def _run(self, progress: Callable[[Visit, Record | None, float], None]) -> list[Record]:
-        forecast, found = Forecast(self.state.records), list[Record]()
-        for number, visit in enumerate(self.state.left):
-            rest = self.state.left[number + 1 :]
-            progress(visit, None, forecast.seconds([visit, *rest]))
-            record = self._visit(visit, [*self.state.records, *found])
-            found.append(record)
+    def _round(self, number: int, progress: Progress, kernels: Kernels, deadline: float) -> None:
+        forecast, left = Forecast(self.records), self.state.left
+        visits = [visit for visit in left if visit.number <= number]
+        rounds, done = self.sweep.rounds, 0
+        total = sum(len(visit.threads) for visit in visits)
+        for position, visit in enumerate(_ordered(visits, number, self.sweep.seed)):
+            if time.monotonic() + forecast.visit_seconds(visit) > deadline:
+                continue
+            rest = forecast.seconds(visits[position:], rounds)
+            progress(Step(number, visit, None, done, total, rest))
+            record = self._visit(visit, kernels)
+            self.records.append(record)
             forecast.learn(record)
-            progress(visit, record, forecast.seconds(rest))
-        return found
+            done += len(visit.threads)
+            rest = forecast.seconds(visits[position + 1 :], rounds)
+            progress(Step(number, visit, record, done, total, rest))
+        self._keep_reference()
 
-    def _visit(self, visit: Visit, before: list[Record]) -> Record:
+    def _visit(self, visit: Visit, kernels: Kernels) -> Record:
         number = next_visit(self.out, visit.config)
-        visit = visit.model_copy(update={"number": number})
+        visit = visit.model_copy(update={"number": number, "roof": self._wants_roof(visit)})
         memory = min(psutil.virtual_memory().available, self.machine.memory_bytes)
-        lack = lacking_memory(visit, before, memory)
+        lack = lacking_memory(visit, self.records, memory)
         if lack:
             return self._without_points(visit, "skipped", lack, datetime.now(UTC))
-        return self._measured(visit)
+        return self._measured(visit, kernels)
 
-    def _measured(self, visit: Visit) -> Record:
+    def _wants_roof(self, visit: Visit) -> bool:
+        """Once a sweep is enough for each way of placing threads."""
+        known = {
+            Reference.key(record.config, threads)
+            for record in self.records
+            for threads in record.peak_gflops
+        }
+        return any(Reference.key(visit.config, threads) not in known for threads in visit.threads)
+
+    def _measured(self, visit: Visit, kernels: Kernels) -> Record:
         path = self.out / "records" / f"{visit.name}.json"
         target = self.out / "notebooks" / f"{visit.name}.ipynb"
         started = datetime.now(UTC)
         reason = "the notebook wrote no record"
         try:
             parameters = {**visit.parameters(), "out": os.path.relpath(self.out)}
-            run_notebook(NOTEBOOKS / "measure.ipynb", target, parameters)
+            kernels.run(NOTEBOOKS / "measure.ipynb", target, parameters)
         except MeasurementError as error:
             reason = str(error)
         if path.exists():
@@ -145,17 +159,18 @@ class Job:
         before = Sweep.load(path) if path.exists() else self.sweep
         write_atomically(path, before.merged(self.sweep).dump())
 
+    def _keep_reference(self) -> None:
+        """From the first round on; later rounds, and later sweeps, are read with the same."""
+        reference_for(self.out, self.records).save(self.out)
 
-def sweep_state(out: Path) -> State:
-    """Where the sweep in folder `out` stands, on the machine that measured it.
 
-    Raises `RequestError` where `out` holds no sweep.
-    """
-    if not (out / SPEC).exists():
-        raise RequestError(f"{out} holds no sweep: start one with 'scalebench sweep {out}'")
-    records = load_records(out)
-    machine = records[0].machine if records else Machine.here()
-    return State.of(Sweep.load(out / SPEC).visits(machine), records)
+def _ordered(visits: list[Visit], number: int, seed: int) -> list[Visit]:
+    """Shuffled, so that drift falls on all alike; in the first round smaller batches first,
+    since they tell whether larger ones will fit in memory."""
+    shuffled = random.Random(f"{seed} {number}").sample(visits, len(visits))  # noqa: S311
+    if number > 1:
+        return shuffled
+    return sorted(shuffled, key=lambda visit: visit.config.batch_size)
 
 
 def _require_usable(out: Path) -> None:

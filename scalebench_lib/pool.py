@@ -1,0 +1,92 @@
+"""The points of a sweep: all visits of a point together, and their headlines."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scalebench_lib.config import Config
+from scalebench_lib.headline import Headline, PointSamples, headlines
+from scalebench_lib.record import Point, Record
+from scalebench_lib.reference import Reference
+
+Key = tuple[str, int]
+"""A point's name: config id and thread count."""
+
+
+@dataclass
+class Pooled:
+    """A point with all its visits, and what they say together. Times are in ns."""
+
+    config: Config
+    threads: int
+    visits: list[tuple[Record, Point]] = field(default_factory=list)
+    headline: Headline | None = None
+
+    @property
+    def samples_ns(self) -> np.ndarray:
+        """Every sample of every visit."""
+        return np.concatenate([point.samples_ns for _, point in self.visits]).astype(float)
+
+    @property
+    def spent_s(self) -> float:
+        """What the point has cost so far."""
+        return sum(point.spent_s for _, point in self.visits)
+
+    @property
+    def half_width(self) -> float:
+        """Half the headline's interval over the headline: what ``target_ci`` asks about."""
+        found = self.headline
+        return float("inf") if found is None else (found.high - found.low) / 2 / found.value
+
+    def _samples(self, reference: float) -> PointSamples:
+        counts = [len(point.samples_ns) for _, point in self.visits]
+        return PointSamples(
+            kind=_kind(self.config, self.threads),
+            latency=self.samples_ns,
+            probe=np.concatenate([_probes(point) for _, point in self.visits]),
+            visit=np.repeat([record.visit for record, _ in self.visits], counts),
+            reference=reference,
+        )
+
+
+def pool(records: Iterable[Record], reference: Reference | None = None) -> dict[Key, Pooled]:
+    """Pool the visits in `records` into points, each with its headline at `reference` speed.
+
+    Without a `reference` the records' own is taken.
+    """
+    records = list(records)
+    known = (reference or Reference.of(records)).probe_ns
+    pooled = _gathered(records)
+    samples: dict[Hashable, PointSamples] = {
+        key: point._samples(known.get(Reference.key(point.config, point.threads), np.nan))
+        for key, point in pooled.items()
+    }
+    for key, headline in headlines(samples).items() if samples else ():
+        pooled[key].headline = headline  # type: ignore[index]
+    return pooled
+
+
+def _gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
+    pooled: dict[Key, Pooled] = {}
+    for record in records:
+        for point in record.points:
+            empty = Pooled(record.config, point.threads)
+            key = (record.config_id, point.threads)
+            pooled.setdefault(key, empty).visits.append((record, point))
+    return pooled
+
+
+def _kind(config: Config, threads: int) -> Hashable:
+    """Points of one kind feel a slow machine alike: what runs, and on how many threads."""
+    return config.model, config.seq_len, config.optimization, config.smt, threads
+
+
+def _probes(point: Point) -> np.ndarray:
+    if not point.probe_before_ns:
+        return np.full(len(point.samples_ns), np.nan)
+    beside = np.array([point.probe_before_ns, point.probe_after_ns], dtype=float)
+    middle: np.ndarray = np.exp(np.log(beside).mean(axis=0))
+    return middle

@@ -1,0 +1,99 @@
+"""The machine's reference speed: one probe time per thread count and placement.
+
+A sweep keeps the reference it was read with in ``reference.json``. A later sweep beside it, on
+the same machine, takes the same one: then their headlines can be compared.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from scalebench_lib.config import Config
+from scalebench_lib.errors import ScalebenchError, one_line
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import Record, write_atomically
+
+FILE = "reference.json"
+
+FAST_END = 0.05
+"""The quantile of a sweep's probes that counts as the machine's good speed."""
+
+
+class Reference(BaseModel):
+    """Probe times at the reference speed, in ns, by `key`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine: Machine | None = None
+    probe_version: int | None = None
+    probe_ns: dict[str, float] = {}
+
+    @staticmethod
+    def key(config: Config, threads: int) -> str:
+        """What decides how long a probe takes: ``2``, ``2 smt``, ``2 interleave``."""
+        words = [str(threads), "smt" * config.smt, config.placement.replace("sequential", "")]
+        return " ".join(filter(None, words))
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Self:
+        """The fast end of the probes in `records`."""
+        probes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+        first = None
+        for record in records:
+            first = first or record
+            for point in record.points:
+                probes[cls.key(record.config, point.threads)].append(point.probe_after_ns)
+        times = {key: np.concatenate(every) for key, every in probes.items()}
+        return cls(
+            machine=first.machine if first else None,
+            probe_version=first.probe_version if first else None,
+            probe_ns={k: float(np.quantile(t, FAST_END)) for k, t in times.items() if t.size},
+        )
+
+    def completed_by(self, other: Reference) -> Reference:
+        """This reference, with what only `other` knows."""
+        probe_ns = {**other.probe_ns, **self.probe_ns}
+        return self.model_copy(update={"probe_ns": probe_ns})
+
+    @classmethod
+    def load(cls, out: Path) -> Self | None:
+        """The reference kept in folder `out`, or None; `ScalebenchError` where it is damaged."""
+        path = out / FILE
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ScalebenchError(f"{path} is damaged: {one_line(error)}") from None
+
+    def save(self, out: Path) -> None:
+        """Keep the reference in folder `out`."""
+        write_atomically(out / FILE, self.model_dump_json(indent=1) + "\n")
+
+
+def reference_for(out: Path, records: list[Record]) -> Reference:
+    """The reference to read the sweep in `out` with: its own, an earlier sweep's, a new one."""
+    own = Reference.of(records)
+    return next(_kept(out, own), own).completed_by(own)
+
+
+def _kept(out: Path, own: Reference) -> Iterator[Reference]:
+    beside = out.resolve().parent.glob(f"*/{FILE}")
+    earliest_first = sorted(beside, key=lambda path: path.stat().st_mtime)
+    for folder in (out, *(path.parent for path in earliest_first)):
+        kept = Reference.load(folder)
+        if kept and _alike(kept, own):
+            yield kept
+
+
+def _alike(one: Reference, other: Reference) -> bool:
+    if one.machine is None or other.machine is None:
+        return False
+    same_probe = one.probe_version == other.probe_version
+    return same_probe and one.machine.differs_from(other.machine) is None

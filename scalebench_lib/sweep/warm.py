@@ -1,0 +1,121 @@
+"""Warm kernels: a kernel provisioner that forks them from a zygote instead of starting Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from traitlets import Unicode
+
+from scalebench_lib.errors import ScalebenchError
+
+PROVISIONER = "scalebench-warm"
+"""The entry point's name; see ``pyproject.toml``."""
+
+START_SECONDS = 60.0
+
+
+class NoZygoteError(ScalebenchError):
+    """Kernels cannot be forked here: use fresh ones."""
+
+
+class ZygoteProcess:
+    """A running zygote for one environment. Close it, or its kernels stay until we end."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.folder = tempfile.mkdtemp(prefix="scalebench-")
+        self.socket = str(Path(self.folder) / "zygote")
+        self.process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "scalebench_lib.sweep.zygote", self.socket],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101 - asked for above
+        if self.process.stdout.readline() != "ready\n":
+            _, errors = self.process.communicate()
+            self.close()
+            raise NoZygoteError(f"no warm kernels: {(errors.splitlines() or ['no reason'])[-1]}")
+
+    def close(self) -> None:
+        """End the zygote and its kernels."""
+        if self.process.stdin and not self.process.stdin.closed:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class ForkedKernel:
+    """A kernel that a zygote has forked, as jupyter_client wants to see it: like a Popen."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, zygote: str, argv: list[str], env: dict[str, str], cwd: str) -> None:
+        self.zygote = zygote
+        self.pid = int(self._ask({"start": argv, "env": env, "cwd": cwd})["pid"])
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs; a zygote that is gone took it along."""
+        try:
+            code = self._ask({"poll": self.pid})["code"]
+        except (OSError, ValueError):
+            return -signal.SIGKILL
+        return None if code is None else int(code)
+
+    def wait(self) -> int:
+        """Wait for the end."""
+        while (code := self.poll()) is None:
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the kernel alone."""
+        os.kill(self.pid, signum)
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self.zygote)
+            with connection.makefile("rw") as stream:
+                stream.write(json.dumps(request) + "\n")
+                stream.flush()
+                answer: dict[str, Any] = json.loads(stream.readline())
+                return answer
+
+
+class WarmProvisioner(LocalProvisioner):
+    """Starts kernels by asking the zygote that listens at `zygote`."""
+
+    process: Any
+    zygote = Unicode(help="the zygote's socket").tag(config=True)
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        """Fork instead of starting `cmd`, with its arguments."""
+        argv = cmd[cmd.index("-f") :]
+        env = {**kwargs["env"], "SCALEBENCH_KERNEL": "warm"}
+        try:
+            kernel = ForkedKernel(self.zygote, argv, env, kwargs.get("cwd") or str(Path.cwd()))
+        except (OSError, ValueError) as error:
+            raise NoZygoteError(f"the zygote does not answer: {error}") from None
+        self.process = kernel
+        self.pid = self.pgid = kernel.pid
+        return self.connection_info
