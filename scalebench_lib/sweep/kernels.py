@@ -47,7 +47,7 @@ class _ThisPython(KernelSpecManager):
 class _PromptClient(AsyncKernelClient):
     """Is ready when the kernel answers; jupyter_client's listens 0.2 s more for what it may say."""
 
-    async def wait_for_ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def wait_for_ready(self, timeout: float | None = None) -> None:
         deadline = time.monotonic() + (timeout or _START_SECONDS)
         while time.monotonic() < deadline:
             with suppress(TimeoutError):
