@@ -49,7 +49,7 @@ def sweep(
     placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
     target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="The most for a point.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="The most visits of a config: 3.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="The most visits of a config: 5.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Such as 10m: start no more.")] = None,
     kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,

@@ -202,7 +202,7 @@ class Sweep(Words):
     placement: Literal["sequential", "interleave"] = "sequential"
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
-    rounds: Annotated[Whole, Field(le=100)] = 3
+    rounds: Annotated[Whole, Field(le=100)] = 5
 
     def visits(self, machine: Machine) -> list[Visit]:
         """The first visit of every config on `machine`, smaller batches first.

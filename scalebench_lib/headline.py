@@ -19,7 +19,7 @@ from scipy import stats
 
 from scalebench_lib.estimate import CONFIDENCE, MEDIAN_OVER_MEAN, PRIOR_EXPONENT
 
-PRIOR_SD = 0.1
+PRIOR_SD = 0.05
 """How far exponents of machines and models were seen to lie from the prior."""
 
 LONG_NS = 3e9
@@ -27,6 +27,12 @@ LONG_NS = 3e9
 
 SAMPLES_PER_FACT = 8
 """Samples of one moment tell the same: so many of them count as one when a slope is learned."""
+
+LEAST_SPREAD = 0.005
+"""Samples are never taken to be more exact than this: two alike are no proof of a slope."""
+
+FAR = 0.2
+"""At this log slowness a sample counts half: the further it is corrected, the less it says."""
 
 SPIKE_SPREADS = 5.0
 SPIKE_LEAST = 0.06
@@ -55,6 +61,12 @@ class PointSamples:
         """Log of the machine's slowness beside each sample; 0 at the reference speed."""
         log = np.log(self.probe / self.reference)
         return np.where(np.isfinite(log), log, 0.0)
+
+    @property
+    def weight(self) -> np.ndarray:
+        """What each sample counts: less when the machine was far from its reference speed."""
+        far: np.ndarray = np.clip(self.slowness, 0.0, None) / FAR
+        return 1.0 / (1.0 + far**2)
 
     @property
     def attenuation(self) -> float:
@@ -122,9 +134,7 @@ def _moments(point: PointSamples, keep: np.ndarray) -> np.ndarray:
 def _shrunk(moments: np.ndarray, prior: _Slope) -> _Slope:
     xx, xy, yy, freedom = moments
     free = xy / xx if xx > 0 else prior.value
-    noise = SAMPLES_PER_FACT * max(yy - free * xy, 0.0) / max(freedom, 1)
-    if noise == 0:
-        return prior
+    noise = SAMPLES_PER_FACT * (max(yy - free * xy, 0.0) / max(freedom, 1) + LEAST_SPREAD**2)
     precision = xx / noise + prior.error**-2
     value = (xy / noise + prior.value * prior.error**-2) / precision
     return _Slope(float(value), float(precision**-0.5))
@@ -155,9 +165,20 @@ _QUARTER_TO_LOW = float(stats.norm.ppf(0.95) - stats.norm.ppf(0.75))
 """Distances between quantiles of normal noise, in standard deviations."""
 
 
-def _visit_medians(point: PointSamples, rest: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    visits = np.unique(point.visit[keep])
-    return np.array([np.median(rest[keep & (point.visit == visit)]) for visit in visits])
+def _visit_medians(
+    point: PointSamples, rest: np.ndarray, keep: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each visit's median at the reference speed, and its weight: no visit outweighs the rest."""
+    chosen = [keep & (point.visit == visit) for visit in np.unique(point.visit[keep])]
+    medians = np.array([_weighted_median(rest[one], point.weight[one]) for one in chosen])
+    weights = np.array([point.weight[one].sum() for one in chosen])
+    return medians, np.minimum(weights, np.median(weights))
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    ranks = np.cumsum(weights[order]) - weights[order] / 2
+    return float(np.interp(weights.sum() / 2, ranks, values[order]))
 
 
 def _between_visits(
@@ -168,7 +189,7 @@ def _between_visits(
     """Variance of visits' medians around their point's, pooled over all points; its freedom."""
     total, freedom = VISIT_FREEDOM * VISIT_SD**2, float(VISIT_FREEDOM)
     for key, point in points.items():
-        medians = _visit_medians(point, rest[key], keep[key])
+        medians, _ = _visit_medians(point, rest[key], keep[key])
         total += float(((medians - medians.mean()) ** 2).sum())
         freedom += medians.size - 1
     return total / freedom, freedom
@@ -195,8 +216,11 @@ def _headline(
     between: tuple[float, float],
     within: float,
 ) -> Headline:
-    middle, visits = np.median(rest[keep]), np.unique(point.visit[keep]).size
-    correction = point.attenuation * np.median(point.slowness[keep]) * slope.error
+    medians, weights = _visit_medians(point, rest, keep)
+    middle = float(np.average(medians, weights=weights))
+    slowness = np.average(point.slowness[keep], weights=point.weight[keep])
+    correction = point.attenuation * slowness * slope.error
+    visits = weights.sum() ** 2 / (weights**2).sum()
     variance = between[0] / visits + MEDIAN_OVER_MEAN**2 * within / keep.sum() + correction**2
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, between[1]) * np.sqrt(variance))
     value = float(np.exp(middle))

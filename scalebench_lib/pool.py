@@ -12,6 +12,9 @@ from scalebench_lib.headline import Headline, PointSamples, headlines
 from scalebench_lib.record import Point, Record
 from scalebench_lib.reference import Reference
 
+MOMENT_NS = 0.3e9
+"""A machine keeps its speed for longer than this: probes that close together are averaged."""
+
 Key = tuple[str, int]
 """A point's name: config id and thread count."""
 
@@ -85,8 +88,13 @@ def _kind(config: Config, threads: int) -> Hashable:
 
 
 def _probes(point: Point) -> np.ndarray:
+    """The probe time beside each sample: the geometric mean of those around that moment."""
     if not point.probe_before_ns:
         return np.full(len(point.samples_ns), np.nan)
     beside = np.array([point.probe_before_ns, point.probe_after_ns], dtype=float)
-    middle: np.ndarray = np.exp(np.log(beside).mean(axis=0))
-    return middle
+    logs, starts = np.log(beside).mean(axis=0), np.asarray(point.started_ns, dtype=float)
+    first = np.searchsorted(starts, starts - MOMENT_NS)
+    last = np.searchsorted(starts, starts + MOMENT_NS, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(logs)])
+    smooth: np.ndarray = np.exp((sums[last] - sums[first]) / (last - first))
+    return smooth

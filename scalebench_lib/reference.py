@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -84,12 +85,13 @@ def reference_for(out: Path, records: list[Record]) -> Reference:
 
 
 def _kept(out: Path, own: Reference) -> Iterator[Reference]:
-    beside = out.resolve().parent.glob(f"*/{FILE}")
-    earliest_first = sorted(beside, key=lambda path: path.stat().st_mtime)
-    for folder in (out, *(path.parent for path in earliest_first)):
-        kept = Reference.load(folder)
-        if kept and _alike(kept, own):
-            yield kept
+    """References that fit, the sweep's own first, then those beside it, the earliest first."""
+    beside = sorted(out.resolve().parent.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    candidates = [Reference.load(out)]
+    for path in beside:
+        with suppress(ScalebenchError):  # another sweep's damage is not ours
+            candidates.append(Reference.load(path.parent))
+    yield from (kept for kept in candidates if kept and _alike(kept, own))
 
 
 def _alike(one: Reference, other: Reference) -> bool:

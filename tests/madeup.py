@@ -125,6 +125,7 @@ def save_sweep(out: Path, records: Iterable[Record]) -> Path:
     records = list(records)
     for record in records:
         record.save(out / "records")
-    sweep = Sweep(batch_sizes=tuple(sorted({r.config.batch_size for r in records})))
+    sizes = tuple(sorted({record.config.batch_size for record in records}))
+    sweep = Sweep(batch_sizes=sizes, rounds=1)
     (out / "sweep.yaml").write_text(sweep.dump(), encoding="utf-8")
     return out

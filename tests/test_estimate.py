@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from scalebench_lib.estimate import median_interval, percentile, pooled_spread
+from scalebench_lib.estimate import (
+    PRIOR_EXPONENT,
+    enough_samples,
+    median_interval,
+    percentile,
+    steadied,
+)
 
 
 def test_the_interval_holds_the_true_median_as_often_as_it_says() -> None:
@@ -24,14 +30,6 @@ def test_fewer_than_six_samples_are_coarse(count: int) -> None:
     assert not median_interval(range(1, 7)).coarse
 
 
-def test_few_samples_lean_on_the_spread_of_others() -> None:
-    """With a pooled spread the interval of three samples is useful, and around the median."""
-    interval = median_interval([99, 100, 101], spread=0.02)
-    assert interval.coarse
-    assert interval.value == 100
-    assert 0.02 < interval.half_width < 0.04
-
-
 def test_one_sample_alone_says_nothing_of_its_error() -> None:
     """Its interval is everything."""
     assert median_interval([5.0]).half_width == float("inf")
@@ -43,16 +41,20 @@ def test_no_samples_are_an_error() -> None:
         median_interval([])
 
 
-def test_the_pooled_spread_is_that_within_points() -> None:
-    """However far apart the points are."""
-    random = np.random.default_rng(1)
-    points = [level * np.exp(random.normal(0, 0.03, 20)) for level in (1, 100, 10_000)]
-    assert pooled_spread(points) == pytest.approx(0.03, rel=0.25)
+@pytest.mark.parametrize(
+    ("samples", "enough"),
+    [([], False), ([1e6] * 2, False), ([1e6] * 3, True), ([2e9], False), ([2e9] * 2, True)],
+)
+def test_three_samples_are_enough_and_two_of_seconds(samples: list, enough: bool) -> None:
+    """Whatever the time limit says."""
+    assert enough_samples(samples) is enough
 
 
-def test_too_few_samples_pool_to_nothing() -> None:
-    """Three points of two samples have three degrees of freedom."""
-    assert pooled_spread([[1, 2], [1, 2], [1, 2]]) is None
+def test_samples_are_steadied_by_their_probes() -> None:
+    """A machine that is slower by p slows the model by p to the prior exponent."""
+    probes = np.array([1.0, 1.0, 1.0, 1.3, 1.3])
+    samples = 100 * probes**PRIOR_EXPONENT
+    assert steadied(samples, probes) == pytest.approx(100)
 
 
 def test_percentiles_need_samples_beyond_them() -> None:

@@ -97,7 +97,7 @@ def test_another_sweep_brings_its_own_choices(explorer: Explorer) -> None:
 
 def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     """What does nothing here is not there."""
-    general = {"sweep", "metric", "view", "scale"}
+    general = {"sweep", "metric", "view", "scale", "numbers"}
     assert shown(explorer) == {*general, "optimization", "smt", "batch_sizes"}
     explorer.view.value = "batch size"
     assert shown(explorer) == {*general, "batch_size", "optimizations", "smts"}

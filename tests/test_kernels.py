@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.sweep.kernels import run_notebook
+from scalebench_lib.sweep.kernels import Kernels
+
+run_notebook = Kernels(warm=False).run
 
 
 def notebook(path: Path, *cells: str) -> Path:

@@ -10,12 +10,17 @@ from scalebench_lib.config import Config, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Software, load_records
+from scalebench_lib.reference import Reference
 from scalebench_lib.sweep import runner
-from scalebench_lib.sweep.runner import Job, State, sweep_state
-from tests.madeup import machine, measured, missing, save_sweep
+from scalebench_lib.sweep.runner import Job, Step
+from tests.madeup import machine, measured, save_sweep
 
 SMALL = machine(cores=2, smt=False)
-SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none",))
+SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none",), rounds=3)
+
+
+def quiet(_: Step) -> None:
+    """No progress to be seen."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,30 +34,6 @@ def record(batch_size: int, **change: object):
     return measured(Config(batch_size=batch_size), SMALL).model_copy(
         update={"software": Software.here(), **change}
     )
-
-
-def test_what_has_a_record_is_done() -> None:
-    """And it alone."""
-    state = State.of(SWEEP.visits(SMALL), [record(1)])
-    assert [visit.config.batch_size for visit in state.done] == [1]
-    assert [visit.config.batch_size for visit in state.left] == [4]
-
-
-def test_thread_counts_that_are_missing_are_left() -> None:
-    """A sweep may be gone on with at more thread counts."""
-    half = record(1)
-    half = half.model_copy(update={"points": half.points[:1]})
-    state = State.of(SWEEP.visits(SMALL), [half, record(4)])
-    assert [(visit.config.batch_size, visit.threads) for visit in state.left] == [(1, (2,))]
-
-
-def test_what_failed_is_left_alone_until_it_is_asked_for() -> None:
-    """In its place in the order."""
-    failed = missing(Config(batch_size=1), SMALL, "failed", "no luck")
-    state = State.of(SWEEP.visits(SMALL), [failed])
-    assert [found.reason for _, found in state.failed] == ["no luck"]
-    again = State.of(SWEEP.visits(SMALL), [failed], retry_failed=True)
-    assert [visit.config.batch_size for visit in again.left] == [1, 4]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +57,7 @@ def test_a_folder_with_another_sweep_is_refused(tmp_path, sweep, change, complai
 def test_more_batch_sizes_may_be_added(tmp_path: Path) -> None:
     """Only they are left."""
     save_sweep(tmp_path, [record(1), record(4)])
-    job = Job.prepare(Sweep(batch_sizes=(1, 4, 8), optimizations=("none",)), tmp_path)
+    job = Job.prepare(Sweep(batch_sizes=(1, 4, 8), optimizations=("none",), rounds=1), tmp_path)
     assert [visit.config.batch_size for visit in job.state.left] == [8]
 
 
@@ -104,37 +85,37 @@ def test_a_folder_that_must_not_be_written_is_refused(tmp_path: Path, monkeypatc
         Job.prepare(SWEEP, tmp_path / "sweep")
 
 
-def fake_notebook(monkeypatch: pytest.MonkeyPatch, act) -> list[dict]:
-    """Replace the kernel by `act(parameters)`; returns the parameters of each run."""
-    runs: list[dict] = []
+class FakeKernels:
+    """Calls `act(parameters)` instead of running a notebook; `runs` are the parameters so far."""
 
-    def run(source: Path, target: Path, parameters: dict) -> None:
-        runs.append(parameters)
-        act(parameters)
+    def __init__(self, act) -> None:
+        self.act = act
+        self.runs: list[dict] = []
 
-    monkeypatch.setattr(runner, "run_notebook", run)
-    return runs
+    def run(self, source: Path, target: Path, parameters: dict) -> None:
+        """As `Kernels.run`."""
+        self.runs.append(parameters)
+        self.act(parameters)
 
 
-def test_a_sweep_goes_on_past_a_config_that_fails(tmp_path: Path, monkeypatch) -> None:
+def test_a_sweep_goes_on_past_a_config_that_fails(tmp_path: Path) -> None:
     """Each failure leaves a record with its reason."""
 
     def act(parameters: dict) -> None:
         if parameters["batch_size"] == 1:
             raise runner.MeasurementError("no luck")
-        record(parameters["batch_size"]).save(tmp_path / "records")
+        noisy(parameters).save(tmp_path / "records")
 
-    runs = fake_notebook(monkeypatch, act)
-    found = Job.prepare(SWEEP, tmp_path).run(lambda *_: None)
-    assert [(one.status, one.reason) for one in found] == [("failed", "no luck"), ("ok", None)]
-    assert [run["batch_size"] for run in runs] == [1, 4]
-    assert len(load_records(tmp_path)) == 2
+    kernels = FakeKernels(act)
+    found = Job.prepare(SWEEP, tmp_path).run(quiet, kernels)
+    assert [(one.status, one.reason) for one in found][:2] == [("failed", "no luck"), ("ok", None)]
+    assert [run["batch_size"] for run in kernels.runs][:2] == [1, 4]
+    assert len(load_records(tmp_path)) == len(found)
 
 
-def test_a_notebook_that_leaves_no_record_has_failed(tmp_path: Path, monkeypatch) -> None:
+def test_a_notebook_that_leaves_no_record_has_failed(tmp_path: Path) -> None:
     """Whatever papermill says of it."""
-    fake_notebook(monkeypatch, lambda _: None)
-    found = Job.prepare(SWEEP, tmp_path).run(lambda *_: None)
+    found = Job.prepare(SWEEP, tmp_path).run(quiet, FakeKernels(lambda _: None))
     assert {one.reason for one in found} == {"the notebook wrote no record"}
 
 
@@ -147,21 +128,86 @@ def test_a_batch_that_would_not_fit_is_skipped_unrun(tmp_path: Path, monkeypatch
         size = parameters["batch_size"]
         record(size, peak_memory_bytes=peaks[size]).save(tmp_path / "records")
 
-    runs = fake_notebook(monkeypatch, act)
-    sweep = Sweep(batch_sizes=(1, 4, 16), optimizations=("none",))
-    found = Job.prepare(sweep, tmp_path).run(lambda *_: None)
+    kernels = FakeKernels(act)
+    sweep = Sweep(batch_sizes=(1, 4, 16), optimizations=("none",), rounds=1)
+    found = Job.prepare(sweep, tmp_path).run(quiet, kernels)
     assert [one.status for one in found] == ["ok", "ok", "skipped"]
     assert "would need about 160.0 GiB" in found[2].reason
-    assert len(runs) == 2
+    assert len(kernels.runs) == 2
 
 
-def test_progress_tells_before_and_after_and_the_seconds_left(tmp_path, monkeypatch) -> None:
+def test_progress_tells_before_and_after_and_the_seconds_left(tmp_path) -> None:
     """They fall."""
-    fake_notebook(monkeypatch, lambda p: record(p["batch_size"]).save(tmp_path / "records"))
-    seen: list[tuple] = []
-    Job.prepare(SWEEP, tmp_path).run(lambda *what: seen.append(what))
-    assert [what[1] is None for what in seen] == [True, False, True, False]
-    assert seen[0][2] > seen[-1][2] == 0
+    kernels = FakeKernels(lambda p: record(p["batch_size"]).save(tmp_path / "records"))
+    seen: list[Step] = []
+    job = Job.prepare(SWEEP.model_copy(update={"rounds": 1}), tmp_path)
+    job.run(seen.append, kernels)
+    assert [step.record is None for step in seen] == [True, False, True, False]
+    assert [step.done for step in seen] == [0, 2, 2, 4]
+    assert seen[0].seconds_left > seen[-1].seconds_left == 0
+
+
+def noisy(parameters: dict, spent_s: float = 0.1):
+    """A record whose points are not yet within ``target_ci``."""
+    found = record(parameters["batch_size"], visit=parameters["visit"])
+    points = [point.model_copy(update={"spent_s": spent_s}) for point in found.points]
+    return found.model_copy(update={"points": tuple(points)})
+
+
+def test_configs_are_visited_in_rounds_of_shuffled_order(tmp_path) -> None:
+    """Small batches first in the first round; a share of the time each; records add up."""
+    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
+    sizes = (1, 2, 4, 8, 16)
+    sweep = SWEEP.model_copy(update={"batch_sizes": sizes, "target_ci": 0.001, "max_seconds": 9})
+    Job.prepare(sweep, tmp_path).run(quiet, kernels)
+    order = [run["batch_size"] for run in kernels.runs]
+    rounds = [order[:5], order[5:10], order[10:]]
+    assert rounds[0] == [1, 2, 4, 8, 16]
+    assert sorted(rounds[1]) == sorted(rounds[2]) == rounds[0]
+    assert len({tuple(one) for one in rounds}) == 3
+    assert {run["max_seconds"] for run in kernels.runs} == {3.0}
+    assert [run["visit"] for run in kernels.runs] == [1] * 5 + [2] * 5 + [3] * 5
+
+
+def test_later_rounds_visit_only_what_is_not_yet_known(tmp_path) -> None:
+    """A point that has had its time is left alone."""
+
+    def act(parameters: dict) -> None:
+        spent = 9.0 if parameters["batch_size"] == 4 else 0.1
+        noisy(parameters, spent).save(tmp_path / "records")
+
+    kernels = FakeKernels(act)
+    sweep = SWEEP.model_copy(update={"target_ci": 0.001, "max_seconds": 9})
+    Job.prepare(sweep, tmp_path).run(quiet, kernels)
+    assert [run["batch_size"] for run in kernels.runs] == [1, 4, 1, 1]
+
+
+def test_no_visit_is_begun_that_would_outlast_the_budget(tmp_path) -> None:
+    """What was not visited is left for the next time."""
+    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
+    Job.prepare(SWEEP, tmp_path).run(quiet, kernels, budget_s=0.5)
+    assert kernels.runs == []
+
+
+def test_the_roof_is_measured_once_a_sweep(tmp_path) -> None:
+    """For each way of placing threads."""
+
+    def act(parameters: dict) -> None:
+        peaks = {1: {"fp32": 50.0}, 2: {"fp32": 100.0}} if parameters["roof"] else {}
+        found = noisy(parameters).model_copy(update={"peak_gflops": peaks})
+        found.save(tmp_path / "records")
+
+    kernels = FakeKernels(act)
+    Job.prepare(SWEEP, tmp_path).run(quiet, kernels)
+    assert [run["roof"] for run in kernels.runs][:2] == [True, False]
+    assert not any(run["roof"] for run in kernels.runs[1:])
+
+
+def test_the_reference_speed_is_kept_with_the_sweep(tmp_path) -> None:
+    """Later rounds, and later sweeps beside it, are read with the same."""
+    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "one" / "records"))
+    Job.prepare(SWEEP, tmp_path / "one").run(quiet, kernels)
+    assert Reference.load(tmp_path / "one") is not None
 
 
 def test_two_sweeps_into_one_folder_are_refused(tmp_path: Path) -> None:
@@ -171,18 +217,4 @@ def test_two_sweeps_into_one_folder_are_refused(tmp_path: Path) -> None:
         filelock.FileLock(tmp_path / ".lock"),
         pytest.raises(RequestError, match="another sweep is running"),
     ):
-        job.run(lambda *_: None)
-
-
-def test_status_tells_of_the_machine_that_measured(tmp_path: Path, monkeypatch) -> None:
-    """Wherever it is asked."""
-    save_sweep(tmp_path, [measured(Config(batch_size=1), machine(cores=4, smt=False))])
-    state = sweep_state(tmp_path)
-    assert [visit.config.optimization for visit in state.done] == ["none"]
-    assert [visit.config.optimization for visit in state.left] == ["script"]
-
-
-def test_a_folder_without_a_sweep_says_what_to_do(tmp_path: Path) -> None:
-    """One line."""
-    with pytest.raises(RequestError, match="holds no sweep: start one with"):
-        sweep_state(tmp_path)
+        job.run(quiet, FakeKernels(lambda _: None))

@@ -4,7 +4,9 @@ import gc
 from collections.abc import Callable, Iterator
 from itertools import cycle, repeat
 
-from scalebench_lib.measure.timing import WARMUP_PASSES, Series, TimingLoop
+import pytest
+
+from scalebench_lib.measure.timing import Series, TimingLoop
 
 MS = 1_000_000
 
@@ -17,6 +19,8 @@ class FakeMachine:
         self.now = 0
         self.threads = 0
         self.switches: list[int] = []
+        self.probes: Iterator[int] = repeat(4 * MS)
+        self.probed = 0
 
     def clock(self) -> int:
         """Nanoseconds of passes so far."""
@@ -31,12 +35,18 @@ class FakeMachine:
         """Take as long as the next pass takes."""
         self.now += next(self.durations[self.threads])
 
+    def probe(self) -> None:
+        """Take as long as the next probe takes."""
+        self.probed += 1
+        self.now += next(self.probes)
+
 
 def timed(durations: dict[int, Iterator[int]], **limits: float) -> tuple[list[Series], FakeMachine]:
     """Run the loop on a fake machine with `durations` by thread count."""
     fake = FakeMachine(durations)
     loop = TimingLoop(
         run=fake.run,
+        probe=fake.probe,
         switch=fake.switch,
         threads=tuple(durations),
         clock=fake.clock,
@@ -60,20 +70,77 @@ def test_a_noisy_point_stops_when_its_time_is_up() -> None:
     assert 3_000 * MS <= fake.now < 4_000 * MS
 
 
-def test_three_samples_win_over_the_time_limit() -> None:
-    """However long a pass takes."""
+def test_two_long_samples_win_over_the_time_limit() -> None:
+    """However long a pass takes; shorter ones need three."""
     (one,), _ = timed({1: repeat(20_000 * MS)}, max_seconds=1)
-    assert len(one.samples_ns) == 3
+    assert len(one.samples_ns) == 2
     assert one.stopped_by == "max_seconds"
+    (one,), _ = timed({1: repeat(900 * MS)}, max_seconds=1)
+    assert len(one.samples_ns) == 3
+
+
+def test_every_sample_has_its_probes_right_before_and_after() -> None:
+    """Neighbouring samples share the probe between them."""
+    (one,), _ = timed({1: cycle([50 * MS, 90 * MS])}, max_seconds=2)
+    assert len(one.probe_before_ns) == len(one.probe_after_ns) == len(one.samples_ns)
+    assert set(one.probe_before_ns + one.probe_after_ns) == {4 * MS}
+
+
+@pytest.mark.parametrize("pass_ms", [2, 40, 300])
+def test_probes_take_little_of_the_time(pass_ms: int) -> None:
+    """At most 15 %; beside short passes one probe serves several samples."""
+    jitter = cycle([int(pass_ms * MS * 0.8), int(pass_ms * MS * 1.2)])
+    _, fake = timed({1: jitter}, max_seconds=5, target_ci=0.001)
+    assert fake.probed * 4 * MS <= 0.15 * fake.now
+
+
+def test_a_slow_machine_that_the_probe_explains_does_not_keep_a_point_from_stopping() -> None:
+    """Half of the passes are slower, and so are the probes beside them."""
+
+    def speeds() -> Iterator[float]:
+        while True:
+            yield from [1.0] * 9 + [1.5] * 9
+
+    machine = FakeMachine({})
+    slowness = [1.0]
+    steps = speeds()
+
+    def passes() -> Iterator[int]:
+        while True:
+            yield round(50 * MS * slowness[0] ** 0.55)
+
+    def probes() -> Iterator[int]:
+        while True:
+            slowness[0] = next(steps)
+            yield round(4 * MS * slowness[0])
+
+    machine.durations, machine.probes = {1: passes()}, probes()
+    loop = TimingLoop(
+        machine.run, machine.probe, machine.switch, (1,), 0.05, 20, clock=machine.clock
+    )
+    (one,) = loop.measure()
+    assert one.stopped_by == "target_ci"
+
+
+def test_passes_below_a_millisecond_are_timed_in_blocks() -> None:
+    """Their mean is the sample."""
+    (one,), _ = timed({1: repeat(MS // 10)})
+    assert one.passes_per_sample == 10
+    assert set(one.samples_ns) == {MS // 10}
+
+
+def test_a_config_that_had_its_long_first_pass_is_warm() -> None:
+    """It is not warmed up again."""
+    (one,), _ = timed({1: repeat(5_000 * MS)}, warm=True)
+    assert one.warmup_ns == []
 
 
 def test_warm_up_does_not_count() -> None:
     """The slow first passes are kept aside."""
-    slow_first = iter([500 * MS, 300 * MS, *[50 * MS] * 1000])
+    slow_first = iter([100 * MS, 90 * MS, 80 * MS, 70 * MS, 60 * MS, *[50 * MS] * 1000])
     (one,), _ = timed({1: slow_first})
-    assert one.warmup_ns[:2] == [500 * MS, 300 * MS]
+    assert one.warmup_ns[:5] == [100 * MS, 90 * MS, 80 * MS, 70 * MS, 60 * MS]
     assert max(one.samples_ns) == 50 * MS
-    assert len(one.warmup_ns) <= WARMUP_PASSES + 10
 
 
 def test_long_passes_are_warmed_up_once_for_all_points() -> None:
@@ -103,7 +170,7 @@ def test_a_machine_that_slows_down_slows_all_points_alike() -> None:
     box: list[FakeMachine] = []
     fake = FakeMachine({1: drifting(box), 2: drifting(box)})
     box.append(fake)
-    loop = TimingLoop(fake.run, fake.switch, (1, 2), 0.001, 4, clock=fake.clock)
+    loop = TimingLoop(fake.run, fake.probe, fake.switch, (1, 2), 0.001, 4, clock=fake.clock)
     one, two = loop.measure()
     slow = [sum(ns > 70 * MS for ns in s.samples_ns) / len(s.samples_ns) for s in (one, two)]
     assert abs(slow[0] - slow[1]) < 0.2
@@ -137,7 +204,10 @@ def test_the_same_seed_gives_the_same_order() -> None:
     def order(seed: int) -> list[int]:
         fake = FakeMachine({n: cycle([50 * MS, 90 * MS]) for n in (1, 2, 3, 4)})
         make: Callable[..., TimingLoop] = TimingLoop
-        make(fake.run, fake.switch, (1, 2, 3, 4), 0.02, 3, seed=seed, clock=fake.clock).measure()
+        counts = (1, 2, 3, 4)
+        make(
+            fake.run, fake.probe, fake.switch, counts, 0.02, 3, seed=seed, clock=fake.clock
+        ).measure()
         return fake.switches
 
     assert order(1) == order(1)

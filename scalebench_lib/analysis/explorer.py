@@ -18,7 +18,14 @@ from scalebench_lib.analysis.figures import per_batch, per_optimization
 from scalebench_lib.analysis.findings import extreme
 from scalebench_lib.analysis.picture import Picture
 from scalebench_lib.analysis.plates import By, ordered_optimizations, plates, shown_optimizations
-from scalebench_lib.analysis.selection import METRICS, Measured, MetricName, setting_words, settings
+from scalebench_lib.analysis.selection import (
+    METRICS,
+    Measured,
+    MetricName,
+    as_raw,
+    setting_words,
+    settings,
+)
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import OUTPUTS
 
@@ -26,6 +33,7 @@ _DPI = 100
 """Less than on the page, for a quicker answer."""
 
 _BATCH, _OPTIMIZATION = "batch size", "optimization"
+_REFERENCE, _RAW = "at reference speed", "raw medians"
 _SMT = {False: "off", True: "on"}
 
 
@@ -77,6 +85,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.optimizations = Checks("Optimizations")
         self.smts = Checks("SMT")
         self.scale = buttons("Scale", ["auto", "linear", "log"])
+        self.numbers = buttons("Numbers", [_REFERENCE, _RAW])
         self.message = widgets.HTML()
         self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
         super().__init__([*self.controls, self.message, self.picture])
@@ -89,7 +98,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         by_optimization = [self.optimization, self.smt, self.batch_sizes]
         by_batch = [self.batch_size, self.optimizations, self.smts]
         general = [self.sweep, self.setting, self.metric, self.view]
-        return [*general, *by_optimization, *by_batch, self.scale]
+        return [*general, *by_optimization, *by_batch, self.scale, self.numbers]
 
     def _listen(self) -> None:
         """Sweep and setting change what there is to choose from; the rest only the picture."""
@@ -161,7 +170,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         else:
             chosen = [self.optimization, *([self.smt] * several_smt), self.batch_sizes]
         setting = [self.setting] * (len(self.setting.options) > 1)
-        return [self.sweep, *setting, self.metric, self.view, *chosen, self.scale]
+        look = [self.scale, self.numbers]
+        return [self.sweep, *setting, self.metric, self.view, *chosen, *look]
 
     def _chosen_rows(self) -> pd.DataFrame:
         by_batch = self.view.value == _BATCH
@@ -175,11 +185,12 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             if not values:
                 raise RequestError("Nothing is chosen: tick at least one box of each row.")
             rows = rows[rows[column].isin(values)]
-        return rows
+        return as_raw(rows) if self.numbers.value == _RAW else rows
 
     def _draw(self, rows: pd.DataFrame) -> Picture:
         model, metric = rows["model"].iloc[0], self.metric.value
-        how = {"scale": self.scale.value, "source": self._load(self.sweep.value).source}
+        source = f"{self._load(self.sweep.value).source} · {self.numbers.value}"
+        how = {"scale": self.scale.value, "source": source}
         if self.view.value == _BATCH:
             return per_batch(rows, model, metric, self.batch_size.value, **how)
         config = self.optimization.value, self.smt.value

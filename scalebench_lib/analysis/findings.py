@@ -22,7 +22,7 @@ from scalebench_lib.analysis.selection import (
 
 _SHOWN = (
     *("latency_ms", "latency_ms_low", "latency_ms_high", "throughput"),
-    *("optimization", "smt", "threads", "coarse"),
+    *("optimization", "smt", "threads", "coarse", "latency_ms_raw"),
 )
 
 

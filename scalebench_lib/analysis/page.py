@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scalebench_lib.analysis.findings import best_points, findings, number
 from scalebench_lib.analysis.plates import Plate, plates
+from scalebench_lib.analysis.roof import roofs as draw_roofs
 from scalebench_lib.analysis.selection import (
     METRICS,
     Measured,
@@ -25,7 +26,7 @@ from scalebench_lib.analysis.selection import (
 )
 from scalebench_lib.record import Record, write_atomically
 
-_OURS = re.compile(r".+-(latency|throughput)-.+\.png")
+_OURS = re.compile(r".+-((latency|throughput)-.+|peak(-.+)?)\.png")
 """Figures that a report wrote; other pictures in the folder are somebody's own."""
 
 
@@ -37,14 +38,19 @@ class _Shown:
     png: bytes | None
 
     @property
+    def file(self) -> str:
+        """The picture's name in ``figures/``."""
+        return f"{self.plate.name}.png"
+
+    @property
     def source(self) -> str:
         """The picture's path, from the page."""
-        return f"figures/{self.plate.name}.png"
+        return f"figures/{self.file}"
 
     @property
     def data(self) -> str:
         """The picture itself, as an address."""
-        return "data:image/png;base64," + b64encode(self.png or b"").decode("ascii")
+        return _data_url(self.png or b"")
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,13 @@ def write_page(out: Path) -> Path:
     measured = Measured.load(out)
     write_atomically(out / "results.csv", measured.table.to_csv(index=False))
     shown = _write_figures(out / "figures", measured)
-    context = _context(measured, shown)
+    roofs = _write_roofs(out / "figures", measured)
+    context = {**_context(measured, shown), "roofs": roofs}
     for name in ("index.md", "index.html"):
         write_atomically(out / name, _TEMPLATES.get_template(f"{name}.j2").render(context))
-    _remove_stale(out / "figures", shown)
+    _remove_stale(
+        out / "figures", {s.file for s in shown if s.png} | {roof["file"] for roof in roofs}
+    )
     return out / "index.html"
 
 
@@ -87,16 +96,25 @@ def _write_figures(folder: Path, measured: Measured) -> list[_Shown]:
     return shown
 
 
+def _write_roofs(folder: Path, measured: Measured) -> list[dict[str, str]]:
+    """One figure a model and setting whose distance from the machine's peak is known."""
+    found = []
+    for figure in draw_roofs(measured.table, measured.source):
+        png = figure.png()
+        _replace(folder / f"{figure.name}.png", png)
+        found.append({"file": f"{figure.name}.png", "data": _data_url(png), "alt": figure.alt})
+    return found
+
+
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_bytes(data)
     temporary.replace(path)
 
 
-def _remove_stale(folder: Path, shown: Iterable[_Shown]) -> None:
-    drawn = {f"{s.plate.name}.png" for s in shown if s.png}
+def _remove_stale(folder: Path, current: set[str]) -> None:
     for path in folder.glob("*.png"):
-        if path.name not in drawn and _OURS.fullmatch(path.name):
+        if path.name not in current and _OURS.fullmatch(path.name):
             path.unlink()
 
 
@@ -109,6 +127,8 @@ def _context(measured: Measured, shown: list[_Shown]) -> dict[str, Any]:
         "best": list(_best_tables(table)),
         "missing": missing_words(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
+        "samples": int(table["samples"].sum()),
+        "disturbed": int(table["disturbed"].sum()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": _sections(shown, measured.without_smt),
         "provenance": _provenance(measured.records),
@@ -153,6 +173,10 @@ def _provenance(records: list[Record]) -> list[tuple[str, list[str]]]:
 
 def _pairs(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + b64encode(png).decode("ascii")
 
 
 def _slug(text: str) -> str:

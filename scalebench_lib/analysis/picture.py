@@ -60,6 +60,7 @@ class Picture(Figure):
     """A matplotlib figure that shows itself in a notebook, whatever the backend."""
 
     alt = ""
+    name = ""
 
     def png(self, dpi: float = DPI) -> bytes:
         """The picture as PNG of 256 colours: a quarter of the size, and the eye sees no less."""

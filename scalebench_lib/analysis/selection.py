@@ -144,6 +144,15 @@ def missing_words(rows: pd.DataFrame) -> list[str]:
     ]
 
 
+def as_raw(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with plain medians in place of headlines; those have no interval."""
+    raw = table["latency_ms_raw"]
+    throughput = table["batch_size"] / raw * 1e3
+    plain = table.assign(latency_ms=raw, throughput=throughput)
+    plain[["latency_ms_low", "latency_ms_high"]] = pd.NA
+    return plain
+
+
 def parts(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
     """The rows by their values of `columns`, in the order of the values."""
     yield from rows.groupby(columns, sort=True)

@@ -88,6 +88,7 @@ class TimingLoop:
     seed: int = 0
     warm: bool = False
     clock: Clock = time.perf_counter_ns
+    _origin: int = field(default=0, init=False)
 
     def measure(self) -> list[Series]:
         """Take turns until every point has stopped; one `Series` a thread count, in order."""
@@ -109,7 +110,7 @@ class TimingLoop:
         self._timed(self.probe)  # the first one after a switch finds cold caches
         before, end_of_turn = self._timed(self.probe), self.clock() + TURN_NS
         while self.clock() < end_of_turn:
-            count = self._stretch(one)
+            count = self.stretch(one)
             after = self._timed(self.probe)
             one.probe_before_ns += [before] * count
             one.probe_after_ns += [after] * count
@@ -117,7 +118,7 @@ class TimingLoop:
         one.spent_ns += self.clock() - start
         one.decide(self.target_ci, self.max_seconds)
 
-    def _stretch(self, one: Series) -> int:
+    def stretch(self, one: Series) -> int:
         """Sample until the next probe is due; returns how many samples that were."""
         due, before = self.clock() + PROBE_EVERY_NS, len(one.samples_ns)
         while True:

@@ -50,9 +50,12 @@ class Forecast:
 
     def visit_seconds(self, visit: Visit) -> float:
         """Seconds of a whole visit at most: points may stop earlier, at their ``target_ci``."""
+        first = min(self.pass_seconds(visit.config, threads) for threads in visit.threads)
+        return VISIT_OVERHEAD_S + FIRST_PASSES * first + sum(self._points(visit))
+
+    def _points(self, visit: Visit) -> list[float]:
         passes = [self.pass_seconds(visit.config, threads) for threads in visit.threads]
-        points = [max(visit.max_seconds, MIN_LONG_SAMPLES * one) for one in passes]
-        return VISIT_OVERHEAD_S + FIRST_PASSES * min(passes) + sum(points)
+        return [max(visit.max_seconds, MIN_LONG_SAMPLES * one) for one in passes]
 
     def seconds(self, visits: Iterable[Visit], rounds: int) -> float:
         """Seconds of `visits` and those of the rounds that follow, at most."""
@@ -60,10 +63,10 @@ class Forecast:
 
     def _all_rounds(self, visit: Visit, rounds: int) -> float:
         """A config whose passes outlast its share of the time is visited fewer times."""
-        once = self.visit_seconds(visit)
-        sampling = (once - VISIT_OVERHEAD_S) / len(visit.threads)
-        share = visit.max_seconds * (rounds - visit.number + 1)
-        return once * min(rounds - visit.number + 1, max(1.0, share / sampling))
+        rounds_left = rounds - visit.number + 1
+        points = self._points(visit)
+        share = rounds_left * visit.max_seconds * len(points) / sum(points)
+        return self.visit_seconds(visit) * max(1.0, share)
 
     def _guess(self, config: Config, threads: int) -> float:
         if self._speed is None:

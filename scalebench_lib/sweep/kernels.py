@@ -119,11 +119,7 @@ def _run(
                 raise
     except PapermillExecutionError as error:
         raise MeasurementError(f"{error.ename}: {error.evalue}".splitlines()[0]) from None
-    except DeadKernelError:
-        raise MeasurementError(_cause_of_death(kernel)) from None
     finally:
-        _kill(kernel)
-        asyncio.run(_clean_up(kernel))
         _publish(draft, target)
 
 
@@ -131,14 +127,20 @@ def _execute(
     kernel: AsyncKernelManager, source: Path, draft: Path, parameters: dict[str, Any]
 ) -> None:
     """Runs in a thread of its own: nbclient takes over the signal handlers of the main one."""
-    papermill.execute_notebook(
-        nbformat.read(source, as_version=4),
-        str(draft).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
-        parameters=parameters,
-        progress_bar=False,
-        autosave_cell_every=0,  # nothing else works while a point is timed
-        km=kernel,
-    )
+    try:
+        papermill.execute_notebook(
+            nbformat.read(source, as_version=4),
+            str(draft).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
+            parameters=parameters,
+            progress_bar=False,
+            autosave_cell_every=0,  # nothing else works while a point is timed
+            km=kernel,
+        )
+    except DeadKernelError:
+        raise MeasurementError(_cause_of_death(kernel)) from None
+    finally:
+        _kill(kernel)
+        asyncio.run(_clean_up(kernel))
 
 
 def _wait(future: Future[None]) -> None:
