@@ -78,10 +78,16 @@ def sweep(
     if dry_run:
         return
     with Kernels(warm=kernels == "warm") as how:
-        failed = [record for record in _run(job, how, budget) if record.status == "failed"]
-    report(out)
-    if failed:
-        _complain(f"{len(failed)} of the configs failed: 'scalebench status {out}' says why")
+        _run(job, how, budget)
+        if how.trouble:
+            _complain(f"{how.trouble}; kernels were started afresh, which takes longer")
+    if job.records:
+        report(out)
+    state = job.state
+    if state.left:
+        console.print(f"{len(state.left)} configs are left: the same command goes on from here")
+    if any(record.status == "failed" for _, record in state.failed):
+        _complain(f"{len(state.failed)} of the configs failed: 'scalebench status {out}' says why")
         raise typer.Exit(1)
 
 
@@ -144,7 +150,10 @@ def main() -> NoReturn:
     except Interrupted as interrupted:
         signum = interrupted.args[0]
         word = "interrupted" if signum == signal.SIGINT else "terminated"
-        _leave(f"{word}: the same command goes on from here", 128 + signum)
+        _leave(
+            f"{word}: 'scalebench report' shows what there is, the same command goes on",
+            128 + signum,
+        )
 
 
 _UsageError: Any = typer.BadParameter.mro()[1]
@@ -192,8 +201,6 @@ def _run(job: Job, kernels: Kernels, budget_s: float) -> list[Record]:
         TextColumn("{task.description}"),
         TextColumn("[dim]{task.fields[so_far]}, {task.fields[left]} left"),
     )
-    if kernels.trouble:
-        _complain(f"{kernels.trouble}; kernels are started afresh, which takes longer")
     with Progress(*columns, console=console, refresh_per_second=0.5) as bar:
         task = bar.add_task("", total=None, so_far="", left="")
 

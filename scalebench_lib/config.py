@@ -99,7 +99,7 @@ class Config(Words):
     model: ModelName = "bert"
     weights: Annotated[str, Field(min_length=1)] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seq_len: Annotated[Whole, Field(le=512)] = 16
+    seq_len: Annotated[Whole, Field(ge=2, le=512)] = 16
     batch_size: Whole = 1
     optimization: OptimizationName = "none"
     smt: bool = False
@@ -127,7 +127,7 @@ class Config(Words):
 class Visit(Words):
     """One run of a config in a process of its own, at each of `threads` (counts).
 
-    `max_seconds` is the time of a point in this visit. `roof` asks for the machine's own peak.
+    `max_seconds` is the time of a point in this visit.
     """
 
     config: Config
@@ -135,7 +135,6 @@ class Visit(Words):
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
     number: Whole = 1
-    roof: bool = True
 
     @property
     def name(self) -> str:
@@ -173,7 +172,7 @@ class Visit(Words):
         )
 
 
-_LIMITS = {"target_ci", "max_seconds", "roof"}
+_LIMITS = {"target_ci", "max_seconds"}
 """The fields of a visit that are parameters of the notebook by the same name."""
 
 

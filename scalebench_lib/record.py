@@ -27,6 +27,7 @@ _DECIDING = re.compile(
 )
 """Environment variables that decide a process's speed."""
 
+KernelKind = Literal["fresh", "warm", "none"]
 Status = Literal["ok", "failed", "skipped"]
 
 
@@ -183,7 +184,7 @@ class Record(Part):
     finished: datetime
     machine: Machine
     software: Software
-    kernel: Literal["fresh", "warm", "none"] = "fresh"
+    kernel: KernelKind = "fresh"
     verification: Verification | None = None
     setup: Setup | None = None
     peak_memory_bytes: int | None = None
@@ -202,7 +203,13 @@ class Record(Part):
 
     @classmethod
     def without_points(
-        cls, visit: Visit, machine: Machine, status: Status, reason: str, started: datetime
+        cls,
+        visit: Visit,
+        machine: Machine,
+        status: Status,
+        reason: str,
+        started: datetime,
+        kernel: KernelKind = "fresh",
     ) -> Self:
         """The record of a visit that never came to measure: failed, or skipped."""
         return cls(
@@ -215,7 +222,7 @@ class Record(Part):
             finished=datetime.now(UTC),
             machine=machine,
             software=Software.here(),
-            kernel="none" if status == "skipped" else "fresh",
+            kernel=kernel,
         )
 
     def require_ok(self) -> None:

@@ -46,7 +46,7 @@ class Reference(BaseModel):
         """The fast end of the probes in `records`."""
         probes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         first = None
-        for record in records:
+        for record in (record for record in records if record.points):
             first = first or record
             for point in record.points:
                 probes[cls.key(record.config, point.threads)].append(point.probe_after_ns)
@@ -86,11 +86,13 @@ def reference_for(out: Path, records: list[Record]) -> Reference:
 
 def _kept(out: Path, own: Reference) -> Iterator[Reference]:
     """References that fit, the sweep's own first, then those beside it, the earliest first."""
-    beside = sorted(out.resolve().parent.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
-    candidates = [Reference.load(out)]
-    for path in beside:
-        with suppress(ScalebenchError):  # another sweep's damage is not ours
-            candidates.append(Reference.load(path.parent))
+    candidates, beside = [Reference.load(out)], list[tuple[float, Reference]]()
+    for path in out.resolve().parent.glob(f"*/{FILE}"):
+        with suppress(ScalebenchError, OSError):  # another sweep's damage is not ours
+            beside += [
+                (path.stat().st_mtime, kept) for kept in [Reference.load(path.parent)] if kept
+            ]
+    candidates += [kept for _, kept in sorted(beside, key=lambda pair: pair[0])]
     yield from (kept for kept in candidates if kept and _alike(kept, own))
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.config import Config, Sweep
+from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure.timing import Series, TimingLoop
 from scalebench_lib.notebook import NOTEBOOKS, OUTPUTS
@@ -59,7 +60,6 @@ class Bench:
             "target_ci": NO_EARLY_STOP,
             "out": str(self.folder),
             "visit": number,
-            "roof": False,
         }
         name = f"{Config(**config).id}-v{number}"
         self.kernels.run(
@@ -93,7 +93,8 @@ def against_bare_loop(
 
 
 def _bare(batch_size: int, threads: int, seconds: float) -> dict[str, float]:
-    arguments = [str(batch_size), str(threads), str(seconds)]
+    cpus = Machine.here().cpus_for(threads, smt=False, placement="sequential")
+    arguments = [str(batch_size), ",".join(map(str, cpus)), str(seconds)]
     command = [sys.executable, "-m", "scalebench_lib.measure.bare", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     found: dict[str, float] = json.loads(run.stdout)
@@ -160,7 +161,7 @@ def warm_or_fresh(bench: Bench, turns: int, seconds: float = 2.0) -> pd.DataFram
 @contextmanager
 def hog(kind: str, after_s: float) -> Iterator[None]:
     """Run the program `kind` of `HOGS` on the first CPU, `after_s` seconds from now."""
-    stop = threading.Event()
+    stop, died = threading.Event(), list[bool]()
     cpu = Machine.here().cpus_for(1, smt=False, placement="sequential")[0]
     pin = f"import os\nos.sched_setaffinity(0, [{cpu}])\n"
 
@@ -168,6 +169,7 @@ def hog(kind: str, after_s: float) -> Iterator[None]:
         if not stop.wait(after_s):
             process = subprocess.Popen([sys.executable, "-c", pin + HOGS[kind]])  # noqa: S603
             stop.wait()
+            died.append(process.poll() is not None)
             process.kill()
             process.wait()
 
@@ -178,6 +180,8 @@ def hog(kind: str, after_s: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+    if died != [False]:
+        raise MeasurementError(f"the {kind} hog did not run: the visit was over, or it crashed")
 
 
 def under_hogs(bench: Bench, seconds: float = 8.0) -> dict[str, Record]:

@@ -160,5 +160,5 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     run.send_signal(sent)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == code
-    assert errors.splitlines()[-1].endswith("the same command goes on from here")
+    assert errors.splitlines()[-1].endswith("shows what there is, the same command goes on")
     assert not (out / "records").exists()

@@ -49,6 +49,7 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
         ("optimization", "optimization", "none"),
         ("optimization", "smt", True),
         ("optimization", "scale", "linear"),
+        ("optimization", "numbers", "raw medians"),
         ("optimization", "view", "batch size"),
         ("batch size", "metric", "throughput"),
         ("batch size", "batch_size", 64),

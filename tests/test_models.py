@@ -54,6 +54,10 @@ def test_tiled_weights_are_distributed_as_bert_asks() -> None:
     assert float(dense.std()) == pytest.approx(0.02, rel=0.02)
     assert float(dense.mean()) == pytest.approx(0, abs=1e-3)
     assert len(torch.unique(dense, dim=0)) == len(dense)
+    attention = "model.encoder.layer.{}.attention.self.{}.weight"
+    first = state[attention.format(0, "query")]
+    assert not torch.equal(first, state[attention.format(0, "key")])
+    assert not torch.equal(first, state[attention.format(1, "query")])
     assert (state["model.embeddings.LayerNorm.weight"] == 1).all()
     assert (state["model.encoder.layer.1.output.dense.bias"] == 0).all()
 

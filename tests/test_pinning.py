@@ -85,6 +85,7 @@ def test_without_affinity_threads_are_counted_and_not_pinned() -> None:
     """As on macOS."""
     team = pin_team(ALLOWED[:1], pinnable=False)
     assert not team.pinned
+    team.check(work)
     assert os.sched_getaffinity(0) == set(ALLOWED)
 
 

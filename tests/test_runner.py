@@ -88,6 +88,8 @@ def test_a_folder_that_must_not_be_written_is_refused(tmp_path: Path, monkeypatc
 class FakeKernels:
     """Calls `act(parameters)` instead of running a notebook; `runs` are the parameters so far."""
 
+    kind = "warm"
+
     def __init__(self, act) -> None:
         self.act = act
         self.runs: list[dict] = []
@@ -182,25 +184,37 @@ def test_later_rounds_visit_only_what_is_not_yet_known(tmp_path) -> None:
     assert [run["batch_size"] for run in kernels.runs] == [1, 4, 1, 1]
 
 
+def test_what_failed_is_retried_once_not_in_every_round(tmp_path) -> None:
+    """It would fail again."""
+
+    def act(parameters: dict) -> None:
+        raise runner.MeasurementError("no luck")
+
+    kernels = FakeKernels(act)
+    Job.prepare(SWEEP, tmp_path).run(quiet, kernels)
+    assert len(kernels.runs) == 2
+    again = Job.prepare(SWEEP, tmp_path, retry_failed=True).run(quiet, kernels)
+    assert len(kernels.runs) == 4
+    assert [one.visit for one in again] == [2, 2]
+    assert {one.kernel for one in again} == {"warm"}
+
+
+def test_a_later_visit_that_failed_is_retried_too(tmp_path) -> None:
+    """Though the first one went well."""
+    save_sweep(tmp_path, [record(1), record(4)])
+    failed = record(1, visit=2, status="failed", reason="no luck", points=())
+    failed.save(tmp_path / "records")
+    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
+    sweep = SWEEP.model_copy(update={"target_ci": 1e-6})
+    Job.prepare(sweep, tmp_path, retry_failed=True).run(quiet, kernels)
+    assert 1 in [run["batch_size"] for run in kernels.runs]
+
+
 def test_no_visit_is_begun_that_would_outlast_the_budget(tmp_path) -> None:
     """What was not visited is left for the next time."""
     kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
     Job.prepare(SWEEP, tmp_path).run(quiet, kernels, budget_s=0.5)
     assert kernels.runs == []
-
-
-def test_the_roof_is_measured_once_a_sweep(tmp_path) -> None:
-    """For each way of placing threads."""
-
-    def act(parameters: dict) -> None:
-        peaks = {1: {"fp32": 50.0}, 2: {"fp32": 100.0}} if parameters["roof"] else {}
-        found = noisy(parameters).model_copy(update={"peak_gflops": peaks})
-        found.save(tmp_path / "records")
-
-    kernels = FakeKernels(act)
-    Job.prepare(SWEEP, tmp_path).run(quiet, kernels)
-    assert [run["roof"] for run in kernels.runs][:2] == [True, False]
-    assert not any(run["roof"] for run in kernels.runs[1:])
 
 
 def test_the_reference_speed_is_kept_with_the_sweep(tmp_path) -> None:

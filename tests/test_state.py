@@ -38,7 +38,7 @@ def test_what_failed_is_left_alone_until_it_is_asked_for(tmp_path: Path) -> None
     failed = missing(Config(batch_size=1), SMALL, "failed", "no luck")
     state = Judge(SWEEP, SMALL).state(tmp_path, [failed])
     assert [found.reason for _, found in state.failed] == ["no luck"]
-    again = Judge(SWEEP, SMALL, retry_failed=True).state(tmp_path, [failed])
+    again = Judge(SWEEP, SMALL, retry=[failed.config_id]).state(tmp_path, [failed])
     assert [visit.config.batch_size for visit in again.left] == [1, 4]
 
 

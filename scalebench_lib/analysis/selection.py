@@ -148,9 +148,10 @@ def as_raw(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with plain medians in place of headlines; those have no interval."""
     raw = table["latency_ms_raw"]
     throughput = table["batch_size"] / raw * 1e3
-    plain = table.assign(latency_ms=raw, throughput=throughput)
-    plain[["latency_ms_low", "latency_ms_high"]] = pd.NA
-    return plain
+    none = pd.array([pd.NA] * len(table), dtype="Float64")
+    return table.assign(
+        latency_ms=raw, latency_ms_low=none, latency_ms_high=none, throughput=throughput
+    )
 
 
 def parts(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:

@@ -1,7 +1,8 @@
 """A bare loop around BERT-base: what people write by hand, to hold our numbers against.
 
-Knows nothing of the rest of the library. ``python -m scalebench_lib.measure.bare BATCH THREADS
-SECONDS`` prints the medians of a plain loop and of ``torch.utils.benchmark``, in ms, as JSON.
+Knows nothing of the rest of the library. ``python -m scalebench_lib.measure.bare BATCH CPUS
+SECONDS`` (CPUS as in ``0,2``) prints the medians of a plain loop and of
+``torch.utils.benchmark``, in ms, as JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch.utils.benchmark import Timer
 from transformers import BertConfig, BertModel
 
 
-def main(batch_size: int, threads: int, seconds: float) -> dict[str, float]:
-    """Time BERT-base, 16 tokens an item, on the first `threads` CPUs; medians in ms."""
+def main(batch_size: int, cpus: list[int], seconds: float) -> dict[str, float]:
+    """Time BERT-base, 16 tokens an item, with a thread for each of `cpus`; medians in ms."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    torch.set_num_threads(threads)
+        os.sched_setaffinity(0, cpus)
+    torch.set_num_threads(len(cpus))
     model = BertModel(BertConfig()).eval()
     ids = torch.randint(1000, 30522, (batch_size, 16))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -52,5 +53,5 @@ def _timer(model: BertModel, inputs: dict[str, torch.Tensor]) -> float:
 
 
 if __name__ == "__main__":
-    batch, count, duration = sys.argv[1:]
-    print(json.dumps(main(int(batch), int(count), float(duration))))
+    batch, numbers, duration = sys.argv[1:]
+    print(json.dumps(main(int(batch), [int(n) for n in numbers.split(",")], float(duration))))

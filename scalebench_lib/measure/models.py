@@ -80,8 +80,9 @@ class _TiledRandom(TorchDispatchMode):
     def __init__(self, seed: int) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(seed)
-        self.normal = torch.randn(_TILE, generator=random)
-        self.uniform = torch.rand(_TILE, generator=random)
+        self.normal = torch.randn(_TILE, generator=random).repeat(2)
+        self.uniform = torch.rand(_TILE, generator=random).repeat(2)
+        self.drawn = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.normal_.default:
@@ -91,9 +92,10 @@ class _TiledRandom(TorchDispatchMode):
             return self._fill(self.uniform, target, low, high - low)
         return func(*args, **(kwargs or {}))
 
-    @staticmethod
-    def _fill(tile: Tensor, target: Tensor, shift: float = 0.0, scale: float = 1.0) -> Tensor:
-        values = tile[: target.numel()] * scale + shift
+    def _fill(self, tile: Tensor, target: Tensor, shift: float = 0.0, scale: float = 1.0) -> Tensor:
+        start = self.drawn % _TILE  # no two layers begin alike
+        self.drawn += target.numel()
+        values = tile[start : start + min(target.numel(), _TILE)] * scale + shift
         for part in target.view(-1).split(_TILE):
             part.copy_(values[: part.numel()])
         return target

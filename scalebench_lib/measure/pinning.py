@@ -48,7 +48,9 @@ class Team:
                 f"asked for {len(self.cpus)} threads, torch now uses {torch.get_num_threads()}"
             )
         strangers = self._strangers(run)
-        if strangers and self.pinned:
+        if not self.pinned:
+            return
+        if strangers:
             raise MeasurementError(
                 f"{len(strangers)} more threads compute than the {len(self.cpus)} asked for"
             )
@@ -102,7 +104,7 @@ def pin_team(cpus: Sequence[int], pinnable: bool) -> Team:
 
 def _workers(count: int) -> tuple[int, ...]:
     """The caller and the threads that work beside it, given work that can be shared out."""
-    work = torch.ones(1 << 20)
+    work = torch.ones(max(1 << 20, count << 16))  # torch shares out 32768 elements at a time
     caller = threading.get_native_id()
     for _ in range(_ATTEMPTS):
         busy = {caller, *busy_during(lambda: work.mul_(1.0))}

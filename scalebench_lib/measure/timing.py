@@ -27,7 +27,8 @@ TURN_NS = _NS // 2
 """A point's turn: long beside switching the threads, short beside the drift of a machine."""
 
 PROBE_EVERY_NS = 40_000_000
-"""From one probe to the next, or one pass if that is longer: keeps probing below 15 %."""
+PROBE_SHARE = 0.15
+"""Probes are this far apart, or one pass if that is longer, or what keeps them to their share."""
 
 BLOCK_NS = 1_000_000
 """Passes shorter than this are timed several at once: the clock's own cost would show."""
@@ -110,7 +111,7 @@ class TimingLoop:
         self._timed(self.probe)  # the first one after a switch finds cold caches
         before, end_of_turn = self._timed(self.probe), self.clock() + TURN_NS
         while self.clock() < end_of_turn:
-            count = self.stretch(one)
+            count = self.stretch(one, max(PROBE_EVERY_NS, before / PROBE_SHARE))
             after = self._timed(self.probe)
             one.probe_before_ns += [before] * count
             one.probe_after_ns += [after] * count
@@ -118,9 +119,9 @@ class TimingLoop:
         one.spent_ns += self.clock() - start
         one.decide(self.target_ci, self.max_seconds)
 
-    def stretch(self, one: Series) -> int:
+    def stretch(self, one: Series, length_ns: float = PROBE_EVERY_NS) -> int:
         """Sample until the next probe is due; returns how many samples that were."""
-        due, before = self.clock() + PROBE_EVERY_NS, len(one.samples_ns)
+        due, before = self.clock() + length_ns, len(one.samples_ns)
         while True:
             self._sample(one)
             if self.clock() >= due:

@@ -27,7 +27,7 @@ def verify(
     Raises `MeasurementError` where an output is not finite or differs by more than `TOLERANCE`.
     """
     items = min(len(inputs[0]), MAX_ITEMS)
-    padded = model.inputs(items, inputs[0].shape[1], seed + 1, padded=True)
+    padded = model.inputs(max(items, 2), inputs[0].shape[1], seed + 1, padded=True)
     pairs = [
         (tuple(output[:items] for output in outputs), tuple(part[:items] for part in inputs)),
         (runner(*padded), padded),

@@ -79,13 +79,12 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     bench.team.check(lambda: passes.append(_timed(lambda: runner(*inputs))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    if visit.number == 1:  # they do not change
-        found.flops = count_flops(model.module, inputs)
+    found.flops = count_flops(model.module, inputs)
     found.verification = verify(model, runner, inputs, outputs, config.seed)
+    if visit.number == 1:  # later visits would tell the same of the machine
+        found.peak_gflops = bench.roof()
     warm = first_pass_s * 1e9 >= LONG_PASS_NS
     found.points = bench.time(lambda: runner(*inputs), warm)
-    if visit.roof:
-        found.peak_gflops = bench.roof()
 
 
 class _Bench:

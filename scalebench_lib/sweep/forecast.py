@@ -32,7 +32,7 @@ class Forecast:
     """Predicts seconds of visits from what `records` measured, else from this machine's speed."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self._per_flop: dict[int, float] = {}
+        self._per_flop: dict[tuple[str, bool, int], float] = {}
         self._speed: float | None = None
         for record in records:
             self.learn(record)
@@ -40,12 +40,12 @@ class Forecast:
     def learn(self, record: Record) -> None:
         """Take the passes of `record` into account from now on."""
         for point in record.points:
-            work = _work(record.config)
-            self._per_flop[point.threads] = point.statistics.median / 1e9 / work
+            key = (record.config.optimization, record.config.smt, point.threads)
+            self._per_flop[key] = point.statistics.median / 1e9 / _work(record.config)
 
     def pass_seconds(self, config: Config, threads: int) -> float:
         """Seconds of one pass of the whole batch."""
-        known = self._per_flop.get(threads)
+        known = self._per_flop.get((config.optimization, config.smt, threads))
         return _work(config) * known if known else self._guess(config, threads)
 
     def visit_seconds(self, visit: Visit) -> float:

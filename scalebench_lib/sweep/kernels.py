@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from queue import Empty
+from typing import Any, Literal, Self
 
 import nbformat
 import papermill
@@ -24,9 +25,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.record import write_atomically
-from scalebench_lib.sweep.warm import PROVISIONER, NoZygoteError, ZygoteProcess
+from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
 
-_START_SECONDS = 60.0
 _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
 
@@ -44,37 +44,52 @@ class _ThisPython(KernelSpecManager):
         )
 
 
+class _NotStartedError(DeadKernelError):
+    """The kernel never answered."""
+
+
 class _PromptClient(AsyncKernelClient):
-    """Is ready when the kernel answers; jupyter_client's listens 0.2 s more for what it may say."""
+    """Is ready when the kernel answers and its output arrives; jupyter_client's waits 0.2 s."""
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
-        deadline = time.monotonic() + (timeout or _START_SECONDS)
+        deadline = time.monotonic() + (timeout or START_SECONDS)
         while time.monotonic() < deadline:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, Empty):
                 await self.kernel_info(reply=True, timeout=1.0)
+                await self.get_iopub_msg(timeout=0.2)
                 return
             if not await self.is_alive():
-                raise DeadKernelError("the kernel died while it started")
-        raise DeadKernelError("the kernel did not start in time")
+                raise _NotStartedError("it died while it started")
+        raise _NotStartedError("it did not answer in time")
 
 
 class Kernels:
     """Runs notebooks, each in a process of its own: started afresh, or forked from a zygote.
 
-    A context manager. `warm` is a wish: where no zygote can be had, kernels are fresh, and
-    `trouble` says why.
+    A context manager. `warm` is a wish: where no zygote can be had, or it fails later, kernels
+    are fresh, and `trouble` says why.
     """
 
     def __init__(self, warm: bool = True) -> None:
         self.trouble: str | None = None
         self._zygote = self._started() if warm else None
 
+    @property
+    def kind(self) -> Literal["warm", "fresh"]:
+        """How the next kernel will be started."""
+        return "warm" if self._zygote else "fresh"
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the zygote, and with it what it has forked."""
         if self._zygote:
             self._zygote.close()
+        self._zygote = None
 
     def run(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
         """Execute notebook `source` with `parameters` in its own kernel, and save as `target`.
@@ -83,10 +98,13 @@ class Kernels:
         kernel's death. An interrupt (Ctrl-C, SIGTERM) kills the kernel and passes on.
         """
         try:
-            _run(self._manager(), source, target, parameters)
-        except NoZygoteError as error:
-            self.trouble, self._zygote = str(error), None
-            _run(self._manager(), source, target, parameters)
+            self._run(source, target, parameters)
+        except (NoZygoteError, _NotStartedError) as error:
+            if not self._zygote:
+                raise MeasurementError(f"the kernel did not start: {error}") from None
+            self.trouble = f"no more warm kernels: {error}"
+            self.close()
+            self.run(source, target, parameters)
 
     def _started(self) -> ZygoteProcess | None:
         try:
@@ -95,32 +113,29 @@ class Kernels:
             self.trouble = str(error)
             return None
 
+    def _run(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+        kernel = self._manager()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}")
+        try:
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                _wait(pool.submit(_execute, kernel, source, draft, dict(parameters)), kernel)
+        except PapermillExecutionError as error:
+            raise MeasurementError(f"{error.ename}: {error.evalue}".splitlines()[0]) from None
+        finally:
+            _publish(draft, target)
+
     def _manager(self) -> AsyncKernelManager:
         metadata: dict[str, Any] = {}
         if self._zygote:
             config = {"zygote": self._zygote.socket}
             metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
-        specs = _ThisPython(metadata)
-        return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs, transport="ipc")
-
-
-def _run(
-    kernel: AsyncKernelManager, source: Path, target: Path, parameters: Mapping[str, Any]
-) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}")
-    try:
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            future = pool.submit(_execute, kernel, source, draft, dict(parameters))
-            try:
-                _wait(future)
-            except BaseException:
-                _kill(kernel)
-                raise
-    except PapermillExecutionError as error:
-        raise MeasurementError(f"{error.ename}: {error.evalue}".splitlines()[0]) from None
-    finally:
-        _publish(draft, target)
+        return AsyncKernelManager(
+            kernel_name="python3",
+            kernel_spec_manager=_ThisPython(metadata),
+            client_factory=_PromptClient,
+            transport="ipc",
+        )
 
 
 def _execute(
@@ -136,6 +151,8 @@ def _execute(
             autosave_cell_every=0,  # nothing else works while a point is timed
             km=kernel,
         )
+    except _NotStartedError:
+        raise
     except DeadKernelError:
         raise MeasurementError(_cause_of_death(kernel)) from None
     finally:
@@ -143,17 +160,26 @@ def _execute(
         asyncio.run(_clean_up(kernel))
 
 
-def _wait(future: Future[None]) -> None:
-    while not future.done():
-        with suppress(StillRunning):
-            future.result(timeout=1.0)  # a wait without end would not see signals
+def _wait(future: Future[None], kernel: AsyncKernelManager) -> None:
+    """Wait for the notebook's end; whatever ends the wait ends the kernel, also a starting one."""
+    try:
+        while not future.done():
+            with suppress(StillRunning):
+                future.result(timeout=1.0)  # a wait without end would not see signals
+    except BaseException:
+        while not future.done():
+            _kill(kernel)
+            time.sleep(0.05)
+        raise
     future.result()
 
 
 def _kill(kernel: AsyncKernelManager) -> None:
     process = getattr(kernel.provisioner, "process", None)
     if process is not None and process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill):  # it may not lead its group yet
+            with suppress(ProcessLookupError):
+                kill(process.pid, signal.SIGKILL)
         process.wait()
 
 

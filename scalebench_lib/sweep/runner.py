@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import filelock
 import psutil
@@ -24,8 +23,16 @@ from scalebench_lib.config import Sweep, Visit
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS
-from scalebench_lib.record import Record, Software, load_records, next_visit, write_atomically
-from scalebench_lib.reference import Reference, reference_for
+from scalebench_lib.record import (
+    KernelKind,
+    Record,
+    Software,
+    Status,
+    load_records,
+    next_visit,
+    write_atomically,
+)
+from scalebench_lib.reference import reference_for
 from scalebench_lib.sweep.forecast import Forecast, lacking_memory
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.state import SPEC, Judge, State
@@ -66,9 +73,10 @@ class Job:
         Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
         """
         machine = Machine.here()
-        judge = Judge(sweep, machine, retry_failed)
         _require_usable(out)
         records = load_records(out)
+        failed = {record.config_id for record in records if record.status != "ok"}
+        judge = Judge(sweep, machine, failed if retry_failed else ())
         _require_same(sweep, machine, out, records)
         return cls(sweep, machine, out, judge, records)
 
@@ -98,17 +106,18 @@ class Job:
         return self.records[before:]
 
     def _round(self, number: int, progress: Progress, kernels: Kernels, deadline: float) -> None:
-        forecast, left = Forecast(self.records), self.state.left
-        visits = [visit for visit in left if visit.number <= number]
-        rounds, done = self.sweep.rounds, 0
+        left = [visit for visit in self.state.left if visit.number <= number]
+        visits = _ordered(left, number, self.sweep.seed)
+        forecast, rounds, done = Forecast(self.records), self.sweep.rounds, 0
         total = sum(len(visit.threads) for visit in visits)
-        for position, visit in enumerate(_ordered(visits, number, self.sweep.seed)):
+        for position, visit in enumerate(visits):
             if time.monotonic() + forecast.visit_seconds(visit) > deadline:
                 continue
             rest = forecast.seconds(visits[position:], rounds)
             progress(Step(number, visit, None, done, total, rest))
             record = self._visit(visit, kernels)
             self.records.append(record)
+            self.judge.retry.discard(record.config_id)  # once is enough
             forecast.learn(record)
             done += len(visit.threads)
             rest = forecast.seconds(visits[position + 1 :], rounds)
@@ -117,27 +126,19 @@ class Job:
 
     def _visit(self, visit: Visit, kernels: Kernels) -> Record:
         number = next_visit(self.out, visit.config)
-        visit = visit.model_copy(update={"number": number, "roof": self._wants_roof(visit)})
+        visit = visit.model_copy(update={"number": number})
         memory = min(psutil.virtual_memory().available, self.machine.memory_bytes)
-        lack = lacking_memory(visit, self.records, memory)
+        fitted = any(r.config_id == visit.config.id and r.status == "ok" for r in self.records)
+        lack = None if fitted else lacking_memory(visit, self.records, memory)
         if lack:
-            return self._without_points(visit, "skipped", lack, datetime.now(UTC))
+            return self._save_without_points(visit, "skipped", lack, datetime.now(UTC), "none")
         return self._measured(visit, kernels)
-
-    def _wants_roof(self, visit: Visit) -> bool:
-        """Once a sweep is enough for each way of placing threads."""
-        known = {
-            Reference.key(record.config, threads)
-            for record in self.records
-            for threads in record.peak_gflops
-        }
-        return any(Reference.key(visit.config, threads) not in known for threads in visit.threads)
 
     def _measured(self, visit: Visit, kernels: Kernels) -> Record:
         path = self.out / "records" / f"{visit.name}.json"
         target = self.out / "notebooks" / f"{visit.name}.ipynb"
         started = datetime.now(UTC)
-        reason = "the notebook wrote no record"
+        reason, kind = "the notebook wrote no record", kernels.kind
         try:
             parameters = {**visit.parameters(), "out": os.path.relpath(self.out)}
             kernels.run(NOTEBOOKS / "measure.ipynb", target, parameters)
@@ -145,12 +146,12 @@ class Job:
             reason = str(error)
         if path.exists():
             return Record.load(path)
-        return self._without_points(visit, "failed", reason, started)
+        return self._save_without_points(visit, "failed", reason, started, kind)
 
-    def _without_points(
-        self, visit: Visit, status: Literal["failed", "skipped"], reason: str, started: datetime
+    def _save_without_points(
+        self, visit: Visit, status: Status, reason: str, started: datetime, kernel: KernelKind
     ) -> Record:
-        record = Record.without_points(visit, self.machine, status, reason, started)
+        record = Record.without_points(visit, self.machine, status, reason, started, kernel)
         record.save(self.out / "records")
         return record
 
@@ -161,7 +162,8 @@ class Job:
 
     def _keep_reference(self) -> None:
         """From the first round on; later rounds, and later sweeps, are read with the same."""
-        reference_for(self.out, self.records).save(self.out)
+        if self.records:
+            reference_for(self.out, self.records).save(self.out)
 
 
 def _ordered(visits: list[Visit], number: int, seed: int) -> list[Visit]:

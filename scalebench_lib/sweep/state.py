@@ -32,13 +32,13 @@ class Judge:
     """Decides what is left of `sweep` on `machine`, given its records so far.
 
     A config is done when each of its points is within ``target_ci``, has had its time, or has
-    been visited in every round. With `retry_failed`, what failed counts as not yet tried.
+    been visited in every round. What failed is left alone, but for the config ids in `retry`.
     """
 
-    def __init__(self, sweep: Sweep, machine: Machine, retry_failed: bool = False) -> None:
+    def __init__(self, sweep: Sweep, machine: Machine, retry: Iterable[str] = ()) -> None:
         self.sweep = sweep
         self.visits = sweep.visits(machine)
-        self.retry_failed = retry_failed
+        self.retry = set(retry)
 
     def state(self, out: Path, records: list[Record]) -> State:
         """Where the sweep in folder `out` stands with `records`."""
@@ -52,7 +52,7 @@ class Judge:
     def _place(
         self, state: State, visit: Visit, pooled: dict[Key, Pooled], latest: Record | None
     ) -> None:
-        if latest and latest.status != "ok" and not self.retry_failed:
+        if latest and latest.status != "ok" and latest.config_id not in self.retry:
             state.failed.append((visit, latest))
             return
         points = {count: pooled.get((visit.config.id, count)) for count in visit.threads}

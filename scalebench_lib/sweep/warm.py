@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -35,12 +36,13 @@ class ZygoteProcess:
     def __init__(self, env: dict[str, str]) -> None:
         self.folder = tempfile.mkdtemp(prefix="scalebench-")
         self.socket = str(Path(self.folder) / "zygote")
+        self._errors = Path(self.folder) / "errors"
         self.process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "scalebench_lib.sweep.zygote", self.socket],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors.open("w"),
             text=True,
             start_new_session=True,
         )
@@ -48,10 +50,11 @@ class ZygoteProcess:
 
     def _wait_until_ready(self) -> None:
         assert self.process.stdout is not None  # noqa: S101 - asked for above
-        if self.process.stdout.readline() != "ready\n":
-            _, errors = self.process.communicate()
+        answers, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
+        if not answers or self.process.stdout.readline() != "ready\n":
+            told = self._errors.read_text().splitlines() or ["it did not start in time"]
             self.close()
-            raise NoZygoteError(f"no warm kernels: {(errors.splitlines() or ['no reason'])[-1]}")
+            raise NoZygoteError(f"no warm kernels: {told[-1]}")
 
     def close(self) -> None:
         """End the zygote and its kernels."""

@@ -11,6 +11,7 @@ it, when its standard input does: that is when the sweep is gone.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -20,6 +21,8 @@ import select
 import signal
 import socket
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,16 +55,19 @@ class Zygote:
 
     def serve(self) -> None:
         """Answer requests, one after another."""
-        while True:
-            ready, _, _ = select.select([self.server, sys.stdin], [], [])
-            if sys.stdin in ready:
-                break
-            connection, _ = self.server.accept()
-            with connection, connection.makefile("rw") as stream:
-                stream.write(json.dumps(self._answer(json.loads(stream.readline()))) + "\n")
-        for pid in self.codes:
-            if self._poll(pid) is None:
-                os.killpg(pid, signal.SIGKILL)
+        try:
+            while sys.stdin not in select.select([self.server, sys.stdin], [], [])[0]:
+                connection, _ = self.server.accept()
+                with connection, suppress(OSError, ValueError, KeyError):  # it went away again
+                    self._serve_one(connection)
+        finally:
+            for pid in self.codes:
+                if self._poll(pid) is None:
+                    os.kill(pid, signal.SIGKILL)
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        with connection.makefile("rw") as stream:
+            stream.write(json.dumps(self._answer(json.loads(stream.readline()))) + "\n")
 
     def _answer(self, request: dict[str, Any]) -> dict[str, int | None]:
         if "start" in request:
@@ -84,7 +90,9 @@ class Zygote:
 
     def _become_kernel(self, request: dict[str, Any]) -> NoReturn:
         """In the child: a session of its own, new random numbers, then ipykernel as it comes."""
+        code = 1
         try:
+            die_with_parent()
             os.setsid()
             self.server.close()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -95,8 +103,19 @@ class Zygote:
             from ipykernel.kernelapp import IPKernelApp
 
             IPKernelApp.launch_instance(argv=[*request["start"], *KERNEL_OPTIONS])
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(code)
+
+
+def die_with_parent() -> None:
+    """Have the kernel of the system end this process when the zygote ends, however it does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 def reseed() -> None:
@@ -128,6 +147,7 @@ def main() -> None:
         server.bind(sys.argv[1])
         server.listen()
         print("ready", flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what kernels may print there
         Zygote(server).serve()
 
 
