@@ -221,7 +221,9 @@ def _headline(
     slowness = np.average(point.slowness[keep], weights=point.weight[keep])
     correction = point.attenuation * slowness * slope.error
     visits = weights.sum() ** 2 / (weights**2).sum()
-    variance = between[0] / visits + MEDIAN_OVER_MEAN**2 * within / keep.sum() + correction**2
+    # The spread of visits' medians holds that of their samples, unless those were few.
+    sampling = max(between[0] / visits, MEDIAN_OVER_MEAN**2 * within / keep.sum())
+    variance = sampling + correction**2
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, between[1]) * np.sqrt(variance))
     value = float(np.exp(middle))
     return Headline(

@@ -121,7 +121,7 @@ def draw(lines: Sequence[Line], words: Words, scale: Scale = "auto") -> Picture:
             _draw_line(axes, line, many)
             _draw_interval(axes, line, many)
         _scale_x(axes, np.concatenate([line.x for line in lines]))
-        _scale_y(axes, np.concatenate([line.y for line in lines]), scale)
+        _scale_y(axes, lines, scale)
         sns.despine(ax=axes)
         _label(figure, axes, lines)
         _caption(figure, words.title, notes)
@@ -185,12 +185,14 @@ def _scale_x(axes: Axes, values: np.ndarray) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
 
 
-def _scale_y(axes: Axes, values: np.ndarray, scale: Scale) -> None:
-    least, most = values.min(), values.max()
-    if scale == "log" or (scale == "auto" and most / least > LOG_FROM):
-        _log_y(axes, least, most)
+def _scale_y(axes: Axes, lines: Sequence[Line], scale: Scale) -> None:
+    values = np.concatenate([line.y for line in lines])
+    reach = np.concatenate([values, *(bound for line in lines for bound in (line.low, line.high))])
+    reach = reach[np.isfinite(reach)]
+    if scale == "log" or (scale == "auto" and values.max() / values.min() > LOG_FROM):
+        _log_y(axes, reach.min(), reach.max())
     else:
-        axes.set_ylim(0, 1.1 * most)
+        axes.set_ylim(0, 1.1 * reach.max())
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
 
 

@@ -31,12 +31,16 @@ def roof(rows: pd.DataFrame, source: str) -> Picture:
     groups = list(parts(_few(rows), ["optimization", "smt", "threads"]))
     colours = sns.color_palette("colorblind", len(groups)).as_hex()
     lines = [
-        _line(part, f"{config_words(rows, name, smt)}, {threads} threads", colour)
+        _line(part, f"{config_words(rows, name, smt)}, {_counted(threads)}", colour)
         for ((name, smt, threads), part), colour in zip(groups, colours, strict=True)
     ]
     title = f"{model_title(rows['model'].iloc[0])}: share of this machine's fp32 peak"
     words = Words(title, "batch size", "share of peak (%)", source)
     return draw(lines, words, "linear")
+
+
+def _counted(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads != 1)}"
 
 
 def _few(rows: pd.DataFrame) -> pd.DataFrame:
