@@ -16,7 +16,6 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.sweep import kernels as kernels_module
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.warm import NoZygoteError, ZygoteProcess
-from scalebench_lib.sweep.zygote import IMPORTS
 from tests.test_kernels import notebook
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
@@ -118,8 +117,3 @@ def test_no_orphan_is_left_when_the_sweep_is_killed(tmp_path) -> None:
     sweep.wait()
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
-
-
-def test_what_a_kernel_needs_is_imported_before_the_fork() -> None:
-    """Imports after it would be paid by every visit."""
-    assert "scalebench_lib.measure.visit" in IMPORTS
