@@ -48,5 +48,5 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "needs Python 3.11, 3.12 or 3.13: name one with 'make PYTHON=python3.12 ...'" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-deps -c constraints.txt --extra-index-url '$(TORCH_INDEX)' torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[cluster,dev,onnxruntime,openvino]'
 	@touch $@
