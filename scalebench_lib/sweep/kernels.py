@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import suppress
@@ -91,20 +91,27 @@ class Kernels:
             self._zygote.close()
         self._zygote = None
 
-    def run(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+    def run(
+        self,
+        source: Path,
+        target: Path,
+        parameters: Mapping[str, Any],
+        started: Callable[[int], None] = lambda process: None,
+    ) -> None:
         """Execute notebook `source` with `parameters` in its own kernel, and save as `target`.
 
-        Raises `MeasurementError` with the last line of an exception in the notebook, or of the
-        kernel's death. An interrupt (Ctrl-C, SIGTERM) kills the kernel and passes on.
+        `started` is told the id of the kernel's process. Raises `MeasurementError` with the last
+        line of an exception in the notebook, or of the kernel's death. An interrupt (Ctrl-C,
+        SIGTERM) kills the kernel and passes on.
         """
         try:
-            self._run(source, target, parameters)
+            self._run(source, target, parameters, started)
         except (NoZygoteError, _NotStartedError) as error:
             if not self._zygote:
                 raise MeasurementError(f"the kernel did not start: {error}") from None
             self.trouble = f"no more warm kernels: {error}"
             self.close()
-            self.run(source, target, parameters)
+            self.run(source, target, parameters, started)
 
     def _started(self) -> ZygoteProcess | None:
         try:
@@ -113,13 +120,20 @@ class Kernels:
             self.trouble = str(error)
             return None
 
-    def _run(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+    def _run(
+        self,
+        source: Path,
+        target: Path,
+        parameters: Mapping[str, Any],
+        started: Callable[[int], None],
+    ) -> None:
         kernel = self._manager()
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}")
         try:
             with ThreadPoolExecutor(max_workers=1) as pool:
-                _wait(pool.submit(_execute, kernel, source, draft, dict(parameters)), kernel)
+                future = pool.submit(_execute, kernel, source, draft, dict(parameters))
+                _wait(future, kernel, started)
         except PapermillExecutionError as error:
             raise MeasurementError(f"{error.ename}: {error.evalue}".splitlines()[0]) from None
         finally:
@@ -160,9 +174,13 @@ def _execute(
         asyncio.run(_clean_up(kernel))
 
 
-def _wait(future: Future[None], kernel: AsyncKernelManager) -> None:
+def _wait(future: Future[None], kernel: AsyncKernelManager, started: Callable[[int], None]) -> None:
     """Wait for the notebook's end; whatever ends the wait ends the kernel, also a starting one."""
     try:
+        while not future.done() and getattr(kernel.provisioner, "process", None) is None:
+            time.sleep(0.01)
+        if not future.done():
+            started(kernel.provisioner.process.pid)
         while not future.done():
             with suppress(StillRunning):
                 future.result(timeout=1.0)  # a wait without end would not see signals
