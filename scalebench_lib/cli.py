@@ -19,6 +19,7 @@ from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.locks import IF_BUSY
 from scalebench_lib.sweep.runner import Job, Step
 from scalebench_lib.sweep.state import sweep_state
 
@@ -52,6 +53,8 @@ def sweep(
     rounds: Annotated[int | None, typer.Option(help="The most visits of a config: 5.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Such as 10m: start no more.")] = None,
     kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
+    if_busy: Annotated[str, typer.Option(help="The machine: refuse, wait or beside.")] = "refuse",
+    visit_timeout: Annotated[str | None, typer.Option(help="End a visit after: 10m.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
 ) -> None:
@@ -72,12 +75,15 @@ def sweep(
     given = {name: value for name, value in options.items() if value is not None}
     if kernels not in ("warm", "fresh"):
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
-    budget = _seconds(time_budget)
+    if if_busy not in IF_BUSY:
+        raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
+    budget = _seconds("time_budget", time_budget)
     job = Job.prepare(_request(preset, spec, given), out, retry_failed)
+    job.visit_timeout = _seconds("visit_timeout", visit_timeout) if visit_timeout else None
     _announce(job)
     if dry_run:
         return
-    with Kernels(warm=kernels == "warm") as how:
+    with job.alone(if_busy), Kernels(warm=kernels == "warm") as how:
         _run(job, how, budget)
         if how.trouble:
             _complain(f"{how.trouble}; kernels were started afresh, which takes longer")
@@ -92,11 +98,16 @@ def sweep(
 
 
 @app.command()
-def report(out: Out) -> None:
+def report(
+    out: Out,
+    any_machine: Annotated[
+        bool, typer.Option("--any-machine", help="Though the records are of several machines.")
+    ] = False,
+) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
     from scalebench_lib.analysis.page import write_page  # seaborn and pandas take a second
 
-    console.print(f"page: {write_page(out)}", soft_wrap=True)
+    console.print(f"page: {write_page(out, any_machine)}", soft_wrap=True)
 
 
 @app.command()
@@ -147,6 +158,9 @@ def main() -> NoReturn:
         _leave(error.format_message().lower(), 2)
     except ScalebenchError as error:
         _leave(str(error), 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _leave(f"stopped: {error.strerror or error}{where}", 1)
     except Interrupted as interrupted:
         signum = interrupted.args[0]
         word = "interrupted" if signum == signal.SIGINT else "terminated"
@@ -226,13 +240,13 @@ def _counts(visit: Visit) -> str:
     return ", ".join(map(str, visit.threads))
 
 
-def _seconds(text: str | None) -> float:
+def _seconds(name: str, text: str | None) -> float:
     """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
     if text is None:
         return float("inf")
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not found or float(found[1]) == 0:
-        raise RequestError(f"time_budget: must be like 90s, 10m or 2h, not {text!r}")
+        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 

@@ -13,7 +13,7 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.estimate import ENOUGH_FOR_RANKS, percentile
 from scalebench_lib.pool import Pooled, pool
 from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import Reference, reference_for
+from scalebench_lib.reference import Reference, reference_for, require_one_machine
 
 _TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
 
@@ -65,11 +65,16 @@ def results_table(records: Iterable[Record], reference: Reference | None = None)
     )
 
 
-def load_results(out: Path) -> pd.DataFrame:
-    """The results table of the sweep in folder `out`; `RequestError` where there is none."""
+def load_results(out: Path, any_machine: bool = False) -> pd.DataFrame:
+    """The results table of the sweep in folder `out`.
+
+    Raises `RequestError` where there is none, or, but for `any_machine`, one of several machines.
+    """
     records = load_records(out)
     if not records:
         raise RequestError(f"{out} holds no records: measure first, with 'scalebench sweep {out}'")
+    if not any_machine:
+        require_one_machine(records)
     return results_table(records, reference_for(out, records))
 
 

@@ -66,13 +66,13 @@ class _Section:
     groups: list[_Group] = field(default_factory=list)
 
 
-def write_page(out: Path) -> Path:
+def write_page(out: Path, any_machine: bool = False) -> Path:
     """Rebuild the page of the sweep in folder `out` from its records; return index.html.
 
     Figures of an earlier page that no longer belong are removed. Raises `RequestError` where
-    the folder has no records.
+    the folder has no records, or, but for `any_machine`, those of several machines.
     """
-    measured = Measured.load(out)
+    measured = Measured.load(out, any_machine)
     write_atomically(out / "results.csv", measured.table.to_csv(index=False))
     shown = _write_figures(out / "figures", measured)
     roofs = _write_roofs(out / "figures", measured)

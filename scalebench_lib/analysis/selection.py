@@ -61,9 +61,9 @@ class Measured:
     records: list[Record]
 
     @classmethod
-    def load(cls, out: Path) -> Measured:
-        """Read the sweep in folder `out`; `RequestError` where there is none."""
-        return cls(load_results(out), load_records(out))
+    def load(cls, out: Path, any_machine: bool = False) -> Measured:
+        """Read the sweep in folder `out`; `RequestError` as `load_results`."""
+        return cls(load_results(out, any_machine), load_records(out))
 
     @property
     def machines(self) -> list[str]:

@@ -45,6 +45,7 @@ def measure(visit: Visit, machine: Machine) -> Record:
     try:
         with _whole_machine_afterwards(machine), torch.inference_mode():
             _measure(visit, machine, found)
+        machine.require_unchanged()
     except MeasurementError as error:
         reason, found.points = str(error), []
     return Record(

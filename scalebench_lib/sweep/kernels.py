@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import keyword
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any, Literal, Self
 
 import nbformat
+import numpy as np
 import papermill
+import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from scalebench_lib.errors import MeasurementError
-from scalebench_lib.record import write_atomically
+from scalebench_lib.errors import MeasurementError, RequestError
+from scalebench_lib.files import write_atomically
+from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
+from scalebench_lib.sweep.locks import compiler_cache, socket_folder
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
 
 _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -40,7 +47,11 @@ class _ThisPython(KernelSpecManager):
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         name = "Python 3 (ipykernel)"
         return KernelSpec(
-            argv=_LAUNCH, display_name=name, language="python", metadata=self._metadata
+            argv=_LAUNCH,
+            display_name=name,
+            language="python",
+            env=compiler_cache(),
+            metadata=self._metadata,
         )
 
 
@@ -96,22 +107,25 @@ class Kernels:
         source: Path,
         target: Path,
         parameters: Mapping[str, Any],
+        limit_s: float = float("inf"),
         started: Callable[[int], None] = lambda process: None,
     ) -> None:
         """Execute notebook `source` with `parameters` in its own kernel, and save as `target`.
 
         `started` is told the id of the kernel's process. Raises `MeasurementError` with the last
-        line of an exception in the notebook, or of the kernel's death. An interrupt (Ctrl-C,
+        line of an exception in the notebook, or with the cause of the kernel's death; after
+        `limit_s` seconds it is killed. OSError means that the disk is full. An interrupt (Ctrl-C,
         SIGTERM) kills the kernel and passes on.
         """
+        parameters = _plain(parameters)
         try:
-            self._run(source, target, parameters, started)
+            self._run(source, target, parameters, limit_s, started)
         except (NoZygoteError, _NotStartedError) as error:
             if not self._zygote:
                 raise MeasurementError(f"the kernel did not start: {error}") from None
             self.trouble = f"no more warm kernels: {error}"
             self.close()
-            self.run(source, target, parameters, started)
+            self.run(source, target, parameters, limit_s, started)
 
     def _started(self) -> ZygoteProcess | None:
         try:
@@ -124,38 +138,68 @@ class Kernels:
         self,
         source: Path,
         target: Path,
-        parameters: Mapping[str, Any],
+        parameters: dict[str, Any],
+        limit_s: float,
         started: Callable[[int], None],
     ) -> None:
-        kernel = self._manager()
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}")
         try:
-            with ThreadPoolExecutor(max_workers=1) as pool:
-                future = pool.submit(_execute, kernel, source, draft, dict(parameters))
-                _wait(future, kernel, started)
+            with self._manager() as kernel, ThreadPoolExecutor(max_workers=1) as pool:
+                future = pool.submit(_execute, kernel, source, draft, parameters)
+                with _kernel_ended_too(future, kernel):
+                    _tell(future, kernel, started)
+                    _wait(future, limit_s)
         except PapermillExecutionError as error:
-            raise MeasurementError(f"{error.ename}: {error.evalue}".splitlines()[0]) from None
+            if trouble := disk_trouble(error.ename, error.evalue):
+                raise trouble from None
+            raise MeasurementError(told_by(error.ename, error.evalue)) from None
+        except _KilledError as error:
+            if self._zygote and self._zygote.process.poll() is not None:
+                raise NoZygoteError("the process that they are forked from died") from None
+            raise MeasurementError(str(error)) from None
         finally:
             _publish(draft, target)
 
-    def _manager(self) -> AsyncKernelManager:
+    @contextmanager
+    def _manager(self) -> Iterator[AsyncKernelManager]:
+        """A kernel to be started, with its sockets in a folder of its own."""
         metadata: dict[str, Any] = {}
         if self._zygote:
             config = {"zygote": self._zygote.socket}
             metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
-        return AsyncKernelManager(
-            kernel_name="python3",
-            kernel_spec_manager=_ThisPython(metadata),
-            client_factory=_PromptClient,
-            transport="ipc",
-        )
+            folder = Path(tempfile.mkdtemp(dir=self._zygote.folder))
+        else:
+            folder = socket_folder()
+        try:
+            yield AsyncKernelManager(
+                kernel_name="python3",
+                kernel_spec_manager=_ThisPython(metadata),
+                client_factory=_PromptClient,
+                transport="ipc",
+                connection_file=str(folder / "kernel.json"),
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as papermill takes them; it would inject any name as code, numpy's as text."""
+    for name in parameters:
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise RequestError(f"{name!r} is no name of a parameter")
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in parameters.items()}
+
+
+class _KilledError(MeasurementError):
+    """The kernel died; the message says why."""
 
 
 def _execute(
     kernel: AsyncKernelManager, source: Path, draft: Path, parameters: dict[str, Any]
 ) -> None:
     """Runs in a thread of its own: nbclient takes over the signal handlers of the main one."""
+    killed_before = oom_kills()
     try:
         papermill.execute_notebook(
             nbformat.read(source, as_version=4),
@@ -168,49 +212,70 @@ def _execute(
     except _NotStartedError:
         raise
     except DeadKernelError:
-        raise MeasurementError(_cause_of_death(kernel)) from None
+        raise _KilledError(cause_of_death(_exit_code(kernel), killed_before)) from None
     finally:
         _kill(kernel)
         asyncio.run(_clean_up(kernel))
 
 
-def _wait(future: Future[None], kernel: AsyncKernelManager, started: Callable[[int], None]) -> None:
-    """Wait for the notebook's end; whatever ends the wait ends the kernel, also a starting one."""
+@contextmanager
+def _kernel_ended_too(future: Future[None], kernel: AsyncKernelManager) -> Iterator[None]:
+    """Whatever ends the wait for `future` ends the kernel, also one that is just starting."""
     try:
-        while not future.done() and getattr(kernel.provisioner, "process", None) is None:
-            time.sleep(0.01)
-        if not future.done():
-            started(kernel.provisioner.process.pid)
-        while not future.done():
-            with suppress(StillRunning):
-                future.result(timeout=1.0)  # a wait without end would not see signals
+        yield
     except BaseException:
         while not future.done():
             _kill(kernel)
             time.sleep(0.05)
         raise
+
+
+def _tell(future: Future[None], kernel: AsyncKernelManager, started: Callable[[int], None]) -> None:
+    """Tell `started` the kernel's process as soon as there is one."""
+    while not future.done():
+        process = getattr(kernel.provisioner, "process", None)
+        if process is not None:
+            return started(process.pid)
+        time.sleep(0.01)
+    return None
+
+
+def _wait(future: Future[None], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while not future.done():
+        if time.monotonic() > deadline:
+            raise MeasurementError(
+                f"not done after {limit_s:.0f} s, its time limit: "
+                "'--visit-timeout' gives a slow model more"
+            )
+        with suppress(StillRunning):
+            future.result(timeout=1.0)  # a wait without end would not see signals
     future.result()
 
 
 def _kill(kernel: AsyncKernelManager) -> None:
+    """End the kernel, its process group, and what it has started elsewhere."""
     process = getattr(kernel.provisioner, "process", None)
-    if process is not None and process.poll() is None:
-        for kill in (os.killpg, os.kill):  # it may not lead its group yet
-            with suppress(ProcessLookupError):
-                kill(process.pid, signal.SIGKILL)
-        process.wait()
+    if process is None or process.poll() is not None:
+        return
+    with suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+    for kill in (os.killpg, os.kill):  # it may not lead its group yet
+        with suppress(ProcessLookupError):
+            kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _exit_code(kernel: AsyncKernelManager) -> int | None:
+    """The exit code of a kernel that has died: it may take a moment to be known."""
+    process = getattr(kernel.provisioner, "process", None)
+    return None if process is None else process.poll()
 
 
 async def _clean_up(kernel: AsyncKernelManager) -> None:
     await kernel.cleanup_resources()
-
-
-def _cause_of_death(kernel: AsyncKernelManager) -> str:
-    process = getattr(kernel.provisioner, "process", None)
-    code = process.poll() if process else None
-    if code is not None and code < 0:
-        return f"the kernel was killed by {signal.Signals(-code).name}"
-    return "the kernel died" + (f" with exit code {code}" if code is not None else "")
 
 
 def _publish(draft: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -143,12 +144,15 @@ def main() -> None:
     require_single_thread()
     gc.collect()
     gc.freeze()  # what was imported is never collected again, here or in a kernel
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(sys.argv[1])
-        server.listen()
-        print("ready", flush=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what kernels may print there
-        Zygote(server).serve()
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(sys.argv[1])
+            server.listen()
+            print("ready", flush=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what kernels print there
+            Zygote(server).serve()
+    finally:
+        shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)  # a killed sweep cannot
 
 
 if __name__ == "__main__":
