@@ -72,7 +72,9 @@ def look(counts: Counter, out: Path, before: dict[str, bytes]) -> None:
     counts["most redone after a kill"] = max(in_flight, counts["most redone after a kill"])
 
 
-def one_sweep(out: Path, kills: int, longest_s: float, draw: random.Random, counts: Counter) -> None:
+def one_sweep(
+    out: Path, kills: int, longest_s: float, draw: random.Random, counts: Counter
+) -> None:
     """Start, kill and go on until the sweep in `out` is done."""
     command = [sys.executable, "-m", "tests.kill_often", "--run", str(out)]
     out.parent.mkdir(parents=True)
