@@ -60,7 +60,7 @@ def test_a_full_disk_stops_the_sweep_in_one_line_and_it_goes_on_later(small, tmp
             raise OSError(errno.ENOSPC, "No space left on device")
         noisy(parameters).save(tmp_path / "records")
 
-    with pytest.raises(ScalebenchError, match="stopped: .*No space left on device") as caught:
+    with pytest.raises(ScalebenchError, match=r"stopped: .*No space left on device") as caught:
         Job.prepare(ONCE, tmp_path).run(quiet, FakeKernels(act))
     assert "\n" not in str(caught.value)
     kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
@@ -92,7 +92,7 @@ def test_a_record_of_a_machine_that_had_changed_is_set_aside(small, tmp_path) ->
     def act(parameters: dict) -> None:
         noisy(parameters).model_copy(update={"machine": other}).save(tmp_path / "records")
 
-    with pytest.raises(ScalebenchError, match="no longer what it was .quota"):
+    with pytest.raises(ScalebenchError, match=r"no longer what it was .quota"):
         Job.prepare(ONCE, tmp_path).run(quiet, FakeKernels(act))
     assert load_records(tmp_path) == []
     assert len(list((tmp_path / "records").glob("*.invalid"))) == 1
@@ -112,11 +112,10 @@ class JumpingClock(datetime):
 
 def test_no_number_changes_when_the_wall_clock_jumps(small, tmp_path, monkeypatch) -> None:
     """Nothing but `started` and `finished` is read from it."""
-    tables = []
+    tables, wall = [], time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - 1e9)
     for name, clock in (("steady", datetime), ("jumping", JumpingClock)):
         monkeypatch.setattr(runner, "datetime", clock)
-        wall = time.time
-        monkeypatch.setattr(time, "time", lambda: wall() - 1e9)
         out = tmp_path / name / "sweep"
         act = lambda p, out=out: noisy(p).save(out / "records")  # noqa: E731
         tables.append(results_table(Job.prepare(ONCE, out).run(quiet, FakeKernels(act))))
@@ -138,9 +137,8 @@ def test_a_folder_that_a_kill_left_half_made_is_taken_up(small, tmp_path) -> Non
     """With its lock and half a file in it, which goes."""
     (tmp_path / ".lock").touch()
     (tmp_path / ".sweep.yaml.abc").write_text("half")
-    Job.prepare(ONCE, tmp_path).run(
-        quiet, FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
-    )
+    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
+    Job.prepare(ONCE, tmp_path).run(quiet, kernels)
     assert not (tmp_path / ".sweep.yaml.abc").exists()
 
 
@@ -149,7 +147,7 @@ def test_another_thread_environment_is_another_sweep(small, tmp_path, monkeypatc
     record = measured(Config(batch_size=1), SMALL)
     save_sweep(tmp_path, [record.model_copy(update={"software": Software.here()})])
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    with pytest.raises(RequestError, match="other software .OMP_WAIT_POLICY"):
+    with pytest.raises(RequestError, match=r"other software .OMP_WAIT_POLICY"):
         Job.prepare(SWEEP, tmp_path)
 
 
@@ -167,7 +165,7 @@ def test_another_thread_environment_is_another_sweep(small, tmp_path, monkeypatc
         {"visit": -1},
         {"seed": 2**40},
         {"threads": ["1; import os"]},
-        {"__import__('os')": 1},
+        {"x; import os": 1},
     ],
 )
 def test_the_kernel_checks_again_what_it_is_asked(bad: dict) -> None:
