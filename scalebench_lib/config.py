@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -44,7 +45,7 @@ def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
 def _whole(value: Any) -> Any:
     text = str(value)
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
-        raise ValueError(f"must be a whole number of at least 1, not {value!r}")
+        raise ValueError(f"must be a whole number of at least 1, not {reprlib.repr(value)}")
     return int(text)
 
 
@@ -56,8 +57,14 @@ def _thread_rule(value: Any) -> Any:
         return tuple(sorted({_whole(count) for count in counts}))
     except (TypeError, ValueError):
         raise ValueError(
-            f"must be 'auto', 'all' or whole numbers of at least 1, not {value!r}"
+            f"must be 'auto', 'all' or whole numbers of at least 1, not {reprlib.repr(value)}"
         ) from None
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
+    return text
 
 
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -71,6 +78,8 @@ ModelName = Annotated[str, _one_of(MODELS, "model")]
 OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
+BatchSize = Annotated[Whole, Field(le=2**20)]
+Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -97,10 +106,10 @@ class Config(Words):
     """
 
     model: ModelName = "bert"
-    weights: Annotated[str, Field(min_length=1)] = "random"
+    weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seq_len: Annotated[Whole, Field(ge=2, le=512)] = 16
-    batch_size: Whole = 1
+    batch_size: BatchSize = 1
     optimization: OptimizationName = "none"
     smt: bool = False
     placement: Literal["sequential", "interleave"] = "sequential"
@@ -150,13 +159,18 @@ class Visit(Words):
             "visit": self.number,
         }
 
+    @staticmethod
+    def parameter_names() -> set[str]:
+        """The names that `parameters` gives and `from_parameters` takes."""
+        return {*Config.model_fields, *_LIMITS, "threads", "visit"}
+
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any], machine: Machine) -> Self:
         """Check a notebook's parameters against the words and against `machine`.
 
         Raises `RequestError` for an unknown name, a wrong value, or more threads than CPUs.
         """
-        known = {*Config.model_fields, *_LIMITS, "threads", "visit"}
+        known = cls.parameter_names()
         for name in values:
             if name not in known:
                 raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
@@ -188,10 +202,10 @@ class Sweep(Words):
     """
 
     model: ModelName = "bert"
-    weights: Annotated[str, Field(min_length=1)] = "random"
+    weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seq_lens: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (16,)
-    batch_sizes: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = PAGE_BATCH_SIZES
+    batch_sizes: Annotated[tuple[BatchSize, ...], AfterValidator(_unique)] = PAGE_BATCH_SIZES
     optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(_unique)] = (
         "none",
         "script",

@@ -110,7 +110,7 @@ def main() -> None:
     if asked.run:
         sweep(asked.folder)
     os.environ.setdefault("SCALEBENCH_RUNTIME_DIR", str(asked.folder))
-    draw, counts = random.Random(asked.seed), Counter()
+    draw, counts = random.Random(asked.seed), Counter()  # noqa: S311
     while counts["kills"] < asked.kills:
         out = asked.folder / str(counts["sweeps"]) / "sweep"
         one_sweep(out, asked.kills, asked.longest, draw, counts)

@@ -227,12 +227,14 @@ def _ordered(visits: list[Visit], number: int, seed: int) -> list[Visit]:
 
 
 def _require_usable(out: Path) -> None:
+    if not str(out).isprintable():
+        raise RequestError(f"{str(out)!r} cannot be printed: choose another name for the folder")
     folder = out if out.exists() else next(p for p in out.absolute().parents if p.exists())
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder: choose another place for the sweep")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RequestError(f"{folder} cannot be written: choose another place for the sweep")
-    strange = out.exists() and any(out.iterdir())
+    strange = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
     if strange and not (out / SPEC).exists() and not (out / "records").exists():
         raise RequestError(f"{out} is full of other things: choose a new folder for the sweep")
 
