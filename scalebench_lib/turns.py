@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 Started = Callable[[int], None]
@@ -68,8 +69,7 @@ def in_turns(workers: Mapping[str, Worker], slice_s: float) -> dict[str, Any]:
     turns = Turns(dict.fromkeys(workers, slice_s))
     with ThreadPoolExecutor(max_workers=len(workers)) as pool:
         futures: dict[str, Future[Any]] = {
-            name: pool.submit(work, lambda process, name=name: turns.join(name, process))
-            for name, work in workers.items()
+            name: pool.submit(work, partial(turns.join, name)) for name, work in workers.items()
         }
         turns.run_while(lambda: not all(future.done() for future in futures.values()))
     return {name: future.result() for name, future in futures.items()}

@@ -43,7 +43,7 @@ class Bench:
         limits = {"threads": list(threads), "max_seconds": seconds, "target_ci": NO_EARLY_STOP}
         parameters = {**config, **limits, "out": str(folder), "visit": number}
         target = folder / "notebooks" / f"{visit}.ipynb"
-        self.kernels.run(NOTEBOOKS / "measure.ipynb", target, parameters, started)
+        self.kernels.run(NOTEBOOKS / "measure.ipynb", target, parameters, started=started)
         return Record.load(folder / "records" / f"{visit}.json")
 
 

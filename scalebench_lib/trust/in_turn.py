@@ -123,11 +123,11 @@ def _beside_bare(
         bare = {n: stack.enter_context(_Bare(batch_size, n)) for n in two_counts()}
         enough = threading.Event()
 
-        def visit(started: Started) -> Record:
+        work = _visitor(bench, "bare", two_counts(), seconds, batch_size=batch_size)
+
+        def visit(started: Started) -> Any:
             try:
-                return _visitor(bench, "bare", two_counts(), seconds, batch_size=batch_size)(
-                    started
-                )
+                return work(started)
             finally:
                 enough.set()
 
