@@ -138,7 +138,12 @@ def _notes(lines: Sequence[Line], words: Words, intervals: str) -> list[str]:
     shown = [textwrap.shorten(text, _NOTE_CHARACTERS) for text in words.missing[:_MAX_MISSING]]
     left = len(words.missing) - len(shown)
     more = [f"… and {left} more that failed or were skipped."] if left else []
-    return [*textwrap.wrap(words.source, _NOTE_CHARACTERS), *filter(None, [" ".join(how)]), *shown, *more]
+    return [
+        *textwrap.wrap(words.source, _NOTE_CHARACTERS),
+        *filter(None, [" ".join(how)]),
+        *shown,
+        *more,
+    ]
 
 
 def _canvas(words: Words, lines: int, notes: int) -> tuple[Picture, Axes]:
