@@ -130,8 +130,8 @@ def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path
     assert (point.latency_ms_min, point.latency_ms_mean, point.latency_ms_max) == (8, 12, 20)
     assert point.rows == 2
     notes = " ".join(read_published(path).notes)
-    assert "1 rows stand in the file twice" in notes
-    assert "1 points have several rows" in notes
+    assert "count once: 1." in notes
+    assert "averaged: 1." in notes
 
 
 def test_what_was_measured_unusually_is_kept_apart(tmp_path: Path) -> None:

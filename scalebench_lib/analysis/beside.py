@@ -27,12 +27,10 @@ def speedups(measured: Measured, model: str) -> pd.DataFrame:
     """
     rows = measured_only(measured.table)
     rows = rows[(rows["model"] == model) & ~rows["smt"].astype(bool)]
-    best = rows.groupby(["batch_size", "threads"])["latency_ms"].min().astype(float)
-    latencies = best.unstack("threads")  # noqa: PD010
-    if 1 not in latencies:
-        return pd.DataFrame(columns=["batch_size", "threads", "speedup"])
-    found = latencies.rdiv(latencies[1], axis=0).stack().rename("speedup")  # noqa: PD013
-    return found.dropna().reset_index()
+    best = rows.groupby(["batch_size", "threads"])["latency_ms"].min().astype(float).reset_index()
+    single = best[best["threads"] == 1].set_index("batch_size")["latency_ms"]
+    speedup = best["batch_size"].map(single) / best["latency_ms"]
+    return best.assign(speedup=speedup).dropna()[["batch_size", "threads", "speedup"]]
 
 
 def side_by_side(own: Measured, other: Measured) -> tuple[Picture, list[str]]:

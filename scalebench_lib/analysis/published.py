@@ -150,7 +150,7 @@ def read_published(path: Path, machine: str | None = None) -> Imported:
         sha256=hashlib.sha256(data).hexdigest(),
         imported=datetime.now(UTC),
         machine=machine,
-        notes=tuple(_notes(header, list(rows.values()), points)),
+        notes=(*_about_file(header, list(rows.values())), *_about_points(points)),
         points=points,
     )
 
@@ -234,11 +234,9 @@ def _points(rows: Iterable[_Row]) -> Iterator[PublishedPoint]:
         )
 
 
-def _notes(
-    header: list[str], rows: list[_Row], points: tuple[PublishedPoint, ...]
-) -> Iterator[str]:
+def _about_file(header: list[str], rows: list[_Row]) -> Iterator[str]:
+    """What to know of the file itself, a sentence each."""
     swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
-    several = sum(point.rows > 1 for point in points)
     unknown = [name for name in header if name not in {*_COLUMNS, "throughput"}]
     if "latency(avg)" not in header:
         yield "A throughput file: mean latencies are batch size / throughput, minima are not known."
@@ -248,18 +246,23 @@ def _notes(
             "minimum, maximum, mean, and were read so."
         )
     if twice:
-        yield f"{twice} rows stand in the file twice and count once."
+        yield f"Rows that stand in the file twice and count once: {twice}."
+    if unknown:
+        yield f"Columns that are not known were left out: {', '.join(unknown)}."
+    if "ht" not in header:
+        yield "The file does not tell of hyper-threading (ht): taken as off."
+    if any(row.flops for row in rows):
+        yield "The column flops was left out: files differ in what it means."
+
+
+def _about_points(points: tuple[PublishedPoint, ...]) -> Iterator[str]:
+    """What to know of the points, a sentence each."""
+    several = sum(point.rows > 1 for point in points)
     if several:
-        yield f"{several} points have several rows, from several runs: their means were averaged."
+        yield f"Points whose means are those of several runs, averaged: {several}."
     if any(point.smt for point in points):
         yield f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core."
-    elif "ht" not in header:
-        yield "The file does not tell of hyper-threading (ht): taken as off."
     if any((point.model, point.optimization) == ("bert", "script") for point in points):
         yield "What is published as script for BERT was never TorchScript: it ran eagerly."
     if any(not point.seq_len for point in points):
         yield "The file does not tell how long an item is."
-    if unknown:
-        yield f"Columns that are not known were left out: {', '.join(unknown)}."
-    if any(row.flops for row in rows):
-        yield "The column flops was left out: files differ in what it means."
