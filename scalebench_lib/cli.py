@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from scalebench_lib.config import PRESETS, Sweep, Visit
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
+from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
@@ -113,12 +114,29 @@ def report(
 @app.command()
 def status(out: Out) -> None:
     """What is done, what failed, what is left, and why."""
+    imported = Imported.load(out)
+    if imported:
+        _tell(imported)
+        return
     state = sweep_state(out)
     console.print(f"{len(state.done)} done, {len(state.failed)} failed, {len(state.left)} left")
     for visit, record in state.failed:
         console.print(f"{record.status}: {visit.config}: {record.reason}", soft_wrap=True)
     for visit in state.left:
         console.print(f"left: {visit.config}, threads {_counts(visit)}", soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    csv: Annotated[Path, typer.Argument(metavar="CSV", help="A published latency file.")],
+    out: Annotated[Path, typer.Option(help="The new sweep's folder.")],
+    machine: Annotated[str | None, typer.Option(help="What to call its machine.")] = None,
+) -> None:
+    """Take published latencies into OUT: report, plan and the notebooks read them like a sweep."""
+    from scalebench_lib.analysis.published import import_published
+
+    _tell(import_published(csv, out, machine))
+    console.print(f"its page: scalebench report {out}", soft_wrap=True)
 
 
 @app.command()
@@ -185,6 +203,12 @@ def _leave(message: str, code: int) -> NoReturn:
 
 def _complain(message: str) -> None:
     print(f"scalebench: {message}", file=sys.stderr)
+
+
+def _tell(imported: Imported) -> None:
+    console.print(f"{len(imported.points)} points. {imported.source}", soft_wrap=True)
+    for note in imported.notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _listed(text: str | None) -> list[str] | None:

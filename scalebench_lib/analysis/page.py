@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -131,7 +131,7 @@ def _context(measured: Measured, shown: list[_Shown]) -> dict[str, Any]:
         "disturbed": int(table["disturbed"].sum()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": _sections(shown, measured.without_smt),
-        "provenance": _provenance(measured.records),
+        "provenance": _provenance(measured),
     }
 
 
@@ -151,12 +151,21 @@ def _sections(shown: list[_Shown], without_smt: str | None) -> list[_Section]:
 def _best_tables(table: pd.DataFrame) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
     for setting, part in settings(table):
         if (part["status"] == "ok").any():
-            yield setting_words(table, setting), best_points(part).to_dict("records")
+            best = best_points(part).astype(object)
+            yield setting_words(table, setting), best.where(best.notna(), None).to_dict("records")
 
 
-def _provenance(records: list[Record]) -> list[tuple[str, list[str]]]:
+def _provenance(measured: Measured) -> list[tuple[str, list[str]]]:
     """Where the numbers come from: a label, and each different value that the records hold."""
-    facts = [
+    imported = measured.imported
+    if imported:
+        return [
+            ("Imported from", [imported.file]),
+            ("SHA-256", [imported.sha256]),
+            ("Machine", [imported.machine or "not known"]),
+            ("To know", list(imported.notes)),
+        ]
+    facts: list[tuple[str, Callable[[Record], str]]] = [
         ("Machine", lambda r: str(r.machine)),
         ("System", lambda r: f"{r.machine.system} {r.machine.kernel}, {r.machine.architecture}"),
         ("Governor", lambda r: r.machine.governor or "not known"),
@@ -167,7 +176,7 @@ def _provenance(records: list[Record]) -> list[tuple[str, list[str]]]:
         ("Libraries", lambda r: _pairs(r.software.libraries)),
         ("Thread environment", lambda r: _pairs(r.software.environment)),
     ]
-    told = [(label, list(dict.fromkeys(map(tell, records)))) for label, tell in facts]
+    told = [(label, list(dict.fromkeys(map(tell, measured.records)))) for label, tell in facts]
     return [(label, values) for label, values in told if any(values)]
 
 

@@ -130,13 +130,20 @@ def draw(lines: Sequence[Line], words: Words, scale: Scale = "auto") -> Picture:
 
 def _notes(lines: Sequence[Line], words: Words, intervals: str) -> list[str]:
     """The lines under a picture: where from, how to read it, and what is missing."""
-    how = f"{intervals}: 95 % interval of the median, where wider than the mark."
+    how = []
+    if any(np.isfinite(line.low).any() for line in lines):
+        how.append(f"{intervals}: 95 % interval of the median, where wider than the mark.")
     if any(line.coarse.any() for line in lines):
-        how += " Hollow marks: coarse, fewer than 6 samples."
+        how.append("Hollow marks: coarse, fewer than 6 samples.")
     shown = [textwrap.shorten(text, _NOTE_CHARACTERS) for text in words.missing[:_MAX_MISSING]]
     left = len(words.missing) - len(shown)
     more = [f"… and {left} more that failed or were skipped."] if left else []
-    return [*textwrap.wrap(words.source, _NOTE_CHARACTERS), how, *shown, *more]
+    return [
+        *textwrap.wrap(words.source, _NOTE_CHARACTERS),
+        *filter(None, [" ".join(how)]),
+        *shown,
+        *more,
+    ]
 
 
 def _canvas(words: Words, lines: int, notes: int) -> tuple[Picture, Axes]:

@@ -21,6 +21,7 @@ import psutil
 from scalebench_lib.config import Sweep, Visit
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
 from scalebench_lib.files import is_whole_notebook, set_aside, unfinished, write_atomically
+from scalebench_lib.imported import FILE as IMPORTED
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS
 from scalebench_lib.record import (
@@ -234,6 +235,8 @@ def _require_usable(out: Path) -> None:
         raise RequestError(f"{folder} is not a folder: choose another place for the sweep")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RequestError(f"{folder} cannot be written: choose another place for the sweep")
+    if (out / IMPORTED).exists():
+        raise RequestError(f"{out} holds an imported sweep: choose a new folder to measure into")
     strange = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
     if strange and not (out / SPEC).exists() and not (out / "records").exists():
         raise RequestError(f"{out} is full of other things: choose a new folder for the sweep")
