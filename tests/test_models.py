@@ -6,7 +6,7 @@ from transformers.models.bert import BertConfig, BertModel
 
 from scalebench_lib.config import MODELS, Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import BERT_TINY, BUILDERS, build
+from scalebench_lib.measure.models import BERT_TINY, KNOWN, build
 
 TINY = Config(model="bert-tiny")
 
@@ -23,7 +23,7 @@ def saved(tmp_path_factory):
 
 def test_every_model_that_may_be_asked_for_can_be_built() -> None:
     """The words and the builders are in step."""
-    assert set(BUILDERS) == set(MODELS)
+    assert set(KNOWN) == set(MODELS)
 
 
 def test_bert_is_bert_base() -> None:
@@ -64,7 +64,7 @@ def test_tiled_weights_are_distributed_as_bert_asks() -> None:
 
 def test_inputs_are_token_ids_mask_and_types() -> None:
     """Each (batch, tokens); full length unless padded."""
-    ids, mask, types = build(TINY).inputs(batch_size=3, seq_len=16, seed=0)
+    ids, mask, types = build(TINY).inputs(batch_size=3, seed=0)
     assert ids.shape == mask.shape == types.shape == (3, 16)
     assert (ids[:, 0] == 101).all()
     assert (ids[:, -1] == 102).all()
@@ -74,7 +74,7 @@ def test_inputs_are_token_ids_mask_and_types() -> None:
 
 def test_padded_inputs_have_lengths_of_their_own() -> None:
     """Padding behind the end token, masked."""
-    ids, mask, _ = build(TINY).inputs(batch_size=8, seq_len=16, seed=0, padded=True)
+    ids, mask, _ = build(TINY).inputs(batch_size=8, seed=0, padded=True)
     lengths = mask.sum(1)
     assert len(set(lengths.tolist())) > 2
     assert (ids[mask == 0] == 0).all()
