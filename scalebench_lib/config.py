@@ -34,6 +34,9 @@ MODELS = {
 """Model names and their titles; `measure.models` builds them, and any folder or hub id."""
 
 _TAKES_IMAGES = ("resnet50",)
+_LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
+"""Most tokens of the models known by name; others tell when they are built."""
+
 DEFAULT_IMAGE_SIZE = 224
 
 OPTIMIZATIONS = {"none": "eager PyTorch", "script": "TorchScript: traced, frozen"}
@@ -154,6 +157,8 @@ class Config(Words):
             if getattr(self, foreign) != type(self).model_fields[foreign].default:
                 kind = "images" if foreign == "seq_len" else "text"
                 raise ValueError(f"{foreign}: {self.model} takes {kind}: leave {foreign} out")
+        if self.seq_len > (longest := _LONGEST.get(self.model, self.seq_len)):
+            raise ValueError(f"seq_len: {self.model} takes {longest} tokens at most")
         return self
 
     @property

@@ -303,7 +303,14 @@ def load_records(out: Path) -> list[Record]:
 
 
 def _size_order(config: Config) -> tuple[Any, ...]:
-    return config.model, config.seq_len, config.image_size, config.optimization, config.smt, config.batch_size
+    return (
+        config.model,
+        config.seq_len,
+        config.image_size,
+        config.optimization,
+        config.smt,
+        config.batch_size,
+    )
 
 
 def next_visit(out: Path, config: Config) -> int:

@@ -76,9 +76,7 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     build_s, model = _timed(lambda: models.build(config))
     found.item = str(model.kind)
     inputs = model.inputs(config.batch_size, config.seed)
-    verifier = Verifier(
-        model, inputs, seed=config.seed, thorough=visit.number == 1, any_batch=True
-    )
+    verifier = Verifier(model, inputs, seed=config.seed, thorough=visit.number == 1, any_batch=True)
     found.flops = verifier.flops
     apply = optimizations.APPLY[config.optimization]
     optimize_s, runner = _timed(lambda: apply(model.module, inputs))
