@@ -111,8 +111,8 @@ def _line(
 
 def _words(rows: pd.DataFrame, metric: MetricName, what: str, by: str, source: str | None) -> Words:
     model = model_title(only_value(rows, "model"))
-    where, tokens = [source or only_value(rows, "machine")], only_value(rows, "seq_len")
-    where += [f"{tokens} tokens"] * bool(tokens)  # an imported file may not tell
+    where = [source or only_value(rows, "machine")]
+    where += [item for item in rows["item"].iloc[:1] if item]  # an imported file may not tell
     where.append(f"{only_value(rows, 'placement')} placement")
     if not rows["pinned"].fillna(True).all():
         where.append("NOT PINNED: threads could move between CPUs")

@@ -22,7 +22,7 @@ from scalebench_lib.measure.pinning import Team, confine, pin_team
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
 from scalebench_lib.measure.roof import peak_gflops
 from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
-from scalebench_lib.measure.verify import count_flops, verify
+from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.record import Point, Record, Setup, Software, Verification
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ T = TypeVar("T")
 class _Found:
     """What a visit has found so far: a failure keeps what came before it."""
 
+    item: str | None = None
     verification: Verification | None = None
     setup: Setup | None = None
     flops: int | None = None
@@ -59,6 +60,7 @@ def measure(visit: Visit, machine: Machine) -> Record:
         machine=machine,
         kernel="warm" if os.environ.get("SCALEBENCH_KERNEL") == "warm" else "fresh",
         software=Software.here(_libraries()),
+        item=found.item,
         verification=found.verification,
         setup=found.setup,
         peak_memory_bytes=_peak_memory_bytes(),
@@ -73,19 +75,22 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     config, bench = visit.config, _Bench(visit, machine)
     bench.switch(max(visit.threads))
     build_s, model = _timed(lambda: models.build(config))
-    inputs = model.inputs(config.batch_size, config.seq_len, config.seed)
+    found.item = str(model.kind)
+    inputs = model.inputs(config.batch_size, config.seed)
+    verifier = Verifier(model, inputs, seed=config.seed, thorough=visit.number == 1, any_batch=True)
+    found.flops = verifier.flops
     apply = optimizations.APPLY[config.optimization]
     optimize_s, runner = _timed(lambda: apply(model.module, inputs))
     passes: list[tuple[float, tuple[torch.Tensor, ...]]] = []
     bench.team.check(lambda: passes.append(_timed(lambda: runner(*inputs))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    found.flops = count_flops(model.module, inputs)
-    found.verification = verify(model, runner, inputs, outputs, config.seed)
+    found.verification = verifier.check(runner, outputs)
     if visit.number == 1:  # later visits would tell the same of the machine
         found.peak_gflops = bench.roof()
     warm = first_pass_s * 1e9 >= LONG_PASS_NS
     found.points = bench.time(lambda: runner(*inputs), warm)
+    verifier.recheck(runner)
 
 
 class _Bench:
