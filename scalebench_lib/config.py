@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +28,9 @@ MODELS = {"bert": "BERT", "bert-tiny": "BERT tiny"}
 
 OPTIMIZATIONS = {"none": "eager PyTorch", "script": "TorchScript: traced, frozen"}
 """Optimization names and what they are; `measure.optimizations` applies them."""
+
+Allocator = Literal["default", "tcmalloc", "jemalloc"]
+"""What serves malloc; all but the system's own are preloaded (`sweep.allocators`)."""
 
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
@@ -104,7 +108,7 @@ class Config(Words):
     optimization: OptimizationName = "none"
     smt: bool = False
     placement: Literal["sequential", "interleave"] = "sequential"
-    allocator: Literal["default"] = "default"
+    allocator: Allocator = "default"
     device: Literal["cpu"] = "cpu"
 
     @property
@@ -121,6 +125,7 @@ class Config(Words):
         return (
             f"{MODELS[self.model]}, batch {self.batch_size} of {self.seq_len} tokens, "
             f"{self.optimization}, SMT {smt}"
+            f"{'' if self.allocator == 'default' else f', {self.allocator}'}"
         )
 
 
@@ -196,6 +201,7 @@ class Sweep(Words):
         "none",
         "script",
     )
+    allocators: Annotated[tuple[Allocator, ...], AfterValidator(_unique)] = ("default",)
     threads: ThreadRule = "auto"
     smt: Literal["auto", "off", "on", "both"] = "auto"
     placement: Literal["sequential", "interleave"] = "sequential"
@@ -223,7 +229,7 @@ class Sweep(Words):
         for batch_size in sorted(self.batch_sizes):
             for seq_len in self.seq_lens:
                 for smt in machine.smt_values(self.smt):
-                    for optimization in self.optimizations:
+                    for optimization, allocator in product(self.optimizations, self.allocators):
                         yield Config.checked(
                             {
                                 **fixed,
@@ -231,12 +237,13 @@ class Sweep(Words):
                                 "batch_size": batch_size,
                                 "optimization": optimization,
                                 "smt": smt,
+                                "allocator": allocator,
                             }
                         )
 
     def merged(self, other: Sweep) -> Sweep:
         """This sweep with the axes of `other` added; the limits are `other`'s."""
-        lists = ("seq_lens", "batch_sizes", "optimizations")
+        lists = ("seq_lens", "batch_sizes", "optimizations", "allocators")
         axes: dict[str, Any] = {axis: getattr(self, axis) + getattr(other, axis) for axis in lists}
         axes["threads"] = _merged_rule(self.threads, other.threads)
         if self.smt != other.smt:

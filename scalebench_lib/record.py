@@ -23,7 +23,7 @@ from scalebench_lib.machine import Machine
 
 _COMPARED = ("numpy", "torch", "transformers")
 _DECIDING = re.compile(
-    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN)_|LD_PRELOAD$|MALLOC_(ARENA_MAX|CONF)$"
+    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN|MALLOC|TCMALLOC)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
 )
 """Environment variables that decide a process's speed."""
 
@@ -154,7 +154,9 @@ class Software(Part):
             versions={name: version(name) for name in _COMPARED},
             libraries=libraries or {},
             environment={
-                name: value for name, value in sorted(os.environ.items()) if _DECIDING.match(name)
+                name: value
+                for name, value in sorted(os.environ.items())
+                if value and _DECIDING.match(name)
             },
         )
 
@@ -270,7 +272,14 @@ def load_records(out: Path) -> list[Record]:
 
 
 def _size_order(config: Config) -> tuple[Any, ...]:
-    return config.model, config.seq_len, config.optimization, config.smt, config.batch_size
+    return (
+        config.model,
+        config.seq_len,
+        config.optimization,
+        config.smt,
+        config.allocator,
+        config.batch_size,
+    )
 
 
 def next_visit(out: Path, config: Config) -> int:

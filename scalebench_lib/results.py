@@ -61,7 +61,8 @@ def results_table(records: Iterable[Record], reference: Reference | None = None)
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
     return table.sort_values(
-        ["model", "seq_len", "optimization", "smt", "batch_size", "threads"], ignore_index=True
+        ["model", "seq_len", "optimization", "smt", "allocator", "batch_size", "threads"],
+        ignore_index=True,
     )
 
 

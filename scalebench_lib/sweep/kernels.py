@@ -25,6 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.record import write_atomically
+from scalebench_lib.sweep.allocators import preload
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
 
 _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -33,14 +34,18 @@ _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"
 class _ThisPython(KernelSpecManager):
     """Knows one kernel: the Python that runs the sweep, whatever else is installed."""
 
-    def __init__(self, metadata: dict[str, Any]) -> None:
+    def __init__(self, metadata: dict[str, Any], env: dict[str, str]) -> None:
         super().__init__()
-        self._metadata = metadata
+        self._metadata, self._env = metadata, env
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         name = "Python 3 (ipykernel)"
         return KernelSpec(
-            argv=_LAUNCH, display_name=name, language="python", metadata=self._metadata
+            argv=_LAUNCH,
+            display_name=name,
+            language="python",
+            metadata=self._metadata,
+            env=self._env,
         )
 
 
@@ -67,17 +72,21 @@ class Kernels:
     """Runs notebooks, each in a process of its own: started afresh, or forked from a zygote.
 
     A context manager. `warm` is a wish: where no zygote can be had, or it fails later, kernels
-    are fresh, and `trouble` says why.
+    are fresh, and `trouble` says why. The parameter ``allocator`` decides a kernel's environment;
+    since libraries are preloaded when a process starts, each allocator has a zygote of its own.
     """
 
     def __init__(self, warm: bool = True) -> None:
         self.trouble: str | None = None
-        self._zygote = self._started() if warm else None
+        self._warm = warm
+        self._zygotes: dict[str, ZygoteProcess] = {}
+        if warm:
+            self._zygote_for(preload("default"))
 
     @property
     def kind(self) -> Literal["warm", "fresh"]:
         """How the next kernel will be started."""
-        return "warm" if self._zygote else "fresh"
+        return "warm" if self._warm else "fresh"
 
     def __enter__(self) -> Self:
         return self
@@ -86,10 +95,10 @@ class Kernels:
         self.close()
 
     def close(self) -> None:
-        """End the zygote, and with it what it has forked."""
-        if self._zygote:
-            self._zygote.close()
-        self._zygote = None
+        """End the zygotes, and with them what they have forked; later kernels are fresh."""
+        self._warm = False
+        while self._zygotes:
+            self._zygotes.popitem()[1].close()
 
     def run(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
         """Execute notebook `source` with `parameters` in its own kernel, and save as `target`.
@@ -100,21 +109,24 @@ class Kernels:
         try:
             self._run(source, target, parameters)
         except (NoZygoteError, _NotStartedError) as error:
-            if not self._zygote:
+            if not self._warm:
                 raise MeasurementError(f"the kernel did not start: {error}") from None
             self.trouble = f"no more warm kernels: {error}"
             self.close()
             self.run(source, target, parameters)
 
-    def _started(self) -> ZygoteProcess | None:
+    def _zygote_for(self, env: dict[str, str]) -> ZygoteProcess | None:
+        key = env["LD_PRELOAD"]
         try:
-            return ZygoteProcess({})
+            if self._warm and key not in self._zygotes:
+                self._zygotes[key] = ZygoteProcess(env)
         except (NoZygoteError, OSError) as error:
             self.trouble = str(error)
-            return None
+            self.close()
+        return self._zygotes.get(key)
 
     def _run(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
-        kernel = self._manager()
+        kernel = self._manager(preload(parameters.get("allocator", "default")))
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}")
         try:
@@ -125,14 +137,14 @@ class Kernels:
         finally:
             _publish(draft, target)
 
-    def _manager(self) -> AsyncKernelManager:
+    def _manager(self, env: dict[str, str]) -> AsyncKernelManager:
         metadata: dict[str, Any] = {}
-        if self._zygote:
-            config = {"zygote": self._zygote.socket}
+        if zygote := self._zygote_for(env):
+            config = {"zygote": zygote.socket}
             metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
         return AsyncKernelManager(
             kernel_name="python3",
-            kernel_spec_manager=_ThisPython(metadata),
+            kernel_spec_manager=_ThisPython(metadata, env),
             client_factory=_PromptClient,
             transport="ipc",
         )

@@ -33,6 +33,7 @@ from scalebench_lib.record import (
     write_atomically,
 )
 from scalebench_lib.reference import reference_for
+from scalebench_lib.sweep.allocators import require_installed
 from scalebench_lib.sweep.forecast import Forecast, lacking_memory
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.state import SPEC, Judge, State
@@ -73,6 +74,7 @@ class Job:
         Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
         """
         machine = Machine.here()
+        require_installed(sweep.allocators)
         _require_usable(out)
         records = load_records(out)
         failed = {record.config_id for record in records if record.status != "ok"}
