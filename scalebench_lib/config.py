@@ -43,6 +43,9 @@ DEFAULT_IMAGE_SIZE = 224
 OPTIMIZATIONS = {"none": "eager PyTorch", "script": "TorchScript: traced, frozen"}
 """Optimization names and what they are; `measure.optimizations` applies them."""
 
+Allocator = Literal["default", "tcmalloc", "jemalloc"]
+"""What serves malloc; all but the system's own are preloaded (`sweep.allocators`)."""
+
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
 
@@ -155,7 +158,7 @@ class Config(Words):
     optimization: OptimizationName = "none"
     smt: bool = False
     placement: Literal["sequential", "interleave"] = "sequential"
-    allocator: Literal["default"] = "default"
+    allocator: Allocator = "default"
     device: Literal["cpu"] = "cpu"
 
     @model_validator(mode="after")
@@ -186,6 +189,7 @@ class Config(Words):
         return (
             f"{MODELS.get(self.model, slug(self.model))}, batch {self.batch_size} of {self.item}, "
             f"{self.optimization}, SMT {smt}"
+            f"{'' if self.allocator == 'default' else f', {self.allocator}'}"
         )
 
     @property
@@ -275,6 +279,7 @@ class Sweep(Words):
         "none",
         "script",
     )
+    allocators: Annotated[tuple[Allocator, ...], AfterValidator(_unique)] = ("default",)
     threads: ThreadRule = "auto"
     smt: Literal["auto", "off", "on", "both"] = "auto"
     placement: Literal["sequential", "interleave"] = "sequential"
@@ -304,7 +309,7 @@ class Sweep(Words):
         for batch_size in sorted(self.batch_sizes):
             for seq_len, image_size in product(self.seq_lens, self.image_sizes):
                 for smt in machine.smt_values(self.smt):
-                    for optimization in self.optimizations:
+                    for optimization, allocator in product(self.optimizations, self.allocators):
                         yield Config.checked(
                             {
                                 **fixed,
@@ -313,12 +318,13 @@ class Sweep(Words):
                                 "batch_size": batch_size,
                                 "optimization": optimization,
                                 "smt": smt,
+                                "allocator": allocator,
                             }
                         )
 
     def merged(self, other: Sweep) -> Sweep:
         """This sweep with the axes of `other` added; the limits are `other`'s."""
-        lists = ("seq_lens", "image_sizes", "batch_sizes", "optimizations")
+        lists = ("seq_lens", "image_sizes", "batch_sizes", "optimizations", "allocators")
         axes: dict[str, Any] = {axis: getattr(self, axis) + getattr(other, axis) for axis in lists}
         axes["threads"] = _merged_rule(self.threads, other.threads)
         if self.smt != other.smt:

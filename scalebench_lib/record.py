@@ -24,7 +24,7 @@ from scalebench_lib.machine import Machine
 
 _COMPARED = ("numpy", "torch", "transformers")
 _DECIDING = re.compile(
-    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN)_|LD_PRELOAD$|MALLOC_(ARENA_MAX|CONF)$"
+    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN|MALLOC|TCMALLOC)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
 )
 """Environment variables that decide a process's speed."""
 
@@ -189,14 +189,16 @@ class Software(Part):
             versions={name: version(name) for name in _COMPARED},
             libraries=libraries or {},
             environment={
-                name: value for name, value in sorted(os.environ.items()) if _DECIDING.match(name)
+                name: value
+                for name, value in sorted(os.environ.items())
+                if value and _DECIDING.match(name)
             },
         )
 
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
         """The first difference that makes two sweeps incomparable, or None.
 
-        Environment variables by which another `allocator` than the default is loaded do not count.
+        How an `allocator` is loaded does not count: every visit asks which one it has.
         """
         mine, theirs = (s._deciding(allocator) for s in (self, other))
         for name in sorted(mine | theirs):
@@ -206,15 +208,16 @@ class Software(Part):
 
     def _deciding(self, allocator: str) -> dict[str, str]:
         found = {"python": self.python, **self.versions, **self.environment}
-        loads = () if allocator == "default" else _ALLOCATORS_OWN
-        return {name: value for name, value in found.items() if not name.startswith(loads)}
+        loaded = ("LD_PRELOAD",) if allocator == "default" else _ALLOCATORS_OWN
+        return {name: value for name, value in found.items() if not name.startswith(loaded)}
 
 
 class Record(Part):
     """The result of one visit: what, when, where, with what, and every sample.
 
-    `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch. `peak_gflops` is what the machine itself reaches
-    in a large matrix product, by thread count and type (``fp32``, ``bf16``).
+    `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch.
+    `peak_gflops` is what the machine itself reaches in a large matrix product, by thread count and
+    type (``fp32``, ``bf16``).
     """
 
     schema_version: Literal[1] = 1
@@ -339,6 +342,7 @@ def _size_order(config: Config) -> tuple[Any, ...]:
         config.image_size,
         config.optimization,
         config.smt,
+        config.allocator,
         config.batch_size,
     )
 

@@ -79,7 +79,16 @@ def imported_table(imported: Imported) -> pd.DataFrame:
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
     return table.sort_values(
-        ["model", "seq_len", "image_size", "optimization", "smt", "batch_size", "threads"],
+        [
+            "model",
+            "seq_len",
+            "image_size",
+            "optimization",
+            "smt",
+            "allocator",
+            "batch_size",
+            "threads",
+        ],
         ignore_index=True,
     )
 

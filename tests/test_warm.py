@@ -95,8 +95,9 @@ def test_without_a_zygote_kernels_are_fresh_and_it_is_said(tmp_path, monkeypatch
 def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(tmp_path) -> None:
     """In the middle of a sweep."""
     with Kernels(warm=True) as kernels:
-        kernels._zygote.process.kill()
-        kernels._zygote.process.wait()
+        (zygote,) = kernels._zygotes.values()
+        zygote.process.kill()
+        zygote.process.wait()
         assert told(kernels, tmp_path, "print(7)") == 7
         assert "does not answer" in kernels.trouble
 

@@ -17,7 +17,7 @@ import torch
 from scalebench_lib.config import Visit
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.measure import models, optimizations
+from scalebench_lib.measure import allocator, models, optimizations
 from scalebench_lib.measure.pinning import Team, confine, pin_team
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
 from scalebench_lib.measure.roof import peak_gflops
@@ -41,7 +41,11 @@ class _Found:
 
 
 def measure(visit: Visit, machine: Machine) -> Record:
-    """Measure `visit` in this process; a `MeasurementError` becomes a failed record."""
+    """Measure `visit` in this process; a `MeasurementError` becomes a failed record.
+
+    Raises `RequestError` where this process was started with another allocator.
+    """
+    allocator.require_loaded(visit.config.allocator)
     started, found, reason = datetime.now(UTC), _Found(), None
     try:
         with _whole_machine_afterwards(machine), torch.inference_mode():
@@ -155,6 +159,7 @@ def _libraries() -> dict[str, str]:
     found = {name: [line for line in told if mark in line] for name, mark in marks.items()}
     return {
         **{name: lines[0] if lines else "unknown" for name, lines in found.items()},
+        "malloc": allocator.library_of("malloc"),
         "vector": torch.backends.cpu.get_cpu_capability(),
     }
 

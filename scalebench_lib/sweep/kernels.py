@@ -30,6 +30,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.files import write_atomically
+from scalebench_lib.sweep.allocators import preload
 from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
 from scalebench_lib.sweep.locks import compiler_cache, socket_folder
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
@@ -40,9 +41,9 @@ _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"
 class _ThisPython(KernelSpecManager):
     """Knows one kernel: the Python that runs the sweep, whatever else is installed."""
 
-    def __init__(self, metadata: dict[str, Any]) -> None:
+    def __init__(self, metadata: dict[str, Any], env: dict[str, str]) -> None:
         super().__init__()
-        self._metadata = metadata
+        self._metadata, self._env = metadata, env
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         name = "Python 3 (ipykernel)"
@@ -50,7 +51,7 @@ class _ThisPython(KernelSpecManager):
             argv=_LAUNCH,
             display_name=name,
             language="python",
-            env=compiler_cache(),
+            env={**compiler_cache(), **self._env},
             metadata=self._metadata,
         )
 
@@ -78,17 +79,21 @@ class Kernels:
     """Runs notebooks, each in a process of its own: started afresh, or forked from a zygote.
 
     A context manager. `warm` is a wish: where no zygote can be had, or it fails later, kernels
-    are fresh, and `trouble` says why.
+    are fresh, and `trouble` says why. The parameter ``allocator`` decides a kernel's environment;
+    since libraries are preloaded when a process starts, each allocator has a zygote of its own.
     """
 
     def __init__(self, warm: bool = True) -> None:
         self.trouble: str | None = None
-        self._zygote = self._started() if warm else None
+        self._warm = warm
+        self._zygotes: dict[str, ZygoteProcess] = {}
+        if warm:
+            self._zygote_for(preload("default"))
 
     @property
     def kind(self) -> Literal["warm", "fresh"]:
         """How the next kernel will be started."""
-        return "warm" if self._zygote else "fresh"
+        return "warm" if self._warm else "fresh"
 
     def __enter__(self) -> Self:
         return self
@@ -97,10 +102,10 @@ class Kernels:
         self.close()
 
     def close(self) -> None:
-        """End the zygote, and with it what it has forked."""
-        if self._zygote:
-            self._zygote.close()
-        self._zygote = None
+        """End the zygotes, and with them what they have forked; later kernels are fresh."""
+        self._warm = False
+        while self._zygotes:
+            self._zygotes.popitem()[1].close()
 
     def run(
         self,
@@ -121,18 +126,21 @@ class Kernels:
         try:
             self._run(source, target, parameters, limit_s, started)
         except (NoZygoteError, _NotStartedError) as error:
-            if not self._zygote:
+            if not self._warm:
                 raise MeasurementError(f"the kernel did not start: {error}") from None
             self.trouble = f"no more warm kernels: {error}"
             self.close()
             self.run(source, target, parameters, limit_s, started)
 
-    def _started(self) -> ZygoteProcess | None:
+    def _zygote_for(self, env: dict[str, str]) -> ZygoteProcess | None:
+        key = env["LD_PRELOAD"]
         try:
-            return ZygoteProcess({})
+            if self._warm and key not in self._zygotes:
+                self._zygotes[key] = ZygoteProcess(env)
         except (NoZygoteError, OSError) as error:
             self.trouble = str(error)
-            return None
+            self.close()
+        return self._zygotes.get(key)
 
     def _run(
         self,
@@ -142,10 +150,11 @@ class Kernels:
         limit_s: float,
         started: Callable[[int], None],
     ) -> None:
+        env = preload(parameters.get("allocator", "default"))
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}")
         try:
-            with self._manager() as kernel, ThreadPoolExecutor(max_workers=1) as pool:
+            with self._manager(env) as kernel, ThreadPoolExecutor(max_workers=1) as pool:
                 future = pool.submit(_execute, kernel, source, draft, parameters)
                 with _kernel_ended_too(future, kernel):
                     _tell(future, kernel, started)
@@ -155,26 +164,30 @@ class Kernels:
                 raise trouble from None
             raise MeasurementError(told_by(error.ename, error.evalue)) from None
         except _KilledError as error:
-            if self._zygote and self._zygote.process.poll() is not None:
+            if self._has_died(env):
                 raise NoZygoteError("the process that they are forked from died") from None
             raise MeasurementError(str(error)) from None
         finally:
             _publish(draft, target)
 
+    def _has_died(self, env: dict[str, str]) -> bool:
+        zygote = self._zygotes.get(env["LD_PRELOAD"])
+        return zygote is not None and zygote.process.poll() is not None
+
     @contextmanager
-    def _manager(self) -> Iterator[AsyncKernelManager]:
+    def _manager(self, env: dict[str, str]) -> Iterator[AsyncKernelManager]:
         """A kernel to be started, with its sockets in a folder of its own."""
         metadata: dict[str, Any] = {}
-        if self._zygote:
-            config = {"zygote": self._zygote.socket}
+        if zygote := self._zygote_for(env):
+            config = {"zygote": zygote.socket}
             metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
-            folder = Path(tempfile.mkdtemp(dir=self._zygote.folder))
+            folder = Path(tempfile.mkdtemp(dir=zygote.folder))
         else:
             folder = socket_folder()
         try:
             yield AsyncKernelManager(
                 kernel_name="python3",
-                kernel_spec_manager=_ThisPython(metadata),
+                kernel_spec_manager=_ThisPython(metadata, env),
                 client_factory=_PromptClient,
                 transport="ipc",
                 connection_file=str(folder / "kernel.json"),

@@ -33,6 +33,7 @@ from scalebench_lib.record import (
     next_visit,
 )
 from scalebench_lib.reference import reference_for, require_one_machine
+from scalebench_lib.sweep.allocators import require_installed
 from scalebench_lib.sweep.forecast import Forecast, doomed, lacking_memory
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import folder_to_itself, machine_to_itself
@@ -79,6 +80,7 @@ class Job:
         Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
         """
         machine = Machine.here()
+        require_installed(sweep.allocators)
         _require_usable(out)
         _set_aside_with_notebook(out)
         records = load_records(out)
