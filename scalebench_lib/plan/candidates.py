@@ -18,20 +18,26 @@ def fat(profile: Profile, cores: int, batch_size: int) -> Plan | None:
     return Plan.of([min(whole, key=lambda one: one.latency_ms)]) if whole else None
 
 
-def unprofiled_fat(like: Plan, cores: int) -> Plan:
-    """One instance on all cores of what `like` runs; nobody knows yet how long it takes."""
+def even(like: Plan, instances: int, threads: int) -> Plan | None:
+    """The batch of `like` in so many equal instances of its optimization, profiled or not.
+
+    Nobody knows yet how long it takes. None where the batch cannot be split so.
+    """
+    size, rest = divmod(like.batch_size, instances)
+    if rest:
+        return None
     option = replace(
         like.instances[0],
-        threads=cores,
-        cores=float(cores),
+        threads=threads,
+        cores=float(threads),
         smt=False,
-        batch_size=like.batch_size,
+        batch_size=size,
         latency_ms=float("nan"),
         low_ms=None,
         high_ms=None,
         memory_mb=None,
     )
-    return Plan.of([option])
+    return Plan.of([option] * instances)
 
 
 def thin(profile: Profile, cores: int, batch_size: int, exponent: float) -> Plan | None:

@@ -16,7 +16,7 @@ from pydantic import Field
 from scalebench_lib.config import Config, Whole, Words
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.plan.candidates import candidates, fat, thin, unprofiled_fat
+from scalebench_lib.plan.candidates import candidates, even, fat, thin
 from scalebench_lib.plan.interference import Interference, observation, shape
 from scalebench_lib.plan.placing import Placed, placed
 from scalebench_lib.plan.planner import Plan, Planner
@@ -237,14 +237,27 @@ def prove(decision: Decision, limits: Limits | None = None, say: Say = lambda _:
     ground, best = decision.ground, decision.best.plan
     size = best.batch_size
     others = ground.candidates(size)
-    whole = ground.fat(size) or unprofiled_fat(best, ground.cores)
-    called = [("fat", whole), ("thin", ground.thin(size)), ("best", best)]
+    called = [("fat", _run_fat(ground, best)), ("thin", _run_thin(ground, best)), ("best", best)]
     entries = _entries([*called, *(("candidate", plan) for plan in others)])
     proof = ground.proof(limits or Limits(), say)
     runs = proof.run([entry.plan for entry in entries])
     entries = tuple(replace(one, run=run) for one, run in zip(entries, runs, strict=True))
     _learn(ground, runs)
     return replace(decision, best=_fastest(entries), entries=entries, proved=True)
+
+
+def _run_fat(ground: Ground, best: Plan) -> Plan | None:
+    """The one-instance baseline; to be run, it need not have been profiled."""
+    return ground.fat(best.batch_size) or even(best, 1, ground.cores)
+
+
+def _run_thin(ground: Ground, best: Plan) -> Plan | None:
+    """The baseline of one thread an instance on as many cores as there are items for."""
+    count = min(ground.cores, best.batch_size)
+    found = ground.thin(best.batch_size)
+    if found and len(found.instances) == count:
+        return found
+    return even(best, count, 1) or found
 
 
 def _entries(called: Iterable[tuple[str, Plan | None]]) -> tuple[Entry, ...]:

@@ -94,12 +94,11 @@ def comparison(decision: Decision) -> Table:
     """The plans side by side: predicted, measured, and how much faster than fat."""
     table = Table(title=_title(decision), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    table.add_column("instances ⟨threads, batch⟩", overflow="fold")
-    table.add_column("cores", justify="right")
-    table.add_column("predicted ms", justify="right", min_width=9)
+    table.add_column("⟨threads, batch⟩", overflow="fold")
+    table.add_column("predicted", justify="right", no_wrap=True)
     if decision.proved:
-        table.add_column("measured ms", overflow="fold", min_width=22)
-    table.add_column("against fat", overflow="fold", min_width=18)
+        table.add_column("measured", overflow="fold")
+    table.add_column("against fat", overflow="fold")
     ordered = sorted(decision.entries, key=lambda one: (one is not decision.best, one.latency_ms))
     for entry in ordered:
         table.add_row(*_cells(decision, entry), style="bold" if entry is decision.best else None)
@@ -110,7 +109,8 @@ def _title(decision: Decision) -> str:
     ground = decision.ground
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
     cores = f"{ground.cores} core{'s' * (ground.cores != 1)}"
-    return f"{ground.profile.model}, batch {decision.best.plan.batch_size} on {cores}{limit}"
+    size = decision.best.plan.batch_size
+    return f"{ground.profile.model}, batch {size} on {cores}{limit}; times in ms"
 
 
 def _cells(decision: Decision, entry: Entry) -> list[str]:
@@ -121,7 +121,6 @@ def _cells(decision: Decision, entry: Entry) -> list[str]:
     return [
         ", ".join(names),
         f"{entry.plan}, {entry.plan.optimization}",
-        f"{entry.plan.cores:g}",
         _ms(entry.plan.predicted_ms),
         *([_measured(entry)] * decision.proved),
         "" if ratio is None else _short(ratio),
@@ -131,7 +130,7 @@ def _cells(decision: Decision, entry: Entry) -> list[str]:
 def _measured(entry: Entry) -> str:
     if entry.measured_ms:
         value, low, high = entry.measured_ms
-        return f"{value:.4g} ({low:.4g} … {high:.4g})"
+        return f"{value:.4g} ±{(high - low) / 2 / value:.1%}"
     return f"failed: {entry.run.reason}" if entry.run else ""
 
 
