@@ -17,7 +17,7 @@ from scalebench_lib.config import Config, Whole, Words
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.candidates import candidates, even, fat, thin
-from scalebench_lib.plan.interference import Interference, observation, shape
+from scalebench_lib.plan.interference import Interference, Observation, observation, shape
 from scalebench_lib.plan.placing import Placed, placed
 from scalebench_lib.plan.planner import Plan, Planner
 from scalebench_lib.plan.profile import Profile
@@ -25,6 +25,8 @@ from scalebench_lib.plan.proof import Limits, Proof, Ratio, Run, Say, speedup
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.reference import Reference, reference_for
 from scalebench_lib.results import load_results
+
+__all__ = ["Decision", "Entry", "Ground", "Limits", "Request", "choose", "decide", "prove"]
 
 CANDIDATES = 3
 """How many plans a proof runs beside the baselines."""
@@ -65,20 +67,24 @@ class Ground:
     learned: Interference
 
     @classmethod
-    def of(cls, out: Path, request: Request) -> Ground:
+    def load(cls, out: Path, model: str = "", seq_len: int = 0) -> Ground:
         """Read the sweep in folder `out`; `RequestError` says what it lacks, and what it has."""
         table, records = load_results(out), tuple(load_records(out))
-        wanted = {"model": request.model or None, "seq_len": request.seq_len or None}
-        profile = Profile.of(table, **wanted).only(request.optimization or None)
+        profile = Profile.of(table, model=model or None, seq_len=seq_len or None)
         machine = _machine(profile, table, records)
         most = machine.max_threads(smt=False)
-        if request.threads > most:
+        return cls(out, profile, machine, most, records, Interference.load(out))
+
+    def narrowed(self, request: Request) -> Ground:
+        """Only the cores and the optimization that `request` allows."""
+        if request.threads > self.cores:
             raise RequestError(
-                f"threads: {request.threads} is more than the {most} core{'s' * (most != 1)} of "
-                f"{profile.machine}, where this sweep was measured: use at most {most}"
+                f"threads: {request.threads} is more than the {self.cores} "
+                f"core{'s' * (self.cores != 1)} of {self.profile.machine}, "
+                f"where this sweep was measured: use at most {self.cores}"
             )
-        cores = request.threads or most
-        return cls(out, profile, machine, cores, records, Interference.load(out))
+        profile = self.profile.only(request.optimization or None)
+        return replace(self, profile=profile, cores=request.threads or self.cores)
 
     @cached_property
     def planner(self) -> Planner:
@@ -89,6 +95,12 @@ class Ground:
     def exponent(self) -> float:
         """How instances slow each other down; see `planner`."""
         return self.learned.exponent(self.profile)
+
+    @property
+    def seen(self) -> list[Observation]:
+        """The plans of this profile's model that were run, by batch size."""
+        runs = self.learned.about(self.profile)
+        return sorted(runs, key=lambda run: sum(one.batch_size for one in run.instances))
 
     def best(self, request: Request) -> Plan:
         """The best plan; `RequestError` where there is none, with the nearest that there is."""
@@ -220,7 +232,12 @@ def decide(out: Path, request: Request) -> Decision:
 
     Raises `RequestError` for what cannot be had, with the nearest that can.
     """
-    ground = Ground.of(out, request)
+    return choose(Ground.load(out, request.model, request.seq_len), request)
+
+
+def choose(whole: Ground, request: Request) -> Decision:
+    """`decide`, with what was read before."""
+    ground = whole.narrowed(request)
     best = ground.best(request)
     size = best.batch_size
     called = [("best", best), ("fat", ground.fat(size)), ("thin", ground.thin(size))]

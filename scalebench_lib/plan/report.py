@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from scalebench_lib.plan.decide import Decision, Entry
+from scalebench_lib.plan.decide import Decision, Entry, Ground
+from scalebench_lib.plan.interference import Observation
+from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.proof import Ratio
 from scalebench_lib.record import write_atomically
 
@@ -180,3 +182,45 @@ def _why_not(decision: Decision, name: str) -> str:
     if name == "fat":
         return "that batch size was not profiled on all cores; --verify runs it all the same"
     return "the profiled batch sizes of one thread do not sum to this batch"
+
+
+def about_profile(ground: Ground) -> str:
+    """What there is to plan with, in a sentence."""
+    profile = ground.profile
+    sizes = ", ".join(map(str, profile.batch_sizes))
+    return (
+        f"{profile.model} on {profile.machine}: {len(profile.options)} points, batch {sizes}, "
+        f"{', '.join(profile.optimizations)}; {ground.cores} cores to plan with"
+    )
+
+
+def about_gains(gains: Mapping[int, float]) -> str:
+    """Where splitting gains most, and where nothing."""
+    if not gains:
+        return "no batch size was profiled on all cores, so there is no fat to compare with"
+    most = max(gains, key=gains.__getitem__)
+    none = [str(size) for size, ratio in gains.items() if ratio <= 1]
+    at = f"most at batch {most}, {gains[most]:.2f}×" if gains[most] > 1 else "nothing anywhere"
+    return f"splitting gains {at}" + (f"; nothing at batch {', '.join(none)}" if none else "")
+
+
+def about_frontier(plans: Sequence[Plan]) -> str:
+    """The two ends of the frontier."""
+    ends = {"soonest": plans[0], "most": plans[-1]}
+    return "\n".join(
+        f"{name}: batch {plan.batch_size} in {plan.predicted_ms:.4g} ms, "
+        f"{plan.throughput:.4g} inferences/s, {plan}"
+        for name, plan in ends.items()
+    )
+
+
+def about_predictions(seen: Sequence[Observation]) -> str:
+    """How far predictions were off."""
+    if not seen:
+        return "no plan was run yet: 'scalebench plan OUT --batch-size … --verify' does"
+    off = [run.measured_ms / run.predicted_ms - 1 for run in seen]
+    worst = max(off, key=abs)
+    within = sum(abs(one) <= 0.1 for one in off)
+    return (
+        f"{within} of {len(off)} plans were within 10 % of their prediction; at worst {worst:+.1%}"
+    )
