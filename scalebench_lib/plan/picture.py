@@ -164,8 +164,9 @@ def predictions(seen: Iterable[Observation]) -> Drawing:
         label = "one instance" if count == 1 else "several instances"
         if some:
             axes.errorbar(
-                *middle.T,
-                reach.T,
+                x=middle[:, 0],
+                y=middle[:, 1],
+                yerr=reach.T,
                 fmt=mark,
                 color=_MARK,
                 mfc="white" if count == 1 else _MARK,
