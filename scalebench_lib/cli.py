@@ -144,6 +144,42 @@ def import_(
 
 
 @app.command()
+def plan(
+    out: Out,
+    batch_size: Annotated[str | None, typer.Option(help="Items to serve at once.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Physical cores to use: all.")] = None,
+    optimization: Annotated[str | None, typer.Option(help="Only this one: any.")] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="The latency limit in ms.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where OUT has several.")] = None,
+    seq_len: Annotated[str | None, typer.Option(help="Where OUT has several.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
+    max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
+) -> None:
+    """How to split a batch over instances of the model; with --verify, proved by running it."""
+    from scalebench_lib.plan import decide as deciding
+    from scalebench_lib.plan import report as telling
+    from scalebench_lib.plan.proof import Limits
+
+    request = deciding.Request.of(
+        batch_size=batch_size,
+        threads=threads,
+        optimization=optimization,
+        slo_ms=slo_ms,
+        model=model,
+        seq_len=seq_len,
+    )
+    limits = Limits.checked({"max_seconds": max_seconds})
+    decision = deciding.decide(out, request)
+    if verify:
+        with console.status("") as line:
+            decision = deciding.prove(decision, limits, line.update)
+    console.print(telling.comparison(decision))
+    for lines in (telling.sentences(decision), telling.commands(decision)):
+        console.print(*lines, "", sep="\n", soft_wrap=True, markup=False)
+    console.print(f"plan: {telling.save(decision)}", soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine can measure, and how noisy it is now."""
     from scalebench_lib.sweep.doctor import PROBE_SECONDS, probe_noise

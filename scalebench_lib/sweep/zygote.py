@@ -11,7 +11,6 @@ it, when its standard input does: that is when the sweep is gone.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -26,6 +25,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+from scalebench_lib.processes import die_with_parent
 
 IMPORTS = (
     "IPython.core.completerlib",
@@ -109,14 +110,6 @@ class Zygote:
             traceback.print_exc()
         finally:
             os._exit(code)
-
-
-def die_with_parent() -> None:
-    """Have the kernel of the system end this process when the zygote ends, however it does."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-_PR_SET_PDEATHSIG = 1
 
 
 def reseed() -> None:
