@@ -57,6 +57,13 @@ class Reference(BaseModel):
             probe_ns={k: float(np.quantile(t, FAST_END)) for k, t in times.items() if t.size},
         )
 
+    def fits(self, other: Reference) -> bool:
+        """Whether both tell the speed of one machine, by the same probe."""
+        if self.machine is None or other.machine is None:
+            return False
+        same_probe = self.probe_version == other.probe_version
+        return same_probe and self.machine.differs_from(other.machine) is None
+
     def completed_by(self, other: Reference) -> Reference:
         """This reference, with what only `other` knows."""
         probe_ns = {**other.probe_ns, **self.probe_ns}
@@ -93,11 +100,4 @@ def _kept(out: Path, own: Reference) -> Iterator[Reference]:
                 (path.stat().st_mtime, kept) for kept in [Reference.load(path.parent)] if kept
             ]
     candidates += [kept for _, kept in sorted(beside, key=lambda pair: pair[0])]
-    yield from (kept for kept in candidates if kept and _alike(kept, own))
-
-
-def _alike(one: Reference, other: Reference) -> bool:
-    if one.machine is None or other.machine is None:
-        return False
-    same_probe = one.probe_version == other.probe_version
-    return same_probe and one.machine.differs_from(other.machine) is None
+    yield from (kept for kept in candidates if kept and kept.fits(own))
