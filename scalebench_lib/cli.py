@@ -144,6 +144,17 @@ def compare(
 
 
 @app.command()
+def render(
+    notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK…", help="Executed ones.")],
+) -> None:
+    """Make executed notebooks fit to share: no paths of this machine, and an offline page each."""
+    from scalebench_lib.rendered import render as write  # nbconvert takes a second
+
+    for notebook in notebooks:
+        console.print(f"page: {write(notebook)}", soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine can measure, and how noisy it is now."""
     from scalebench_lib.sweep.doctor import PROBE_SECONDS, probe_noise

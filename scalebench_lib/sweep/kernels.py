@@ -25,6 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.record import write_atomically
+from scalebench_lib.rendered import scrub
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
 
 _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -196,11 +197,10 @@ def _cause_of_death(kernel: AsyncKernelManager) -> str:
 
 
 def _publish(draft: Path, target: Path) -> None:
-    """Save the executed notebook without the paths that papermill notes down."""
+    """Save the executed notebook without the paths of this machine."""
     if not draft.exists():
         return
-    notebook = nbformat.read(draft, as_version=4)
-    for path in ("input_path", "output_path"):
-        notebook.metadata.get("papermill", {}).pop(path, None)
+    folders = (target.parent, target.parent.parent, target.parent.parent.parent)
+    notebook = scrub(nbformat.read(draft, as_version=4), *(f for f in folders if f.name))
     write_atomically(target, nbformat.writes(notebook) + "\n")
     draft.unlink()
