@@ -11,8 +11,11 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
 
 from scalebench_lib.config import PRESETS, Sweep, Visit
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
@@ -177,6 +180,47 @@ def plan(
     for lines in (telling.sentences(decision), telling.commands(decision)):
         console.print(*lines, "", sep="\n", soft_wrap=True, markup=False)
     console.print(f"plan: {telling.save(decision)}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="OUT_A", help="The sweep to compare with.")],
+    b: Annotated[Path, typer.Argument(metavar="OUT_B", help="The sweep in question.")],
+    threshold: Annotated[float, typer.Option(help="Changes up to this are none.")] = 0.05,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Though machine or software differ.")] = (
+        False
+    ),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")] = None,
+) -> None:
+    """Is OUT_B slower than OUT_A, point by point? Exit code 1 where it is, or where it failed."""
+    from scalebench_lib.analysis import compare as comparing
+    from scalebench_lib.analysis import compared
+
+    found = comparing.compare(a, b, threshold, anyway)
+    if to:
+        compared.save(found, to)
+    if markdown:
+        print(compared.markdown(found))
+    else:
+        heading, *rows = compared.rows(found)
+        table = Table(*(Column(name, no_wrap=True) for name in heading), box=SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table, *compared.summary(found), sep="\n", soft_wrap=True, markup=False)
+    if found.worse:
+        raise typer.Exit(1)
+
+
+@app.command()
+def render(
+    notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK…", help="Executed ones.")],
+) -> None:
+    """Make executed notebooks fit to share: no paths of this machine, and an offline page each."""
+    from scalebench_lib.rendered import render as write  # nbconvert takes a second
+
+    for notebook in notebooks:
+        console.print(f"page: {write(notebook)}", soft_wrap=True)
 
 
 @app.command()

@@ -6,6 +6,8 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from IPython.core.getipython import get_ipython
+
 from scalebench_lib.config import Visit
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
@@ -18,6 +20,12 @@ OUTPUTS = PROJECT / "outputs"
 NOTEBOOKS = PROJECT / "notebooks"
 
 _IPYTHONS_OWN = {"In", "Out"}
+
+
+def somebody_watches() -> bool:
+    """Whether there is somebody before the notebook: papermill forbids cells to ask for input."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
 
 
 def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:

@@ -58,6 +58,13 @@ class Reference(BaseModel):
             probe_ns={k: float(np.quantile(t, FAST_END)) for k, t in times.items() if t.size},
         )
 
+    def fits(self, other: Reference) -> bool:
+        """Whether both tell the speed of one machine, by the same probe."""
+        if self.machine is None or other.machine is None:
+            return False
+        same_probe = self.probe_version == other.probe_version
+        return same_probe and self.machine.differs_from(other.machine) is None
+
     def completed_by(self, other: Reference) -> Reference:
         """This reference, with what only `other` knows."""
         probe_ns = {**other.probe_ns, **self.probe_ns}
@@ -107,7 +114,7 @@ def _kept(out: Path, own: Reference) -> Iterator[Reference]:
                 (path.stat().st_mtime, kept) for kept in [Reference.load(path.parent)] if kept
             ]
     candidates += [kept for _, kept in sorted(beside, key=lambda pair: pair[0])]
-    yield from (kept for kept in candidates if kept and _alike(kept, own))
+    yield from (kept for kept in candidates if kept and kept.fits(own))
 
 
 def _own(out: Path) -> Reference | None:
@@ -117,10 +124,3 @@ def _own(out: Path) -> Reference | None:
     except DamagedError as error:
         set_aside(out / FILE, str(error))
         return None
-
-
-def _alike(one: Reference, other: Reference) -> bool:
-    if one.machine is None or other.machine is None:
-        return False
-    same_probe = one.probe_version == other.probe_version
-    return same_probe and one.machine.differs_from(other.machine) is None

@@ -12,7 +12,8 @@ import pytest
 from scalebench_lib import cli
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import load_records
-from tests.madeup import missing, save_sweep, small_records
+from tests import drifting
+from tests.madeup import machine, missing, save_sweep, small_records
 from tests.waiting import wait_until
 
 MACHINE = Machine.here()
@@ -169,3 +170,20 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     assert errors.splitlines()[-1].endswith("shows what there is, the same command goes on")
     assert not (out / "records").exists()
     assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_compare_tells_and_exits_by_what_it_found(scalebench, tmp_path: Path) -> None:
+    """0 for the same, 1 for slower, 2 for what must not be compared."""
+    same, slower = drifting.sweep(1), drifting.sweep(2, 1.2)
+    one, two, three = (
+        save_sweep(tmp_path / name, records)
+        for name, records in (("one", drifting.sweep(0)), ("two", same), ("three", slower))
+    )
+    other = [r.model_copy(update={"machine": machine(cores=4)}) for r in same]
+    code, printed, _ = scalebench("compare", one, two)
+    assert (code, "12 same" in printed) == (0, True)
+    code, printed, _ = scalebench("compare", one, three, "--markdown", "--to", tmp_path / "found")
+    assert (code, printed.count("**slower**")) == (1, 12)
+    assert (tmp_path / "found" / "compare.png").exists()
+    code, _, err = scalebench("compare", one, save_sweep(tmp_path / "other", other))
+    assert (code, "--anyway" in err) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,7 +29,8 @@ from scalebench_lib.analysis.selection import (
 )
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.imported import FILE as IMPORTED
-from scalebench_lib.notebook import OUTPUTS
+from scalebench_lib.notebook import OUTPUTS, somebody_watches
+from scalebench_lib.rendered import WIDGET
 
 _DPI = 100
 """Less than on the page, for a quicker answer."""
@@ -202,6 +204,16 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             return per_batch(rows, model, metric, self.batch_size.value, **how)
         config = self.optimization.value, self.smt.value
         return per_optimization(rows, model, metric, *config, **how)
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The controls with the picture as it is, for where they are dead; headless, it alone."""
+        data: dict[str, Any] = super()._repr_mimebundle_(**options)
+        if not somebody_watches():
+            del data[WIDGET]
+        data["text/plain"] = f"{self.sweep.label}: {self.metric.value}, as chosen"
+        if self.picture.value:
+            data["image/png"] = b64encode(self.picture.value).decode("ascii")
+        return data, {"image/png": {"alt": data["text/plain"]}}
 
     def _say_why_not(self, error: ScalebenchError) -> None:
         self.picture.layout.display = "none"

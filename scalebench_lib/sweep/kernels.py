@@ -30,6 +30,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.files import write_atomically
+from scalebench_lib.rendered import scrub
 from scalebench_lib.sweep.allocators import preload
 from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
 from scalebench_lib.sweep.locks import compiler_cache, socket_folder
@@ -292,11 +293,10 @@ async def _clean_up(kernel: AsyncKernelManager) -> None:
 
 
 def _publish(draft: Path, target: Path) -> None:
-    """Save the executed notebook without the paths that papermill notes down."""
+    """Save the executed notebook without the paths of this machine."""
     if not draft.exists():
         return
-    notebook = nbformat.read(draft, as_version=4)
-    for path in ("input_path", "output_path"):
-        notebook.metadata.get("papermill", {}).pop(path, None)
+    folders = (target.parent, target.parent.parent, target.parent.parent.parent)
+    notebook = scrub(nbformat.read(draft, as_version=4), *(f for f in folders if f.name))
     write_atomically(target, nbformat.writes(notebook) + "\n")
     draft.unlink()
