@@ -66,7 +66,7 @@ def _model(role: Role, config: Config) -> Callable[[], object]:
 
     team = pin_team(role.cpus, role.pinnable)
     model = models.build(config)
-    inputs = model.inputs(config.batch_size, config.seq_len, config.seed)
+    inputs = model.inputs(config.batch_size, config.seed)
     runner = optimizations.APPLY[config.optimization](model.module, inputs)
     team.check(lambda: runner(*inputs))
     _warm_up(lambda: runner(*inputs))
