@@ -221,11 +221,14 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 def test_an_interrupt_keeps_what_is_done(tmp_path: Path, sent: int, code: int) -> None:
     """And leaves no process; the same command goes on."""
     out = tmp_path / "sweep"
-    run = subprocess.Popen(command("sweep", out, *TINY), stdout=subprocess.DEVNULL)
-    wait_until(lambda: list(out.glob("records/*.json")))
-    family = psutil.Process(run.pid).children(recursive=True)
-    run.send_signal(sent)
-    assert run.wait(timeout=30) == code
+    with subprocess.Popen(command("sweep", out, *TINY), stdout=subprocess.DEVNULL) as run:
+        try:
+            wait_until(lambda: list(out.glob("records/*.json")))
+            family = psutil.Process(run.pid).children(recursive=True)
+            run.send_signal(sent)
+            assert run.wait(timeout=60) == code
+        finally:
+            run.kill()
     assert psutil.wait_procs(family, timeout=10)[1] == []
     kept = {path: path.read_bytes() for path in out.glob("records/*.json")}
     subprocess.run(command("sweep", out, *TINY), check=True)

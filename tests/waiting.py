@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(happened: Callable[[], object], seconds: float = 240) -> None:
     """Return when `happened()` is true; fail where that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not happened():
