@@ -38,6 +38,9 @@ PROBE_EVERY_NS = _NS // 10
 LEAST_TURNS = 3
 """Ratios of plans are taken turn by turn: fewer would have no interval."""
 
+PROBE_STARTS = 3
+"""How often the probe is started before the proof is given up."""
+
 MEMORY_SHARE = 0.85
 """Of the free memory, what parked instances may fill together."""
 
@@ -144,8 +147,7 @@ class Proof:
     def run(self, plans: Sequence[Plan]) -> list[Run]:
         """Run `plans` in turn; one that cannot be run, dies or hangs has its reason instead."""
         runs = [Run(plan) for plan in plans]
-        with Crew([self._prober()]) as probe:
-            probe.ready(self.limits.setup_s)
+        with self._probe() as probe:
             for wave in self._waves(runs):
                 self._wave(wave, probe)
         self._headlines([run for run in runs if run.reason is None])
@@ -196,6 +198,20 @@ class Proof:
             if time.perf_counter_ns() >= end:
                 return
             before = after
+
+    def _probe(self) -> Crew:
+        """The probe, ready; without it nothing is proved, so a busy machine gets more chances."""
+        for left in reversed(range(PROBE_STARTS)):
+            probe = Crew([self._prober()])
+            try:
+                probe.ready(self.limits.setup_s)
+                break
+            except BaseException as error:
+                probe.close()
+                if not left or not isinstance(error, MeasurementError):
+                    raise
+                self.say(f"starting the probe again: {error}")
+        return probe
 
     def _prober(self) -> Role:
         cpus = self.machine.cpus_for(self.cores, smt=False, placement=self.config.placement)
