@@ -15,6 +15,7 @@ from scalebench_lib.analysis.selection import (
     MetricName,
     config_words,
     measured_only,
+    number,
     setting_words,
     settings,
     varying,
@@ -102,7 +103,3 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
             speedup = number(single.iloc[0] / best.latency_ms)
             yield f"With {_point_words(rows, best)}: {speedup}× as fast as 1 thread."
 
-
-def number(value: float) -> str:
-    """Three significant digits, never an exponent: ``0.123``, ``12.3``, ``1,230``."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
