@@ -211,7 +211,11 @@ def _draw_gone(axes: Axes, line: Line) -> None:
     floor = np.full(line.gone.size, axes.get_ylim()[0])
     axes.plot(
         *(line.gone, floor, "x"),
-        **{"color": line.colour, "markersize": 7, "clip_on": False, "zorder": 5, "gid": "gone"},
+        color=line.colour,
+        markersize=7,
+        clip_on=False,
+        zorder=5,
+        gid="gone",
     )
 
 
