@@ -149,6 +149,19 @@ def config_words(table: pd.DataFrame, optimization: str, smt: bool) -> str:
     return f"{optimization}, SMT {'on' if smt else 'off'}" if table["smt"].any() else optimization
 
 
+def errors_db(rows: pd.DataFrame) -> pd.Series:
+    """Each row's SQNR against fp64 in dB; NaN where it is not known."""
+    if "sqnr_db" in rows:
+        return rows["sqnr_db"].astype(float)
+    return pd.Series(np.nan, rows.index)
+
+
+def error_words(rows: pd.DataFrame) -> str:
+    """The least SQNR of `rows`: `` · 34 dB``; empty where none is known."""
+    found = errors_db(rows).min()
+    return f" · {found:.0f} dB" if np.isfinite(found) else ""
+
+
 def missing_words(rows: pd.DataFrame) -> list[str]:
     """A line for each config that failed or was skipped: ``batch 8, script: failed, why``."""
     gone = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
@@ -189,3 +202,8 @@ def varying(table: pd.DataFrame) -> list[str]:
 def setting_words(table: pd.DataFrame, setting: dict[str, Any]) -> str:
     """What tells `setting` from the others of `table`: ``seq_len 128``; empty if it is alone."""
     return ", ".join(f"{name} {setting[name]}" for name in varying(table))
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent: ``0.123``, ``12.3``, ``1,230``."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
