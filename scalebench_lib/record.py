@@ -171,7 +171,8 @@ class Record(Part):
     """The result of one visit: what, when, where, with what, and every sample.
 
     `flops` are those of one pass of the batch. `peak_gflops` is what the machine itself reaches
-    in a large matrix product, by thread count and type (``fp32``, ``bf16``).
+    in a large matrix product, by thread count and type (``fp32``, ``bf16``). `engine` is what ran
+    the model: its ``name``, ``version``, ``precision``, and what else decides its speed.
     """
 
     schema_version: Literal[1] = 1
@@ -191,6 +192,7 @@ class Record(Part):
     flops: int | None = None
     probe_version: int | None = None
     peak_gflops: dict[int, dict[str, float]] = {}
+    engine: dict[str, str] = {}
     points: tuple[Point, ...] = ()
 
     @model_validator(mode="after")

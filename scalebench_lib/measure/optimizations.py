@@ -1,44 +1,200 @@
-"""The optimizations: each turns a module into a runner that computes the same, faster.
+"""The optimizations: each makes a model ready to run the same function, faster.
 
-An optimization is a function of a module and example inputs that returns the runner, and raises
-`MeasurementError` where it did not take effect. To add one: write it, enter it in `APPLY`, and
-say in `config.OPTIMIZATIONS` what it is.
+An optimization is an entry in `APPLY`: a function of a `Subject` that returns an `Optimized`, and
+raises `MeasurementError` where it does not apply or did not take effect. To add one: write it,
+enter it, and say in `config.OPTIMIZATIONS` what it is. Int8 in torch itself is left out: what
+torch has is on its way out, and its successor is no faster than bf16 (design, section 6).
 """
 
 from __future__ import annotations
 
+import copy
+import importlib
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.jit._trace import TracerWarning
 
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import Inputs
+from scalebench_lib.measure.models import Inputs, Model
 
 Runner = Callable[..., tuple[Tensor, ...]]
 
 
-def none(module: nn.Module, inputs: Inputs) -> Runner:
+@dataclass(frozen=True)
+class Subject:
+    """What is to be optimized: a model, inputs like those it will be timed with, its config."""
+
+    model: Model
+    inputs: Inputs
+    config: Config
+
+
+class Optimized:
+    """A model made ready to run; `engine` tells what runs it, and in which ``precision``.
+
+    `own_threads` says that it computes with threads of its own instead of torch's.
+    """
+
+    own_threads = False
+
+    def __init__(self, run: Runner, precision: str = "fp32", **engine: str) -> None:
+        self._run = run
+        self.engine = {"name": "torch", "version": torch.__version__, "precision": precision}
+        self.engine |= engine
+
+    def runner(self, threads: int) -> Runner:
+        """What to time with `threads` threads; torch must be set to that many already."""
+        return self._run
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around timing: `MeasurementError` where something else was timed than was prepared."""
+        yield
+
+
+class Engine(Optimized):
+    """An inference engine: the number of threads is part of what `open_runner` makes."""
+
+    own_threads = True
+
+    def __init__(self, open_runner: Callable[[int], Runner], precision: str, **engine: str) -> None:
+        super().__init__(_not_opened, precision, **engine)
+        self._open, self._runners = open_runner, dict[int, Runner]()
+
+    def runner(self, threads: int) -> Runner:
+        """The engine compiled for `threads` threads, once."""
+        if threads not in self._runners:
+            self._runners[threads] = self._open(threads)
+        return self._runners[threads]
+
+
+def _not_opened(*_: Tensor) -> tuple[Tensor, ...]:
+    raise AssertionError("an engine runs only once it is opened for a number of threads")
+
+
+def none(subject: Subject) -> Optimized:
     """Eager PyTorch, as it comes."""
-    return module
+    return Optimized(subject.model.module)
 
 
-def script(module: nn.Module, inputs: Inputs) -> Runner:
-    """TorchScript: traced on `inputs`, frozen, optimized for inference."""
+def script(subject: Subject) -> Optimized:
+    """TorchScript: traced on the inputs, frozen, optimized for inference."""
     with torch.no_grad(), warnings.catch_warnings():
         for noise in (TracerWarning, DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", noise)
-        traced = torch.jit.trace(module, inputs, check_trace=False)
+        traced = torch.jit.trace(subject.model.module, subject.inputs, check_trace=False)
         runner = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     if not isinstance(runner, torch.jit.ScriptModule):
         raise MeasurementError(
             f"optimization 'script' did not take effect: got {type(runner).__name__}, "
             "not a ScriptModule"
         )
+    return Optimized(runner)
+
+
+def bf16(subject: Subject) -> Optimized:
+    """Weights, computation and outputs in bfloat16; inputs that are floats are cast in the pass."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise MeasurementError(
+            "optimization 'bf16' does not apply: this CPU has no bfloat16 arithmetic, "
+            "and torch would emulate it"
+        )
+    module = copy.deepcopy(subject.model.module).to(torch.bfloat16)
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        cast = (part.bfloat16() if part.is_floating_point() else part for part in inputs)
+        outputs: tuple[Tensor, ...] = module(*cast)
+        return outputs
+
+    kinds = {part.dtype for part in (*module.parameters(), *run(*subject.inputs))}
+    if kinds != {torch.bfloat16}:
+        raise MeasurementError(f"optimization 'bf16' did not take effect: found {kinds}")
+    return Optimized(run, "bf16")
+
+
+def compile(subject: Subject) -> Optimized:  # noqa: A001 - the name that people know
+    """Inductor with static shapes, compiled anew for each number of threads."""
+    from scalebench_lib.measure.inductor import Compiled
+
+    return Compiled(subject)
+
+
+def onnxruntime(subject: Subject) -> Optimized:
+    """ONNX Runtime in fp32."""
+    from scalebench_lib.measure import onnx_runtime
+
+    return onnx_runtime.fp32(subject)
+
+
+def onnxruntime_int8(subject: Subject) -> Optimized:
+    """ONNX Runtime with weights in int8, and activations quantized as they come."""
+    from scalebench_lib.measure import onnx_runtime
+
+    return onnx_runtime.int8(subject)
+
+
+def openvino(subject: Subject) -> Optimized:
+    """OpenVINO in fp32."""
+    from scalebench_lib.measure.openvino_engine import engine
+
+    return engine(subject, "fp32")
+
+
+def openvino_bf16(subject: Subject) -> Optimized:
+    """OpenVINO computing in bfloat16."""
+    from scalebench_lib.measure.openvino_engine import engine
+
+    return engine(subject, "bf16")
+
+
+def of_fixed_batch(run: Runner, batch_size: int) -> Runner:
+    """Let `run`, which takes batches of one size only, take smaller ones: filled up, then cut."""
+
+    def runner(*inputs: Tensor) -> tuple[Tensor, ...]:
+        items = len(inputs[0])
+        if items == batch_size:
+            return run(*inputs)
+        if items > batch_size:
+            parts = zip(*(part.split(batch_size) for part in inputs), strict=True)
+            outputs = zip(*(runner(*part) for part in parts), strict=True)
+            return tuple(torch.cat(output) for output in outputs)
+        index = torch.arange(batch_size) % items
+        return tuple(output[:items] for output in run(*(part[index] for part in inputs)))
+
     return runner
 
 
-APPLY: dict[str, Callable[[nn.Module, Inputs], Runner]] = {"none": none, "script": script}
+def extra(name: str, *modules: str) -> ModuleType:
+    """Import `modules` of the package's extra `name`; returns the first.
+
+    They are imported late: they start threads, which a process that forks must not have.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        first, *_ = map(importlib.import_module, modules)
+        return first
+    except ImportError as error:
+        raise MeasurementError(
+            f"optimization {name!r} needs {error.name or name}: pip install 'scalebench[{name}]'"
+        ) from None
+
+
+APPLY: dict[str, Callable[[Subject], Optimized]] = {
+    "none": none,
+    "script": script,
+    "compile": compile,
+    "bf16": bf16,
+    "onnxruntime": onnxruntime,
+    "onnxruntime-int8": onnxruntime_int8,
+    "openvino": openvino,
+    "openvino-bf16": openvino_bf16,
+}
 """Optimizations by name."""

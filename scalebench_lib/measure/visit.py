@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import sys
@@ -18,7 +19,9 @@ from scalebench_lib.config import Visit
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import models, optimizations
-from scalebench_lib.measure.pinning import Team, confine, pin_team
+from scalebench_lib.measure.models import Inputs, Model
+from scalebench_lib.measure.optimizations import Optimized, Runner, Subject
+from scalebench_lib.measure.pinning import Team, confine, pin_engine, pin_team
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
 from scalebench_lib.measure.roof import peak_gflops
 from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
@@ -26,6 +29,9 @@ from scalebench_lib.measure.verify import count_flops, verify
 from scalebench_lib.record import Point, Record, Setup, Software, Verification
 
 T = TypeVar("T")
+
+ROTATION = 4
+"""Batches of different seeds that timed passes take in turn."""
 
 
 @dataclass
@@ -35,6 +41,7 @@ class _Found:
     verification: Verification | None = None
     setup: Setup | None = None
     flops: int | None = None
+    engine: dict[str, str] = field(default_factory=dict)
     peak_gflops: dict[int, dict[str, float]] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
 
@@ -64,6 +71,7 @@ def measure(visit: Visit, machine: Machine) -> Record:
         flops=found.flops,
         probe_version=PROBE_VERSION,
         peak_gflops=found.peak_gflops,
+        engine=found.engine,
         points=tuple(found.points),
     )
 
@@ -72,27 +80,41 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     config, bench = visit.config, _Bench(visit, machine)
     bench.switch(max(visit.threads))
     build_s, model = _timed(lambda: models.build(config))
-    inputs = model.inputs(config.batch_size, config.seq_len, config.seed)
-    apply = optimizations.APPLY[config.optimization]
-    optimize_s, runner = _timed(lambda: apply(model.module, inputs))
+    batches = _batches(visit, model)
+    apply, subject = optimizations.APPLY[config.optimization], Subject(model, batches[0], config)
+    optimize_s, optimized = _timed(lambda: apply(subject))
+    found.engine = optimized.engine
+    optimize_s += _timed(lambda: bench.take(optimized, batches))[0]
     passes: list[tuple[float, tuple[torch.Tensor, ...]]] = []
-    bench.team.check(lambda: passes.append(_timed(lambda: runner(*inputs))))
+    bench.check(lambda: passes.append(_timed(lambda: bench.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    found.flops = count_flops(model.module, inputs)
-    found.verification = verify(model, runner, inputs, outputs, config.seed)
-    if visit.number == 1:  # later visits would tell the same of the machine
-        found.peak_gflops = bench.roof()
-    warm = first_pass_s * 1e9 >= LONG_PASS_NS
-    found.points = bench.time(lambda: runner(*inputs), warm)
+    found.verification = verify(model, bench.runner, batches[0], outputs, config.seed)
+    if visit.thorough:  # other visits would tell the same
+        found.flops, found.peak_gflops = count_flops(model.module, batches[0]), bench.roof()
+    with optimized.watched():
+        points = bench.time(warm=first_pass_s * 1e9 >= LONG_PASS_NS)
+    verify(model, bench.runner, batches[-1], bench.runner(*batches[-1]), config.seed)
+    found.points = points
+
+
+def _batches(visit: Visit, model: Model) -> tuple[Inputs, ...]:
+    """What passes rotate over, so that nothing is gained by remembering an answer."""
+    config = visit.config
+    seeds = range(config.seed, config.seed + ROTATION)
+    return tuple(model.inputs(config.batch_size, config.seq_len, seed) for seed in seeds)
 
 
 class _Bench:
-    """The threads of this process, as a visit places them."""
+    """The threads of this process, as a visit places them, and what they run."""
+
+    runner: Runner
 
     def __init__(self, visit: Visit, machine: Machine) -> None:
         self.visit, self.machine = visit, machine
         self.teams: dict[int, Team] = {}
+        self.engines: dict[int, Team] = {}
+        self.optimized: Optimized | None = None
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)
 
@@ -101,11 +123,38 @@ class _Bench:
         config = self.visit.config
         cpus = self.machine.cpus_for(threads, config.smt, config.placement)
         self.team = self.teams[threads] = pin_team(cpus, self.machine.pinnable)
+        if self.optimized is None:
+            return
+        self.runner = self.optimized.runner(threads)
+        if self.optimized.own_threads:
+            self._pin_engine(threads, cpus)
 
-    def time(self, run: Callable[[], object], warm: bool) -> list[Point]:
-        """Time `run` at each thread count of the visit; `warm` if it has had its warm-up."""
+    def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
+        """An engine's threads are found once; torch's, for the probe, are pinned beside them."""
+        if threads not in self.engines:
+            self.pass_once()
+            self.engines[threads] = pin_engine(cpus, self.machine.pinnable, self.pass_once)
+        self.team.pin()
+        self.engines[threads].pin()
+
+    def take(self, optimized: Optimized, batches: tuple[Inputs, ...]) -> None:
+        """Run `optimized` on `batches` in turn from now on; ready at each thread count."""
+        self.optimized, self.batches = optimized, itertools.cycle(batches)
+        for threads in self.visit.threads:  # the most threads come last
+            self.switch(threads)
+
+    def pass_once(self) -> None:
+        """One pass, over the next batch."""
+        self.runner(*next(self.batches))
+
+    def check(self, run: Callable[[], object]) -> None:
+        """Call `run`; `MeasurementError` unless the threads that were pinned alone compute it."""
+        (self.engines or self.teams)[max(self.visit.threads)].check(run)
+
+    def time(self, warm: bool) -> list[Point]:
+        """Time passes at each thread count of the visit; `warm` if there was a warm-up."""
         loop = TimingLoop(
-            run=run,
+            run=self.pass_once,
             probe=Probe(),
             warm=warm,
             switch=self.switch,
@@ -125,7 +174,7 @@ class _Bench:
         return peaks
 
     def _point(self, series: Series) -> Point:
-        team = self.teams[series.threads]
+        team = (self.engines or self.teams)[series.threads]
         return Point(
             threads=series.threads,
             cores=self.machine.cores_of(series.threads, self.visit.config.smt),

@@ -126,9 +126,9 @@ class Job:
 
     def _visit(self, visit: Visit, kernels: Kernels) -> Record:
         number = next_visit(self.out, visit.config)
-        visit = visit.model_copy(update={"number": number})
         memory = min(psutil.virtual_memory().available, self.machine.memory_bytes)
         fitted = any(r.config_id == visit.config.id and r.status == "ok" for r in self.records)
+        visit = visit.model_copy(update={"number": number, "thorough": not fitted})
         lack = None if fitted else lacking_memory(visit, self.records, memory)
         if lack:
             return self._save_without_points(visit, "skipped", lack, datetime.now(UTC), "none")

@@ -1,0 +1,74 @@
+"""``torch.compile``: compiled ahead of the timing, and watched so that nothing falls back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch._dynamo.config
+import torch._inductor.config
+from torch._dynamo.exc import RecompileError
+from torch._dynamo.utils import counters
+from torch._inductor.async_compile import shutdown_compile_workers
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+
+from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure import exports
+from scalebench_lib.measure.optimizations import Optimized, Runner, Subject, of_fixed_batch
+
+_MOST_THREAD_COUNTS = 1024
+"""Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
+
+
+class Compiled(Optimized):
+    """A module compiled by inductor for one shape of inputs, at each number of threads."""
+
+    def __init__(self, subject: Subject) -> None:
+        _require_compiler()
+        exports.share_inductor_cache()
+        torch._dynamo.reset()
+        torch._dynamo.config.recompile_limit = _MOST_THREAD_COUNTS
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        self._inputs, self._counts = subject.inputs, set[int]()
+        self._compiled = torch.compile(subject.model.module, fullgraph=True, dynamic=False)
+        super().__init__(of_fixed_batch(self._compiled, len(subject.inputs[0])), backend="inductor")
+
+    def runner(self, threads: int) -> Runner:
+        """Compile for `threads` threads, or take it from the cache on disk."""
+        if threads not in self._counts:
+            self._compiled(*self._inputs)
+            shutdown_compile_workers()
+            self._counts.add(threads)
+        return self._run
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """No graph break and no recompilation, or the timing counts for nothing."""
+        before = _compilations()
+        try:
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                yield
+        except RecompileError as error:
+            raise MeasurementError(
+                f"compiled anew while timing: {str(error).splitlines()[0]}"
+            ) from None
+        grown = _compilations() - before
+        if grown:
+            raise MeasurementError(f"compiled anew while timing: {dict(grown)}")
+
+
+def _compilations() -> Counter[str]:
+    breaks = Counter({"graph breaks": sum(counters["graph_break"].values())})
+    return breaks + Counter({"graphs": counters["stats"]["unique_graphs"]})
+
+
+def _require_compiler() -> None:
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise MeasurementError(
+            "optimization 'compile' needs a C++ compiler, and there is none: install g++"
+        ) from None
