@@ -23,7 +23,8 @@ _SETTLE_NS = 25_000_000
 """The kernel brings a running thread's CPU time up to date at its ticks, up to 10 ms apart."""
 
 _BUSY = 0.2
-"""Share of the wall time from which on a thread counts as computing."""
+"""Share of the busiest thread's CPU time from which on a thread counts as computing. Not of the
+wall time: on a machine that others use too, no thread may get much of that."""
 
 _SHARING = 0.02
 """An engine that shares out small work gives its other threads little of it, but some."""
@@ -137,10 +138,11 @@ def _workers(count: int, run: Callable[[], object], share: float = _BUSY) -> tup
 def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
     """The ids of the threads that compute while `run` is called again and again for a moment."""
     before, start = cpu_times(), time.perf_counter_ns()
-    while (wall_ns := time.perf_counter_ns() - start) < _SETTLE_NS:
+    while time.perf_counter_ns() - start < _SETTLE_NS:
         run()
     grown = {tid: now - before.get(tid, 0) for tid, now in cpu_times().items()}
-    return {tid for tid, ns in grown.items() if ns > share * wall_ns}
+    most = max(grown.values(), default=0)
+    return {tid for tid, ns in grown.items() if ns > share * most}
 
 
 def _tids() -> list[int]:
