@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,13 +18,26 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
 from scalebench_lib.errors import RequestError, nearest, one_line
 from scalebench_lib.machine import Machine
 
-MODELS = {"bert": "BERT", "bert-tiny": "BERT tiny"}
-"""Model names and their titles; `measure.models` builds them."""
+MODELS = {
+    "bert": "BERT",
+    "bert-tiny": "BERT tiny",
+    "distilbert": "DistilBERT",
+    "gpt2": "GPT-2",
+    "resnet50": "ResNet-50",
+}
+"""Model names and their titles; `measure.models` builds them, and any folder or hub id."""
+
+_TAKES_IMAGES = ("resnet50",)
+_LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
+"""Most tokens of the models known by name; others tell when they are built."""
+
+DEFAULT_IMAGE_SIZE = 224
 
 OPTIMIZATIONS = {
     "none": "eager PyTorch",
@@ -48,6 +62,32 @@ def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _model(name: str) -> str:
+    """A known name, or a folder or hub id: always with a slash, so that it is told from names."""
+    if name in MODELS:
+        return name
+    if not name.isprintable() or not slug(name):
+        raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
+    if "/" in name:
+        return name
+    if Path(name, "config.json").is_file():
+        return f"./{name}"
+    raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
+
+
+def slug(model: str) -> str:
+    """A model's name as part of a file's: the last part of a folder or hub id."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(model).name).strip("._-")
+
+
+def require_model(model: str) -> None:
+    """Raise `RequestError` where `model` is a folder that holds no model."""
+    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
+    if model in MODELS or is_hub_id or Path(model, "config.json").is_file():
+        return
+    raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
 
 
 def _whole(value: Any) -> Any:
@@ -76,7 +116,7 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-ModelName = Annotated[str, _one_of(MODELS, "model")]
+ModelName = Annotated[str, AfterValidator(_model)]
 OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
@@ -99,8 +139,9 @@ class Words(BaseModel):
 
 
 class Config(Words):
-    """One thing to measure. Sizes are counts: `batch_size` items of `seq_len` tokens each.
+    """One thing to measure: `batch_size` items of `seq_len` tokens, or of `image_size`² pixels.
 
+    `model` is a name in `MODELS`, a folder or a hub id that transformers can load.
     `weights` is ``random`` (seeded by `seed`), ``pretrained`` (the model's own on the hub), or
     a hub id or local folder; only safetensors files are ever read.
     """
@@ -108,7 +149,8 @@ class Config(Words):
     model: ModelName = "bert"
     weights: Annotated[str, Field(min_length=1)] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seq_len: Annotated[Whole, Field(ge=2, le=512)] = 16
+    seq_len: Annotated[Whole, Field(ge=2, le=131_072)] = 16
+    image_size: Annotated[Whole, Field(ge=32, le=4096)] = DEFAULT_IMAGE_SIZE
     batch_size: Whole = 1
     optimization: OptimizationName = "none"
     smt: bool = False
@@ -116,21 +158,42 @@ class Config(Words):
     allocator: Literal["default"] = "default"
     device: Literal["cpu"] = "cpu"
 
+    @model_validator(mode="after")
+    def _one_kind_of_size(self) -> Self:
+        """A size that a model does not know would measure the same thing twice."""
+        if self.model in MODELS:
+            foreign = "seq_len" if self.model in _TAKES_IMAGES else "image_size"
+            if getattr(self, foreign) != type(self).model_fields[foreign].default:
+                kind = "images" if foreign == "seq_len" else "text"
+                raise ValueError(f"{foreign}: {self.model} takes {kind}: leave {foreign} out")
+        if self.seq_len > (longest := _LONGEST.get(self.model, self.seq_len)):
+            raise ValueError(f"seq_len: {self.model} takes {longest} tokens at most")
+        return self
+
     @property
     def id(self) -> str:
         """Readable and stable: ``bert-none-smt_off-bs8-1a2b3c``, a hash of the rest at its end."""
-        shown = {"model", "optimization", "smt", "batch_size"}
+        shown = {"optimization", "smt", "batch_size"}
+        if self.model in MODELS:
+            shown.add("model")
         hidden = json.dumps(self.model_dump(exclude=shown, exclude_defaults=True), sort_keys=True)
         digest = hashlib.sha256(hidden.encode()).hexdigest()[:6]
         smt = "smt_on" if self.smt else "smt_off"
-        return f"{self.model}-{self.optimization}-{smt}-bs{self.batch_size}-{digest}"
+        return f"{slug(self.model)}-{self.optimization}-{smt}-bs{self.batch_size}-{digest}"
 
     def __str__(self) -> str:
         smt = "on" if self.smt else "off"
         return (
-            f"{MODELS[self.model]}, batch {self.batch_size} of {self.seq_len} tokens, "
+            f"{MODELS.get(self.model, slug(self.model))}, batch {self.batch_size} of {self.item}, "
             f"{self.optimization}, SMT {smt}"
         )
+
+    @property
+    def item(self) -> str:
+        """What an item of the batch is, as far as the config tells: ``16 tokens``."""
+        if self.model in _TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
+            return f"{self.image_size} × {self.image_size} pixels"
+        return f"{self.seq_len} tokens"
 
 
 class Visit(Words):
@@ -172,6 +235,7 @@ class Visit(Words):
             if name not in known:
                 raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
         config = Config.checked({k: v for k, v in values.items() if k in Config.model_fields})
+        require_model(config.model)
         rule = _Threads.checked({"threads": values.get("threads", "auto")}).threads
         return cls.checked(
             {
@@ -202,6 +266,7 @@ class Sweep(Words):
     weights: Annotated[str, Field(min_length=1)] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seq_lens: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (16,)
+    image_sizes: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (DEFAULT_IMAGE_SIZE,)
     batch_sizes: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = PAGE_BATCH_SIZES
     optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(_unique)] = (
         "none",
@@ -217,8 +282,10 @@ class Sweep(Words):
     def visits(self, machine: Machine) -> list[Visit]:
         """The first visit of every config on `machine`, smaller batches first.
 
-        Raises `RequestError` where the machine lacks what is asked (SMT, CPUs).
+        Raises `RequestError` where the machine lacks what is asked (SMT, CPUs), or the model's
+        folder is not there.
         """
+        require_model(self.model)
         return [
             Visit(
                 config=config,
@@ -232,13 +299,14 @@ class Sweep(Words):
     def _configs(self, machine: Machine) -> Iterator[Config]:
         fixed = self.model_dump(include={"model", "weights", "seed", "placement"})
         for batch_size in sorted(self.batch_sizes):
-            for seq_len in self.seq_lens:
+            for seq_len, image_size in product(self.seq_lens, self.image_sizes):
                 for smt in machine.smt_values(self.smt):
                     for optimization in self.optimizations:
                         yield Config.checked(
                             {
                                 **fixed,
                                 "seq_len": seq_len,
+                                "image_size": image_size,
                                 "batch_size": batch_size,
                                 "optimization": optimization,
                                 "smt": smt,
@@ -247,7 +315,7 @@ class Sweep(Words):
 
     def merged(self, other: Sweep) -> Sweep:
         """This sweep with the axes of `other` added; the limits are `other`'s."""
-        lists = ("seq_lens", "batch_sizes", "optimizations")
+        lists = ("seq_lens", "image_sizes", "batch_sizes", "optimizations")
         axes: dict[str, Any] = {axis: getattr(self, axis) + getattr(other, axis) for axis in lists}
         axes["threads"] = _merged_rule(self.threads, other.threads)
         if self.smt != other.smt:

@@ -84,7 +84,7 @@ def _gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
 
 def _kind(config: Config, threads: int) -> Hashable:
     """Points of one kind feel a slow machine alike: what runs, and on how many threads."""
-    return config.model, config.seq_len, config.optimization, config.smt, threads
+    return config.model, config.seq_len, config.image_size, config.optimization, config.smt, threads
 
 
 def _probes(point: Point) -> np.ndarray:

@@ -112,14 +112,46 @@ class Point(Part):
 
 
 class Verification(Part):
-    """How far the optimized outputs were from eager's: the largest absolute difference."""
+    """How near the optimized outputs were to `reference`: float64, or eager float32.
+
+    `sqnr_db` is signal over error of the worst of the `items` compared, in dB, at unmasked
+    positions; `eager_sqnr_db` that of eager float32. `max_abs_error` is against eager. Records
+    before 0.2 have a `tolerance` on that instead.
+    """
 
     max_abs_error: float
-    tolerance: float
     items: int
+    sqnr_db: float | None = None
+    eager_sqnr_db: float | None = None
+    required_db: float | None = None
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    reference: Literal["fp64", "eager"] = "eager"
+    batch_size: int | None = None
+    note: str | None = None
+    tolerance: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs are near enough."""
+        return None in (self.sqnr_db, self.required_db) or self.sqnr_db >= self.required_db  # type: ignore[operator]
+
+    @property
+    def sliced(self) -> bool:
+        """Whether only some items of the batch were compared."""
+        return self.batch_size is not None and self.items < self.batch_size
 
     def __str__(self) -> str:
-        return f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
+        largest = f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
+        if self.sqnr_db is None:
+            return largest
+        of = f" of {self.batch_size}" if self.sliced else ""
+        against = "eager fp32" if self.eager_sqnr_db is None else "fp64"
+        eager = "" if self.eager_sqnr_db is None else f", where eager has {self.eager_sqnr_db:.0f}"
+        note = f" ({self.note})" if self.note else ""
+        return (
+            f"SQNR {self.sqnr_db:.0f} dB against {against}{eager}, at least {self.required_db:.0f} "
+            f"asked of {self.precision}, worst of {self.items}{of} items{note}; {largest}"
+        )
 
 
 class Setup(Part):
@@ -170,9 +202,10 @@ class Software(Part):
 class Record(Part):
     """The result of one visit: what, when, where, with what, and every sample.
 
-    `flops` are those of one pass of the batch. `peak_gflops` is what the machine itself reaches
-    in a large matrix product, by thread count and type (``fp32``, ``bf16``). `engine` is what ran
-    the model: its ``name``, ``version``, ``precision``, and what else decides its speed.
+    `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch.
+    `peak_gflops` is what the machine itself reaches in a large matrix product, by thread count
+    and type (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``, ``version``,
+    ``precision``, and what else decides its speed.
     """
 
     schema_version: Literal[1] = 1
@@ -186,6 +219,7 @@ class Record(Part):
     machine: Machine
     software: Software
     kernel: KernelKind = "fresh"
+    item: str | None = None
     verification: Verification | None = None
     setup: Setup | None = None
     peak_memory_bytes: int | None = None
@@ -272,7 +306,14 @@ def load_records(out: Path) -> list[Record]:
 
 
 def _size_order(config: Config) -> tuple[Any, ...]:
-    return config.model, config.seq_len, config.optimization, config.smt, config.batch_size
+    return (
+        config.model,
+        config.seq_len,
+        config.image_size,
+        config.optimization,
+        config.smt,
+        config.batch_size,
+    )
 
 
 def next_visit(out: Path, config: Config) -> int:

@@ -21,7 +21,7 @@ _TYPES = {
     **dict.fromkeys(("machine", "config_id", "model", "optimization"), _TEXT),
     "smt": _YES_NO,
     **dict.fromkeys(("placement", "allocator", "device"), _TEXT),
-    **dict.fromkeys(("seq_len", "batch_size", "threads"), _COUNT),
+    **dict.fromkeys(("seq_len", "image_size", "batch_size", "threads"), _COUNT),
     "cores": _NUMBER,
     "status": _TEXT,
     **dict.fromkeys(("samples", "disturbed"), _COUNT),
@@ -29,10 +29,12 @@ _TYPES = {
     **dict.fromkeys(("latency_ms_raw", "latency_ms_min", "latency_ms_mean"), _NUMBER),
     **dict.fromkeys(("latency_ms_p90", "latency_ms_p99", "throughput", "gflops"), _NUMBER),
     **dict.fromkeys(("peak_fraction", "exponent"), _NUMBER),
+    **dict.fromkeys(("sqnr_db", "max_abs_error"), _NUMBER),
     **dict.fromkeys(("coarse", "pinned"), _YES_NO),
     "visits": _COUNT,
     "spent_s": _NUMBER,
     "peak_memory_mb": _NUMBER,
+    "item": _TEXT,
     "reason": _TEXT,
 }
 
@@ -61,7 +63,8 @@ def results_table(records: Iterable[Record], reference: Reference | None = None)
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
     return table.sort_values(
-        ["model", "seq_len", "optimization", "smt", "batch_size", "threads"], ignore_index=True
+        ["model", "seq_len", "image_size", "optimization", "smt", "batch_size", "threads"],
+        ignore_index=True,
     )
 
 
@@ -97,6 +100,7 @@ def _row(pooled: Pooled, peaks: Peaks) -> dict[str, Any]:
     peak = peaks.get((Reference.key(pooled.config, pooled.threads), "fp32"))
     return {
         **_identity(record),
+        **_verified([visited for visited, _ in pooled.visits]),
         "threads": pooled.threads,
         "cores": point.cores,
         "samples": len(samples),
@@ -120,6 +124,17 @@ def _row(pooled: Pooled, peaks: Peaks) -> dict[str, Any]:
     }
 
 
+def _verified(records: Iterable[Record]) -> dict[str, float | None]:
+    """The worst of the visits; an SQNR against eager stands only where there is none to fp64."""
+    found = [record.verification for record in records if record.verification]
+    best = [one for one in found if one.reference == "fp64"] or found
+    sqnr = [one.sqnr_db for one in best if one.sqnr_db is not None]
+    return {
+        "sqnr_db": min(sqnr, default=None),
+        "max_abs_error": max((one.max_abs_error for one in found), default=None),
+    }
+
+
 def _missing_row(record: Record) -> dict[str, Any]:
     return {**_identity(record), "samples": 0, "disturbed": 0, "visits": 0}
 
@@ -131,6 +146,7 @@ def _identity(record: Record) -> dict[str, Any]:
         **config,
         "machine": record.machine.name,
         "config_id": record.config_id,
+        "item": record.item or record.config.item,
         "status": record.status,
         "reason": record.reason,
         "peak_memory_mb": None if peak is None else peak / 1e6,

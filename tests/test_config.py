@@ -1,5 +1,7 @@
 """What may be asked for, and what a wrong request is told."""
 
+import re
+
 import pytest
 
 from scalebench_lib.config import Config, Sweep, Visit
@@ -121,3 +123,37 @@ def test_sweeps_of_one_folder_add_up() -> None:
     assert both.threads == (1, 2)
     assert both.max_seconds == 7
     assert Sweep(threads="auto").merged(second).threads == "auto"
+
+
+@pytest.mark.parametrize("name", ["../x", "org/<script>", "/etc/../x y", "./a$b$"])
+def test_a_model_from_elsewhere_has_a_safe_and_readable_name(name: str) -> None:
+    """The last part of its folder, the whole of it in the hash."""
+    config = Config(model=name)
+    assert re.fullmatch(r"[\w.-]+", config.id)
+    assert config.id != Config(model=f"other/{name}").id
+
+
+@pytest.mark.parametrize("name", ["<script>", "../", "..", "a/\n", ""])
+def test_a_model_that_cannot_be_named_is_refused(name: str) -> None:
+    """Before anything is started."""
+    with pytest.raises(RequestError, match="^model: "):
+        Config.checked({"model": name})
+
+
+def test_a_folder_that_holds_no_model_is_refused(tmp_path, monkeypatch) -> None:
+    """And one beside us is told from a name by its slash."""
+    with pytest.raises(RequestError, match=r"is no folder with a config\.json"):
+        Sweep(model=str(tmp_path)).visits(SMALL)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert Config(model="mine").model == "./mine"
+
+
+def test_a_size_that_a_model_does_not_know_is_refused() -> None:
+    """It would measure the same thing twice."""
+    with pytest.raises(RequestError, match="seq_len: resnet50 takes images"):
+        Sweep(model="resnet50", seq_lens=(16, 128)).visits(SMALL)
+    with pytest.raises(RequestError, match="image_size: gpt2 takes text"):
+        Config.checked({"model": "gpt2", "image_size": 64})
+    assert "64 × 64 pixels" in str(Config(model="resnet50", image_size=64))

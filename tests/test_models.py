@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.bert import BertConfig, BertModel
+from transformers.models.resnet import ResNetConfig
 
 from scalebench_lib.config import MODELS, Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import BERT_TINY, BUILDERS, build
+from scalebench_lib.measure.models import BERT_TINY, KNOWN, build
 
 TINY = Config(model="bert-tiny")
 
@@ -23,7 +26,7 @@ def saved(tmp_path_factory):
 
 def test_every_model_that_may_be_asked_for_can_be_built() -> None:
     """The words and the builders are in step."""
-    assert set(BUILDERS) == set(MODELS)
+    assert set(KNOWN) == set(MODELS)
 
 
 def test_bert_is_bert_base() -> None:
@@ -64,7 +67,7 @@ def test_tiled_weights_are_distributed_as_bert_asks() -> None:
 
 def test_inputs_are_token_ids_mask_and_types() -> None:
     """Each (batch, tokens); full length unless padded."""
-    ids, mask, types = build(TINY).inputs(batch_size=3, seq_len=16, seed=0)
+    ids, mask, types = build(TINY).inputs(batch_size=3, seed=0)
     assert ids.shape == mask.shape == types.shape == (3, 16)
     assert (ids[:, 0] == 101).all()
     assert (ids[:, -1] == 102).all()
@@ -74,7 +77,7 @@ def test_inputs_are_token_ids_mask_and_types() -> None:
 
 def test_padded_inputs_have_lengths_of_their_own() -> None:
     """Padding behind the end token, masked."""
-    ids, mask, _ = build(TINY).inputs(batch_size=8, seq_len=16, seed=0, padded=True)
+    ids, mask, _ = build(TINY).inputs(batch_size=8, seed=0, padded=True)
     lengths = mask.sum(1)
     assert len(set(lengths.tolist())) > 2
     assert (ids[mask == 0] == 0).all()
@@ -104,3 +107,77 @@ def test_weights_that_cannot_be_had_are_told_in_one_line(weights) -> None:
     with pytest.raises(MeasurementError, match=r"^weights: ") as caught:
         build(Config(model="bert-tiny", weights=weights))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "names"),
+    [
+        ("roberta", {"type_vocab_size": 1, "pad_token_id": 1}, 3),
+        ("albert", {"embedding_size": 32}, 3),
+        ("distilbert", {"dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": 128}, 2),
+        ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 2}, 2),
+    ],
+)
+def test_a_folder_of_another_kind_is_measured_as_what_it_is(
+    tmp_path, kind: str, architecture: dict, names: int
+) -> None:
+    """Encoders and decoders, random from its configuration or as saved."""
+    small = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    general = small | {"intermediate_size": 128} if kind in ("roberta", "albert") else {}
+    written = CONFIG_MAPPING[kind](**general, **architecture, vocab_size=200)
+    torch.manual_seed(3)
+    source = MODEL_MAPPING[type(written)](written).eval()
+    source.save_pretrained(tmp_path)
+    loaded = build(Config(model=str(tmp_path), weights="pretrained"))
+    inputs = loaded.inputs(3, seed=0, padded=True)
+    assert len(inputs) == names
+    with torch.inference_mode():
+        outputs = loaded.module(*inputs)
+        hidden = source(input_ids=inputs[0], attention_mask=inputs[1]).last_hidden_state
+        assert torch.allclose(outputs[0], hidden, atol=1e-5)
+        random = build(Config(model=str(tmp_path))).module(*inputs)
+    assert random[0].isfinite().all()
+    assert not torch.allclose(random[0], outputs[0], atol=1e-3)
+
+
+def test_a_folder_of_a_vision_model_takes_pixels(tmp_path) -> None:
+    """Of the size asked for; a number of tokens means nothing to it."""
+    ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1]).save_pretrained(tmp_path)
+    model = build(Config(model=str(tmp_path), image_size=64))
+    (pixels,) = model.inputs(2, seed=0)
+    assert pixels.shape == (2, 3, 64, 64)
+    assert model.mask((pixels,)) is None
+    assert str(model.kind) == "64 × 64 pixels"
+    with pytest.raises(MeasurementError, match="seq_len: .* takes images"):
+        build(Config(model=str(tmp_path), seq_len=32))
+
+
+def test_positions_of_roberta_begin_behind_its_padding(tmp_path) -> None:
+    """514 positions hold 512 tokens."""
+    CONFIG_MAPPING["roberta"](
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, max_position_embeddings=34
+    ).save_pretrained(tmp_path)
+    with torch.inference_mode():
+        model = build(Config(model=str(tmp_path), seq_len=32))
+        assert model.module(*model.inputs(1, seed=0))[0].isfinite().all()
+    with pytest.raises(MeasurementError, match="33 tokens are more than the 32"):
+        build(Config(model=str(tmp_path), seq_len=33))
+
+
+def test_what_is_neither_text_nor_images_is_told_in_one_line(tmp_path) -> None:
+    """Translation needs two texts."""
+    CONFIG_MAPPING["t5"]().save_pretrained(tmp_path)
+    with pytest.raises(MeasurementError, match="is 't5', which is no encoder"):
+        build(Config(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("distilbert", 66_362_880), ("gpt2", 124_439_808), ("resnet50", 23_508_032)],
+)
+def test_the_published_models_have_their_published_sizes(name: str, parameters: int) -> None:
+    """From transformers' defaults; counted without memory."""
+    architecture = CONFIG_MAPPING[KNOWN[name].kind]()
+    with torch.device("meta"):
+        module = MODEL_MAPPING[type(architecture)](architecture)
+    assert sum(p.numel() for p in module.parameters()) == parameters

@@ -18,7 +18,7 @@ def test_every_optimization_that_may_be_asked_for_can_be_applied() -> None:
 
 def test_script_is_torchscript() -> None:
     """Traced and frozen: its weights are constants of a graph, not parameters of a module."""
-    runner = script(MODEL.module, MODEL.inputs(2, 16, seed=0))
+    runner = script(MODEL.module, MODEL.inputs(2, seed=0))
     assert isinstance(runner, torch.jit.ScriptModule)
     assert not list(runner.parameters())
     assert "prim::Constant" in str(runner.graph)
@@ -26,8 +26,8 @@ def test_script_is_torchscript() -> None:
 
 def test_script_holds_for_other_batches_and_padding() -> None:
     """A trace that had baked in its example would give the example's answer."""
-    runner = script(MODEL.module, MODEL.inputs(2, 16, seed=0))
-    padded = MODEL.inputs(5, 16, seed=9, padded=True)
+    runner = script(MODEL.module, MODEL.inputs(2, seed=0))
+    padded = MODEL.inputs(5, seed=9, padded=True)
     with torch.inference_mode():
         assert torch.allclose(runner(*padded)[1], MODEL.module(*padded)[1], atol=1e-5)
 
@@ -36,4 +36,4 @@ def test_script_that_is_no_torchscript_is_refused(monkeypatch: pytest.MonkeyPatc
     """The published "script" figures were never TorchScript."""
     monkeypatch.setattr(torch.jit, "optimize_for_inference", lambda _: MODEL.module)
     with pytest.raises(MeasurementError, match="did not take effect"):
-        script(MODEL.module, MODEL.inputs(2, 16, seed=0))
+        script(MODEL.module, MODEL.inputs(2, seed=0))

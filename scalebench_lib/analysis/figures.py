@@ -111,7 +111,7 @@ def _line(
 
 def _words(rows: pd.DataFrame, metric: MetricName, what: str, by: str, source: str | None) -> Words:
     model = model_title(only_value(rows, "model"))
-    where = [source or only_value(rows, "machine"), f"{only_value(rows, 'seq_len')} tokens"]
+    where = [source or only_value(rows, "machine"), rows["item"].iloc[0]]
     where.append(f"{only_value(rows, 'placement')} placement")
     if not rows["pinned"].fillna(True).all():
         where.append("NOT PINNED: threads could move between CPUs")

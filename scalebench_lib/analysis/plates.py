@@ -22,11 +22,18 @@ from scalebench_lib.analysis.selection import (
     model_title,
     settings,
 )
-from scalebench_lib.config import OPTIMIZATIONS, Config
+from scalebench_lib.config import OPTIMIZATIONS, Config, slug
 
 By = Literal["batch", "optimization"]
 
-_SUFFIXES = {"seq_len": "seq", "placement": "", "allocator": "", "device": "", "machine": ""}
+_SUFFIXES = {
+    "seq_len": "seq",
+    "image_size": "px",
+    "placement": "",
+    "allocator": "",
+    "device": "",
+    "machine": "",
+}
 """What tells figures of one page apart, and how it begins in their names."""
 
 
@@ -135,7 +142,7 @@ def _suffixes(table: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
 
 def _name(*words: str) -> str:
     """A file's name; a model from elsewhere may hold a slash."""
-    return re.sub(r"[^\w.-]+", "_", "-".join(words))
+    return re.sub(r"[^\w.-]+", "_", "-".join([slug(words[0]), *words[1:]]))
 
 
 def _alt(model: str, metric: MetricName, *words: str) -> str:

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.config import MODELS
+from scalebench_lib.config import MODELS, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.results import load_results
 
 MetricName = Literal["latency", "throughput"]
 
-SETTING = ("machine", "seq_len", "placement", "allocator", "device")
+SETTING = ("machine", "seq_len", "image_size", "placement", "allocator", "device")
 """What must be the same for all points of a picture, beside the model."""
 
 
@@ -92,8 +92,8 @@ class Measured:
 
 
 def model_title(model: str) -> str:
-    """``BERT`` for ``bert``; a model that we do not know keeps its name."""
-    return MODELS.get(model, model)
+    """``BERT`` for ``bert``; of a folder or hub id, its last part."""
+    return MODELS.get(model) or slug(model)
 
 
 def choose(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import exports
-from scalebench_lib.measure.optimizations import Optimized, Runner, Subject, of_fixed_batch
+from scalebench_lib.measure.optimizations import Optimized, Runner, Subject
 
 _MOST_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
@@ -25,6 +25,8 @@ _MOST_THREAD_COUNTS = 1024
 
 class Compiled(Optimized):
     """A module compiled by inductor for one shape of inputs, at each number of threads."""
+
+    per_thread_count = True
 
     def __init__(self, subject: Subject) -> None:
         _require_compiler()
@@ -34,7 +36,7 @@ class Compiled(Optimized):
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         self._inputs, self._counts = subject.inputs, set[int]()
         self._compiled = torch.compile(subject.model.module, fullgraph=True, dynamic=False)
-        super().__init__(of_fixed_batch(self._compiled, len(subject.inputs[0])), backend="inductor")
+        super().__init__(self._compiled, backend="inductor")
 
     def runner(self, threads: int) -> Runner:
         """Compile for `threads` threads, or take it from the cache on disk."""
@@ -42,7 +44,7 @@ class Compiled(Optimized):
             self._compiled(*self._inputs)
             shutdown_compile_workers()
             self._counts.add(threads)
-        return self._run
+        return super().runner(threads)
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -1,29 +1,44 @@
-"""The models: how each is built, and inputs of its kind.
+"""The models: each built from its published configuration, or from a folder or hub id.
 
-A builder takes a `Config` and returns a `Model`. To add one: write it, enter it in `BUILDERS`,
-and give it a title in `config.MODELS`.
+To add one: enter what transformers calls it in `KNOWN`, and give it a title in `config.MODELS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.models.bert import BertConfig, BertModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.bert import BertModel
 from transformers.utils import logging as transformers_logging
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure.inputs import Inputs, Pixels, Tokens
+from scalebench_lib.measure.weights import first_line, pretrained_weights, random_weights
+
+__all__ = ["Inputs", "Model", "build"]
 
 transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
-Inputs = tuple[Tensor, ...]
+IMPORTED = BertModel
+"""Imported with this module, and so before a warm kernel is forked; other kinds when built."""
 
-BERT_HUB_ID = "google-bert/bert-base-uncased"
+
+@dataclass(frozen=True)
+class Known:
+    """A published model: its kind in transformers, where its weights lie, what is not default."""
+
+    kind: str
+    hub_id: str | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
 BERT_TINY: dict[str, Any] = {
     "num_hidden_layers": 2,
     "hidden_size": 128,
@@ -31,111 +46,170 @@ BERT_TINY: dict[str, Any] = {
     "intermediate_size": 512,
 }
 
-_CLS, _SEP, _FIRST_WORD = 101, 102, 1000
-"""Token ids of the uncased vocabulary: start, end, and where its words begin."""
+KNOWN = {
+    "bert": Known("bert", "google-bert/bert-base-uncased"),
+    "bert-tiny": Known("bert", architecture=BERT_TINY),
+    "distilbert": Known("distilbert", "distilbert/distilbert-base-uncased"),
+    "gpt2": Known("gpt2", "openai-community/gpt2"),
+    "resnet50": Known("resnet", "microsoft/resnet-50"),
+}
+"""The models by name: the defaults of their configurations are the published ones."""
 
-_TILE = 1_000_003
-"""How many random numbers weights are tiled from; prime, so that no two rows are alike."""
+_UNCASED_VOCABULARY, _CLS, _SEP = 30_522, 101, 102
+"""BERT's uncased vocabulary, and its ids for start and end; configurations do not tell them."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A module in evaluation mode that maps `inputs` to a tuple of tensors, batch first."""
+    """A module in evaluation mode that maps inputs of its kind to a tuple of tensors.
+
+    `str(model.kind)` says what an item is: ``16 tokens``.
+    """
 
     module: nn.Module
-    vocabulary: int
+    kind: Tokens | Pixels
 
-    def inputs(self, batch_size: int, seq_len: int, seed: int, padded: bool = False) -> Inputs:
-        """Token ids, attention mask and token types, each (batch_size, seq_len), int64.
+    def inputs(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
+        """A seeded batch; `padded` gives texts lengths of their own, as real batches have."""
+        return self.kind.make(batch_size, seed, padded)
 
-        `padded` shortens every item but the first to a length of its own, as real batches are.
-        """
-        random = torch.Generator().manual_seed(seed)
-        ids = torch.randint(_FIRST_WORD, self.vocabulary, (batch_size, seq_len), generator=random)
-        lengths = torch.full((batch_size, 1), seq_len)
-        if padded:
-            lengths[1:] = torch.randint(2, seq_len + 1, (batch_size - 1, 1), generator=random)
-        mask = (torch.arange(seq_len) < lengths).long()
-        ids[:, 0] = _CLS
-        ids.scatter_(1, lengths - 1, _SEP)
-        return ids * mask, mask, torch.zeros_like(ids)
+    def mask(self, inputs: Inputs) -> Tensor | None:
+        """Which positions of outputs (batch, tokens, hidden) count; None where all do."""
+        return self.kind.mask(inputs)
 
 
-class Encoder(nn.Module):
-    """A transformers encoder with positional inputs and plain tensors out, as tracing needs."""
+class Plain(nn.Module):
+    """A transformers model with positional inputs and plain tensors out, as tracing needs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
+        self.names = names
 
-    def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
-        """Last hidden state (batch, tokens, hidden) and pooled output (batch, hidden)."""
-        output = self.model(input_ids=ids, attention_mask=mask, token_type_ids=types)
-        return output.last_hidden_state, output.pooler_output
-
-
-class _TiledRandom(TorchDispatchMode):
-    """Weights are drawn by tiling one seeded tile: their distribution, without their cost."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        random = torch.Generator().manual_seed(seed)
-        self.normal = torch.randn(_TILE, generator=random).repeat(2)
-        self.uniform = torch.rand(_TILE, generator=random).repeat(2)
-        self.drawn = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.normal_.default:
-            return self._fill(self.normal, *args)
-        if func is torch.ops.aten.uniform_.default:
-            target, low, high = (*args, 0.0, 1.0)[:3] if len(args) < 3 else args
-            return self._fill(self.uniform, target, low, high - low)
-        return func(*args, **(kwargs or {}))
-
-    def _fill(self, tile: Tensor, target: Tensor, shift: float = 0.0, scale: float = 1.0) -> Tensor:
-        start = self.drawn % _TILE  # no two layers begin alike
-        self.drawn += target.numel()
-        values = tile[start : start + min(target.numel(), _TILE)] * scale + shift
-        for part in target.view(-1).split(_TILE):
-            part.copy_(values[: part.numel()])
-        return target
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Last hidden state (batch, tokens, hidden), then the pooled output if there is one."""
+        output = self.model(**dict(zip(self.names, inputs, strict=True)))
+        pooled = getattr(output, "pooler_output", None)
+        return (output.last_hidden_state,) if pooled is None else (output.last_hidden_state, pooled)
 
 
 def build(config: Config) -> Model:
     """Build the model of `config` with its weights, in evaluation mode, fp32.
 
-    Raises `MeasurementError` where weights cannot be had or do not fit the config.
+    Raises `MeasurementError` where it or its weights cannot be had or do not fit the config.
     """
-    return BUILDERS[config.model](config)
-
-
-def _bert(config: Config, **architecture: Any) -> Model:
-    if config.weights == "random":
-        with _TiledRandom(config.seed):
-            bert = BertModel(BertConfig(**architecture))
+    known = KNOWN.get(config.model)
+    architecture = _architecture(config, known)
+    model_class = _model_class(config, architecture)
+    kind = _kind(config, architecture, model_class)
+    model = _with_weights(config, known, model_class, architecture)
+    if isinstance(kind, Tokens):
+        _check_length(config, model)
+        names = ("input_ids", "attention_mask", "token_type_ids")[: 2 + kind.types]
     else:
-        bert = _pretrained(BERT_HUB_ID if config.weights == "pretrained" else config.weights)
-    longest = bert.config.max_position_embeddings
-    if config.seq_len > longest:
+        names = ("pixel_values",)
+    built = Model(Plain(model, names).eval(), kind)
+    if isinstance(kind, Pixels) and getattr(architecture, "image_size", None):
+        _check_image(config, built)
+    return built
+
+
+def _architecture(config: Config, known: Known | None) -> Any:
+    if known:
+        architecture = CONFIG_MAPPING[known.kind](**known.architecture)
+    else:
+        try:
+            architecture = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise MeasurementError(
+                f"model: cannot load {config.model!r}: {first_line(error)}"
+            ) from None
+    architecture.use_cache = False
+    return architecture
+
+
+def _model_class(config: Config, architecture: Any) -> Any:
+    if type(architecture) not in MODEL_MAPPING or architecture.is_encoder_decoder:
         raise MeasurementError(
-            f"seq_len: {config.seq_len} tokens are more than the {longest} that this model takes"
+            f"model: {config.model!r} is {architecture.model_type!r}, which is no encoder, "
+            "decoder or vision model that transformers builds alone"
         )
-    return Model(Encoder(bert).eval(), bert.config.vocab_size)
+    return MODEL_MAPPING[type(architecture)]
 
 
-def _bert_tiny(config: Config) -> Model:
-    if config.weights == "pretrained":
-        raise MeasurementError("weights: bert-tiny has no published ones: use 'random' or a folder")
-    return _bert(config, **BERT_TINY)
+def _kind(config: Config, architecture: Any, model_class: Any) -> Tokens | Pixels:
+    taken = set(inspect.signature(model_class.forward).parameters)
+    if {"input_ids", "attention_mask"} <= taken and "pixel_values" not in taken:
+        _must_be_default(config, "image_size", "text")
+        return _tokens(config, architecture, "token_type_ids" in taken)
+    if "pixel_values" in taken and "input_ids" not in taken:
+        _must_be_default(config, "seq_len", "images")
+        return Pixels(config.image_size, getattr(architecture, "num_channels", 3))
+    raise MeasurementError(
+        f"model: {config.model!r} takes neither text nor images alone, but "
+        f"{model_class.main_input_name}"
+    )
 
 
-def _pretrained(source: str) -> BertModel:
+def _must_be_default(config: Config, size: str, taken: str) -> None:
+    """A size that means nothing to a model is not an axis to measure it along."""
+    if getattr(config, size) != Config.model_fields[size].default:
+        raise MeasurementError(f"{size}: {config.model!r} takes {taken}: leave {size} out")
+
+
+def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
+    vocabulary = architecture.vocab_size
+    start, end = architecture_id(architecture, "bos"), architecture_id(architecture, "eos")
+    if vocabulary == _UNCASED_VOCABULARY:
+        start, end = _CLS, _SEP
+    return Tokens(
+        seq_len=config.seq_len,
+        vocabulary=vocabulary,
+        pad=architecture_id(architecture, "pad") or 0,
+        start=start,
+        end=end,
+        types=takes_types and getattr(architecture, "type_vocab_size", 0) > 0,
+    )
+
+
+def architecture_id(architecture: Any, which: str) -> int | None:
+    """The id of a special token (``bos``, ``eos``, ``pad``), where the vocabulary has it."""
+    value = getattr(architecture, f"{which}_token_id", None)
+    return value if isinstance(value, int) and 0 <= value < architecture.vocab_size else None
+
+
+def _with_weights(config: Config, known: Known | None, model_class: Any, architecture: Any) -> Any:
+    if config.weights == "random":
+        return random_weights(model_class, architecture, config.seed)
+    own = known.hub_id if known else config.model
+    source = own if config.weights == "pretrained" else config.weights
+    if source is None:
+        raise MeasurementError(
+            f"weights: {config.model} has no published ones: use 'random' or a folder"
+        )
+    return pretrained_weights(model_class, source, architecture)
+
+
+def _check_length(config: Config, model: nn.Module) -> None:
+    """Learned positions end somewhere; those of RoBERTa's kind begin behind the padding id."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            longest = layer.num_embeddings - (
+                0 if layer.padding_idx is None else layer.padding_idx + 1
+            )
+            if config.seq_len > longest:
+                raise MeasurementError(
+                    f"seq_len: {config.seq_len} tokens are more than the {longest} that this "
+                    "model takes"
+                )
+
+
+def _check_image(config: Config, model: Model) -> None:
+    """Some models take images of one size alone; only they know which."""
     try:
-        return BertModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MeasurementError(f"weights: cannot load {source!r}: {reason}") from None
-
-
-BUILDERS: dict[str, Callable[[Config], Model]] = {"bert": _bert, "bert-tiny": _bert_tiny}
-"""Builders by model name."""
+        with torch.inference_mode():
+            model.module(*model.inputs(1, config.seed))
+    except (ValueError, RuntimeError) as error:
+        raise MeasurementError(
+            f"image_size: {config.model!r} takes no {config.image_size}: {first_line(error)}"
+        ) from None

@@ -28,7 +28,7 @@ _MODEL = "model.onnx"
 def fp32(subject: Subject) -> Engine:
     """ONNX Runtime, computing in fp32."""
     runtime, folder = _runtime(), _exported(subject)
-    return _engine(runtime, folder, "fp32", {})
+    return _engine(runtime, folder, {})
 
 
 def int8(subject: Subject) -> Engine:
@@ -43,7 +43,7 @@ def int8(subject: Subject) -> Engine:
             f"{share:.0%} of its FLOPs are in layers that it quantizes, less than "
             f"{ENOUGH_QUANTIZED:.0%}"
         )
-    return _engine(runtime, folder, "int8", facts)
+    return _engine(runtime, folder, facts)
 
 
 def _runtime() -> Any:
@@ -131,10 +131,9 @@ def _flipped(node: Any) -> bool:
     return any(part.name == "transB" and part.i for part in node.attribute)
 
 
-def _engine(runtime: Any, folder: Path, precision: str, facts: Facts) -> Engine:
+def _engine(runtime: Any, folder: Path, facts: Facts) -> Engine:
     return Engine(
         lambda threads: _session(runtime, folder / _MODEL, threads),
-        precision,
         name="onnxruntime",
         version=runtime.__version__,
         spinning="within a pass",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.exports import Facts, export, key_of
-from scalebench_lib.measure.optimizations import Engine, Runner, Subject, extra, of_fixed_batch
+from scalebench_lib.measure.optimizations import Engine, Runner, Subject, extra
 
 _MODEL = "model.xml"
 _TYPES = {"fp32": "f32", "bf16": "bf16"}
@@ -35,7 +35,7 @@ def engine(subject: Subject, precision: str) -> Engine:
     folder, _ = export(key_of(subject, "openvino", ("openvino",)), partial(_convert, ov, subject))
     shapes = [list(part.shape) for part in subject.inputs]
     opened = partial(_compile, core, folder / _MODEL, shapes, precision)
-    return Engine(opened, precision, name="openvino", version=ov.get_version())
+    return Engine(opened, name="openvino", version=ov.get_version())
 
 
 def _convert(ov: Any, subject: Subject, draft: Path) -> Facts:
@@ -67,7 +67,7 @@ def _compile(
         found = request.infer(parts, share_inputs=True, share_outputs=False)
         return tuple(map(torch.from_numpy, found.values()))
 
-    return of_fixed_batch(run, shapes[0][0])
+    return run
 
 
 def _require_effect(compiled: Any, threads: int, precision: str) -> None:

@@ -1,8 +1,8 @@
 """The optimizations: each makes a model ready to run the same function, faster.
 
-An optimization is an entry in `APPLY`: a function of a `Subject` that returns an `Optimized`, and
-raises `MeasurementError` where it does not apply or did not take effect. To add one: write it,
-enter it, and say in `config.OPTIMIZATIONS` what it is. Int8 in torch itself is left out: what
+An optimization is a function of a `Subject` that returns an `Optimized`, and raises
+`MeasurementError` where it does not apply or did not take effect. To add one: write it, enter it
+in `REGISTRY`, and say in `config.OPTIMIZATIONS` what it is. Int8 in torch itself is left out: what
 torch has is on its way out, and its successor is no faster than bf16 (design, section 6).
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,20 +39,22 @@ class Subject:
 
 
 class Optimized:
-    """A model made ready to run; `engine` tells what runs it, and in which ``precision``.
+    """A model made ready to run; `engine` tells what runs it.
 
-    `own_threads` says that it computes with threads of its own instead of torch's.
+    Torch's threads compute it and any number of them can, unless `own_threads` or
+    `per_thread_count` say otherwise.
     """
 
     own_threads = False
+    per_thread_count = False
 
-    def __init__(self, run: Runner, precision: str = "fp32", **engine: str) -> None:
+    def __init__(self, run: Runner | None = None, **engine: str) -> None:
         self._run = run
-        self.engine = {"name": "torch", "version": torch.__version__, "precision": precision}
-        self.engine |= engine
+        self.engine = {"name": "torch", "version": torch.__version__, **engine}
 
     def runner(self, threads: int) -> Runner:
-        """What to time with `threads` threads; torch must be set to that many already."""
+        """What to time with `threads` threads; torch is set to that many already."""
+        assert self._run is not None  # noqa: S101 - engines have no other
         return self._run
 
     @contextmanager
@@ -63,21 +66,29 @@ class Optimized:
 class Engine(Optimized):
     """An inference engine: the number of threads is part of what `open_runner` makes."""
 
-    own_threads = True
+    own_threads = per_thread_count = True
 
-    def __init__(self, open_runner: Callable[[int], Runner], precision: str, **engine: str) -> None:
-        super().__init__(_not_opened, precision, **engine)
+    def __init__(self, open_runner: Callable[[int], Runner], **engine: str) -> None:
+        super().__init__(**engine)
         self._open, self._runners = open_runner, dict[int, Runner]()
 
     def runner(self, threads: int) -> Runner:
-        """The engine compiled for `threads` threads, once."""
+        """The engine opened for `threads` threads, once."""
         if threads not in self._runners:
             self._runners[threads] = self._open(threads)
         return self._runners[threads]
 
 
-def _not_opened(*_: Tensor) -> tuple[Tensor, ...]:
-    raise AssertionError("an engine runs only once it is opened for a number of threads")
+@dataclass(frozen=True)
+class Optimization:
+    """How to `apply` it, and the `precision` that decides how exact it must be.
+
+    `any_batch` says that what it makes takes batches of any size, not the measured one's alone.
+    """
+
+    apply: Callable[[Subject], Optimized]
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    any_batch: bool = True
 
 
 def none(subject: Subject) -> Optimized:
@@ -117,7 +128,7 @@ def bf16(subject: Subject) -> Optimized:
     kinds = {part.dtype for part in (*module.parameters(), *run(*subject.inputs))}
     if kinds != {torch.bfloat16}:
         raise MeasurementError(f"optimization 'bf16' did not take effect: found {kinds}")
-    return Optimized(run, "bf16")
+    return Optimized(run)
 
 
 def compile(subject: Subject) -> Optimized:  # noqa: A001 - the name that people know
@@ -155,23 +166,6 @@ def openvino_bf16(subject: Subject) -> Optimized:
     return engine(subject, "bf16")
 
 
-def of_fixed_batch(run: Runner, batch_size: int) -> Runner:
-    """Let `run`, which takes batches of one size only, take smaller ones: filled up, then cut."""
-
-    def runner(*inputs: Tensor) -> tuple[Tensor, ...]:
-        items = len(inputs[0])
-        if items == batch_size:
-            return run(*inputs)
-        if items > batch_size:
-            parts = zip(*(part.split(batch_size) for part in inputs), strict=True)
-            outputs = zip(*(runner(*part) for part in parts), strict=True)
-            return tuple(torch.cat(output) for output in outputs)
-        index = torch.arange(batch_size) % items
-        return tuple(output[:items] for output in run(*(part[index] for part in inputs)))
-
-    return runner
-
-
 def extra(name: str, *modules: str) -> ModuleType:
     """Import `modules` of the package's extra `name`; returns the first.
 
@@ -187,14 +181,14 @@ def extra(name: str, *modules: str) -> ModuleType:
         ) from None
 
 
-APPLY: dict[str, Callable[[Subject], Optimized]] = {
-    "none": none,
-    "script": script,
-    "compile": compile,
-    "bf16": bf16,
-    "onnxruntime": onnxruntime,
-    "onnxruntime-int8": onnxruntime_int8,
-    "openvino": openvino,
-    "openvino-bf16": openvino_bf16,
+REGISTRY = {
+    "none": Optimization(none),
+    "script": Optimization(script),
+    "compile": Optimization(compile, any_batch=False),
+    "bf16": Optimization(bf16, "bf16"),
+    "onnxruntime": Optimization(onnxruntime),
+    "onnxruntime-int8": Optimization(onnxruntime_int8, "int8"),
+    "openvino": Optimization(openvino, any_batch=False),
+    "openvino-bf16": Optimization(openvino_bf16, "bf16", any_batch=False),
 }
 """Optimizations by name."""

@@ -2,53 +2,261 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import Inputs, Model
-from scalebench_lib.measure.optimizations import Runner
+from scalebench_lib.measure.inputs import Inputs
+from scalebench_lib.measure.models import Model
 from scalebench_lib.record import Verification
 
-TOLERANCE = 1e-4
-"""Largest absolute difference to eager that fp32 arithmetic in another order explains."""
+Precision = Literal["fp32", "bf16", "int8"]
+Outputs = tuple[Tensor, ...]
+
+REQUIRED_DB: dict[Precision, float] = {"fp32": 90.0, "bf16": 30.0, "int8": 20.0}
+"""Least SQNR of the worst item; BERT has 116–128, 38–47, 28–40 dB, with a layer dropped 7–8."""
+
+NEAR_EAGER_DB = 10.0
+"""Where eager fp32 itself is imprecise, so much less than eager's will do."""
+
+IDENTICAL_DB = 200.0
+"""The SQNR of outputs equal bit for bit."""
 
 MAX_ITEMS = 8
 """Items of a batch to compare: errors of a whole model show in every item."""
 
+FEW_ITEMS = 2
+"""Items that a visit compares which is not its config's first."""
 
-def verify(
-    model: Model, runner: Runner, inputs: Inputs, outputs: tuple[Tensor, ...], seed: int
-) -> Verification:
-    """Compare `runner` with eager: its `outputs` on `inputs`, and a padded batch unlike them.
+FP64_FLOPS = 50e9
+"""Work of the reference: about half a second of two cores; long items are compared by fewer."""
 
-    Raises `MeasurementError` where an output is not finite or differs by more than `TOLERANCE`.
+MEMORY_SHARE = 0.8
+"""Share of the available memory that a layer in float64 may take."""
+
+
+class Verifier:
+    """What `model` should answer to `inputs` and to a padded batch unlike them.
+
+    `thorough` takes float64 as the reference, else eager float32 on fewer items. `any_batch`: the
+    runner takes batches of any size, so that a slice of the padded batch will do. Build it before
+    an optimization may change the model, in `torch.inference_mode`. `flops` are those of one
+    pass of `inputs`, None unless `thorough`.
     """
-    items = min(len(inputs[0]), MAX_ITEMS)
-    padded = model.inputs(max(items, 2), inputs[0].shape[1], seed + 1, padded=True)
-    pairs = [
-        (tuple(output[:items] for output in outputs), tuple(part[:items] for part in inputs)),
-        (runner(*padded), padded),
-    ]
-    error = max(_max_abs_error(got, model.module, batch) for got, batch in pairs)
-    if not error <= TOLERANCE:
-        raise MeasurementError(
-            f"verification failed: outputs differ from eager's by up to {error:.2g}, "
-            f"more than {TOLERANCE:g}"
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: Inputs,
+        precision: Precision = "fp32",
+        *,
+        seed: int = 0,
+        thorough: bool = True,
+        any_batch: bool = False,
+    ) -> None:
+        self.inputs, self.precision, self.batch_size = inputs, precision, len(inputs[0])
+        self.flops = count_flops(model.module, inputs) if thorough else None
+        self.note: str | None = None
+        items = self._affordable_items()
+        other_size = max(items, 2) if any_batch else self.batch_size
+        self.other = model.inputs(other_size, seed + 1, padded=True)
+        self._batches = tuple(
+            _Expected(model, batch, spread(len(batch[0]), items))
+            for batch in (self.inputs, self.other)
         )
-    return Verification(max_abs_error=error, tolerance=TOLERANCE, items=items)
+        self.eager_db = self._use_double(model) if thorough else None
+
+    def check(self, runner: Callable[..., Outputs], outputs: Outputs | None = None) -> Verification:
+        """Compare `runner` on both batches; `outputs` are its on `inputs`, where known.
+
+        Raises `MeasurementError`, with the figures, where it computes something else.
+        """
+        measured, other = self._batches
+        first = runner(*self.inputs) if outputs is None else outputs
+        first_figures, first_picked = self._compare(measured, first)
+        figures, picked = self._compare(other, runner(*self.other))
+        self._must_differ(first_picked, picked)
+        return self._judge([first_figures, figures])
+
+    def recheck(self, runner: Callable[..., Outputs]) -> Verification:
+        """Compare `runner` once more, after timing, on the padded batch alone."""
+        return self._judge([self._compare(self._batches[1], runner(*self.other))[0]])
+
+    @property
+    def required_db(self) -> float:
+        """Least SQNR of the worst item, in dB."""
+        asked = REQUIRED_DB[self.precision]
+        return asked if self.eager_db is None else min(asked, self.eager_db - NEAR_EAGER_DB)
+
+    def _affordable_items(self) -> int:
+        items = min(self.batch_size, FEW_ITEMS if self.flops is None else MAX_ITEMS)
+        if self.flops:
+            items = min(items, int(FP64_FLOPS / 2 / (self.flops / self.batch_size)))
+        return max(items, 1)
+
+    def _use_double(self, model: Model) -> float | None:
+        """Take float64 as the reference; the SQNR of eager float32, or None if it cannot be had."""
+        need = 3 * 8 * max((p.numel() for p in model.module.parameters()), default=0)
+        available = psutil.virtual_memory().available
+        if need > MEMORY_SHARE * available:
+            self.note = f"float64 would need {need / 2**30:.1f} GiB, {available / 2**30:.1f} free"
+            return None
+        try:
+            with in_double(model.module):
+                doubles = [model.module(*_double(batch.inputs)) for batch in self._batches]
+        except RuntimeError as error:  # a layer that reads another's weights
+            self.note = f"float64 does not run: {str(error).splitlines()[0]}"
+            return None
+        for batch, reference in zip(self._batches, doubles, strict=True):
+            batch.reference = reference
+        return min(
+            batch.sqnr_db([output.double() for output in batch.eager]) for batch in self._batches
+        )
+
+    def _compare(self, expected: _Expected, got: Outputs) -> tuple[tuple[float, float], Outputs]:
+        """SQNR in dB and largest difference from eager of `got`, and the items compared."""
+        self._check_form(expected, got)
+        picked = tuple(output[expected.items] for output in got)
+        doubles = [output.double() for output in picked]
+        return (expected.sqnr_db(doubles), expected.max_abs_error(doubles)), picked
+
+    def _check_form(self, expected: _Expected, got: Outputs) -> None:
+        """Shapes, types, finite everywhere."""
+        shapes = [tuple(output.shape) for output in got]
+        wanted = [(expected.batch_size, *output.shape[1:]) for output in expected.eager]
+        if shapes != wanted:
+            raise MeasurementError(
+                f"verification failed: outputs of shapes {shapes}, eager's are {wanted}"
+            )
+        allowed = {torch.float32} | ({torch.bfloat16} if self.precision == "bf16" else set())
+        for output in got:
+            if output.dtype not in allowed:
+                raise MeasurementError(
+                    f"verification failed: outputs are {output.dtype}, not {self.precision}"
+                )
+            if bad := int((~torch.isfinite(output)).sum()):
+                raise MeasurementError(
+                    f"verification failed: {bad} of {output.numel()} outputs are not finite"
+                )
+
+    def _must_differ(self, first: Outputs, second: Outputs) -> None:
+        """Answers to different questions differ: neither cached nor constant."""
+        if any(torch.equal(one[:1], other[:1]) for one, other in zip(first, second, strict=True)):
+            raise MeasurementError(
+                "verification failed: another input gives the same output, equal bit for bit "
+                "(difference 0): it is cached, or constant"
+            )
+
+    def _judge(self, figures: list[tuple[float, float]]) -> Verification:
+        found = Verification(
+            sqnr_db=min(sqnr for sqnr, _ in figures),
+            eager_sqnr_db=self.eager_db,
+            required_db=self.required_db,
+            max_abs_error=max(error for _, error in figures),
+            items=len(self._batches[0].items),
+            batch_size=self.batch_size,
+            precision=self.precision,
+            reference="eager" if self.eager_db is None else "fp64",
+            note=self.note,
+        )
+        if not found.passed:
+            raise MeasurementError(f"verification failed: {found}")
+        return found
 
 
-def _max_abs_error(got: tuple[Tensor, ...], module: nn.Module, inputs: Inputs) -> float:
-    """The largest difference at unmasked positions; nan where an output is not finite."""
-    mask = inputs[1].bool()
-    errors = []
-    for output, expected in zip(got, module(*inputs), strict=True):
-        difference = (output - expected).abs()
-        errors.append(difference[mask] if difference.dim() == 3 else difference.flatten(1))
-    return float(torch.stack([error.amax() for error in errors]).amax())
+class _Expected:
+    """Some items of a batch, and what eager and the reference (eager at first) answer to them."""
+
+    def __init__(self, model: Model, batch: Inputs, items: Tensor) -> None:
+        self.items, self.batch_size = items, len(batch[0])
+        self.inputs = tuple(part[items] for part in batch)
+        self.mask = model.mask(self.inputs)
+        self.eager: Outputs = model.module(*self.inputs)
+        self.reference: Outputs = self.eager
+
+    def sqnr_db(self, got: list[Tensor]) -> float:
+        """Signal over error of the worst item, over all outputs and unmasked positions."""
+        return min(
+            _sqnr_db(*map(self._unmasked, (output.double(), other)))
+            for output, other in zip(self.reference, got, strict=True)
+        )
+
+    def max_abs_error(self, got: list[Tensor]) -> float:
+        """Largest difference from eager float32 at unmasked positions."""
+        pairs = zip(self.eager, got, strict=True)
+        return max(float(self._unmasked(one - other).abs().max()) for one, other in pairs)
+
+    def _unmasked(self, output: Tensor) -> Tensor:
+        """Zero where padding is; (items, values)."""
+        if self.mask is not None and output.dim() == 3 and output.shape[:2] == self.mask.shape:
+            output = output.where(self.mask.unsqueeze(-1), 0.0)
+        return output.flatten(1)
+
+
+def _sqnr_db(reference: Tensor, got: Tensor) -> float:
+    """The least over items of 10 log10(signal / error), from (items, values) of float64."""
+    signal = reference.square().sum(1)
+    error = (reference - got).square().sum(1)
+    ratio = torch.where(error == 0, math.inf, signal / error)
+    return max(-IDENTICAL_DB, min(IDENTICAL_DB, float(10 * torch.log10(ratio.min()))))
+
+
+def spread(size: int, items: int) -> Tensor:
+    """Indices of `items` of `size`, the first and the last among them."""
+    return torch.linspace(0, size - 1, min(items, size)).round().long()
+
+
+@contextmanager
+def in_double(module: nn.Module) -> Iterator[None]:
+    """Compute in float64 for a while: each layer's weights are converted as it runs.
+
+    So a model needs no second copy of itself, twice as large.
+    """
+    handles = []
+    for layer in module.modules():
+        own = _OwnInDouble()
+        handles.append(layer.register_forward_pre_hook(own.enter))
+        handles.append(layer.register_forward_hook(own.leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _OwnInDouble:
+    """Swaps a layer's own weights for float64 while it runs; embeddings' only where looked up."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[dict[str, Any], str, Tensor]] = []
+
+    def enter(self, layer: nn.Module, _: Any) -> None:
+        if isinstance(layer, nn.Embedding):
+            return
+        for own in (layer._parameters, layer._buffers):
+            for name, value in own.items():
+                if value is not None and value.is_floating_point():
+                    self.kept.append((own, name, value))
+        for own, name, value in self.kept:
+            own[name] = value.double()
+
+    def leave(self, layer: nn.Module, _: Any, output: Any) -> Any:
+        for own, name, value in self.kept:
+            own[name] = value
+        self.kept.clear()
+        return output.double() if isinstance(layer, nn.Embedding) and output is not None else output
+
+
+def _double(inputs: Inputs) -> Inputs:
+    return tuple(part.double() if part.is_floating_point() else part for part in inputs)
 
 
 def count_flops(module: nn.Module, inputs: Inputs) -> int:

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,13 +19,13 @@ from scalebench_lib.config import Visit
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import models, optimizations
-from scalebench_lib.measure.models import Inputs, Model
+from scalebench_lib.measure.models import Inputs
 from scalebench_lib.measure.optimizations import Optimized, Runner, Subject
 from scalebench_lib.measure.pinning import Team, confine, pin_engine, pin_team
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
 from scalebench_lib.measure.roof import peak_gflops
 from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
-from scalebench_lib.measure.verify import count_flops, verify
+from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.record import Point, Record, Setup, Software, Verification
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ ROTATION = 4
 class _Found:
     """What a visit has found so far: a failure keeps what came before it."""
 
+    item: str | None = None
     verification: Verification | None = None
     setup: Setup | None = None
     flops: int | None = None
@@ -65,6 +66,7 @@ def measure(visit: Visit, machine: Machine) -> Record:
         machine=machine,
         kernel="warm" if os.environ.get("SCALEBENCH_KERNEL") == "warm" else "fresh",
         software=Software.here(_libraries()),
+        item=found.item,
         verification=found.verification,
         setup=found.setup,
         peak_memory_bytes=_peak_memory_bytes(),
@@ -78,43 +80,45 @@ def measure(visit: Visit, machine: Machine) -> Record:
 
 def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     config, bench = visit.config, _Bench(visit, machine)
+    optimization = optimizations.REGISTRY[config.optimization]
     bench.switch(max(visit.threads))
     build_s, model = _timed(lambda: models.build(config))
-    batches = _batches(visit, model)
-    apply, subject = optimizations.APPLY[config.optimization], Subject(model, batches[0], config)
-    optimize_s, optimized = _timed(lambda: apply(subject))
-    found.engine = optimized.engine
-    optimize_s += _timed(lambda: bench.take(optimized, batches))[0]
+    found.item = str(model.kind)
+    batches = [model.inputs(config.batch_size, config.seed + k) for k in range(ROTATION)]
+    verifier = Verifier(
+        model,
+        batches[0],
+        optimization.precision,
+        seed=config.seed + ROTATION,
+        thorough=visit.thorough,
+        any_batch=optimization.any_batch,
+    )
+    if visit.thorough:  # other visits would tell the same
+        found.flops, found.peak_gflops = verifier.flops, bench.roof()
+    subject = Subject(model, batches[0], config)
+    optimize_s, optimized = _timed(lambda: bench.take(optimization.apply(subject), batches))
+    found.engine = {"precision": optimization.precision, **optimized.engine}
     passes: list[tuple[float, tuple[torch.Tensor, ...]]] = []
     bench.check(lambda: passes.append(_timed(lambda: bench.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    found.verification = verify(model, bench.runner, batches[0], outputs, config.seed)
-    if visit.thorough:  # other visits would tell the same
-        found.flops, found.peak_gflops = count_flops(model.module, batches[0]), bench.roof()
+    found.verification = verifier.check(bench.runner, outputs)
     with optimized.watched():
         points = bench.time(warm=first_pass_s * 1e9 >= LONG_PASS_NS)
-    verify(model, bench.runner, batches[-1], bench.runner(*batches[-1]), config.seed)
+        verifier.recheck(bench.runner)
     found.points = points
-
-
-def _batches(visit: Visit, model: Model) -> tuple[Inputs, ...]:
-    """What passes rotate over, so that nothing is gained by remembering an answer."""
-    config = visit.config
-    seeds = range(config.seed, config.seed + ROTATION)
-    return tuple(model.inputs(config.batch_size, config.seq_len, seed) for seed in seeds)
 
 
 class _Bench:
     """The threads of this process, as a visit places them, and what they run."""
 
     runner: Runner
+    optimized = Optimized()
 
     def __init__(self, visit: Visit, machine: Machine) -> None:
         self.visit, self.machine = visit, machine
         self.teams: dict[int, Team] = {}
         self.engines: dict[int, Team] = {}
-        self.optimized: Optimized | None = None
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)
 
@@ -123,9 +127,8 @@ class _Bench:
         config = self.visit.config
         cpus = self.machine.cpus_for(threads, config.smt, config.placement)
         self.team = self.teams[threads] = pin_team(cpus, self.machine.pinnable)
-        if self.optimized is None:
-            return
-        self.runner = self.optimized.runner(threads)
+        if self.optimized.per_thread_count:
+            self.runner = self.optimized.runner(threads)
         if self.optimized.own_threads:
             self._pin_engine(threads, cpus)
 
@@ -137,11 +140,16 @@ class _Bench:
         self.team.pin()
         self.engines[threads].pin()
 
-    def take(self, optimized: Optimized, batches: tuple[Inputs, ...]) -> None:
+    def take(self, optimized: Optimized, batches: Sequence[Inputs]) -> Optimized:
         """Run `optimized` on `batches` in turn from now on; ready at each thread count."""
         self.optimized, self.batches = optimized, itertools.cycle(batches)
-        for threads in self.visit.threads:  # the most threads come last
-            self.switch(threads)
+        if optimized.per_thread_count:
+            for threads in sorted(self.visit.threads, reverse=True):
+                self.switch(threads)  # the most first: engines look at their CPUs only once
+            self.switch(max(self.visit.threads))
+        else:
+            self.runner = optimized.runner(max(self.visit.threads))
+        return optimized
 
     def pass_once(self) -> None:
         """One pass, over the next batch."""

@@ -18,8 +18,10 @@ VISIT_OVERHEAD_S = 2.5
 FIRST_PASSES = 2
 """Passes before the first sample: the first one, and a warm-up."""
 
-FLOPS_PER_TOKEN = {"bert": 170e6, "bert-tiny": 0.8e6}
+FLOPS_PER_TOKEN = {"bert": 170e6, "bert-tiny": 0.8e6, "distilbert": 85e6, "gpt2": 170e6}
 """Before anything is measured, a model's arithmetic says roughly how long a pass takes."""
+
+FLOPS_PER_PIXEL = {"resnet50": 8.2e9 / 224**2}
 
 EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a whole model reaches, roughly."""
@@ -76,6 +78,8 @@ class Forecast:
 
 def _work(config: Config) -> float:
     """Floating-point operations of one pass, roughly."""
+    if per_pixel := FLOPS_PER_PIXEL.get(config.model):
+        return per_pixel * config.image_size**2 * config.batch_size
     flops = FLOPS_PER_TOKEN.get(config.model, FLOPS_PER_TOKEN["bert"])
     return flops * config.seq_len * config.batch_size
 
