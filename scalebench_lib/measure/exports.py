@@ -86,6 +86,13 @@ def _made(folder: Path, make: Callable[[Path], Facts]) -> Facts:
         files = {path.name: _checksum(path) for path in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps({"facts": facts, "files": files}))
         draft.rename(folder)
+    except MeasurementError:
+        raise
+    except Exception as error:  # exporters raise whatever their parts raise
+        first_line = next(iter(str(error).splitlines()), "")
+        raise MeasurementError(
+            f"this model cannot be exported: {type(error).__name__}: {first_line}"
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return facts

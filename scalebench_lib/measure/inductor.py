@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch._dynamo.config
 import torch._inductor.config
-from torch._dynamo.exc import RecompileError
+from torch._dynamo.exc import RecompileError, TorchDynamoException
 from torch._dynamo.utils import counters
 from torch._inductor.async_compile import shutdown_compile_workers
 from torch._inductor.cpp_builder import get_cpp_compiler
@@ -34,16 +34,20 @@ class Compiled(Optimized):
         torch._dynamo.reset()
         torch._dynamo.config.recompile_limit = _MOST_THREAD_COUNTS
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        self._inputs, self._counts = subject.inputs, set[int]()
+        self._inputs = subject.inputs
         self._compiled = torch.compile(subject.model.module, fullgraph=True, dynamic=False)
         super().__init__(self._compiled, backend="inductor")
 
     def runner(self, threads: int) -> Runner:
         """Compile for `threads` threads, or take it from the cache on disk."""
-        if threads not in self._counts:
+        try:
             self._compiled(*self._inputs)
-            shutdown_compile_workers()
-            self._counts.add(threads)
+        except TorchDynamoException as error:
+            first_line = next(iter(str(error).splitlines()), "")
+            raise MeasurementError(
+                f"optimization 'compile' does not apply: {type(error).__name__}: {first_line}"
+            ) from error
+        shutdown_compile_workers()
         return super().runner(threads)
 
     @contextmanager

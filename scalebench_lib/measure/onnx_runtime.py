@@ -69,7 +69,7 @@ def _export(subject: Subject, draft: Path) -> Facts:
             inputs,
             draft / _MODEL,
             dynamo=True,
-            dynamic_shapes=axes,
+            dynamic_shapes=(axes,),  # the module takes them as *inputs
             external_data=True,
             verbose=False,
         )

@@ -69,14 +69,12 @@ class Engine(Optimized):
     own_threads = per_thread_count = True
 
     def __init__(self, open_runner: Callable[[int], Runner], **engine: str) -> None:
-        super().__init__(**engine)
-        self._open, self._runners = open_runner, dict[int, Runner]()
+        super().__init__(None, **engine)
+        self._open = open_runner
 
     def runner(self, threads: int) -> Runner:
-        """The engine opened for `threads` threads, once."""
-        if threads not in self._runners:
-            self._runners[threads] = self._open(threads)
-        return self._runners[threads]
+        """The engine opened for `threads` threads; costly, so ask once."""
+        return self._open(threads)
 
 
 @dataclass(frozen=True)

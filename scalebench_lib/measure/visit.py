@@ -96,7 +96,7 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     if visit.thorough:  # other visits would tell the same
         found.flops, found.peak_gflops = verifier.flops, bench.roof()
     subject = Subject(model, batches[0], config)
-    optimize_s, optimized = _timed(lambda: bench.take(optimization.apply(subject), batches))
+    optimize_s, optimized = _timed(lambda: bench.take(lambda: optimization.apply(subject), batches))
     found.engine = {"precision": optimization.precision, **optimized.engine}
     passes: list[tuple[float, tuple[torch.Tensor, ...]]] = []
     bench.check(lambda: passes.append(_timed(lambda: bench.runner(*batches[0]))))
@@ -119,6 +119,7 @@ class _Bench:
         self.visit, self.machine = visit, machine
         self.teams: dict[int, Team] = {}
         self.engines: dict[int, Team] = {}
+        self.runners: dict[int, Runner] = {}
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)
 
@@ -127,8 +128,11 @@ class _Bench:
         config = self.visit.config
         cpus = self.machine.cpus_for(threads, config.smt, config.placement)
         self.team = self.teams[threads] = pin_team(cpus, self.machine.pinnable)
-        if self.optimized.per_thread_count:
-            self.runner = self.optimized.runner(threads)
+        if self.optimized.per_thread_count and threads not in self.runners:
+            with self._roaming(cpus):
+                self.runners[threads] = self.optimized.runner(threads)
+        if threads in self.runners:
+            self.runner = self.runners[threads]
         if self.optimized.own_threads:
             self._pin_engine(threads, cpus)
 
@@ -140,8 +144,18 @@ class _Bench:
         self.team.pin()
         self.engines[threads].pin()
 
-    def take(self, optimized: Optimized, batches: Sequence[Inputs]) -> Optimized:
-        """Run `optimized` on `batches` in turn from now on; ready at each thread count."""
+    @contextmanager
+    def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
+        """Let this thread use all of `cpus` for a while: compilers and engines look at that."""
+        if self.machine.pinnable:
+            os.sched_setaffinity(0, cpus)
+        yield
+        self.team.pin()
+
+    def take(self, make: Callable[[], Optimized], batches: Sequence[Inputs]) -> Optimized:
+        """Run what `make` makes on `batches` in turn from now on, ready at each thread count."""
+        with self._roaming(self.team.cpus):
+            optimized = make()
         self.optimized, self.batches = optimized, itertools.cycle(batches)
         if optimized.per_thread_count:
             for threads in sorted(self.visit.threads, reverse=True):
