@@ -40,7 +40,16 @@ _LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 
 DEFAULT_IMAGE_SIZE = 224
 
-OPTIMIZATIONS = {"none": "eager PyTorch", "script": "TorchScript: traced, frozen"}
+OPTIMIZATIONS = {
+    "none": "eager PyTorch",
+    "script": "TorchScript: traced, frozen",
+    "compile": "torch.compile: inductor, static shapes",
+    "bf16": "eager PyTorch in bfloat16",
+    "onnxruntime": "ONNX Runtime in fp32",
+    "onnxruntime-int8": "ONNX Runtime, dynamically quantized to int8",
+    "openvino": "OpenVINO in fp32",
+    "openvino-bf16": "OpenVINO in bfloat16",
+}
 """Optimization names and what they are; `measure.optimizations` applies them."""
 
 Allocator = Literal["default", "tcmalloc", "jemalloc"]
@@ -203,7 +212,8 @@ class Config(Words):
 class Visit(Words):
     """One run of a config in a process of its own, at each of `threads` (counts).
 
-    `max_seconds` is the time of a point in this visit.
+    `max_seconds` is the time of a point in this visit. A `thorough` one also measures what does
+    not change from visit to visit: the machine's peak, FLOPs, and the error against fp64.
     """
 
     config: Config
@@ -211,6 +221,7 @@ class Visit(Words):
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
     number: Whole = 1
+    thorough: bool = True
 
     @property
     def name(self) -> str:
@@ -254,7 +265,7 @@ class Visit(Words):
         )
 
 
-_LIMITS = {"target_ci", "max_seconds"}
+_LIMITS = {"target_ci", "max_seconds", "thorough"}
 """The fields of a visit that are parameters of the notebook by the same name."""
 
 

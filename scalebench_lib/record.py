@@ -216,8 +216,9 @@ class Record(Part):
     """The result of one visit: what, when, where, with what, and every sample.
 
     `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch.
-    `peak_gflops` is what the machine itself reaches in a large matrix product, by thread count and
-    type (``fp32``, ``bf16``).
+    `peak_gflops` is what the machine itself reaches in a large matrix product, by thread count
+    and type (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``, ``version``,
+    ``precision``, and what else decides its speed.
     """
 
     schema_version: Literal[1] = 1
@@ -238,6 +239,7 @@ class Record(Part):
     flops: int | None = None
     probe_version: int | None = None
     peak_gflops: dict[int, dict[str, float]] = {}
+    engine: dict[str, str] = {}
     points: tuple[Point, ...] = ()
 
     @model_validator(mode="after")

@@ -23,7 +23,11 @@ _SETTLE_NS = 25_000_000
 """The kernel brings a running thread's CPU time up to date at its ticks, up to 10 ms apart."""
 
 _BUSY = 0.2
-"""Share of the wall time from which on a thread counts as computing."""
+"""Share of the busiest thread's CPU time from which on a thread counts as computing. Not of the
+wall time: on a machine that others use too, no thread may get much of that."""
+
+_SHARING = 0.02
+"""An engine that shares out small work gives its other threads little of it, but some."""
 
 _ATTEMPTS = 10
 """On a busy machine a thread may look idle for a moment, or busy with the work before."""
@@ -41,6 +45,11 @@ class Team:
         """Whether each thread has a CPU to itself (False where the system has no affinity)."""
         return bool(self.tids)
 
+    def pin(self) -> None:
+        """Put each thread on its CPU (again)."""
+        for tid, cpu in zip(self.tids, self.cpus, strict=False):
+            os.sched_setaffinity(tid, {cpu})
+
     def check(self, run: Callable[[], object]) -> None:
         """Call `run`; `MeasurementError` unless this team alone computes it, each in its place."""
         if torch.get_num_threads() != len(self.cpus):
@@ -54,7 +63,7 @@ class Team:
             raise MeasurementError(
                 f"{len(strangers)} more threads compute than the {len(self.cpus)} asked for"
             )
-        for tid, cpu in zip(self.tids, self.cpus, strict=True):
+        for tid, cpu in zip(self.tids, self.cpus, strict=False):
             if os.sched_getaffinity(tid) != {cpu}:
                 raise MeasurementError(f"thread {tid} did not stay on CPU {cpu}")
 
@@ -96,30 +105,44 @@ def pin_team(cpus: Sequence[int], pinnable: bool) -> Team:
         return Team((), tuple(cpus))
     confine(cpus)
     torch.set_num_threads(len(cpus))
-    team = Team(_workers(len(cpus)), tuple(cpus))
-    for tid, cpu in zip(team.tids, cpus, strict=True):
-        os.sched_setaffinity(tid, {cpu})
+    # torch shares out 32768 elements at a time
+    work = torch.ones(max(1 << 20, len(cpus) << 16))
+    team = Team(_workers(len(cpus), lambda: work.mul_(1.0)), tuple(cpus))
+    team.pin()
     return team
 
 
-def _workers(count: int) -> tuple[int, ...]:
-    """The caller and the threads that work beside it, given work that can be shared out."""
-    work = torch.ones(max(1 << 20, count << 16))  # torch shares out 32768 elements at a time
+def pin_engine(cpus: Sequence[int], pinnable: bool, run: Callable[[], object]) -> Team:
+    """Pin the threads that an engine computes `run` with, one to each of `cpus`, caller first.
+
+    Raises `MeasurementError` where another number of threads computes than there are CPUs.
+    """
+    if not pinnable:
+        return Team((), tuple(cpus))
+    confine(cpus)
+    team = Team(_workers(len(cpus), run, _SHARING), tuple(cpus))
+    team.pin()
+    return team
+
+
+def _workers(count: int, run: Callable[[], object], share: float = _BUSY) -> tuple[int, ...]:
+    """The caller and the threads that work beside it when `run` is called."""
     caller = threading.get_native_id()
     for _ in range(_ATTEMPTS):
-        busy = {caller, *busy_during(lambda: work.mul_(1.0))}
+        busy = {caller, *busy_during(run, share)}
         if len(busy) == count:
             return (caller, *sorted(busy - {caller}))
     raise MeasurementError(f"asked for {count} threads, but {len(busy)} of them compute")
 
 
-def busy_during(run: Callable[[], object]) -> set[int]:
+def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
     """The ids of the threads that compute while `run` is called again and again for a moment."""
     before, start = cpu_times(), time.perf_counter_ns()
-    while (wall_ns := time.perf_counter_ns() - start) < _SETTLE_NS:
+    while time.perf_counter_ns() - start < _SETTLE_NS:
         run()
     grown = {tid: now - before.get(tid, 0) for tid, now in cpu_times().items()}
-    return {tid for tid, ns in grown.items() if ns > _BUSY * wall_ns}
+    most = max(grown.values(), default=0)
+    return {tid for tid, ns in grown.items() if ns > share * most}
 
 
 def _tids() -> list[int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,9 @@ from scalebench_lib.config import Visit
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import allocator, models, optimizations
-from scalebench_lib.measure.pinning import Team, confine, pin_team
+from scalebench_lib.measure.models import Inputs
+from scalebench_lib.measure.optimizations import Optimized, Runner, Subject
+from scalebench_lib.measure.pinning import Team, confine, pin_engine, pin_team
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
 from scalebench_lib.measure.roof import peak_gflops
 from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
@@ -26,6 +29,9 @@ from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.record import Point, Record, Setup, Software, Verification
 
 T = TypeVar("T")
+
+ROTATION = 4
+"""Batches of different seeds that timed passes take in turn."""
 
 
 @dataclass
@@ -36,6 +42,7 @@ class _Found:
     verification: Verification | None = None
     setup: Setup | None = None
     flops: int | None = None
+    engine: dict[str, str] = field(default_factory=dict)
     peak_gflops: dict[int, dict[str, float]] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
 
@@ -71,38 +78,53 @@ def measure(visit: Visit, machine: Machine) -> Record:
         flops=found.flops,
         probe_version=PROBE_VERSION,
         peak_gflops=found.peak_gflops,
+        engine=found.engine,
         points=tuple(found.points),
     )
 
 
 def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     config, bench = visit.config, _Bench(visit, machine)
+    optimization = optimizations.REGISTRY[config.optimization]
     bench.switch(max(visit.threads))
     build_s, model = _timed(lambda: models.build(config))
     found.item = str(model.kind)
-    inputs = model.inputs(config.batch_size, config.seed)
-    verifier = Verifier(model, inputs, seed=config.seed, thorough=visit.number == 1, any_batch=True)
-    found.flops = verifier.flops
-    apply = optimizations.APPLY[config.optimization]
-    optimize_s, runner = _timed(lambda: apply(model.module, inputs))
+    batches = [model.inputs(config.batch_size, config.seed + k) for k in range(ROTATION)]
+    verifier = Verifier(
+        model,
+        batches[0],
+        optimization.precision,
+        seed=config.seed + ROTATION,
+        thorough=visit.thorough,
+        any_batch=optimization.any_batch,
+    )
+    if visit.thorough:  # other visits would tell the same
+        found.flops, found.peak_gflops = verifier.flops, bench.roof()
+    subject = Subject(model, batches[0], config)
+    optimize_s, optimized = _timed(lambda: bench.take(lambda: optimization.apply(subject), batches))
+    found.engine = {"precision": optimization.precision, **optimized.engine}
     passes: list[tuple[float, tuple[torch.Tensor, ...]]] = []
-    bench.team.check(lambda: passes.append(_timed(lambda: runner(*inputs))))
+    bench.check(lambda: passes.append(_timed(lambda: bench.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    found.verification = verifier.check(runner, outputs)
-    if visit.number == 1:  # later visits would tell the same of the machine
-        found.peak_gflops = bench.roof()
-    warm = first_pass_s * 1e9 >= LONG_PASS_NS
-    found.points = bench.time(lambda: runner(*inputs), warm)
-    verifier.recheck(runner)
+    found.verification = verifier.check(bench.runner, outputs)
+    with optimized.watched():
+        points = bench.time(warm=first_pass_s * 1e9 >= LONG_PASS_NS)
+        verifier.recheck(bench.runner)
+    found.points = points
 
 
 class _Bench:
-    """The threads of this process, as a visit places them."""
+    """The threads of this process, as a visit places them, and what they run."""
+
+    runner: Runner
+    optimized = Optimized()
 
     def __init__(self, visit: Visit, machine: Machine) -> None:
         self.visit, self.machine = visit, machine
         self.teams: dict[int, Team] = {}
+        self.engines: dict[int, Team] = {}
+        self.runners: dict[int, Runner] = {}
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)
 
@@ -111,11 +133,55 @@ class _Bench:
         config = self.visit.config
         cpus = self.machine.cpus_for(threads, config.smt, config.placement)
         self.team = self.teams[threads] = pin_team(cpus, self.machine.pinnable)
+        if self.optimized.per_thread_count and threads not in self.runners:
+            with self._roaming(cpus):
+                self.runners[threads] = self.optimized.runner(threads)
+        if threads in self.runners:
+            self.runner = self.runners[threads]
+        if self.optimized.own_threads:
+            self._pin_engine(threads, cpus)
 
-    def time(self, run: Callable[[], object], warm: bool) -> list[Point]:
-        """Time `run` at each thread count of the visit; `warm` if it has had its warm-up."""
+    def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
+        """An engine's threads are found once; torch's, for the probe, are pinned beside them."""
+        if threads not in self.engines:
+            self.pass_once()
+            self.engines[threads] = pin_engine(cpus, self.machine.pinnable, self.pass_once)
+        self.team.pin()
+        self.engines[threads].pin()
+
+    @contextmanager
+    def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
+        """Let this thread use all of `cpus` for a while: compilers and engines look at that."""
+        if self.machine.pinnable:
+            os.sched_setaffinity(0, cpus)
+        yield
+        self.team.pin()
+
+    def take(self, make: Callable[[], Optimized], batches: Sequence[Inputs]) -> Optimized:
+        """Run what `make` makes on `batches` in turn from now on, ready at each thread count."""
+        with self._roaming(self.team.cpus):
+            optimized = make()
+        self.optimized, self.batches = optimized, itertools.cycle(batches)
+        if optimized.per_thread_count:
+            for threads in sorted(self.visit.threads, reverse=True):
+                self.switch(threads)  # the most first: engines look at their CPUs only once
+            self.switch(max(self.visit.threads))
+        else:
+            self.runner = optimized.runner(max(self.visit.threads))
+        return optimized
+
+    def pass_once(self) -> None:
+        """One pass, over the next batch."""
+        self.runner(*next(self.batches))
+
+    def check(self, run: Callable[[], object]) -> None:
+        """Call `run`; `MeasurementError` unless the threads that were pinned alone compute it."""
+        (self.engines or self.teams)[max(self.visit.threads)].check(run)
+
+    def time(self, warm: bool) -> list[Point]:
+        """Time passes at each thread count of the visit; `warm` if there was a warm-up."""
         loop = TimingLoop(
-            run=run,
+            run=self.pass_once,
             probe=Probe(),
             warm=warm,
             switch=self.switch,
@@ -135,7 +201,7 @@ class _Bench:
         return peaks
 
     def _point(self, series: Series) -> Point:
-        team = self.teams[series.threads]
+        team = (self.engines or self.teams)[series.threads]
         return Point(
             threads=series.threads,
             cores=self.machine.cores_of(series.threads, self.visit.config.smt),
