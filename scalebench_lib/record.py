@@ -202,8 +202,9 @@ class Software(Part):
 class Record(Part):
     """The result of one visit: what, when, where, with what, and every sample.
 
-    `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch. `peak_gflops` is what the machine itself reaches
-    in a large matrix product, by thread count and type (``fp32``, ``bf16``).
+    `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch.
+    `peak_gflops` is what the machine itself reaches in a large matrix product, by thread count
+    and type (``fp32``, ``bf16``).
     """
 
     schema_version: Literal[1] = 1
