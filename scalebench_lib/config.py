@@ -23,21 +23,15 @@ from pydantic import (
 
 from scalebench_lib.errors import RequestError, nearest, one_line
 from scalebench_lib.machine import Machine
-
-MODELS = {
-    "bert": "BERT",
-    "bert-tiny": "BERT tiny",
-    "distilbert": "DistilBERT",
-    "gpt2": "GPT-2",
-    "resnet50": "ResNet-50",
-}
-"""Model names and their titles; `measure.models` builds them, and any folder or hub id."""
-
-_TAKES_IMAGES = ("resnet50",)
-_LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
-"""Most tokens of the models known by name; others tell when they are built."""
-
-DEFAULT_IMAGE_SIZE = 224
+from scalebench_lib.names import (
+    DEFAULT_IMAGE_SIZE,
+    LONGEST,
+    MODELS,
+    TAKES_IMAGES,
+    model_name,
+    require_model,
+    slug,
+)
 
 OPTIMIZATIONS = {"none": "eager PyTorch", "script": "TorchScript: traced, frozen"}
 """Optimization names and what they are; `measure.optimizations` applies them."""
@@ -53,32 +47,6 @@ def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
-
-
-def _model(name: str) -> str:
-    """A known name, or a folder or hub id: always with a slash, so that it is told from names."""
-    if name in MODELS:
-        return name
-    if not name.isprintable() or not slug(name):
-        raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
-    if "/" in name:
-        return name
-    if Path(name, "config.json").is_file():
-        return f"./{name}"
-    raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
-
-
-def slug(model: str) -> str:
-    """A model's name as part of a file's: the last part of a folder or hub id."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(model).name).strip("._-")
-
-
-def require_model(model: str) -> None:
-    """Raise `RequestError` where `model` is a folder that holds no model."""
-    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
-    if model in MODELS or is_hub_id or Path(model, "config.json").is_file():
-        return
-    raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
 
 
 def _whole(value: Any) -> Any:
@@ -107,7 +75,7 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-ModelName = Annotated[str, AfterValidator(_model)]
+ModelName = Annotated[str, AfterValidator(model_name)]
 OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
@@ -153,11 +121,11 @@ class Config(Words):
     def _one_kind_of_size(self) -> Self:
         """A size that a model does not know would measure the same thing twice."""
         if self.model in MODELS:
-            foreign = "seq_len" if self.model in _TAKES_IMAGES else "image_size"
+            foreign = "seq_len" if self.model in TAKES_IMAGES else "image_size"
             if getattr(self, foreign) != type(self).model_fields[foreign].default:
                 kind = "images" if foreign == "seq_len" else "text"
                 raise ValueError(f"{foreign}: {self.model} takes {kind}: leave {foreign} out")
-        if self.seq_len > (longest := _LONGEST.get(self.model, self.seq_len)):
+        if self.seq_len > (longest := LONGEST.get(self.model, self.seq_len)):
             raise ValueError(f"seq_len: {self.model} takes {longest} tokens at most")
         return self
 
@@ -182,7 +150,7 @@ class Config(Words):
     @property
     def item(self) -> str:
         """What an item of the batch is, as far as the config tells: ``16 tokens``."""
-        if self.model in _TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
+        if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
             return f"{self.image_size} × {self.image_size} pixels"
         return f"{self.seq_len} tokens"
 

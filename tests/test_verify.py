@@ -11,7 +11,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations import Runner
 from scalebench_lib.measure.verify import Verifier, count_flops, in_double, spread
-from scalebench_lib.record import Verification
+from scalebench_lib.verification import Verification
 
 MODEL = build(Config(model="bert-tiny"))
 INPUTS = MODEL.inputs(12, seed=0)

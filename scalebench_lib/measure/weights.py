@@ -47,10 +47,9 @@ class _TiledRandom(TorchDispatchMode):
     def _fill(self, tile: Tensor, target: Tensor, shift: float, scale: float) -> Tensor:
         start = self.drawn % _TILE  # no two layers begin alike
         self.drawn += target.numel()
-        values = tile[start : start + min(target.numel(), _TILE)] * scale + shift
         for part in target.view(-1).split(_TILE):
-            part.copy_(values[: part.numel()])
-        return target
+            torch.mul(tile[start : start + part.numel()], scale, out=part)
+        return target.add_(shift) if shift else target
 
 
 def random_weights(model_class: Any, config: Any, seed: int) -> Any:
