@@ -126,8 +126,8 @@ class Software(Part):
     python: str
     scalebench: str
     versions: dict[str, str]
-    libraries: dict[str, str] = {}
-    environment: dict[str, str] = {}
+    libraries: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def here(cls, libraries: dict[str, str] | None = None) -> Self:
@@ -176,7 +176,7 @@ class Record(Part):
     peak_memory_bytes: int | None = None
     flops: int | None = None
     probe_version: int | None = None
-    peak_gflops: dict[int, dict[str, float]] = {}
+    peak_gflops: dict[int, dict[str, float]] = Field(default_factory=dict)
     points: tuple[Point, ...] = ()
 
     @model_validator(mode="after")

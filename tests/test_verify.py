@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers.models.vit import ViTConfig
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
@@ -50,6 +51,22 @@ def test_the_model_is_left_as_it_was() -> None:
             assert {output.dtype for output in MODEL.module(*INPUTS)} == {torch.float64}
         assert {p.dtype for p in MODEL.module.parameters()} == {torch.float32}
         assert torch.equal(MODEL.module(*INPUTS)[0], expected[0])
+
+
+def test_models_of_pixels_are_verified_in_float64_too(tmp_path) -> None:
+    """A vision transformer casts its pixels to the type of its weights."""
+    ViTConfig(
+        num_hidden_layers=1,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+    ).save_pretrained(tmp_path)
+    model = build(Config(model=str(tmp_path), image_size=32))
+    with torch.inference_mode():
+        found = Verifier(model, model.inputs(2, seed=0)).check(model.module)
+    assert (found.reference, found.note) == ("fp64", None)
+    assert found.sqnr_db > 100
 
 
 def test_where_float64_does_not_fit_eager_is_the_reference(monkeypatch) -> None:

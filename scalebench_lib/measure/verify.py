@@ -238,15 +238,18 @@ class _OwnInDouble:
     def __init__(self) -> None:
         self.kept: list[tuple[dict[str, Any], str, Tensor]] = []
 
-    def enter(self, layer: nn.Module, _: Any) -> None:
+    def enter(self, layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         if isinstance(layer, nn.Embedding):
-            return
-        for own in (layer._parameters, layer._buffers):
+            return given
+        tensors: list[dict[str, Any]] = [layer.__dict__["_parameters"], layer.__dict__["_buffers"]]
+        for own in tensors:
             for name, value in own.items():
                 if value is not None and value.is_floating_point():
                     self.kept.append((own, name, value))
         for own, name, value in self.kept:
             own[name] = value.double()
+        # Some models first cast what they are given to the type of weights not yet swapped.
+        return _double(given)
 
     def leave(self, layer: nn.Module, _: Any, output: Any) -> Any:
         for own, name, value in self.kept:
@@ -255,8 +258,12 @@ class _OwnInDouble:
         return output.double() if isinstance(layer, nn.Embedding) and output is not None else output
 
 
-def _double(inputs: Inputs) -> Inputs:
-    return tuple(part.double() if part.is_floating_point() else part for part in inputs)
+def _double(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same with tensors of floats as float64."""
+    return tuple(
+        part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
+        for part in given
+    )
 
 
 def count_flops(module: nn.Module, inputs: Inputs) -> int:
