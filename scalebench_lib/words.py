@@ -62,7 +62,7 @@ def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _model(name: str) -> str:
+def model_name(name: str) -> str:
     """A known name, or a folder or hub id: always with a slash, so that it is told from names."""
     if name in MODELS:
         return name
@@ -121,7 +121,7 @@ def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-ModelName = Annotated[str, AfterValidator(_model)]
+ModelName = Annotated[str, AfterValidator(model_name)]
 OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
