@@ -13,6 +13,7 @@ import pandas as pd
 from scalebench_lib.config import MODELS
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, load_records
+from scalebench_lib.reference import Reference, reference_for
 from scalebench_lib.results import load_results
 
 MetricName = Literal["latency", "throughput"]
@@ -55,15 +56,17 @@ METRICS: dict[MetricName, Metric] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A sweep as the analysis sees it: its results table and its records."""
+    """A sweep as the analysis sees it: its results table, its records and their reference."""
 
     table: pd.DataFrame
     records: list[Record]
+    reference: Reference | None = None
 
     @classmethod
     def load(cls, out: Path) -> Measured:
         """Read the sweep in folder `out`; `RequestError` where there is none."""
-        return cls(load_results(out), load_records(out))
+        table, records = load_results(out), load_records(out)
+        return cls(table, records, reference_for(out, records))
 
     @property
     def machines(self) -> list[str]:
