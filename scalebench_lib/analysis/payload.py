@@ -62,9 +62,9 @@ def _samples(measured: Measured) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for key, point in pool(measured.records, measured.reference).items():
         thin = slice(None, None, -(-len(point.samples_ns) // MOST_SAMPLES))
-        odd = [] if point.headline is None else point.headline.disturbed[thin]
+        whole = point.headline.disturbed if point.headline else np.empty(0)
         values = [_short(ns / 1e6) for ns in point.samples_ns[thin]]
-        found[str(rows[key])] = [values, np.flatnonzero(odd).tolist()]
+        found[str(rows[key])] = [values, np.flatnonzero(whole[thin]).tolist()]
     return found
 
 
