@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.config import MODELS, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.imported import Imported
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.results import load_results
+from scalebench_lib.words import MODELS, slug
 
 MetricName = Literal["latency", "throughput"]
 
