@@ -64,7 +64,7 @@ def pool_together(
     """
     found, known = [], list[float]()
     for records, reference in sides:
-        found.append(_gathered(records))
+        found.append(gathered(records))
         keys = [Reference.key(one.config, one.threads) for one in found[-1].values()]
         known += [reference.probe_ns.get(key, np.nan) for key in keys]
     points = [point for side in found for point in side.values()]
@@ -74,13 +74,15 @@ def pool_together(
     return found
 
 
-def _gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
+def gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
+    """The visits of each point together, without a headline."""
     pooled: dict[Key, Pooled] = {}
     for record in records:
         for point in record.points:
-            empty = Pooled(record.config, point.threads)
             key = (record.config_id, point.threads)
-            pooled.setdefault(key, empty).visits.append((record, point))
+            if key not in pooled:
+                pooled[key] = Pooled(record.config, point.threads)
+            pooled[key].visits.append((record, point))
     return pooled
 
 

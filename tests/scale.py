@@ -63,7 +63,9 @@ def make(out: Path, records: int, samples: int) -> None:
     noise = np.random.default_rng(0)
     for size in sizes:
         for optimization in OPTIMIZATIONS:
-            one = measured(Config(batch_size=size, optimization=optimization), machine(4, smt=False))
+            one = measured(
+                Config(batch_size=size, optimization=optimization), machine(4, smt=False)
+            )
             for number in range(1, VISITS + 1):
                 points = tuple(_varied(point, samples, noise) for point in one.points)
                 seen = {"visit": number, "points": points, "probe_version": 1}
@@ -113,7 +115,7 @@ def main(records: int = 10_000, samples: int = 8) -> None:
         for step in GOALS:
             shutil.rmtree(Path(folder, ".cache"), ignore_errors=True)
             for _ in range(2):
-                run([sys.executable, __file__, step, folder], check=True)  # noqa: S603
+                run([sys.executable, __file__, step, folder], check=True)
 
 
 if __name__ == "__main__":
