@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -22,10 +22,12 @@ from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
-from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import IF_BUSY
-from scalebench_lib.sweep.runner import Job, Step
 from scalebench_lib.sweep.state import sweep_state
+
+if TYPE_CHECKING:
+    from scalebench_lib.sweep.kernels import Kernels
+    from scalebench_lib.sweep.runner import Job, Step
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -65,6 +67,9 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
+    from scalebench_lib.sweep.kernels import Kernels  # papermill takes seconds
+    from scalebench_lib.sweep.runner import Job
+
     options = {
         "model": model,
         "weights": weights,

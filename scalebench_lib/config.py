@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -75,13 +76,7 @@ class Config(Words):
     @property
     def id(self) -> str:
         """Readable and stable: ``bert-none-smt_off-bs8-1a2b3c``, a hash of the rest at its end."""
-        shown = {"optimization", "smt", "batch_size"}
-        if self.model in MODELS:
-            shown.add("model")
-        hidden = json.dumps(self.model_dump(exclude=shown, exclude_defaults=True), sort_keys=True)
-        digest = hashlib.sha256(hidden.encode()).hexdigest()[:6]
-        smt = "smt_on" if self.smt else "smt_off"
-        return f"{slug(self.model)}-{self.optimization}-{smt}-bs{self.batch_size}-{digest}"
+        return _id(self)
 
     def __str__(self) -> str:
         smt = "on" if self.smt else "off"
@@ -97,6 +92,17 @@ class Config(Words):
         if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
             return f"{self.image_size} × {self.image_size} pixels"
         return f"{self.seq_len} tokens"
+
+
+@cache
+def _id(config: Config) -> str:
+    shown = {"optimization", "smt", "batch_size"}
+    if config.model in MODELS:
+        shown.add("model")
+    hidden = json.dumps(config.model_dump(exclude=shown, exclude_defaults=True), sort_keys=True)
+    digest = hashlib.sha256(hidden.encode()).hexdigest()[:6]
+    smt = "smt_on" if config.smt else "smt_off"
+    return f"{slug(config.model)}-{config.optimization}-{smt}-bs{config.batch_size}-{digest}"
 
 
 class Visit(Words):
