@@ -259,7 +259,8 @@ class Proof:
         points = {run: _point(run, reference) for run in runs}
         for run, found in headlines(points).items() if runs else ():  # type: ignore[arg-type]
             assert isinstance(run, Run)  # noqa: S101 - they are the keys
-            steady = np.exp(np.log(run.samples_ns) - found.exponent * points[run].slowness)
+            slowness = np.nan_to_num(np.log(points[run].probe / reference))
+            steady = np.exp(np.log(run.samples_ns) - found.exponent * slowness)
             run.headline = found
             run.steady_ns = np.where(found.disturbed, np.median(steady), steady)
 
