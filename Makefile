@@ -8,10 +8,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep page trust lab test lint format clean
+.PHONY: help setup sweep page trust lab test test-slow lint format clean
 
 help: ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 11
 
 setup: $(READY) ## install into .venv, nothing else
 
@@ -30,6 +30,9 @@ lab: $(READY) ## explore in JupyterLab
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest
+
+test-slow: $(READY) ## run the slow tests: faults that are caused for real
+	$(BIN)/pytest -m slow
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check

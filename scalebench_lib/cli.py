@@ -11,14 +11,19 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
 
 from scalebench_lib.config import PRESETS, Sweep, Visit
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
+from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.locks import IF_BUSY
 from scalebench_lib.sweep.runner import Job, Step
 from scalebench_lib.sweep.state import sweep_state
 
@@ -47,12 +52,15 @@ def sweep(
     smt: Annotated[str | None, typer.Option(help="Hyper-threading: auto, off, on, both.")] = None,
     seq_len: Annotated[str | None, typer.Option(help="Tokens an item, such as 16,128.")] = None,
     image_size: Annotated[str | None, typer.Option(help="Pixels a side, such as 224.")] = None,
+    allocators: Annotated[str | None, typer.Option(help="Such as default,tcmalloc.")] = None,
     placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
     target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="The most for a point.")] = None,
     rounds: Annotated[int | None, typer.Option(help="The most visits of a config: 5.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Such as 10m: start no more.")] = None,
     kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
+    if_busy: Annotated[str, typer.Option(help="The machine: refuse, wait or beside.")] = "refuse",
+    visit_timeout: Annotated[str | None, typer.Option(help="End a visit after: 10m.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
 ) -> None:
@@ -66,6 +74,7 @@ def sweep(
         "smt": smt,
         "seq_lens": _listed(seq_len),
         "image_sizes": _listed(image_size),
+        "allocators": _listed(allocators),
         "placement": placement,
         "target_ci": target_ci,
         "max_seconds": max_seconds,
@@ -74,12 +83,15 @@ def sweep(
     given = {name: value for name, value in options.items() if value is not None}
     if kernels not in ("warm", "fresh"):
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
-    budget = _seconds(time_budget)
+    if if_busy not in IF_BUSY:
+        raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
+    budget = _seconds("time_budget", time_budget)
     job = Job.prepare(_request(preset, spec, given), out, retry_failed)
+    job.visit_timeout = _seconds("visit_timeout", visit_timeout) if visit_timeout else None
     _announce(job)
     if dry_run:
         return
-    with Kernels(warm=kernels == "warm") as how:
+    with job.alone(if_busy), Kernels(warm=kernels == "warm") as how:
         _run(job, how, budget)
         if how.trouble:
             _complain(f"{how.trouble}; kernels were started afresh, which takes longer")
@@ -94,22 +106,121 @@ def sweep(
 
 
 @app.command()
-def report(out: Out) -> None:
+def report(
+    out: Out,
+    any_machine: Annotated[
+        bool, typer.Option("--any-machine", help="Though the records are of several machines.")
+    ] = False,
+) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
     from scalebench_lib.analysis.page import write_page  # seaborn and pandas take a second
 
-    console.print(f"page: {write_page(out)}", soft_wrap=True)
+    console.print(f"page: {write_page(out, any_machine)}", soft_wrap=True)
 
 
 @app.command()
 def status(out: Out) -> None:
     """What is done, what failed, what is left, and why."""
+    imported = Imported.load(out)
+    if imported:
+        _tell(imported)
+        return
     state = sweep_state(out)
     console.print(f"{len(state.done)} done, {len(state.failed)} failed, {len(state.left)} left")
     for visit, record in state.failed:
         console.print(f"{record.status}: {visit.config}: {record.reason}", soft_wrap=True)
     for visit in state.left:
         console.print(f"left: {visit.config}, threads {_counts(visit)}", soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    csv: Annotated[Path, typer.Argument(metavar="CSV", help="A published latency file.")],
+    out: Annotated[Path, typer.Option(help="The new sweep's folder.")],
+    machine: Annotated[str | None, typer.Option(help="What to call its machine.")] = None,
+) -> None:
+    """Take published latencies into OUT: report, plan and the notebooks read them like a sweep."""
+    from scalebench_lib.analysis.published import import_published
+
+    _tell(import_published(csv, out, machine))
+    console.print(f"its page: scalebench report {out}", soft_wrap=True)
+
+
+@app.command()
+def plan(
+    out: Out,
+    batch_size: Annotated[str | None, typer.Option(help="Items to serve at once.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Physical cores to use: all.")] = None,
+    optimization: Annotated[str | None, typer.Option(help="Only this one: any.")] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="The latency limit in ms.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where OUT has several.")] = None,
+    seq_len: Annotated[str | None, typer.Option(help="Where OUT has several.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
+    max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
+) -> None:
+    """How to split a batch over instances of the model; with --verify, proved by running it."""
+    from scalebench_lib.plan import decide as deciding
+    from scalebench_lib.plan import report as telling
+    from scalebench_lib.plan.proof import Limits
+
+    request = deciding.Request.of(
+        batch_size=batch_size,
+        threads=threads,
+        optimization=optimization,
+        slo_ms=slo_ms,
+        model=model,
+        seq_len=seq_len,
+    )
+    limits = Limits.checked({"max_seconds": max_seconds})
+    decision = deciding.decide(out, request)
+    if verify:
+        with console.status("") as line:
+            decision = deciding.prove(decision, limits, line.update)
+    console.print(telling.comparison(decision))
+    for lines in (telling.sentences(decision), telling.commands(decision)):
+        console.print(*lines, "", sep="\n", soft_wrap=True, markup=False)
+    console.print(f"plan: {telling.save(decision)}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="OUT_A", help="The sweep to compare with.")],
+    b: Annotated[Path, typer.Argument(metavar="OUT_B", help="The sweep in question.")],
+    threshold: Annotated[float, typer.Option(help="Changes up to this are none.")] = 0.05,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Though machine or software differ.")] = (
+        False
+    ),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")] = None,
+) -> None:
+    """Is OUT_B slower than OUT_A, point by point? Exit code 1 where it is, or where it failed."""
+    from scalebench_lib.analysis import compare as comparing
+    from scalebench_lib.analysis import compared
+
+    found = comparing.compare(a, b, threshold, anyway)
+    if to:
+        compared.save(found, to)
+    if markdown:
+        print(compared.markdown(found))
+    else:
+        heading, *rows = compared.rows(found)
+        table = Table(*(Column(name, no_wrap=True) for name in heading), box=SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table, *compared.summary(found), sep="\n", soft_wrap=True, markup=False)
+    if found.worse:
+        raise typer.Exit(1)
+
+
+@app.command()
+def render(
+    notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK…", help="Executed ones.")],
+) -> None:
+    """Make executed notebooks fit to share: no paths of this machine, and an offline page each."""
+    from scalebench_lib.rendered import render as write  # nbconvert takes a second
+
+    for notebook in notebooks:
+        console.print(f"page: {write(notebook)}", soft_wrap=True)
 
 
 @app.command()
@@ -149,6 +260,9 @@ def main() -> NoReturn:
         _leave(error.format_message().lower(), 2)
     except ScalebenchError as error:
         _leave(str(error), 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _leave(f"stopped: {error.strerror or error}{where}", 1)
     except Interrupted as interrupted:
         signum = interrupted.args[0]
         word = "interrupted" if signum == signal.SIGINT else "terminated"
@@ -173,6 +287,12 @@ def _leave(message: str, code: int) -> NoReturn:
 
 def _complain(message: str) -> None:
     print(f"scalebench: {message}", file=sys.stderr)
+
+
+def _tell(imported: Imported) -> None:
+    console.print(f"{len(imported.points)} points. {imported.source}", soft_wrap=True)
+    for note in imported.notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _listed(text: str | None) -> list[str] | None:
@@ -228,13 +348,13 @@ def _counts(visit: Visit) -> str:
     return ", ".join(map(str, visit.threads))
 
 
-def _seconds(text: str | None) -> float:
+def _seconds(name: str, text: str | None) -> float:
     """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
     if text is None:
         return float("inf")
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not found or float(found[1]) == 0:
-        raise RequestError(f"time_budget: must be like 90s, 10m or 2h, not {text!r}")
+        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -51,6 +52,9 @@ OPTIMIZATIONS = {
 }
 """Optimization names and what they are; `measure.optimizations` applies them."""
 
+Allocator = Literal["default", "tcmalloc", "jemalloc"]
+"""What serves malloc; all but the system's own are preloaded (`sweep.allocators`)."""
+
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
 
@@ -93,7 +97,7 @@ def require_model(model: str) -> None:
 def _whole(value: Any) -> Any:
     text = str(value)
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
-        raise ValueError(f"must be a whole number of at least 1, not {value!r}")
+        raise ValueError(f"must be a whole number of at least 1, not {reprlib.repr(value)}")
     return int(text)
 
 
@@ -105,8 +109,14 @@ def _thread_rule(value: Any) -> Any:
         return tuple(sorted({_whole(count) for count in counts}))
     except (TypeError, ValueError):
         raise ValueError(
-            f"must be 'auto', 'all' or whole numbers of at least 1, not {value!r}"
+            f"must be 'auto', 'all' or whole numbers of at least 1, not {reprlib.repr(value)}"
         ) from None
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
+    return text
 
 
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -120,6 +130,8 @@ ModelName = Annotated[str, AfterValidator(_model)]
 OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
+BatchSize = Annotated[Whole, Field(le=2**20)]
+Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -147,15 +159,15 @@ class Config(Words):
     """
 
     model: ModelName = "bert"
-    weights: Annotated[str, Field(min_length=1)] = "random"
+    weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seq_len: Annotated[Whole, Field(ge=2, le=131_072)] = 16
     image_size: Annotated[Whole, Field(ge=32, le=4096)] = DEFAULT_IMAGE_SIZE
-    batch_size: Whole = 1
+    batch_size: BatchSize = 1
     optimization: OptimizationName = "none"
     smt: bool = False
     placement: Literal["sequential", "interleave"] = "sequential"
-    allocator: Literal["default"] = "default"
+    allocator: Allocator = "default"
     device: Literal["cpu"] = "cpu"
 
     @model_validator(mode="after")
@@ -186,6 +198,7 @@ class Config(Words):
         return (
             f"{MODELS.get(self.model, slug(self.model))}, batch {self.batch_size} of {self.item}, "
             f"{self.optimization}, SMT {smt}"
+            f"{'' if self.allocator == 'default' else f', {self.allocator}'}"
         )
 
     @property
@@ -224,13 +237,18 @@ class Visit(Words):
             "visit": self.number,
         }
 
+    @staticmethod
+    def parameter_names() -> set[str]:
+        """The names that `parameters` gives and `from_parameters` takes."""
+        return {*Config.model_fields, *_LIMITS, "threads", "visit"}
+
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any], machine: Machine) -> Self:
         """Check a notebook's parameters against the words and against `machine`.
 
         Raises `RequestError` for an unknown name, a wrong value, or more threads than CPUs.
         """
-        known = {*Config.model_fields, *_LIMITS, "threads", "visit"}
+        known = cls.parameter_names()
         for name in values:
             if name not in known:
                 raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
@@ -263,15 +281,16 @@ class Sweep(Words):
     """
 
     model: ModelName = "bert"
-    weights: Annotated[str, Field(min_length=1)] = "random"
+    weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seq_lens: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (16,)
     image_sizes: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (DEFAULT_IMAGE_SIZE,)
-    batch_sizes: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = PAGE_BATCH_SIZES
+    batch_sizes: Annotated[tuple[BatchSize, ...], AfterValidator(_unique)] = PAGE_BATCH_SIZES
     optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(_unique)] = (
         "none",
         "script",
     )
+    allocators: Annotated[tuple[Allocator, ...], AfterValidator(_unique)] = ("default",)
     threads: ThreadRule = "auto"
     smt: Literal["auto", "off", "on", "both"] = "auto"
     placement: Literal["sequential", "interleave"] = "sequential"
@@ -301,7 +320,7 @@ class Sweep(Words):
         for batch_size in sorted(self.batch_sizes):
             for seq_len, image_size in product(self.seq_lens, self.image_sizes):
                 for smt in machine.smt_values(self.smt):
-                    for optimization in self.optimizations:
+                    for optimization, allocator in product(self.optimizations, self.allocators):
                         yield Config.checked(
                             {
                                 **fixed,
@@ -310,12 +329,13 @@ class Sweep(Words):
                                 "batch_size": batch_size,
                                 "optimization": optimization,
                                 "smt": smt,
+                                "allocator": allocator,
                             }
                         )
 
     def merged(self, other: Sweep) -> Sweep:
         """This sweep with the axes of `other` added; the limits are `other`'s."""
-        lists = ("seq_lens", "image_sizes", "batch_sizes", "optimizations")
+        lists = ("seq_lens", "image_sizes", "batch_sizes", "optimizations", "allocators")
         axes: dict[str, Any] = {axis: getattr(self, axis) + getattr(other, axis) for axis in lists}
         axes["threads"] = _merged_rule(self.threads, other.threads)
         if self.smt != other.smt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -39,5 +40,5 @@ def one_line(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
         return f"unknown parameter {field!r}: {nearest(field, known_keys)}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    given = "" if first["type"] == "value_error" else f", not {reprlib.repr(first['input'])}"
     return f"{field}: {message}{given}" if field else message

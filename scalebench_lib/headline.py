@@ -76,11 +76,16 @@ class PointSamples:
 
 @dataclass(frozen=True)
 class Headline:
-    """Latency at the reference speed with its 95 % interval; which samples were disturbed."""
+    """Latency at the reference speed with its 95 % interval; which samples were disturbed.
+
+    `error` is the standard error of its logarithm, known with `freedom` degrees.
+    """
 
     value: float
     low: float
     high: float
+    error: float
+    freedom: float
     exponent: float
     disturbed: np.ndarray
 
@@ -223,13 +228,15 @@ def _headline(
     visits = weights.sum() ** 2 / (weights**2).sum()
     # The spread of visits' medians holds that of their samples, unless those were few.
     sampling = max(between[0] / visits, MEDIAN_OVER_MEAN**2 * within / keep.sum())
-    variance = sampling + correction**2
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, between[1]) * np.sqrt(variance))
+    error = float(np.sqrt(sampling + correction**2))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, between[1])) * error
     value = float(np.exp(middle))
     return Headline(
         value=value,
         low=value * float(np.exp(-reach)),
         high=value * float(np.exp(reach)),
+        error=error,
+        freedom=between[1],
         exponent=slope.value * point.attenuation,
         disturbed=~keep,
     )

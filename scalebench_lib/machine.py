@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from scalebench_lib.errors import RequestError
+from scalebench_lib.errors import MeasurementError, RequestError
 
 EVERY_COUNT_UP_TO = 16
 """Below this many CPUs ``auto`` measures every thread count: a curve needs its steps there."""
@@ -130,6 +130,15 @@ class Machine(BaseModel):
         same_memory = abs(self.memory_bytes - other.memory_bytes) <= 0.05 * self.memory_bytes
         return None if same_memory else "memory"
 
+    def require_unchanged(self) -> None:
+        """Raise `MeasurementError` where CPUs, quota or memory are no longer what they were."""
+        changed = self.differs_from(Machine.here())
+        if changed:
+            raise MeasurementError(
+                f"the machine changed in the middle ({changed}): its times before and after "
+                "cannot be compared"
+            )
+
     @classmethod
     def here(cls, root: Path = Path("/")) -> Self:
         """Read this machine from the kernel's files under `root`, or as psutil sees it."""
@@ -212,11 +221,12 @@ def _cpu_model(root: Path) -> str:
 def _cgroup_limit(root: Path, resource: Literal["cpu", "memory"]) -> float | None:
     """The tightest limit of this process's control groups: CPUs, or bytes."""
     read = _cpu_quota if resource == "cpu" else _memory_limit
-    limits = [limit for folder in _cgroup_folders(root, resource) if (limit := read(folder))]
+    limits = [limit for folder in control_groups(root, resource) if (limit := read(folder))]
     return min(limits, default=None)
 
 
-def _cgroup_folders(root: Path, resource: str) -> Iterable[Path]:
+def control_groups(root: Path, resource: str) -> Iterable[Path]:
+    """The folders under `root` of this process's control groups for `resource`, its own first."""
     for line in (_text(root / "proc/self/cgroup") or "0::/").splitlines():
         _, controllers, group = line.split(":", 2)
         if not controllers or resource in controllers.split(","):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
+
+from IPython.core.getipython import get_ipython
 
 from scalebench_lib.config import Visit
 from scalebench_lib.errors import RequestError
@@ -20,13 +22,20 @@ NOTEBOOKS = PROJECT / "notebooks"
 _IPYTHONS_OWN = {"In", "Out"}
 
 
-def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values in a notebook's `namespace`: its parameters, known or not."""
+def somebody_watches() -> bool:
+    """Whether there is somebody before the notebook: papermill forbids cells to ask for input."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
+
+
+def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
+    """A notebook's parameters in its `namespace`: plain values, and `known` names of any value."""
     plain = (str, int, float, bool, list, tuple, dict)
     return {
         name: value
         for name, value in namespace.items()
-        if isinstance(value, plain) and not name.startswith("_") and name not in _IPYTHONS_OWN
+        if name in known
+        or (isinstance(value, plain) and not name.startswith("_") and name not in _IPYTHONS_OWN)
     }
 
 
@@ -36,13 +45,14 @@ def measurement_request(namespace: Mapping[str, Any]) -> tuple[Visit, Machine, P
     An empty `out` means ``outputs/by-hand``; `visit` 0 means the config's next one there.
     Raises `RequestError` for an unknown parameter or a wrong value.
     """
-    values = parameters(namespace)
+    values = parameters(namespace, {*Visit.parameter_names(), "out"})
     out = values.pop("out", "")
-    if not isinstance(out, str):
+    if not isinstance(out, str) or not out.isprintable():
         raise RequestError(f"out: must be a folder's name, not {out!r}")
     number = values.pop("visit", 0)
+    number = 0 if str(number) == "0" else number
     machine = Machine.here()
-    visit = Visit.from_parameters({**values, "visit": number or 1}, machine)
+    visit = Visit.from_parameters({**values, "visit": 1 if number == 0 else number}, machine)
     folder = Path(out) if out else OUTPUTS / "by-hand"
     if number == 0:
         visit = visit.model_copy(update={"number": next_visit(folder, visit.config)})

@@ -61,15 +61,25 @@ def pool(records: Iterable[Record], reference: Reference | None = None) -> dict[
     Without a `reference` the records' own is taken.
     """
     records = list(records)
-    known = (reference or Reference.of(records)).probe_ns
-    pooled = _gathered(records)
-    samples: dict[Hashable, PointSamples] = {
-        key: point._samples(known.get(Reference.key(point.config, point.threads), np.nan))
-        for key, point in pooled.items()
-    }
-    for key, headline in headlines(samples).items() if samples else ():
-        pooled[key].headline = headline  # type: ignore[index]
-    return pooled
+    return pool_together([(records, reference or Reference.of(records))])[0]
+
+
+def pool_together(
+    sides: Iterable[tuple[Iterable[Record], Reference]],
+) -> list[dict[Key, Pooled]]:
+    """Pool each of `sides`, records and their reference, by itself; headlines learn from all.
+
+    So sweeps that are compared are corrected by the same exponents.
+    """
+    found, samples = [], dict[Hashable, PointSamples]()
+    for side, (records, reference) in enumerate(sides):
+        found.append(_gathered(records))
+        for key, point in found[-1].items():
+            known = reference.probe_ns.get(Reference.key(point.config, point.threads), np.nan)
+            samples[side, key] = point._samples(known)
+    for (side, key), headline in headlines(samples).items() if samples else ():  # type: ignore[misc]
+        found[side][key].headline = headline
+    return found
 
 
 def _gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
@@ -84,7 +94,15 @@ def _gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
 
 def _kind(config: Config, threads: int) -> Hashable:
     """Points of one kind feel a slow machine alike: what runs, and on how many threads."""
-    return config.model, config.seq_len, config.image_size, config.optimization, config.smt, threads
+    return (
+        config.model,
+        config.seq_len,
+        config.image_size,
+        config.optimization,
+        config.smt,
+        config.allocator,
+        threads,
+    )
 
 
 def _probes(point: Point) -> np.ndarray:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,13 +18,17 @@ from scalebench_lib import __version__
 from scalebench_lib.config import Config, Visit
 from scalebench_lib.errors import MeasurementError, ScalebenchError, one_line
 from scalebench_lib.estimate import median_interval, percentile
+from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
+from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
 
 _COMPARED = ("numpy", "torch", "transformers")
 _DECIDING = re.compile(
-    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN)_|LD_PRELOAD$|MALLOC_(ARENA_MAX|CONF)$"
+    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN|MALLOC|TCMALLOC)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
 )
 """Environment variables that decide a process's speed."""
+
+_ALLOCATORS_OWN = ("LD_PRELOAD", "MALLOC_")
 
 KernelKind = Literal["fresh", "warm", "none"]
 Status = Literal["ok", "failed", "skipped"]
@@ -186,17 +189,27 @@ class Software(Part):
             versions={name: version(name) for name in _COMPARED},
             libraries=libraries or {},
             environment={
-                name: value for name, value in sorted(os.environ.items()) if _DECIDING.match(name)
+                name: value
+                for name, value in sorted(os.environ.items())
+                if value and _DECIDING.match(name)
             },
         )
 
-    def differs_from(self, other: Software) -> str | None:
-        """The first difference that makes two sweeps incomparable, or None."""
-        mine, theirs = ({"python": s.python, **s.versions} for s in (self, other))
+    def differs_from(self, other: Software, allocator: str = "default") -> str | None:
+        """The first difference that makes two sweeps incomparable, or None.
+
+        How an `allocator` is loaded does not count: every visit asks which one it has.
+        """
+        mine, theirs = (s._deciding(allocator) for s in (self, other))
         for name in sorted(mine | theirs):
             if mine.get(name) != theirs.get(name):
                 return f"{name} {mine.get(name)} against {theirs.get(name)}"
         return None
+
+    def _deciding(self, allocator: str) -> dict[str, str]:
+        found = {"python": self.python, **self.versions, **self.environment}
+        loaded = ("LD_PRELOAD",) if allocator == "default" else _ALLOCATORS_OWN
+        return {name: value for name, value in found.items() if not name.startswith(loaded)}
 
 
 class Record(Part):
@@ -280,29 +293,48 @@ class Record(Part):
         return "\n".join(lines)
 
     def save(self, folder: Path) -> Path:
-        """Write ``folder/<name>.json`` whole or not at all; never over an existing record."""
+        """Write ``folder/<name>.json`` whole or not at all; never over an existing record.
+
+        Its last line is the SHA-256 digest of the lines before it, by which damage is noticed.
+        """
         target = folder / f"{self.name}.json"
         if target.exists():
             raise ScalebenchError(f"{target} exists, and a record is never changed")
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        write_atomically(target, sealed(json.dumps(self.model_dump(mode="json"), indent=1)))
         return target
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read and check a record; `ScalebenchError` names the file and what is wrong."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise ScalebenchError(f"{path.name} is damaged: {one_line(error)}") from None
+            record = cls.model_validate_json(unsealed(path.read_bytes()))
         except OSError as error:
             raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
+        except ValidationError as error:
+            raise DamagedError(f"{path.name} is damaged: {one_line(error)}") from None
+        except DamagedError as error:
+            raise DamagedError(f"{path.name} is damaged: {error}") from None
+        if not (path.stem.startswith(record.config_id) and path.stem.endswith(f"-v{record.visit}")):
+            raise DamagedError(f"{path.name} is damaged: it holds {record.name}")
+        return record
 
 
 def load_records(out: Path) -> list[Record]:
-    """All records of the sweep in folder `out`, by config and visit."""
-    paths = (out / "records").glob("*.json")
-    return sorted(map(Record.load, paths), key=lambda r: (*_size_order(r.config), r.visit))
+    """All records of the sweep in folder `out`, by config and visit.
+
+    A damaged one is set aside, to be measured again; a line on the log says so.
+    """
+    records = filter(None, map(_load_or_set_aside, (out / "records").glob("*.json")))
+    return sorted(records, key=lambda r: (*_size_order(r.config), r.visit))
+
+
+def _load_or_set_aside(path: Path) -> Record | None:
+    try:
+        return Record.load(path)
+    except DamagedError as error:
+        set_aside(path, str(error))
+        return None
 
 
 def _size_order(config: Config) -> tuple[Any, ...]:
@@ -312,6 +344,7 @@ def _size_order(config: Config) -> tuple[Any, ...]:
         config.image_size,
         config.optimization,
         config.smt,
+        config.allocator,
         config.batch_size,
     )
 
@@ -327,24 +360,3 @@ def _visits(out: Path, config: Config) -> Iterator[int]:
         number = path.stem.removeprefix(f"{config.id}-v")
         if number.isdigit():
             yield int(number)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader, or a crash, sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -16,9 +16,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import ScalebenchError, one_line
+from scalebench_lib.errors import RequestError, ScalebenchError, one_line
+from scalebench_lib.files import DamagedError, set_aside, write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import Record, write_atomically
+from scalebench_lib.record import Record
 
 FILE = "reference.json"
 
@@ -57,6 +58,13 @@ class Reference(BaseModel):
             probe_ns={k: float(np.quantile(t, FAST_END)) for k, t in times.items() if t.size},
         )
 
+    def fits(self, other: Reference) -> bool:
+        """Whether both tell the speed of one machine, by the same probe."""
+        if self.machine is None or other.machine is None:
+            return False
+        same_probe = self.probe_version == other.probe_version
+        return same_probe and self.machine.differs_from(other.machine) is None
+
     def completed_by(self, other: Reference) -> Reference:
         """This reference, with what only `other` knows."""
         probe_ns = {**other.probe_ns, **self.probe_ns}
@@ -71,11 +79,24 @@ class Reference(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise ScalebenchError(f"{path} is damaged: {one_line(error)}") from None
+            raise DamagedError(f"{path} is damaged: {one_line(error)}") from None
 
     def save(self, out: Path) -> None:
         """Keep the reference in folder `out`."""
         write_atomically(out / FILE, self.model_dump_json(indent=1) + "\n")
+
+
+def require_one_machine(records: Iterable[Record]) -> None:
+    """Raise `RequestError` where `records` come from several machines, naming what differs."""
+    first = None
+    for record in records:
+        first = first or record
+        differing = first.machine.differs_from(record.machine)
+        if differing:
+            raise RequestError(
+                f"these are records of several machines: {first.name} and {record.name} differ in "
+                f"{differing}; 'scalebench report --any-machine' shows them together"
+            )
 
 
 def reference_for(out: Path, records: list[Record]) -> Reference:
@@ -86,18 +107,20 @@ def reference_for(out: Path, records: list[Record]) -> Reference:
 
 def _kept(out: Path, own: Reference) -> Iterator[Reference]:
     """References that fit, the sweep's own first, then those beside it, the earliest first."""
-    candidates, beside = [Reference.load(out)], list[tuple[float, Reference]]()
+    candidates, beside = [_own(out)], list[tuple[float, Reference]]()
     for path in out.resolve().parent.glob(f"*/{FILE}"):
         with suppress(ScalebenchError, OSError):  # another sweep's damage is not ours
             beside += [
                 (path.stat().st_mtime, kept) for kept in [Reference.load(path.parent)] if kept
             ]
     candidates += [kept for _, kept in sorted(beside, key=lambda pair: pair[0])]
-    yield from (kept for kept in candidates if kept and _alike(kept, own))
+    yield from (kept for kept in candidates if kept and kept.fits(own))
 
 
-def _alike(one: Reference, other: Reference) -> bool:
-    if one.machine is None or other.machine is None:
-        return False
-    same_probe = one.probe_version == other.probe_version
-    return same_probe and one.machine.differs_from(other.machine) is None
+def _own(out: Path) -> Reference | None:
+    """The folder's own; where it is damaged the records give a new one."""
+    try:
+        return Reference.load(out)
+    except DamagedError as error:
+        set_aside(out / FILE, str(error))
+        return None

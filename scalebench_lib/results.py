@@ -1,4 +1,7 @@
-"""The results table: one row a point, all its visits pooled; rebuilt from the records each time."""
+"""The results table: one row a point, all its visits pooled; rebuilt from the records each time.
+
+A sweep that was imported has no records: its rows are the published ones.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ import pandas as pd
 
 from scalebench_lib.errors import RequestError
 from scalebench_lib.estimate import ENOUGH_FOR_RANKS, percentile
+from scalebench_lib.imported import Imported, PublishedPoint
 from scalebench_lib.pool import Pooled, pool
 from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import Reference, reference_for
+from scalebench_lib.reference import Reference, reference_for, require_one_machine
 
 _TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
 
@@ -34,8 +38,8 @@ _TYPES = {
     "visits": _COUNT,
     "spent_s": _NUMBER,
     "peak_memory_mb": _NUMBER,
+    **dict.fromkeys(("reason", "imported_from"), _TEXT),
     "item": _TEXT,
-    "reason": _TEXT,
 }
 
 COLUMNS = tuple(_TYPES)
@@ -61,18 +65,47 @@ def results_table(records: Iterable[Record], reference: Reference | None = None)
         _missing_row(record)
         for record in {r.config_id: r for r in records if r.config_id not in measured}.values()
     ]
+    return _table(rows)
+
+
+def imported_table(imported: Imported) -> pd.DataFrame:
+    """The results table of published points: ``latency_ms`` is their mean, without an interval.
+
+    What only samples can tell is empty; ``imported_from`` names the file.
+    """
+    return _table([_published_row(imported, point) for point in imported.points])
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
     return table.sort_values(
-        ["model", "seq_len", "image_size", "optimization", "smt", "batch_size", "threads"],
+        [
+            "model",
+            "seq_len",
+            "image_size",
+            "optimization",
+            "smt",
+            "allocator",
+            "batch_size",
+            "threads",
+        ],
         ignore_index=True,
     )
 
 
-def load_results(out: Path) -> pd.DataFrame:
-    """The results table of the sweep in folder `out`; `RequestError` where there is none."""
+def load_results(out: Path, any_machine: bool = False) -> pd.DataFrame:
+    """The results table of the sweep in folder `out`.
+
+    Raises `RequestError` where there is none, or, but for `any_machine`, one of several machines.
+    """
+    imported = Imported.load(out)
+    if imported:
+        return imported_table(imported)
     records = load_records(out)
     if not records:
         raise RequestError(f"{out} holds no records: measure first, with 'scalebench sweep {out}'")
+    if not any_machine:
+        require_one_machine(records)
     return results_table(records, reference_for(out, records))
 
 
@@ -137,6 +170,22 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
 
 def _missing_row(record: Record) -> dict[str, Any]:
     return {**_identity(record), "samples": 0, "disturbed": 0, "visits": 0}
+
+
+def _published_row(imported: Imported, point: PublishedPoint) -> dict[str, Any]:
+    return {
+        **point.model_dump(),
+        "machine": imported.machine_name,
+        "config_id": point.config_id,
+        "device": "cpu",
+        "item": f"{point.seq_len} tokens" if point.seq_len else "",
+        "status": "ok",
+        "latency_ms": point.latency_ms_mean,
+        "coarse": False,
+        "throughput": point.batch_size / point.latency_ms_mean * 1e3,
+        "visits": point.rows,
+        "imported_from": imported.file,
+    }
 
 
 def _identity(record: Record) -> dict[str, Any]:

@@ -6,12 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scalebench_lib import cli
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import load_records
-from tests.madeup import missing, save_sweep, small_records
+from tests import drifting
+from tests.madeup import machine, missing, save_sweep, small_records
+from tests.waiting import wait_until
 
 MACHINE = Machine.here()
 QUICK = ("--model", "bert-tiny", "--max-seconds", "0.3", "--threads", "1", "--rounds", "1")
@@ -56,6 +59,10 @@ def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         (["--preset", "quik"], "did you mean 'quick'?"),
         (["--rounds", "0"], "rounds: must be a whole number of at least 1"),
         (["--time-budget", "soon"], "time_budget: must be like 90s, 10m or 2h, not 'soon'"),
+        (["--visit-timeout", "0"], "visit_timeout: must be like 90s, 10m or 2h, not '0'"),
+        (["--if-busy", "hope"], "if_busy: must be refuse, wait, beside, not 'hope'"),
+        (["--weights", "a\nb"], "weights: holds characters that cannot be printed"),
+        (["--batch-sizes", "999999999"], "batch_sizes"),
         (["--kernels", "hot"], "kernels: must be warm or fresh, not 'hot'"),
         (["--spec", "no-such.yaml"], "cannot read no-such.yaml"),
         (["--nonsense"], "--nonsense"),
@@ -154,11 +161,29 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     out = tmp_path / "sweep"
     arguments = command("sweep", out, "--batch-sizes", "1", *QUICK, "--max-seconds", "60")
     run = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    while not (out / "sweep.yaml").exists():
-        time.sleep(0.1)
+    wait_until((out / "sweep.yaml").exists)
     time.sleep(1)
+    family = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(sent)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == code
     assert errors.splitlines()[-1].endswith("shows what there is, the same command goes on")
     assert not (out / "records").exists()
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_compare_tells_and_exits_by_what_it_found(scalebench, tmp_path: Path) -> None:
+    """0 for the same, 1 for slower, 2 for what must not be compared."""
+    same, slower = drifting.sweep(1), drifting.sweep(2, 1.2)
+    one, two, three = (
+        save_sweep(tmp_path / name, records)
+        for name, records in (("one", drifting.sweep(0)), ("two", same), ("three", slower))
+    )
+    other = [r.model_copy(update={"machine": machine(cores=4)}) for r in same]
+    code, printed, _ = scalebench("compare", one, two)
+    assert (code, "12 same" in printed) == (0, True)
+    code, printed, _ = scalebench("compare", one, three, "--markdown", "--to", tmp_path / "found")
+    assert (code, printed.count("**slower**")) == (1, 12)
+    assert (tmp_path / "found" / "compare.png").exists()
+    code, _, err = scalebench("compare", one, save_sweep(tmp_path / "other", other))
+    assert (code, "--anyway" in err) == (2, True)

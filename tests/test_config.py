@@ -136,7 +136,7 @@ def test_a_model_from_elsewhere_has_a_safe_and_readable_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["<script>", "../", "..", "a/\n", ""])
 def test_a_model_that_cannot_be_named_is_refused(name: str) -> None:
     """Before anything is started."""
-    with pytest.raises(RequestError, match="^model: "):
+    with pytest.raises(RequestError, match=r"^model: "):
         Config.checked({"model": name})
 
 

@@ -1,5 +1,6 @@
 """Pictures and sentences of the trust notebook."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,8 +11,8 @@ RATIOS = pd.DataFrame(
         "batch_size": [1, 4],
         "threads": [1, 2],
         "ratio": [0.99, 1.02],
-        "lowest turn": [0.9, 0.98],
-        "highest turn": [1.1, 1.05],
+        "low": [0.9, 0.98],
+        "high": [1.1, 1.05],
     }
 )
 HOGS = pd.DataFrame(
@@ -24,6 +25,16 @@ HOGS = pd.DataFrame(
         "disturbed": [0.0, 0.5],
     }
 )
+BESIDE = pd.DataFrame({"kind": ["warm", "warm", "fresh"], "beside_s": [0.9, 1.1, 7.0]})
+PASSES = pd.DataFrame(
+    {
+        "hog": ["quiet", "cpu"],
+        "threads": [1, 1],
+        "seconds": [0.1, 0.2],
+        "latency_ms": [5.0, 9.0],
+        "disturbed": [False, True],
+    }
+)
 APART = pd.DataFrame({"headline": [0.01, 0.02], "raw": [0.05, 0.2], "compatible": [True, False]})
 
 
@@ -33,6 +44,9 @@ APART = pd.DataFrame({"headline": [0.01, 0.02], "raw": [0.05, 0.2], "compatible"
         lambda: evidence.ratios({"bare loop": RATIOS}),
         lambda: evidence.hogs(HOGS),
         lambda: evidence.differences(APART),
+        lambda: evidence.costs(np.array([0.7, 0.8])),
+        lambda: evidence.beside(BESIDE),
+        lambda: evidence.passes(PASSES),
     ],
 )
 def test_each_experiment_has_a_picture(figure) -> None:
@@ -44,9 +58,10 @@ def test_each_experiment_has_a_picture(figure) -> None:
 
 def test_sentences_are_computed_from_the_tables() -> None:
     """Nothing is typed."""
-    assert "ratio 1.005 in the median of 2 points, 0.990 to 1.020" in evidence.about_ratios(
-        "bare loop", RATIOS
-    )
+    told = evidence.about_ratios(RATIOS)
+    assert "ratio 1.005 in the median of 2 points, 0.990 to 1.020" in told
+    assert "leaves out 1 at 0 of them" in told
+    assert "warm 1.00 s (2 visits)" in evidence.about_beside(BESIDE)
     assert "mean 40.0%, raw median 20.0%, headline 1.0%" in evidence.about_hogs(HOGS)
     counts = pd.DataFrame({"samples": [90, 10], "disturbed": [1, 2]})
     told = evidence.about_differences(APART, [counts])

@@ -1,12 +1,14 @@
 """The explorer: its picture follows its controls, and it never answers with a traceback."""
 
 import os
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
 
 from scalebench_lib.analysis.explorer import Explorer, find_sweep, sweeps
 from scalebench_lib.errors import RequestError
+from scalebench_lib.rendered import WIDGET
 from tests import madeup
 
 
@@ -164,3 +166,12 @@ def test_without_any_sweep_it_says_how_to_get_one(tmp_path: Path) -> None:
     """The first thing that a newcomer may do is open this notebook."""
     with pytest.raises(RequestError, match="measure one first"):
         find_sweep("", tmp_path)
+
+
+def test_in_jupyterlab_it_is_widgets_with_a_picture_for_when_they_are_dead(
+    explorer: Explorer,
+) -> None:
+    """A saved notebook that is opened elsewhere shows the picture."""
+    data, _ = explorer._repr_mimebundle_()
+    assert WIDGET in data
+    assert b64decode(data["image/png"]) == explorer.picture.value

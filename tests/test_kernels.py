@@ -1,5 +1,6 @@
 """Notebooks in kernels of their own: real kernels, failures and kills included."""
 
+import json
 import os
 import signal
 import sys
@@ -8,11 +9,14 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 
-from scalebench_lib.errors import MeasurementError
+from scalebench_lib.errors import MeasurementError, RequestError
+from scalebench_lib.sweep import kernels as kernels_module
 from scalebench_lib.sweep.kernels import Kernels
+from tests.waiting import wait_until
 
 run_notebook = Kernels(warm=False).run
 
@@ -34,11 +38,12 @@ def kernels() -> set[int]:
 
 def test_a_notebook_runs_with_this_python_and_its_parameters(tmp_path: Path) -> None:
     """Whatever kernel the notebook names, and whatever the folder is called."""
-    source = notebook(tmp_path / "in.ipynb", "import sys", "print(word, sys.executable)")
+    asked = "print(word, sys.executable.encode().hex())"  # a path would be scrubbed
+    source = notebook(tmp_path / "in.ipynb", "import sys", asked)
     target = tmp_path / "odd {name} 'here'" / "out.ipynb"
     run_notebook(source, target, {"word": "hello"})
     printed = nbformat.read(target, as_version=4).cells[-1].outputs[0].text
-    assert printed == f"hello {sys.executable}\n"
+    assert printed == f"hello {sys.executable.encode().hex()}\n"
     assert not kernels()
 
 
@@ -61,7 +66,7 @@ def test_an_exception_is_told_in_one_line_and_the_notebook_kept(tmp_path: Path) 
 def test_a_kernel_that_is_killed_is_noticed(tmp_path: Path) -> None:
     """papermill saves its notebook with every cell marked completed."""
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    with pytest.raises(MeasurementError, match="the kernel was killed by SIGKILL"):
+    with pytest.raises(MeasurementError, match=r"^killed by signal 9 \(SIGKILL\)"):
         run_notebook(notebook(tmp_path / "in.ipynb", kill), tmp_path / "out.ipynb", {})
 
 
@@ -71,11 +76,58 @@ def test_an_interrupt_takes_the_kernel_along(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
 
     def interrupt() -> None:
-        while not begun.exists():
-            time.sleep(0.05)
+        wait_until(begun.exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run_notebook(source, tmp_path / "out.ipynb", {"word": str(begun)})
     assert not kernels()
+
+
+def test_a_kernel_that_hangs_is_ended_with_all_it_has_started(tmp_path: Path) -> None:
+    """At its time limit, or a few seconds later."""
+    hang = (
+        "import subprocess, time; child = subprocess.Popen(['sleep', '600'], "
+        "start_new_session=True); open(word, 'w').write(str(child.pid)); time.sleep(600)"
+    )
+    source, begun, start = notebook(tmp_path / "in.ipynb", hang), tmp_path / "b", time.monotonic()
+    with pytest.raises(MeasurementError, match="not done after 8 s, its time limit"):
+        run_notebook(source, tmp_path / "out.ipynb", {"word": str(begun)}, limit_s=8)
+    assert time.monotonic() - start < 8 + 10
+    assert not kernels()
+    wait_until(lambda: not psutil.pid_exists(int(begun.read_text())) or zombie(begun))
+
+
+def zombie(begun: Path) -> bool:
+    """Whether the process in file `begun` is dead and only waits for its parent."""
+    return psutil.Process(int(begun.read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_kernel_that_dies_at_its_start_is_told(tmp_path: Path, monkeypatch) -> None:
+    """Not waited for."""
+    monkeypatch.setattr(kernels_module, "_LAUNCH", [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(MeasurementError, match="the kernel did not start: it died"):
+        run_notebook(notebook(tmp_path / "in.ipynb", "1"), tmp_path / "out.ipynb", {})
+
+
+@pytest.mark.parametrize("name", ["x; import os", "x = 1\ny", "", "class", "1x"])
+def test_a_parameter_whose_name_is_code_starts_nothing(tmp_path: Path, name: str) -> None:
+    """papermill would inject it as it comes."""
+    with pytest.raises(RequestError, match="is no name of a parameter"):
+        run_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {name: 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_odd_values_arrive_as_they_are_through_sockets_of_our_own(tmp_path: Path) -> None:
+    """Quotes, newlines, numpy's numbers; nobody else can enter the sockets' folder."""
+    odd = "it's \"odd\" \\ {x}\n' + 1"
+    facts = (
+        "import sys, os, json; folder = os.path.dirname(sys.argv[sys.argv.index('-f') + 1]); "
+        "print(json.dumps([word, number, oct(os.stat(folder).st_mode & 0o777), "
+        "[name for name in os.listdir() if 'ipc' in name]]))"
+    )
+    source = notebook(tmp_path / "in.ipynb", facts)
+    run_notebook(source, tmp_path / "out.ipynb", {"word": odd, "number": np.int64(8)})
+    printed = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text
+    assert json.loads(printed) == [odd, 8, "0o700", []]

@@ -148,7 +148,7 @@ def test_a_folder_of_a_vision_model_takes_pixels(tmp_path) -> None:
     assert pixels.shape == (2, 3, 64, 64)
     assert model.mask((pixels,)) is None
     assert str(model.kind) == "64 × 64 pixels"
-    with pytest.raises(MeasurementError, match="seq_len: .* takes images"):
+    with pytest.raises(MeasurementError, match=r"seq_len: .* takes images"):
         build(Config(model=str(tmp_path), seq_len=32))
 
 

@@ -3,11 +3,12 @@
 import pytest
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.errors import RequestError
 from scalebench_lib.pool import pool
 from scalebench_lib.record import Record
-from scalebench_lib.reference import FILE, Reference, reference_for
-from tests.madeup import machine, measured
+from scalebench_lib.reference import FILE, Reference, reference_for, require_one_machine
+from scalebench_lib.results import load_results
+from tests.madeup import machine, measured, save_sweep
 
 SMALL = machine(cores=2, smt=False)
 
@@ -59,11 +60,26 @@ def test_a_sweep_keeps_to_its_own(tmp_path) -> None:
     assert reference_for(tmp_path, [probed(3_000_000)]).probe_ns["1"] == 5e6
 
 
-def test_a_damaged_reference_is_named(tmp_path) -> None:
-    """Rather than ignored."""
+def test_a_damaged_reference_is_set_aside(tmp_path, caplog) -> None:
+    """And said; the records give a new one."""
     (tmp_path / FILE).write_text("{")
-    with pytest.raises(ScalebenchError, match=f"{FILE} is damaged"):
-        reference_for(tmp_path, [probed(5_000_000)])
+    assert reference_for(tmp_path, [probed(5_000_000)]).probe_ns["1"] == 5e6
+    assert f"{FILE} is damaged" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [f"{FILE}.invalid"]
+
+
+def test_records_of_two_machines_are_refused(tmp_path) -> None:
+    """Naming what differs, unless they are asked for."""
+    records = [probed(5_000_000), probed(5_000_000, visit=2, on=machine(cores=4, smt=False))]
+    with pytest.raises(RequestError, match=r"several machines: .* differ in cores"):
+        require_one_machine(records)
+    save_sweep(tmp_path, records)
+    with pytest.raises(RequestError, match="several machines"):
+        load_results(tmp_path)
+    assert set(load_results(tmp_path, any_machine=True)["machine"]) == {
+        "madeup-9000-2c",
+        "madeup-9000-4c",
+    }
 
 
 def test_slow_visits_are_brought_to_the_reference() -> None:

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import filelock
 import pytest
 
 from scalebench_lib.config import Config, Sweep
@@ -12,6 +11,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import Software, load_records
 from scalebench_lib.reference import Reference
 from scalebench_lib.sweep import runner
+from scalebench_lib.sweep.locks import folder_to_itself
 from scalebench_lib.sweep.runner import Job, Step
 from tests.madeup import machine, measured, save_sweep
 
@@ -94,7 +94,7 @@ class FakeKernels:
         self.act = act
         self.runs: list[dict] = []
 
-    def run(self, source: Path, target: Path, parameters: dict) -> None:
+    def run(self, source: Path, target: Path, parameters: dict, limit_s: float = 0) -> None:
         """As `Kernels.run`."""
         self.runs.append(parameters)
         self.act(parameters)
@@ -228,7 +228,7 @@ def test_two_sweeps_into_one_folder_are_refused(tmp_path: Path) -> None:
     """The lock goes with its process."""
     job = Job.prepare(SWEEP, tmp_path)
     with (
-        filelock.FileLock(tmp_path / ".lock"),
-        pytest.raises(RequestError, match="another sweep is running"),
+        folder_to_itself(tmp_path),
+        pytest.raises(RequestError, match=f"another sweep is running in .*process {os.getpid()}"),
     ):
         job.run(quiet, FakeKernels(lambda _: None))

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -17,6 +16,7 @@ from scalebench_lib.sweep import kernels as kernels_module
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.warm import NoZygoteError, ZygoteProcess
 from tests.test_kernels import notebook
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 
@@ -62,7 +62,7 @@ def test_kernels_do_not_share_random_numbers(warm, tmp_path) -> None:
 
 def test_a_kernel_that_is_killed_is_noticed_and_the_next_one_starts(warm, tmp_path) -> None:
     """By its signal."""
-    with pytest.raises(MeasurementError, match="the kernel was killed by SIGKILL"):
+    with pytest.raises(MeasurementError, match=r"^killed by signal 9 \(SIGKILL\)"):
         told(warm, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert told(warm, tmp_path, "print(7)") == 7
 
@@ -95,10 +95,23 @@ def test_without_a_zygote_kernels_are_fresh_and_it_is_said(tmp_path, monkeypatch
 def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(tmp_path) -> None:
     """In the middle of a sweep."""
     with Kernels(warm=True) as kernels:
-        kernels._zygote.process.kill()
-        kernels._zygote.process.wait()
+        (zygote,) = kernels._zygotes.values()
+        zygote.process.kill()
+        zygote.process.wait()
         assert told(kernels, tmp_path, "print(7)") == 7
         assert "does not answer" in kernels.trouble
+
+
+def test_a_zygote_that_dies_under_a_running_kernel_costs_no_visit(tmp_path) -> None:
+    """It takes the kernel along; the notebook is run again in a fresh one."""
+    kill = (
+        "import os, signal, time\nif os.environ.get('SCALEBENCH_KERNEL') == 'warm':\n"
+        "    os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)\nprint(7)"
+    )
+    with Kernels(warm=True) as kernels:
+        assert told(kernels, tmp_path, kill) == 7
+        assert "forked from died" in kernels.trouble
+        assert kernels.kind == "fresh"
 
 
 def test_no_orphan_is_left_when_the_sweep_is_killed(tmp_path) -> None:
@@ -109,11 +122,13 @@ def test_no_orphan_is_left_when_the_sweep_is_killed(tmp_path) -> None:
         f"with Kernels() as k: k.run(Path({str(source)!r}), Path('out.ipynb'), {{}})"
     )
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.1)
+    wait_until((tmp_path / "begun").exists)
     family = psutil.Process(sweep.pid).children(recursive=True)
     assert len(family) >= 2
+    zygote = Path(next(c.cmdline()[-1] for c in family if "zygote" in " ".join(c.cmdline()))).parent
+    assert zygote.stat().st_mode & 0o777 & ~0o1000 == 0o700, "nobody else can reach its sockets"
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
+    assert not zygote.exists(), "its folder goes too"

@@ -23,44 +23,69 @@ def _axes(title: str, x_axis: str, height: float = 3.2) -> tuple[Picture, Axes]:
     return figure, axes
 
 
-def ratios(compared: dict[str, pd.DataFrame]) -> Picture:
-    """Ratios of our medians to those of others, by point; bars span the single turns."""
+def ratios(compared: dict[str, pd.DataFrame], title: str = "Ratio of raw medians") -> Picture:
+    """Ratios by point, a series for each entry of `compared`; bars are their 95 % intervals."""
     colours = sns.color_palette("colorblind", len(compared)).as_hex()
+    first = next(iter(compared.values()))
     with rc_context(STYLE):
-        figure, axes = _axes("Recorded raw median over that of others", "ratio", 3.8)
+        figure, axes = _axes(title, "ratio", 1.4 + 0.4 * len(first))
         for offset, (colour, (name, table)) in enumerate(
             zip(colours, compared.items(), strict=True)
         ):
             places = np.arange(len(table)) + 0.2 * offset
-            reach = np.abs(table[["lowest turn", "highest turn"]].T - table["ratio"])
+            reach = np.abs(table[["low", "high"]].T - table["ratio"])
             axes.errorbar(table["ratio"], places, xerr=reach, fmt="o", color=colour, label=name)
         axes.axvline(1, color="0.4", linewidth=1)
-        axes.axvspan(0.95, 1.05, color="0.9")
-        labels = [f"batch {row.batch_size}, {row.threads} threads" for row in table.itertuples()]
-        axes.set_yticks(np.arange(len(labels)) + 0.1, labels)
+        axes.axvspan(0.95, 1.05, color="0.9", zorder=0)
+        labels = [f"batch {row.batch_size}, {row.threads} threads" for row in first.itertuples()]
+        axes.set_yticks(np.arange(len(labels)) + 0.1 * (len(compared) - 1), labels)
         axes.invert_yaxis()
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        sns.despine(ax=axes)
+        figure.subplots_adjust(right=0.76)
+    return figure
+
+
+def about_ratios(table: pd.DataFrame) -> str:
+    """The median and the extremes of the points' ratios, and how many differ from 1."""
+    found = table["ratio"]
+    differing = ((table["low"] > 1) | (table["high"] < 1)).sum()
+    return (
+        f"ratio {found.median():.3f} in the median of {len(found)} points, {found.min():.3f} to "
+        f"{found.max():.3f}; the interval leaves out 1 at {differing} of them"
+    )
+
+
+def costs(per_sample_us: np.ndarray) -> Picture:
+    """What the timing loop adds to each sample, repeated."""
+    with rc_context(STYLE):
+        figure, axes = _axes("What the harness adds to a sample", "")
+        sns.histplot(x=per_sample_us, ax=axes, color=sns.color_palette("colorblind").as_hex()[0])
+        axes.set(xlabel="µs", ylabel="repeats")
+        axes.set_xlim(left=0)
         sns.despine(ax=axes)
     return figure
 
 
-def about_ratios(name: str, table: pd.DataFrame) -> str:
-    """The median and the extremes of the points' ratios."""
-    found = table["ratio"]
-    return (
-        f"against {name}: ratio {found.median():.3f} in the median of {len(found)} points, "
-        f"{found.min():.3f} to {found.max():.3f}"
-    )
+def beside(table: pd.DataFrame) -> Picture:
+    """Seconds of each visit that were not sampling, by kind of kernel."""
+    with rc_context(STYLE):
+        figure, axes = _axes("A visit beside its sampling", "", 2.4)
+        sns.stripplot(table, x="beside_s", y="kind", hue="kind", palette="colorblind", ax=axes)
+        axes.set(xlabel="s", ylabel="")
+        axes.set_xlim(left=0)
+        sns.despine(ax=axes)
+    return figure
 
 
-def about_kernels(table: pd.DataFrame) -> str:
-    """What warm kernels changed: latency, and the time beside sampling."""
-    by_kind = table.groupby("kind")[["latency_ms", "beside_s"]].median()
-    warm, fresh = by_kind.loc["warm"], by_kind.loc["fresh"]
-    return (
-        f"warm over fresh: latency {warm['latency_ms'] / fresh['latency_ms']:.3f}; beside sampling "
-        f"{warm['beside_s']:.2f} s against {fresh['beside_s']:.2f} s a visit"
-    )
+def about_beside(table: pd.DataFrame) -> str:
+    """The medians of both kinds."""
+    medians = table.groupby("kind")["beside_s"].agg(["median", "size"])
+    kinds = [
+        f"{kind} {row['median']:.2f} s ({row['size']:.0f} visits)"
+        for kind, row in medians.iterrows()
+    ]
+    return f"beside sampling, in the median: {', '.join(kinds)}"
 
 
 def hogs(table: pd.DataFrame) -> Picture:
@@ -87,6 +112,35 @@ def about_hogs(table: pd.DataFrame) -> str:
         f"largest change with a hog: {changes}; flagged as disturbed: "
         f"{hogged['disturbed'].max():.0%} of a hogged visit, {quiet['disturbed'].max():.0%} quiet"
     )
+
+
+def passes(table: pd.DataFrame) -> Picture:
+    """Every pass of each visit under a hog, by time; those that are flagged are crosses."""
+    kinds = list(table["hog"].unique())
+    with rc_context(STYLE):
+        figure = Picture(figsize=(8.4, 2.0 * len(kinds)))
+        figure.alt = "Every pass of each visit"
+        rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, kind in zip(rows, kinds, strict=True):
+            sns.scatterplot(
+                table[table["hog"] == kind],
+                x="seconds",
+                y="latency_ms",
+                hue="threads",
+                style="disturbed",
+                markers={False: "o", True: "X"},
+                palette="colorblind",
+                s=18,
+                linewidth=0,
+                ax=axes,
+                legend="auto" if kind == kinds[0] else False,
+            )
+            axes.set_title(kind, loc="left", fontsize=10)
+            axes.set(ylabel="latency (ms)", yscale="log", xlabel="seconds into the visit")
+            sns.despine(ax=axes)
+        rows[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+        figure.subplots_adjust(left=0.1, right=0.84, bottom=0.1, top=0.94, hspace=0.35)
+    return figure
 
 
 def differences(table: pd.DataFrame) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,20 +28,25 @@ from scalebench_lib.analysis.selection import (
     settings,
 )
 from scalebench_lib.errors import RequestError, ScalebenchError
-from scalebench_lib.notebook import OUTPUTS
+from scalebench_lib.imported import FILE as IMPORTED
+from scalebench_lib.notebook import OUTPUTS, somebody_watches
+from scalebench_lib.rendered import WIDGET
 
 _DPI = 100
 """Less than on the page, for a quicker answer."""
 
 _BATCH, _OPTIMIZATION = "batch size", "optimization"
 _REFERENCE, _RAW = "at reference speed", "raw medians"
+_PUBLISHED = "published means"
 _SMT = {False: "off", True: "on"}
 
 
 def sweeps(outputs: Path = OUTPUTS) -> list[Path]:
-    """The folders of `outputs` that hold records, the one written last first."""
-    folders = {path.parent.parent for path in outputs.glob("*/records/*.json")}
-    return sorted(folders, key=lambda out: (out / "records").stat().st_mtime, reverse=True)
+    """The folders of `outputs` that hold records or an import, the one written last first."""
+    written = {path.parent for path in outputs.glob("*/records/*.json")}
+    written |= set(outputs.glob(f"*/{IMPORTED}"))
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in newest_first]
 
 
 def find_sweep(out: str = "", outputs: Path = OUTPUTS) -> Path:
@@ -124,12 +130,14 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
 
     def _choose_sweep(self) -> None:
         try:
-            table = self._load(self.sweep.value).table
+            measured = self._load(self.sweep.value)
         except ScalebenchError as error:
             self._say_why_not(error)
             return
+        table = measured.table
         names = [setting_words(table, setting) for setting, _ in settings(table)]
         with self._quietly():
+            offer(self.numbers, [_PUBLISHED] if measured.imported else [_REFERENCE, _RAW])
             offer(self.setting, [(name or "the only one", i) for i, name in enumerate(names)])
         self._choose_setting()
 
@@ -170,7 +178,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         else:
             chosen = [self.optimization, *([self.smt] * several_smt), self.batch_sizes]
         setting = [self.setting] * (len(self.setting.options) > 1)
-        look = [self.scale, self.numbers]
+        look = [self.scale, *([self.numbers] * (len(self.numbers.options) > 1))]
         return [self.sweep, *setting, self.metric, self.view, *chosen, *look]
 
     def _chosen_rows(self) -> pd.DataFrame:
@@ -189,12 +197,23 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
 
     def _draw(self, rows: pd.DataFrame) -> Picture:
         model, metric = rows["model"].iloc[0], self.metric.value
-        source = f"{self._load(self.sweep.value).source} · {self.numbers.value}"
+        kind = [self.numbers.value] * (len(self.numbers.options) > 1)
+        source = " · ".join([self._load(self.sweep.value).source, *kind])
         how = {"scale": self.scale.value, "source": source}
         if self.view.value == _BATCH:
             return per_batch(rows, model, metric, self.batch_size.value, **how)
         config = self.optimization.value, self.smt.value
         return per_optimization(rows, model, metric, *config, **how)
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The controls with the picture as it is, for where they are dead; headless, it alone."""
+        data: dict[str, Any] = super()._repr_mimebundle_(**options)
+        if not somebody_watches():
+            del data[WIDGET]
+        data["text/plain"] = f"{self.sweep.label}: {self.metric.value}, as chosen"
+        if self.picture.value:
+            data["image/png"] = b64encode(self.picture.value).decode("ascii")
+        return data, {"image/png": {"alt": data["text/plain"]}}
 
     def _say_why_not(self, error: ScalebenchError) -> None:
         self.picture.layout.display = "none"

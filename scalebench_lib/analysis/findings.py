@@ -10,11 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench_lib.analysis.ratios import over_eager
 from scalebench_lib.analysis.selection import (
     METRICS,
     MetricName,
     config_words,
+    errors_db,
     measured_only,
+    number,
     setting_words,
     settings,
     varying,
@@ -23,6 +26,7 @@ from scalebench_lib.analysis.selection import (
 _SHOWN = (
     *("latency_ms", "latency_ms_low", "latency_ms_high", "throughput"),
     *("optimization", "smt", "threads", "coarse", "latency_ms_raw"),
+    *("speedup", "speedup_low", "speedup_high", "sqnr_db"),
 )
 
 
@@ -32,7 +36,9 @@ def best_points(table: pd.DataFrame) -> pd.DataFrame:
     Latencies in ms, throughput in inferences/s. A table of several settings has a row for each.
     """
     found, keys = measured_only(table), [*varying(table), "batch_size"]
-    best = found.loc[found.groupby(keys)["latency_ms"].idxmin()]
+    found = found.assign(sqnr_db=errors_db(found))
+    compared = pd.concat([over_eager(part) for _, part in settings(found)])
+    best = compared.loc[compared.groupby(keys)["latency_ms"].idxmin()]
     return best[[*keys, *_SHOWN]].reset_index(drop=True)
 
 
@@ -55,6 +61,22 @@ def _findings(rows: pd.DataFrame) -> Iterator[str]:
     pairs = _ratios(best, "smt", True, False, ["batch_size", "optimization"])
     yield from _compared("SMT on takes", pairs, "SMT off, each at its best thread count")
     yield from _scaling(rows)
+    yield from _fastest(rows)
+
+
+def _fastest(rows: pd.DataFrame) -> Iterator[str]:
+    """The fastest optimization of each batch size: those that failed verification are not rows."""
+    if rows["optimization"].nunique() < 2:
+        return
+    best = best_points(rows)
+    for name, part in best.groupby("optimization", sort=False):
+        sizes = ", ".join(str(size) for size in part["batch_size"])
+        gain, error = part["speedup"], part["sqnr_db"].min()
+        spread = f"{number(gain.min())} to {number(gain.max())}× eager" if len(gain) > 1 else ""
+        one = f"{number(gain.min())}× eager"
+        told = [spread or one] if name != "none" and gain.notna().any() else []
+        told += [f"SQNR at least {number(error)} dB"] if error == error else []
+        yield f"Fastest at batch size {sizes}: {name}{_in_brackets(told)}."
 
 
 def extreme(table: pd.DataFrame, metric: MetricName) -> str:
@@ -103,6 +125,5 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
             yield f"With {_point_words(rows, best)}: {speedup}× as fast as 1 thread."
 
 
-def number(value: float) -> str:
-    """Three significant digits, never an exponent: ``0.123``, ``12.3``, ``1,230``."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+def _in_brackets(words: list[str]) -> str:
+    return f" ({'; '.join(words)})" if words else ""

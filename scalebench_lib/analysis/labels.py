@@ -22,12 +22,16 @@ _GAP_POINTS = 16.0
 
 @dataclass(frozen=True)
 class EndLabel:
-    """What to write beside the last point (`x`, `y`) of a line, in data units."""
+    """What to write beside the last point (`x`, `y`) of a line, in data units.
+
+    A `leader` joins the two; without, there is no line to join.
+    """
 
     text: str
     x: float
     y: float
     colour: str
+    leader: bool = True
 
 
 def height_inches(count: int) -> float:
@@ -57,7 +61,8 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> list[Text]:
     wanted = [_height_in_axes(axes, label) for label in labels]
     placed = spread(wanted, pitch, pitch / 2, 1 - pitch / 2)
     for label, position in zip(labels, placed, strict=True):
-        _leader(axes, label, position)
+        if label.leader:
+            _leader(axes, label, position)
     return [_write(axes, label, at) for label, at in zip(labels, placed, strict=True)]
 
 

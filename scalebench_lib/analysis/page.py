@@ -1,10 +1,18 @@
-"""The page of a sweep: results.csv, figures, index.md and a self-contained index.html."""
+"""The page of a sweep: results.csv, figures, index.md and a self-contained index.html.
+
+The browser draws index.html's pictures from the results, with Observable Plot (and d3, on which
+it stands), vendored in ``vendor/``. Of the plotting libraries that are well kept it is the one
+that gives SVG (sharp in print, colours from CSS, so light and dark), has bands, cells, log axes,
+tips and alternative texts of its own, and weighs 0.5 MB: plotly is 4.8 MB, ECharts 1.1 MB; uPlot
+(50 KB) and Chart.js draw on a canvas, without text, and leave cells and labels to us.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -12,8 +20,10 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from scalebench_lib.analysis.findings import best_points, findings, number
+from scalebench_lib.analysis.findings import best_points, findings
+from scalebench_lib.analysis.payload import as_json, payload
 from scalebench_lib.analysis.plates import Plate, plates
 from scalebench_lib.analysis.roof import roofs as draw_roofs
 from scalebench_lib.analysis.selection import (
@@ -21,6 +31,7 @@ from scalebench_lib.analysis.selection import (
     Measured,
     missing_words,
     model_title,
+    number,
     setting_words,
     settings,
 )
@@ -28,6 +39,42 @@ from scalebench_lib.record import Record, write_atomically
 
 _OURS = re.compile(r".+-((latency|throughput)-.+|peak(-.+)?)\.png")
 """Figures that a report wrote; other pictures in the folder are somebody's own."""
+
+
+_SCRIPTS = (
+    *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
+    *("web/draw.js", "web/views.js", "web/page.js"),
+)
+_SETTINGS = {
+    "model": "Model",
+    "machine": "Machine",
+    "seq_len": "Tokens",
+    "placement": "Placement",
+    "allocator": "Allocator",
+    "device": "Device",
+}
+_FILTERS = {
+    "optimization": "Optimization",
+    "batch": "Batch size",
+    "threads": "Threads",
+    "status": "Status",
+}
+_COLUMNS = {
+    "optimization": "Optimization",
+    "smt": "SMT",
+    "seq_len": "Tokens",
+    "allocator": "Allocator",
+    "batch_size": "Batch size",
+    "threads": "Threads",
+    "status": "Status",
+    "latency_ms": "Latency, ms",
+    "latency_ms_low": "Low",
+    "latency_ms_high": "High",
+    "latency_ms_raw": "Raw, ms",
+    "sqnr_db": "SQNR, dB",
+    "samples": "Samples",
+    "disturbed": "Disturbed",
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +95,9 @@ class _Shown:
         return f"figures/{self.file}"
 
     @property
-    def data(self) -> str:
-        """The picture itself, as an address."""
-        return _data_url(self.png or b"")
+    def choices(self) -> dict[str, Any]:
+        """What the page's script has to choose to draw this picture."""
+        return {"view": self.plate.by, "metric": self.plate.metric, **self.plate.choices}
 
 
 @dataclass(frozen=True)
@@ -66,19 +113,21 @@ class _Section:
     groups: list[_Group] = field(default_factory=list)
 
 
-def write_page(out: Path) -> Path:
+def write_page(out: Path, any_machine: bool = False) -> Path:
     """Rebuild the page of the sweep in folder `out` from its records; return index.html.
 
     Figures of an earlier page that no longer belong are removed. Raises `RequestError` where
-    the folder has no records.
+    the folder has no records, or, but for `any_machine`, those of several machines.
     """
-    measured = Measured.load(out)
+    measured = Measured.load(out, any_machine)
     write_atomically(out / "results.csv", measured.table.to_csv(index=False))
     shown = _write_figures(out / "figures", measured)
     roofs = _write_roofs(out / "figures", measured)
-    context = {**_context(measured, shown), "roofs": roofs}
-    for name in ("index.md", "index.html"):
-        write_atomically(out / name, _TEMPLATES.get_template(f"{name}.j2").render(context))
+    context = {**_context(measured, shown), **_live(measured), "roofs": roofs}
+    page = _TEMPLATES.get_template("index.html.j2").render(context)
+    markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
+    write_atomically(out / "index.md", markdown)
+    write_atomically(out / "index.html", page)
     _remove_stale(
         out / "figures", {s.file for s in shown if s.png} | {roof["file"] for roof in roofs}
     )
@@ -102,7 +151,7 @@ def _write_roofs(folder: Path, measured: Measured) -> list[dict[str, str]]:
     for figure in draw_roofs(measured.table, measured.source):
         png = figure.png()
         _replace(folder / f"{figure.name}.png", png)
-        found.append({"file": f"{figure.name}.png", "data": _data_url(png), "alt": figure.alt})
+        found.append({"file": f"{figure.name}.png", "alt": figure.alt})
     return found
 
 
@@ -131,7 +180,7 @@ def _context(measured: Measured, shown: list[_Shown]) -> dict[str, Any]:
         "disturbed": int(table["disturbed"].sum()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": _sections(shown, measured.without_smt),
-        "provenance": _provenance(measured.records),
+        "provenance": _provenance(measured),
     }
 
 
@@ -151,12 +200,21 @@ def _sections(shown: list[_Shown], without_smt: str | None) -> list[_Section]:
 def _best_tables(table: pd.DataFrame) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
     for setting, part in settings(table):
         if (part["status"] == "ok").any():
-            yield setting_words(table, setting), best_points(part).to_dict("records")
+            best = best_points(part).astype(object)
+            yield setting_words(table, setting), best.where(best.notna(), None).to_dict("records")
 
 
-def _provenance(records: list[Record]) -> list[tuple[str, list[str]]]:
+def _provenance(measured: Measured) -> list[tuple[str, list[str]]]:
     """Where the numbers come from: a label, and each different value that the records hold."""
-    facts = [
+    imported = measured.imported
+    if imported:
+        return [
+            ("Imported from", [imported.file]),
+            ("SHA-256", [imported.sha256]),
+            ("Machine", [imported.machine or "not known"]),
+            ("To know", list(imported.notes)),
+        ]
+    facts: list[tuple[str, Callable[[Record], str]]] = [
         ("Machine", lambda r: str(r.machine)),
         ("System", lambda r: f"{r.machine.system} {r.machine.kernel}, {r.machine.architecture}"),
         ("Governor", lambda r: r.machine.governor or "not known"),
@@ -167,7 +225,7 @@ def _provenance(records: list[Record]) -> list[tuple[str, list[str]]]:
         ("Libraries", lambda r: _pairs(r.software.libraries)),
         ("Thread environment", lambda r: _pairs(r.software.environment)),
     ]
-    told = [(label, list(dict.fromkeys(map(tell, records)))) for label, tell in facts]
+    told = [(label, list(dict.fromkeys(map(tell, measured.records)))) for label, tell in facts]
     return [(label, values) for label, values in told if any(values)]
 
 
@@ -175,8 +233,51 @@ def _pairs(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + b64encode(png).decode("ascii")
+def _live(measured: Measured) -> dict[str, Any]:
+    """What makes the page live: data, script and its hash, which alone may run."""
+    script = "\n".join(_read(name) for name in _SCRIPTS)
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    found = payload(measured)
+    return {
+        "css": _trusted(_read("web/page.css")),
+        "script": _trusted(script),
+        "script_hash": digest,
+        "data": as_json(found),
+        "batches": found["batches"],
+        "settings": _SETTINGS,
+        "filters": _FILTERS,
+        "columns": _COLUMNS,
+        "points": list(_points(found["columns"])),
+    }
+
+
+def _points(columns: dict[str, list[Any]]) -> Iterator[list[tuple[Any, str]]]:
+    """The table of every point: each cell's value to sort by, and its text."""
+    for values in zip(*(columns[name] for name in _COLUMNS), strict=True):
+        yield [("" if value is None else value, _cell(value)) for value in values]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _read(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _trusted(text: str) -> Markup:
+    if "</s" in text.lower():
+        raise ValueError("a script or style would end itself")
+    return Markup(text)  # noqa: S704 - our own file
+
+
+def _without_liquid(text: str) -> str:
+    """Other people's text must not be taken for the site's own templates."""
+    return text.replace("{{", "&#123;&#123;").replace("{%", "&#123;%")
 
 
 def _slug(text: str) -> str:

@@ -10,7 +10,7 @@ import io
 import textwrap
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +44,7 @@ _MARGIN = 0.2
 _NOTE_CHARACTERS = 118
 _MAX_MISSING = 5
 _GREY = "0.35"
+_FAINT = "#6e7681"
 STYLE = {
     **sns.axes_style("whitegrid"),
     "font.family": "DejaVu Sans",
@@ -86,7 +87,11 @@ class Picture(Figure):
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its look, and its points ordered by `x`; NaN where an interval has no bound."""
+    """One line: its look, and its points ordered by `x`; NaN where an interval has no bound.
+
+    `gone` are places on the x axis where a measurement failed or was skipped: crosses there. A
+    line without points is a label that says so. An `ideal` line is one to measure others by.
+    """
 
     label: str
     colour: str
@@ -97,55 +102,88 @@ class Line:
     low: np.ndarray
     high: np.ndarray
     coarse: np.ndarray
+    gone: np.ndarray = field(default_factory=lambda: np.empty(0))
+    ideal: bool = False
+
+    @classmethod
+    def without_points(cls, label: str, colour: str, gone: Sequence[float] = ()) -> Line:
+        """A line of which nothing was measured."""
+        none = np.empty(0)
+        return cls(label, colour, "", False, none, none, none, none, none, np.asarray(gone, float))
+
+    @classmethod
+    def ideal_of(cls, label: str, x: Sequence[float], y: Sequence[float]) -> Line:
+        """A line to measure others by."""
+        xs, ys = np.asarray(x, float), np.asarray(y, float)
+        return cls(label, _FAINT, "", False, xs, ys, ys, ys, np.zeros(len(xs), bool), ideal=True)
 
 
 @dataclass(frozen=True)
 class Words:
     """What is written around the lines: `source` says where and when they were measured,
-    `missing` what could not be."""
+    `missing` what could not be, `doubling` that x is read in powers of two."""
 
     title: str
     x_axis: str
     y_axis: str
     source: str
     missing: Sequence[str] = ()
+    doubling: bool = False
 
 
 def draw(lines: Sequence[Line], words: Words, scale: Scale = "auto") -> Picture:
-    """Draw `lines` (at least one); `scale` is that of the y axis."""
-    many = max(line.x.size for line in lines) > _MANY // 2
+    """Draw `lines` (at least one with points); `scale` is that of the y axis."""
+    drawn = [line for line in lines if line.x.size]
+    many = max(line.x.size for line in drawn) > _MANY // 2
     notes = _notes(lines, words, "Bands" if many else "Bars")
     with rc_context(STYLE):
         figure, axes = _canvas(words, len(lines), len(notes))
-        for line in lines:
+        for line in drawn:
             _draw_line(axes, line, many)
             _draw_interval(axes, line, many)
-        _scale_x(axes, np.concatenate([line.x for line in lines]))
-        _scale_y(axes, lines, scale)
+        _scale_x(axes, np.concatenate([*(e.x for e in drawn), *(e.gone for e in lines)]), words)
+        _scale_y(axes, drawn, scale)
+        for line in lines:
+            _draw_gone(axes, line)
         sns.despine(ax=axes)
         _label(figure, axes, lines)
-        _caption(figure, words.title, notes)
+        caption(figure, words.title, notes)
     return figure
 
 
 def _notes(lines: Sequence[Line], words: Words, intervals: str) -> list[str]:
     """The lines under a picture: where from, how to read it, and what is missing."""
-    how = f"{intervals}: 95 % interval of the median, where wider than the mark."
+    how = []
+    if any(np.isfinite(line.low).any() for line in lines):
+        how.append(f"{intervals}: 95 % interval of the median, where wider than the mark.")
     if any(line.coarse.any() for line in lines):
-        how += " Hollow marks: coarse, fewer than 6 samples."
-    shown = [textwrap.shorten(text, _NOTE_CHARACTERS) for text in words.missing[:_MAX_MISSING]]
-    left = len(words.missing) - len(shown)
-    more = [f"… and {left} more that failed or were skipped."] if left else []
-    return [*textwrap.wrap(words.source, _NOTE_CHARACTERS), how, *shown, *more]
+        how.append("Hollow marks: coarse, fewer than 6 samples.")
+    if any(line.gone.size for line in lines):
+        how.append("Crosses: failed or skipped.")
+    told = filter(None, [" ".join(how)])
+    return [*textwrap.wrap(words.source, _NOTE_CHARACTERS), *told, *missing_notes(words.missing)]
+
+
+def missing_notes(missing: Sequence[str]) -> list[str]:
+    """A line each for the first of `missing`, and one for how many there are beside."""
+    shown = [textwrap.shorten(text, _NOTE_CHARACTERS) for text in missing[:_MAX_MISSING]]
+    left = len(missing) - len(shown)
+    return [*shown, *([f"… and {left} more that failed or were skipped."] if left else [])]
 
 
 def _canvas(words: Words, lines: int, notes: int) -> tuple[Picture, Axes]:
+    height = max(_HEIGHT, height_inches(lines))
+    return canvas(words.title, notes, height, xlabel=words.x_axis, ylabel=words.y_axis)
+
+
+def canvas(title: str, notes: int, height: float = _HEIGHT, **axes: str) -> tuple[Picture, Axes]:
+    """An empty picture with room for its title and `notes` lines; `height` inches of axes."""
     below = _BELOW_AXES + notes * _NOTE_LINE
-    height = _TOP + max(_HEIGHT, height_inches(lines)) + below
-    figure = Picture(figsize=(WIDTH, height), dpi=DPI)
-    figure.alt = words.title
-    figure.subplots_adjust(left=_LEFT / WIDTH, bottom=below / height, top=1 - _TOP / height)
-    return figure, figure.add_subplot(xlabel=words.x_axis, ylabel=words.y_axis)
+    whole = _TOP + height + below
+    figure = Picture(figsize=(WIDTH, whole), dpi=DPI)
+    figure.alt = title
+    figure.subplots_adjust(left=_LEFT / WIDTH, bottom=below / whole, top=1 - _TOP / whole)
+    return figure, figure.add_subplot(**axes)
 
 
 def _draw_line(axes: Axes, line: Line, many: bool) -> None:
@@ -154,7 +192,7 @@ def _draw_line(axes: Axes, line: Line, many: bool) -> None:
         "markersize": 3.2 if many else 5,
         "color": line.colour,
     }
-    dashes = (0, (4, 1.5)) if line.dashed else "-"
+    dashes = (0, (1, 2)) if line.ideal else (0, (4, 1.5)) if line.dashed else "-"
     axes.plot(line.x, line.y, linewidth=1.5, linestyle=dashes, label=line.label, **marks)
     if line.coarse.any():
         hollow = {**marks, "markerfacecolor": "white", "linestyle": "none"}
@@ -162,16 +200,31 @@ def _draw_line(axes: Axes, line: Line, many: bool) -> None:
 
 
 def _draw_interval(axes: Axes, line: Line, many: bool) -> None:
-    if many:
-        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.22, linewidth=0)
+    if line.ideal:
         return
-    reach = np.abs(np.stack([line.low, line.high]) - line.y)
-    axes.errorbar(line.x, line.y, reach, fmt="none", ecolor=line.colour, elinewidth=1.2, capsize=6)
+    band = {"color": line.colour, "alpha": 0.22 if many else 0.12, "linewidth": 0}
+    axes.fill_between(line.x, line.low, line.high, **band)
+    if not many:
+        reach = np.abs(np.stack([line.low, line.high]) - line.y)
+        look = {"ecolor": line.colour, "elinewidth": 1.2, "capsize": 6}
+        axes.errorbar(line.x, line.y, reach, fmt="none", **look)
 
 
-def _scale_x(axes: Axes, values: np.ndarray) -> None:
+def _draw_gone(axes: Axes, line: Line) -> None:
+    floor = np.full(line.gone.size, axes.get_ylim()[0])
+    axes.plot(
+        *(line.gone, floor, "x"),
+        color=line.colour,
+        markersize=7,
+        clip_on=False,
+        zorder=5,
+        gid="gone",
+    )
+
+
+def _scale_x(axes: Axes, values: np.ndarray, words: Words) -> None:
     least, most = values.min(), values.max()
-    if len(np.unique(values)) > _MANY or most / least > _MANY:
+    if words.doubling or len(np.unique(values)) > _MANY or most / least > _MANY:
         axes.set_xscale("log", base=2)
         axes.set_xlim(least / 1.12, most * 1.12)
         powers = 2.0 ** np.arange(np.ceil(np.log2(least)), np.floor(np.log2(most)) + 1)
@@ -182,7 +235,7 @@ def _scale_x(axes: Axes, values: np.ndarray) -> None:
         axes.set_xlim(least - margin, most + margin)
         whole = np.arange(np.ceil(least), most + 1)
         axes.set_xticks(whole[:: -(-len(whole) // _MANY)])
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
 
 
 def _scale_y(axes: Axes, lines: Sequence[Line], scale: Scale) -> None:
@@ -193,7 +246,7 @@ def _scale_y(axes: Axes, lines: Sequence[Line], scale: Scale) -> None:
         _log_y(axes, reach.min(), reach.max())
     else:
         axes.set_ylim(0, 1.1 * reach.max())
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
 def _log_y(axes: Axes, least: float, most: float) -> None:
@@ -206,18 +259,26 @@ def _log_y(axes: Axes, least: float, most: float) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _plain(value: float, _position: int | None = None) -> str:
+def plain(value: float, _position: int | None = None) -> str:
+    """A tick's label: no exponent."""
     return f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}"
 
 
 def _label(figure: Picture, axes: Axes, lines: Sequence[Line]) -> None:
-    ends = [EndLabel(line.label, line.x[-1], line.y[-1], _ink(line.colour)) for line in lines]
-    labels = label_ends(axes, ends)
+    labels = label_ends(axes, [_end(axes, line) for line in lines])
     widest = max(text.get_window_extent().width for text in labels) / figure.dpi
     figure.subplots_adjust(right=1 - (widest + 0.4) / WIDTH)
 
 
-def _caption(figure: Picture, title: str, notes: list[str]) -> None:
+def _end(axes: Axes, line: Line) -> EndLabel:
+    if line.x.size:
+        return EndLabel(line.label, line.x[-1], line.y[-1], ink(line.colour))
+    x, y = axes.get_xlim()[1], axes.get_ylim()[0]
+    return EndLabel(line.label, x, y, ink(line.colour), leader=False)
+
+
+def caption(figure: Picture, title: str, notes: Sequence[str]) -> None:
+    """Write `title` over the picture and `notes` under it."""
     height = figure.get_figheight()
     figure.text(
         _MARGIN / WIDTH, 1 - 0.15 / height, title, fontsize=12, weight="bold", va="top", gid="title"
@@ -234,7 +295,7 @@ def _caption(figure: Picture, title: str, notes: list[str]) -> None:
     )
 
 
-def _ink(colour: str) -> str:
+def ink(colour: str) -> str:
     """`colour`, dark enough for text on white."""
     red, green, blue = to_rgb(colour)
     return to_hex((0.75 * red, 0.75 * green, 0.75 * blue))

@@ -41,7 +41,8 @@ _SUFFIXES = {
 class Plate:
     """A place on the page: the figure `name`.png, or why there is none.
 
-    `alt` is its alternative text, `short` its name within its group, `rows` all that it shows.
+    `alt` is its alternative text, `short` its name within its group, `rows` all that it shows,
+    `choices` what a reader of the live page would choose to see it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Plate:
     placement: str
     rows: pd.DataFrame
     drawing: partial[Picture]
+    choices: dict[str, Any]
 
     @property
     def missing(self) -> str | None:
@@ -106,6 +108,7 @@ def _batch_plates(
             placement=setting["placement"],
             rows=rows[rows["batch_size"] == size],
             drawing=partial(per_batch, rows, model, metric, size),
+            choices={**setting, "batch": size},
         )
 
 
@@ -126,6 +129,7 @@ def _optimization_plates(
                 placement=setting["placement"],
                 rows=chosen[chosen["smt"] == smt],
                 drawing=partial(per_optimization, rows, model, metric, optimization, smt),
+                choices={**setting, "optimization": optimization, "smt": str(bool(smt)).lower()},
             )
 
 

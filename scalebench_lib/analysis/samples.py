@@ -1,15 +1,88 @@
-"""Every pass of a visit, one dot each: whether its numbers can be believed."""
+"""Every pass, one dot each: whether the numbers can be believed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from scalebench_lib.analysis.labels import EndLabel, label_ends
-from scalebench_lib.analysis.picture import STYLE, Picture
+from scalebench_lib.analysis.looks import look
+from scalebench_lib.analysis.picture import STYLE, WIDTH, Picture, canvas, caption
+from scalebench_lib.analysis.selection import config_words, model_title
+from scalebench_lib.errors import RequestError
+from scalebench_lib.pool import Pooled, pool
 from scalebench_lib.record import Point, Record
+from scalebench_lib.reference import Reference
+
+_DISTURBED = "#d03a4a"
+_SPREAD = 0.28
+"""Dots of a point are strewn so far to each side of its middle."""
+
+
+def samples_table(records: Sequence[Record], reference: Reference | None = None) -> pd.DataFrame:
+    """Every sample of `records`, a row each: its config, ``threads``, ``visit``, ``latency_ms``,
+    and ``disturbed``, whether the headline at `reference` speed left it out."""
+    return pd.concat(list(_samples(records, reference)), ignore_index=True)
+
+
+def _samples(records: Sequence[Record], reference: Reference | None) -> Iterator[pd.DataFrame]:
+    for (config_id, threads), point in pool(records, reference).items():
+        yield pd.DataFrame(
+            {
+                **point.config.model_dump(exclude={"weights", "seed"}),
+                "config_id": config_id,
+                "threads": threads,
+                "visit": _visits(point),
+                "latency_ms": point.samples_ns / 1e6,
+                "disturbed": False if point.headline is None else point.headline.disturbed,
+            }
+        )
+
+
+def _visits(point: Pooled) -> np.ndarray:
+    counts = [len(found.samples_ns) for _, found in point.visits]
+    return np.repeat([record.visit for record, _ in point.visits], counts)
+
+
+def distribution(samples: pd.DataFrame, model: str, batch_size: int, source: str) -> Picture:
+    """The samples of one batch size in ms, a column a point; disturbed ones are red crosses.
+
+    `samples` is what `samples_table` gives, of one setting. Raises `RequestError` where there
+    are none of them.
+    """
+    rows = samples[(samples["model"] == model) & (samples["batch_size"] == batch_size)]
+    if rows.empty:
+        raise RequestError(f"no samples of {model} at batch size {batch_size}")
+    title = f"{model_title(model)}, batch size {batch_size}: every pass"
+    many = f"{len(rows):,} passes, {int(rows['disturbed'].sum()):,} of them disturbed (crosses)"
+    notes = [source, f"{many}; bars: raw medians of all. A column a point, threads in its name."]
+    with rc_context(STYLE):
+        figure, axes = canvas(title, len(notes) + 5, ylabel="latency of a pass (ms)")
+        groups = list(rows.groupby(["optimization", "smt", "threads"]))
+        for place, ((name, _, _), part) in enumerate(groups):
+            _strew(axes, place, part, look(samples, str(name))[0])
+        names = [f"{config_words(rows, o, s)}, {t}" for (o, s, t), _ in groups]
+        axes.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=8)
+        axes.set_ylim(0, 1.05 * rows["latency_ms"].max())
+        axes.grid(visible=False, axis="x")
+        sns.despine(ax=axes)
+        figure.subplots_adjust(right=1 - 0.2 / WIDTH)
+        caption(figure, title, notes)
+    return figure
+
+
+def _strew(axes: Axes, place: int, part: pd.DataFrame, colour: str) -> None:
+    strewn = place + _SPREAD * np.sin(2.4 * np.arange(len(part)))
+    odd = part["disturbed"].to_numpy(bool)
+    values = part["latency_ms"].to_numpy(float)
+    axes.plot(strewn[~odd], values[~odd], ".", color=colour, markersize=4, alpha=0.55)
+    axes.plot(strewn[odd], values[odd], "x", color=_DISTURBED, markersize=5, gid="disturbed")
+    axes.hlines(np.median(values), place - 0.4, place + 0.4, color="0.2", linewidth=1.2)
 
 
 def samples(record: Record) -> Picture:
@@ -18,7 +91,7 @@ def samples(record: Record) -> Picture:
     figure.alt = f"Every pass of {record.config}"
     with rc_context(STYLE):
         axes = figure.add_subplot(
-            xlabel="seconds since the first pass", ylabel="latency of a pass, ms"
+            xlabel="seconds since the first pass", ylabel="latency of a pass (ms)"
         )
         colours = sns.color_palette("colorblind", len(record.points))
         ends = [

@@ -12,6 +12,7 @@ import pandas as pd
 
 from scalebench_lib.config import MODELS, slug
 from scalebench_lib.errors import RequestError
+from scalebench_lib.imported import Imported
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.results import load_results
 
@@ -55,37 +56,51 @@ METRICS: dict[MetricName, Metric] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A sweep as the analysis sees it: its results table and its records."""
+    """A sweep as the analysis sees it: its results table, and its records or what was imported."""
 
     table: pd.DataFrame
     records: list[Record]
+    imported: Imported | None = None
 
     @classmethod
-    def load(cls, out: Path) -> Measured:
-        """Read the sweep in folder `out`; `RequestError` where there is none."""
-        return cls(load_results(out), load_records(out))
+    def load(cls, out: Path, any_machine: bool = False) -> Measured:
+        """Read the sweep in folder `out`; `RequestError` as `load_results`."""
+        return cls(load_results(out, any_machine), load_records(out), Imported.load(out))
 
     @property
     def machines(self) -> list[str]:
         """The machines' titles: ``AMD EPYC, 16 cores, 32 threads``."""
+        if self.imported:
+            return [self.imported.machine_title]
         return list(dict.fromkeys(record.machine.title for record in self.records))
 
     @property
     def dates(self) -> str:
         """The day measured, or the first and the last."""
+        if self.imported:
+            return f"not known; imported {self.imported.imported.date().isoformat()}"
         days = sorted({record.started.date().isoformat() for record in self.records})
         return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
     @property
     def source(self) -> str:
         """Where and when it was measured, for captions."""
+        if self.imported:
+            return self.imported.source
         return f"{'; '.join(self.machines)} · {self.dates}"
+
+    @property
+    def origin(self) -> str:
+        """`source`, for the head of a page."""
+        return self.source if self.imported else f"Measured on {self.source}"
 
     @property
     def without_smt(self) -> str | None:
         """Why there is nothing measured with SMT on, if there is nothing."""
         if self.table["smt"].any():
             return None
+        if self.imported:
+            return "Nothing with hyper-threading (SMT) was published in this file."
         if any(record.machine.has_smt for record in self.records):
             return "Hyper-threading (SMT) was not measured in this sweep."
         return "This machine has no hyper-threading (SMT), so there is nothing with HT=True."
@@ -134,6 +149,19 @@ def config_words(table: pd.DataFrame, optimization: str, smt: bool) -> str:
     return f"{optimization}, SMT {'on' if smt else 'off'}" if table["smt"].any() else optimization
 
 
+def errors_db(rows: pd.DataFrame) -> pd.Series:
+    """Each row's SQNR against fp64 in dB; NaN where it is not known."""
+    if "sqnr_db" in rows:
+        return rows["sqnr_db"].astype(float)
+    return pd.Series(np.nan, rows.index)
+
+
+def error_words(rows: pd.DataFrame) -> str:
+    """The least SQNR of `rows`: `` · 34 dB``; empty where none is known."""
+    found = errors_db(rows).min()
+    return f" · {found:.0f} dB" if np.isfinite(found) else ""
+
+
 def missing_words(rows: pd.DataFrame) -> list[str]:
     """A line for each config that failed or was skipped: ``batch 8, script: failed, why``."""
     gone = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
@@ -174,3 +202,8 @@ def varying(table: pd.DataFrame) -> list[str]:
 def setting_words(table: pd.DataFrame, setting: dict[str, Any]) -> str:
     """What tells `setting` from the others of `table`: ``seq_len 128``; empty if it is alone."""
     return ", ".join(f"{name} {setting[name]}" for name in varying(table))
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent: ``0.123``, ``12.3``, ``1,230``."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"

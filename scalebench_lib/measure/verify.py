@@ -246,7 +246,7 @@ class _OwnInDouble:
                 if value is not None and value.is_floating_point():
                     self.kept.append((own, name, value))
         for own, name, value in self.kept:
-            own[name] = value.double()
+            own[name] = value.double()  # type: ignore[assignment]
 
     def leave(self, layer: nn.Module, _: Any, output: Any) -> Any:
         for own, name, value in self.kept:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,12 +17,11 @@ import torch
 from scalebench_lib.config import Visit
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.measure import models, optimizations
-from scalebench_lib.measure.models import Inputs
-from scalebench_lib.measure.optimizations import Optimized, Runner, Subject
-from scalebench_lib.measure.pinning import Team, confine, pin_engine, pin_team
+from scalebench_lib.measure import allocator, models, optimizations
+from scalebench_lib.measure.bench import Bench
+from scalebench_lib.measure.optimizations import Subject
+from scalebench_lib.measure.pinning import Team, confine
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
-from scalebench_lib.measure.roof import peak_gflops
 from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.record import Point, Record, Setup, Software, Verification
@@ -48,11 +46,16 @@ class _Found:
 
 
 def measure(visit: Visit, machine: Machine) -> Record:
-    """Measure `visit` in this process; a `MeasurementError` becomes a failed record."""
+    """Measure `visit` in this process; a `MeasurementError` becomes a failed record.
+
+    Raises `RequestError` where this process was started with another allocator.
+    """
+    allocator.require_loaded(visit.config.allocator)
     started, found, reason = datetime.now(UTC), _Found(), None
     try:
         with _whole_machine_afterwards(machine), torch.inference_mode():
             _measure(visit, machine, found)
+        machine.require_unchanged()
     except MeasurementError as error:
         reason, found.points = str(error), []
     return Record(
@@ -79,7 +82,12 @@ def measure(visit: Visit, machine: Machine) -> Record:
 
 
 def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
-    config, bench = visit.config, _Bench(visit, machine)
+    config = visit.config
+    bench = Bench(
+        visit.threads,
+        lambda threads: machine.cpus_for(threads, config.smt, config.placement),
+        machine.pinnable,
+    )
     optimization = optimizations.REGISTRY[config.optimization]
     bench.switch(max(visit.threads))
     build_s, model = _timed(lambda: models.build(config))
@@ -104,113 +112,43 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
     found.verification = verifier.check(bench.runner, outputs)
     with optimized.watched():
-        points = bench.time(warm=first_pass_s * 1e9 >= LONG_PASS_NS)
+        series = _time(bench, visit, warm=first_pass_s * 1e9 >= LONG_PASS_NS)
         verifier.recheck(bench.runner)
-    found.points = points
+    found.points = [
+        _point(one, bench.team_of(one.threads), machine.cores_of(one.threads, config.smt))
+        for one in series
+    ]
 
 
-class _Bench:
-    """The threads of this process, as a visit places them, and what they run."""
+def _time(bench: Bench, visit: Visit, warm: bool) -> list[Series]:
+    """Time passes at each thread count of the visit; `warm` if there was a warm-up."""
+    return TimingLoop(
+        run=bench.pass_once,
+        probe=Probe(),
+        warm=warm,
+        switch=bench.switch,
+        threads=visit.threads,
+        target_ci=visit.target_ci,
+        max_seconds=visit.max_seconds,
+        seed=visit.number,
+    ).measure()
 
-    runner: Runner
-    optimized = Optimized()
 
-    def __init__(self, visit: Visit, machine: Machine) -> None:
-        self.visit, self.machine = visit, machine
-        self.teams: dict[int, Team] = {}
-        self.engines: dict[int, Team] = {}
-        self.runners: dict[int, Runner] = {}
-        if torch.get_num_interop_threads() != 1:
-            torch.set_num_interop_threads(1)
-
-    def switch(self, threads: int) -> None:
-        """Compute with `threads` threads from now on, each on its own CPU."""
-        config = self.visit.config
-        cpus = self.machine.cpus_for(threads, config.smt, config.placement)
-        self.team = self.teams[threads] = pin_team(cpus, self.machine.pinnable)
-        if self.optimized.per_thread_count and threads not in self.runners:
-            with self._roaming(cpus):
-                self.runners[threads] = self.optimized.runner(threads)
-        if threads in self.runners:
-            self.runner = self.runners[threads]
-        if self.optimized.own_threads:
-            self._pin_engine(threads, cpus)
-
-    def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
-        """An engine's threads are found once; torch's, for the probe, are pinned beside them."""
-        if threads not in self.engines:
-            self.pass_once()
-            self.engines[threads] = pin_engine(cpus, self.machine.pinnable, self.pass_once)
-        self.team.pin()
-        self.engines[threads].pin()
-
-    @contextmanager
-    def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
-        """Let this thread use all of `cpus` for a while: compilers and engines look at that."""
-        if self.machine.pinnable:
-            os.sched_setaffinity(0, cpus)
-        yield
-        self.team.pin()
-
-    def take(self, make: Callable[[], Optimized], batches: Sequence[Inputs]) -> Optimized:
-        """Run what `make` makes on `batches` in turn from now on, ready at each thread count."""
-        with self._roaming(self.team.cpus):
-            optimized = make()
-        self.optimized, self.batches = optimized, itertools.cycle(batches)
-        if optimized.per_thread_count:
-            for threads in sorted(self.visit.threads, reverse=True):
-                self.switch(threads)  # the most first: engines look at their CPUs only once
-            self.switch(max(self.visit.threads))
-        else:
-            self.runner = optimized.runner(max(self.visit.threads))
-        return optimized
-
-    def pass_once(self) -> None:
-        """One pass, over the next batch."""
-        self.runner(*next(self.batches))
-
-    def check(self, run: Callable[[], object]) -> None:
-        """Call `run`; `MeasurementError` unless the threads that were pinned alone compute it."""
-        (self.engines or self.teams)[max(self.visit.threads)].check(run)
-
-    def time(self, warm: bool) -> list[Point]:
-        """Time passes at each thread count of the visit; `warm` if there was a warm-up."""
-        loop = TimingLoop(
-            run=self.pass_once,
-            probe=Probe(),
-            warm=warm,
-            switch=self.switch,
-            threads=self.visit.threads,
-            target_ci=self.visit.target_ci,
-            max_seconds=self.visit.max_seconds,
-            seed=self.visit.number,
-        )
-        return [self._point(series) for series in loop.measure()]
-
-    def roof(self) -> dict[int, dict[str, float]]:
-        """The machine's own peak at each thread count of the visit."""
-        peaks = {}
-        for threads in self.visit.threads:
-            self.switch(threads)
-            peaks[threads] = peak_gflops()
-        return peaks
-
-    def _point(self, series: Series) -> Point:
-        team = (self.engines or self.teams)[series.threads]
-        return Point(
-            threads=series.threads,
-            cores=self.machine.cores_of(series.threads, self.visit.config.smt),
-            cpus=team.cpus,
-            pinned=team.pinned,
-            samples_ns=tuple(series.samples_ns),
-            started_ns=tuple(series.started_ns),
-            probe_before_ns=tuple(series.probe_before_ns),
-            probe_after_ns=tuple(series.probe_after_ns),
-            passes_per_sample=series.passes_per_sample,
-            warmup_ns=tuple(series.warmup_ns),
-            spent_s=series.spent_ns / 1e9,
-            stopped_by=series.stopped_by,
-        )
+def _point(series: Series, team: Team, cores: float) -> Point:
+    return Point(
+        threads=series.threads,
+        cores=cores,
+        cpus=team.cpus,
+        pinned=team.pinned,
+        samples_ns=tuple(series.samples_ns),
+        started_ns=tuple(series.started_ns),
+        probe_before_ns=tuple(series.probe_before_ns),
+        probe_after_ns=tuple(series.probe_after_ns),
+        passes_per_sample=series.passes_per_sample,
+        warmup_ns=tuple(series.warmup_ns),
+        spent_s=series.spent_ns / 1e9,
+        stopped_by=series.stopped_by,
+    )
 
 
 def _libraries() -> dict[str, str]:
@@ -220,6 +158,7 @@ def _libraries() -> dict[str, str]:
     found = {name: [line for line in told if mark in line] for name, mark in marks.items()}
     return {
         **{name: lines[0] if lines else "unknown" for name, lines in found.items()},
+        "malloc": allocator.library_of("malloc"),
         "vector": torch.backends.cpu.get_cpu_capability(),
     }
 

@@ -11,6 +11,9 @@ from transformers.initialization import no_init_weights
 
 from scalebench_lib.errors import MeasurementError
 
+_UNIT = (0.0, 1.0)
+"""What is drawn from when nothing is said: mean and deviation, or bounds."""
+
 _TILE = 1_000_003
 """How many random numbers weights are tiled from; prime, so that no two rows are alike."""
 
@@ -37,10 +40,10 @@ class _TiledRandom(TorchDispatchMode):
         if func._schema.is_mutable and args and isinstance(args[0], Tensor):
             self.unwritten.discard(args[0].data_ptr())
         if func is torch.ops.aten.normal_.default:
-            mean, std = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+            mean, std = [*args, *_UNIT[len(args) - 1 :]][1:]
             return self._fill(self.normal, args[0], mean, std)
         if func is torch.ops.aten.uniform_.default:
-            low, high = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+            low, high = [*args, *_UNIT[len(args) - 1 :]][1:]
             return self._fill(self.uniform, args[0], low, high - low)
         return func(*args, **(kwargs or {}))
 
@@ -79,7 +82,7 @@ def _reset_unwritten(model: nn.Module, unwritten: set[int]) -> None:
         own = layer.parameters(recurse=False)
         if hasattr(layer, "reset_parameters") and any(p.data_ptr() in unwritten for p in own):
             with torch.no_grad():
-                layer.reset_parameters()
+                layer.reset_parameters()  # type: ignore[operator]
 
 
 def pretrained_weights(model_class: Any, source: str, config: Any) -> Any:

@@ -11,6 +11,7 @@ import psutil
 from scalebench_lib.config import Config, Visit
 from scalebench_lib.estimate import MIN_LONG_SAMPLES
 from scalebench_lib.record import Record
+from scalebench_lib.sweep.fate import KILLED, OUT_OF_MEMORY
 
 VISIT_OVERHEAD_S = 2.5
 """A warm kernel, building and optimizing the model, its warm-up: seconds a visit."""
@@ -25,6 +26,10 @@ FLOPS_PER_PIXEL = {"resnet50": 8.2e9 / 224**2}
 
 EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a whole model reaches, roughly."""
+
+SETUP_LIMIT_S = 600.0
+SLOWER_THAN_EXPECTED = 20
+"""A visit hangs when it has had time to compile or download, and this many times its forecast."""
 
 MEMORY_MARGIN = 0.95
 """Share of the memory that a batch may be expected to fill."""
@@ -54,6 +59,10 @@ class Forecast:
         """Seconds of a whole visit at most: points may stop earlier, at their ``target_ci``."""
         first = min(self.pass_seconds(visit.config, threads) for threads in visit.threads)
         return VISIT_OVERHEAD_S + FIRST_PASSES * first + sum(self._points(visit))
+
+    def visit_limit(self, visit: Visit) -> float:
+        """Seconds after which a visit is sure to hang: never too few for honest work."""
+        return SETUP_LIMIT_S + SLOWER_THAN_EXPECTED * self.visit_seconds(visit)
 
     def _points(self, visit: Visit) -> list[float]:
         passes = [self.pass_seconds(visit.config, threads) for threads in visit.threads]
@@ -114,6 +123,18 @@ def lacking_memory(visit: Visit, records: Sequence[Record], memory_bytes: int) -
         f"would need about {need / 2**30:.1f} GiB of the {memory_bytes / 2**30:.1f} GiB there are, "
         f"judged by batch {small} and {large}"
     )
+
+
+def doomed(visit: Visit, records: Sequence[Record]) -> str | None:
+    """Why the batch of `visit` is not tried: a smaller one alike has just died of it. Or None."""
+    latest = {record.config_id: record for record in records}
+    for record in latest.values():
+        died = (record.reason or "").startswith((OUT_OF_MEMORY, KILLED))
+        config = visit.config.model_copy(update={"smt": record.config.smt})
+        if died and _same_but_batch(record.config, config):
+            reason = str(record.reason).partition(":")[0]
+            return f"batch {record.config.batch_size} ended so: {reason}"
+    return None
 
 
 def _same_but_batch(one: Config, other: Config) -> bool:

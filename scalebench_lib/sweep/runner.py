@@ -11,16 +11,17 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import filelock
 import psutil
 
 from scalebench_lib.config import Sweep, Visit
-from scalebench_lib.errors import MeasurementError, RequestError
+from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
+from scalebench_lib.files import is_whole_notebook, set_aside, unfinished, write_atomically
+from scalebench_lib.imported import FILE as IMPORTED
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS
 from scalebench_lib.record import (
@@ -30,11 +31,12 @@ from scalebench_lib.record import (
     Status,
     load_records,
     next_visit,
-    write_atomically,
 )
-from scalebench_lib.reference import reference_for
-from scalebench_lib.sweep.forecast import Forecast, lacking_memory
+from scalebench_lib.reference import reference_for, require_one_machine
+from scalebench_lib.sweep.allocators import require_installed
+from scalebench_lib.sweep.forecast import Forecast, doomed, lacking_memory
 from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.locks import folder_to_itself, machine_to_itself
 from scalebench_lib.sweep.state import SPEC, Judge, State
 
 
@@ -58,13 +60,18 @@ Progress = Callable[[Step], None]
 
 @dataclass
 class Job:
-    """A sweep in its folder, checked and ready to run."""
+    """A sweep in its folder, checked and ready to run.
+
+    A visit that takes `visit_timeout` seconds is ended; by default the forecast decides.
+    """
 
     sweep: Sweep
     machine: Machine
     out: Path
     judge: Judge
     records: list[Record]
+    visit_timeout: float | None = None
+    _alone: bool = field(default=False, init=False)
 
     @classmethod
     def prepare(cls, sweep: Sweep, out: Path, retry_failed: bool = False) -> Job:
@@ -73,7 +80,9 @@ class Job:
         Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
         """
         machine = Machine.here()
+        require_installed(sweep.allocators)
         _require_usable(out)
+        _set_aside_with_notebook(out)
         records = load_records(out)
         failed = {record.config_id for record in records if record.status != "ok"}
         judge = Judge(sweep, machine, failed if retry_failed else ())
@@ -89,21 +98,46 @@ class Job:
         """Seconds that the sweep will still take, at most."""
         return Forecast(self.records).seconds(self.state.left, self.sweep.rounds)
 
+    @contextmanager
+    def alone(self, if_busy: str = "refuse") -> Iterator[None]:
+        """Keep other sweeps out of this folder, and off this machine unless told otherwise.
+
+        Raises `RequestError` where another one is there already, naming its process.
+        """
+        with _disk_errors_told(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            with folder_to_itself(self.out), machine_to_itself(str(self.out), if_busy):
+                self._catch_up()
+                self._alone = True
+                try:
+                    yield
+                finally:
+                    self._alone = False
+
     def run(
         self, progress: Progress, kernels: Kernels, budget_s: float = float("inf")
     ) -> list[Record]:
         """Run what is left, round by round; returns the new records, failed ones too.
 
         No visit is begun that would end after `budget_s` seconds. Raises `RequestError` where
-        another process runs a sweep in this folder.
+        another sweep is running, and `ScalebenchError` where the disk is full or the machine is
+        no longer what it was: then the sweep stops, and can be gone on with.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        before, deadline = len(self.records), time.monotonic() + budget_s
-        with _locked(self.out):
+        deadline = time.monotonic() + budget_s
+        with nullcontext() if self._alone else self.alone():
+            before = len(self.records)
             self._write_spec()
             for number in range(1, self.sweep.rounds + 1):
                 self._round(number, progress, kernels, deadline)
         return self.records[before:]
+
+    def _catch_up(self) -> None:
+        """What a killed sweep has left half written goes; what another has finished counts."""
+        for path in unfinished(self.out):
+            with suppress(OSError):
+                path.unlink()
+        if len(list((self.out / "records").glob("*.json"))) != len(self.records):
+            self.records[:] = load_records(self.out)
 
     def _round(self, number: int, progress: Progress, kernels: Kernels, deadline: float) -> None:
         left = [visit for visit in self.state.left if visit.number <= number]
@@ -115,7 +149,9 @@ class Job:
                 continue
             rest = forecast.seconds(visits[position:], rounds)
             progress(Step(number, visit, None, done, total, rest))
-            record = self._visit(visit, kernels)
+            self._require_same_machine()
+            limit_s = self.visit_timeout or forecast.visit_limit(visit)
+            record = self._visit(visit, kernels, limit_s)
             self.records.append(record)
             self.judge.retry.discard(record.config_id)  # once is enough
             forecast.learn(record)
@@ -124,29 +160,47 @@ class Job:
             progress(Step(number, visit, record, done, total, rest))
         self._keep_reference()
 
-    def _visit(self, visit: Visit, kernels: Kernels) -> Record:
+    def _visit(self, visit: Visit, kernels: Kernels, limit_s: float) -> Record:
         number = next_visit(self.out, visit.config)
         memory = min(psutil.virtual_memory().available, self.machine.memory_bytes)
         fitted = any(r.config_id == visit.config.id and r.status == "ok" for r in self.records)
         visit = visit.model_copy(update={"number": number, "thorough": not fitted})
-        lack = None if fitted else lacking_memory(visit, self.records, memory)
-        if lack:
+        lack = lacking_memory(visit, self.records, memory) or doomed(visit, self.records)
+        if lack and not fitted:
             return self._save_without_points(visit, "skipped", lack, datetime.now(UTC), "none")
-        return self._measured(visit, kernels)
+        return self._measured(visit, kernels, limit_s)
 
-    def _measured(self, visit: Visit, kernels: Kernels) -> Record:
+    def _measured(self, visit: Visit, kernels: Kernels, limit_s: float) -> Record:
         path = self.out / "records" / f"{visit.name}.json"
         target = self.out / "notebooks" / f"{visit.name}.ipynb"
         started = datetime.now(UTC)
         reason, kind = "the notebook wrote no record", kernels.kind
         try:
             parameters = {**visit.parameters(), "out": os.path.relpath(self.out)}
-            kernels.run(NOTEBOOKS / "measure.ipynb", target, parameters)
+            kernels.run(NOTEBOOKS / "measure.ipynb", target, parameters, limit_s=limit_s)
         except MeasurementError as error:
             reason = str(error)
         if path.exists():
-            return Record.load(path)
+            return self._of_this_machine(path)
         return self._save_without_points(visit, "failed", reason, started, kind)
+
+    def _of_this_machine(self, path: Path) -> Record:
+        """The record at `path`: set aside where the machine changed just before it was made."""
+        record = Record.load(path)
+        if changed := self.machine.differs_from(record.machine):
+            set_aside(path, f"{path.name} is of another machine ({changed})")
+            raise ScalebenchError(self._changed(changed))
+        return record
+
+    def _require_same_machine(self) -> None:
+        if changed := self.machine.differs_from(Machine.here()):
+            raise ScalebenchError(self._changed(changed))
+
+    def _changed(self, what: str) -> str:
+        return (
+            f"stopped: the machine is no longer what it was ({what}), and a sweep does not mix "
+            "two; the same command goes on when it is as before"
+        )
 
     def _save_without_points(
         self, visit: Visit, status: Status, reason: str, started: datetime, kernel: KernelKind
@@ -176,18 +230,23 @@ def _ordered(visits: list[Visit], number: int, seed: int) -> list[Visit]:
 
 
 def _require_usable(out: Path) -> None:
+    if not str(out).isprintable():
+        raise RequestError(f"{str(out)!r} cannot be printed: choose another name for the folder")
     folder = out if out.exists() else next(p for p in out.absolute().parents if p.exists())
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder: choose another place for the sweep")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RequestError(f"{folder} cannot be written: choose another place for the sweep")
-    strange = out.exists() and any(out.iterdir())
+    if (out / IMPORTED).exists():
+        raise RequestError(f"{out} holds an imported sweep: choose a new folder to measure into")
+    strange = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
     if strange and not (out / SPEC).exists() and not (out / "records").exists():
         raise RequestError(f"{out} is full of other things: choose a new folder for the sweep")
 
 
 def _require_same(sweep: Sweep, machine: Machine, out: Path, records: list[Record]) -> None:
     """Adding to a sweep needs the same machine, software, model and weights."""
+    require_one_machine(records)
     for record in records[:1]:
         config = record.config
         differing = [
@@ -197,19 +256,28 @@ def _require_same(sweep: Sweep, machine: Machine, out: Path, records: list[Recor
         ]
         other = record.machine.differs_from(machine)
         differing += [f"another machine ({other})"] if other else []
-        other = record.software.differs_from(Software.here())
+        other = record.software.differs_from(Software.here(), config.allocator)
         differing += [f"other software ({other})"] if other else []
         if differing:
             raise RequestError(f"{out} holds another sweep: {differing[0]}; use another folder")
 
 
+def _set_aside_with_notebook(out: Path) -> None:
+    """A visit whose executed notebook was damaged is measured again: they are one evidence."""
+    for notebook in (out / "notebooks").glob("[!.]*.ipynb"):
+        if not is_whole_notebook(notebook):
+            record = out / "records" / f"{notebook.stem}.json"
+            set_aside(notebook, f"{notebook.name} is damaged")
+            if record.exists():
+                set_aside(record, f"{record.name} goes with its notebook, to be measured again")
+
+
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One sweep at a time in a folder; the lock goes with its process, however that ends."""
+def _disk_errors_told(out: Path) -> Iterator[None]:
     try:
-        with filelock.FileLock(out / ".lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise RequestError(
-            f"another sweep is running in {out}: wait for it, or use another folder"
+        yield
+    except OSError as error:
+        raise ScalebenchError(
+            f"stopped: cannot write to {out} ({error.strerror or error}); what is done is kept, "
+            "and the same command goes on when that is mended"
         ) from None

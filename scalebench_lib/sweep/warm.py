@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,15 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Unicode
 
 from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.sweep.locks import socket_folder
 
 PROVISIONER = "scalebench-warm"
 """The entry point's name; see ``pyproject.toml``."""
 
 START_SECONDS = 60.0
+
+ANSWER_SECONDS = 30.0
+"""A zygote that takes longer to answer is as good as gone."""
 
 
 class NoZygoteError(ScalebenchError):
@@ -34,9 +37,9 @@ class ZygoteProcess:
     """A running zygote for one environment. Close it, or its kernels stay until we end."""
 
     def __init__(self, env: dict[str, str]) -> None:
-        self.folder = tempfile.mkdtemp(prefix="scalebench-")
-        self.socket = str(Path(self.folder) / "zygote")
-        self._errors = Path(self.folder) / "errors"
+        self.folder = socket_folder()
+        self.socket = str(self.folder / "zygote")
+        self._errors = self.folder / "errors"
         self.process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "scalebench_lib.sweep.zygote", self.socket],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **env},
@@ -97,6 +100,7 @@ class ForkedKernel:
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_SECONDS)
             connection.connect(self.zygote)
             with connection.makefile("rw") as stream:
                 stream.write(json.dumps(request) + "\n")

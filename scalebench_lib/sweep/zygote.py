@@ -11,13 +11,13 @@ it, when its standard input does: that is when the sweep is gone.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -25,6 +25,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+from scalebench_lib.processes import die_with_parent
 
 IMPORTS = (
     "IPython.core.completerlib",
@@ -110,14 +112,6 @@ class Zygote:
             os._exit(code)
 
 
-def die_with_parent() -> None:
-    """Have the kernel of the system end this process when the zygote ends, however it does."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-_PR_SET_PDEATHSIG = 1
-
-
 def reseed() -> None:
     """Forks share the state of random generators; a kernel needs its own."""
     import numpy as np
@@ -143,12 +137,15 @@ def main() -> None:
     require_single_thread()
     gc.collect()
     gc.freeze()  # what was imported is never collected again, here or in a kernel
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(sys.argv[1])
-        server.listen()
-        print("ready", flush=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what kernels may print there
-        Zygote(server).serve()
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(sys.argv[1])
+            server.listen()
+            print("ready", flush=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what kernels print there
+            Zygote(server).serve()
+    finally:
+        shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)  # a killed sweep cannot
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""What the page's script draws from: the results table, its samples and its looks, as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from scalebench_lib.analysis.looks import batch_colour, look
+from scalebench_lib.analysis.plates import ordered_optimizations
+from scalebench_lib.analysis.samples import samples_table
+from scalebench_lib.analysis.selection import SETTING, Measured, errors_db, model_title
+
+FIELDS = (
+    *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
+    *("reason", "samples", "disturbed", "visits", "latency_ms", "latency_ms_low"),
+    *("latency_ms_high", "latency_ms_raw", "peak_fraction", "sqnr_db", "coarse"),
+)
+"""The columns of the results table that the page has."""
+
+MOST_SAMPLES = 200
+"""Of each point; more would make the page large, and are thinned evenly."""
+
+
+def payload(measured: Measured) -> dict[str, Any]:
+    """The sweep for the browser: columns of equal length, samples by row, colours by name."""
+    table = measured.table.assign(sqnr_db=errors_db(measured.table))
+    return {
+        "columns": {name: [_plain(value) for value in table[name]] for name in FIELDS},
+        "samples": _samples(measured),
+        "looks": {name: look(table, name) for name in ordered_optimizations(table)},
+        "batches": {
+            str(size): [batch_colour(size), batch_colour(size, dark=True)]
+            for size in sorted({int(size) for size in table["batch_size"]})
+        },
+        "titles": {name: model_title(name) for name in table["model"].unique()},
+        "source": measured.source,
+    }
+
+
+def as_json(value: Any) -> Markup:
+    """`value` as JSON that is inert in HTML, whatever its strings hold."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - escaped just above
+
+
+def _samples(measured: Measured) -> dict[str, list[list[float]]]:
+    """By config id and threads: latencies in ms, and which of them were disturbed."""
+    table = measured.table
+    rows = {
+        (config_id, threads): row
+        for row, (config_id, threads) in enumerate(
+            zip(table["config_id"], table["threads"], strict=True)
+        )
+        if not pd.isna(threads)
+    }
+    if not rows:
+        return {}
+    found = {}
+    every = samples_table(measured.records)
+    for key, part in every.groupby(["config_id", "threads"]):
+        thin = part.iloc[:: -(-len(part) // MOST_SAMPLES)]
+        odd = np.flatnonzero(thin["disturbed"].to_numpy(bool)).tolist()
+        found[str(rows[key])] = [[_short(value) for value in thin["latency_ms"]], odd]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if pd.isna(value):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return _short(value) if isinstance(value, float | np.floating) else str(value)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,268 @@
+"""Reading the latency files that scalebench has published, into a sweep like any other."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scalebench_lib.errors import RequestError, one_line
+from scalebench_lib.imported import FILE, Imported, Milliseconds, PublishedPoint
+
+_OURS = {"eager": "none"}
+"""Published words for what has another name here; all others are kept."""
+
+_TOKENS = {"bert": 16}
+"""The files do not say how long their items are; of these models it is known."""
+
+_USUAL = {"run": "manual", "pinning": "numactl", "source": "torch", "interop_threads": 1}
+"""How most files were measured; what differs becomes part of the placement."""
+
+_THREADS_A_CORE = 2
+_ROUNDING = 1e-9
+
+Word = Annotated[str, Field(pattern=r"^[\w.+ -]{1,60}$")]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class _Row(BaseModel):
+    """A row as published, checked; `swapped` when it holds minimum, maximum, mean."""
+
+    model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
+
+    benchmark: Annotated[str, Field(pattern=r"^[\w.+-]{1,60}_(default|manual)_[\w.+-]{1,60}$")]
+    topology: Word
+    pinning: Word
+    source: Word = "torch"
+    ht: bool = False
+    allocator: Word = "default"
+    instance_id: int
+    interop_threads: Count
+    intraop_threads: Count
+    batch_size: Count
+    mean: Milliseconds = Field(alias="latency(avg)")
+    minimum: Milliseconds | None = Field(None, alias="latency(min)")
+    maximum: Milliseconds | None = Field(None, alias="latency(max)")
+    flops: Annotated[float, Field(ge=0)] = 0.0
+    swapped: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_order(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Newer files hold minimum, maximum, mean under the names minimum, mean, maximum."""
+        try:
+            mean, most = float(values["latency(avg)"]), float(values["latency(max)"])
+        except (KeyError, ValueError):
+            return values  # no such column, or no number: the fields say so
+        swapped = most < mean * (1 - _ROUNDING)
+        exchanged = {"latency(avg)": most, "latency(max)": mean, "swapped": True}
+        return {**values, **exchanged} if swapped else values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.minimum is not None and self.minimum > self.mean * (1 + _ROUNDING):
+            raise ValueError(f"no latency can be less than the minimum, {self.minimum} ms")
+        return self
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Model, run and optimization, as the benchmark's name has them."""
+        for run in ("manual", "default"):
+            model, found, optimization = self.benchmark.rpartition(f"_{run}_")
+            if found:
+                return model, run, optimization
+        raise AssertionError(self.benchmark)
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """All of the point but its latencies."""
+        model, run, optimization = self.words
+        how = {**self.model_dump(include=set(_USUAL)), "run": run}
+        unusual = [f"{name} {how[name]}" for name, usual in _USUAL.items() if how[name] != usual]
+        return {
+            "model": model,
+            "optimization": _OURS.get(optimization, optimization),
+            "smt": self.ht,
+            "placement": ", ".join([self.topology, *unusual]),
+            "allocator": self.allocator,
+            "seq_len": _TOKENS.get(model, 0),
+            "batch_size": self.batch_size,
+            "threads": self.intraop_threads,
+            "cores": self.intraop_threads / (_THREADS_A_CORE if self.ht else 1),
+            "pinned": run == "manual" and self.pinning != "none",
+        }
+
+
+_COLUMNS = {field.alias or name: field for name, field in _Row.model_fields.items()}
+_LATENCY = {"latency(min)", "latency(avg)", "latency(max)"}
+
+
+def import_published(path: Path, out: Path, machine: str | None = None) -> Imported:
+    """Import the published file at `path` into the new folder `out`, whole or not at all.
+
+    `machine` is a name for the machine, which the files do not tell. Raises `RequestError`,
+    naming the line, where the file cannot be read, or where `out` holds anything.
+    """
+    _require_new(out)
+    imported = read_published(path, machine)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        imported.save(out)
+    except OSError as error:
+        raise RequestError(f"cannot write {out / FILE}: {error.strerror}") from None
+    return imported
+
+
+def _require_new(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file: choose a new folder for the import")
+    if out.exists() and any(out.iterdir()):
+        raise RequestError(f"{out} is not empty: choose a new folder for the import")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RequestError(f"{there} cannot be written: choose another place for the import")
+
+
+def read_published(path: Path, machine: str | None = None) -> Imported:
+    """The points of the published file at `path`, with notes on what to know of them.
+
+    Raises `RequestError`, naming the line, where it is damaged or not such a file.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path} is not a text file: give a published latency CSV") from None
+    header, rows = _rows(path, text)
+    points = tuple(_points(rows.values()))
+    return Imported(
+        file=path.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        imported=datetime.now(UTC),
+        machine=machine,
+        notes=(*_about_file(header, list(rows.values())), *_about_points(points)),
+        points=points,
+    )
+
+
+def _rows(path: Path, text: str) -> tuple[list[str], dict[int, _Row]]:
+    """The names of the columns, and the rows by line number."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: dict[int, _Row] = {}
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _require_columns(header)
+        for cells in reader:
+            if cells:
+                rows[reader.line_num] = _row(header, cells)
+        _require_alone(rows)
+    except (ValueError, csv.Error) as error:
+        where = f"{path.name}, line {max(reader.line_num, 1)}"
+        raise RequestError(f"{where}: {error}; nothing was imported") from None
+    return header, rows
+
+
+def _require_columns(header: list[str]) -> None:
+    needed = {name for name, field in _COLUMNS.items() if field.is_required()} | _LATENCY
+    if "throughput" in header and not _LATENCY & set(header):
+        needed -= _LATENCY
+    lacking = sorted(needed - set(header))
+    if lacking:
+        raise ValueError(f"no column {lacking[0]!r}: give a published scalebench latency CSV")
+    if len(set(header)) < len(header):
+        raise ValueError("a column's name stands there twice")
+
+
+def _row(header: list[str], cells: list[str]) -> _Row:
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} cells where the first line names {len(header)} columns")
+    values: dict[str, Any] = dict(zip(header, cells, strict=True))
+    values.pop("swapped", None)
+    if "latency(avg)" not in values:
+        values["latency(avg)"] = _mean_of(values)
+    try:
+        return _Row(**values)
+    except ValidationError as error:
+        raise ValueError(one_line(error)) from None
+
+
+def _mean_of(values: dict[str, Any]) -> float:
+    """A throughput file's mean latency in ms; its throughput is items over time."""
+    try:
+        return 1e3 * int(values["batch_size"]) / float(values["throughput"])
+    except (ValueError, ZeroDivisionError):
+        both = f"{values['batch_size']!r} and {values['throughput']!r}"
+        raise ValueError(f"batch_size, throughput: must be above 0, not {both}") from None
+
+
+def _require_alone(rows: dict[int, _Row]) -> None:
+    """Copies of a model that ran beside each other do not say how fast it is alone."""
+    if not rows:
+        raise ValueError("no rows under the names of the columns")
+    instances = sorted({row.instance_id for row in rows.values()})
+    if len(instances) > 1:
+        raise ValueError(
+            f"{len(instances)} instances ran beside each other (instance_id {instances[0]}, "
+            f"{instances[1]} …), which is not how fast one runs alone: give a file of one instance"
+        )
+
+
+def _points(rows: Iterable[_Row]) -> Iterator[PublishedPoint]:
+    """One point for all the rows of it; the same row twice counts once."""
+    gathered: dict[tuple[Any, ...], list[_Row]] = defaultdict(list)
+    for row in dict.fromkeys(rows):
+        gathered[tuple(row.point.values())].append(row)
+    for alike in gathered.values():
+        least = [row.minimum for row in alike if row.minimum is not None]
+        most = [row.maximum for row in alike if row.maximum is not None]
+        yield PublishedPoint(
+            **alike[0].point,
+            latency_ms_mean=sum(row.mean for row in alike) / len(alike),
+            latency_ms_min=min(least, default=None),
+            latency_ms_max=max(most, default=None),
+            rows=len(alike),
+        )
+
+
+def _about_file(header: list[str], rows: list[_Row]) -> Iterator[str]:
+    """What to know of the file itself, a sentence each."""
+    swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
+    unknown = [name for name in header if name not in {*_COLUMNS, "throughput"}]
+    if "latency(avg)" not in header:
+        yield "A throughput file: mean latencies are batch size / throughput, minima are not known."
+    if swapped:
+        yield (
+            f"In {swapped} of {len(rows)} rows latency(max) is less than latency(avg): they hold "
+            "minimum, maximum, mean, and were read so."
+        )
+    if twice:
+        yield f"Rows that stand in the file twice and count once: {twice}."
+    if unknown:
+        yield f"Columns that are not known were left out: {', '.join(unknown)}."
+    if "ht" not in header:
+        yield "The file does not tell of hyper-threading (ht): taken as off."
+    if any(row.flops for row in rows):
+        yield "The column flops was left out: files differ in what it means."
+
+
+def _about_points(points: tuple[PublishedPoint, ...]) -> Iterator[str]:
+    """What to know of the points, a sentence each."""
+    several = sum(point.rows > 1 for point in points)
+    if several:
+        yield f"Points whose means are those of several runs, averaged: {several}."
+    if any(point.smt for point in points):
+        yield f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core."
+    if any((point.model, point.optimization) == ("bert", "script") for point in points):
+        yield "What is published as script for BERT was never TorchScript: it ran eagerly."
+    if any(not point.seq_len for point in points):
+        yield "The file does not tell how long an item is."

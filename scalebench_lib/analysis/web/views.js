@@ -1,0 +1,169 @@
+"use strict";
+// What a picture shows: from rows and choices to lines, cells or dots, and to words.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const ROWS = DATA.columns.model.map((_, i) => Object.fromEntries([["i", i],
+  ...Object.entries(DATA.columns).map(([name, values]) => [name, values[i]])]));
+const SETTING = ["model", "machine", "seq_len", "placement", "allocator", "device"];
+const SEVERAL_SMT = new Set(ROWS.map(row => row.smt)).size > 1;
+const AXES = {latency: "latency of one batch (ms)", throughput: "throughput (inferences/s)"};
+
+function unique(rows, name) {
+  return [...new Set(rows.map(row => row[name]))].filter(v => v !== null)
+    .sort((a, b) => typeof a === "string" ? a.localeCompare(b) : a - b);
+}
+
+function inSetting(state) { return ROWS.filter(row => SETTING.every(name => state[name] === undefined || String(row[name]) === String(state[name]))); }
+
+function latencyOf(row, numbers) {
+  return numbers === "raw" ? {y: row.latency_ms_raw, low: null, high: null}
+    : {y: row.latency_ms, low: row.latency_ms_low || null, high: row.latency_ms_high};
+}
+
+function turned({y, low, high}, by) { return {y: by / y, low: high ? by / high : null, high: low ? by / low : null}; }
+
+function metricOf(row, state) {
+  const latency = latencyOf(row, state.numbers);
+  return state.metric === "throughput" ? turned(latency, 1e3 * row.batch_size) : latency;
+}
+
+// Independent errors add in logarithms; a point over itself has none.
+function speedup(row, basis, numbers) {
+  if (row === basis) return {y: 1, low: 1, high: 1};
+  const a = latencyOf(basis, numbers), b = latencyOf(row, numbers), y = a.y / b.y;
+  if (!(a.low && a.high && b.low && b.high)) return {y, low: null, high: null};
+  const down = Math.hypot(Math.log(a.y / a.low), Math.log(b.high / b.y)), up = Math.hypot(Math.log(a.high / a.y), Math.log(b.y / b.low));
+  return {y, low: y * Math.exp(-down), high: y * Math.exp(up)};
+}
+
+function configWords(row) { return SEVERAL_SMT ? `${row.optimization}, SMT ${row.smt ? "on" : "off"}` : row.optimization; }
+
+function told(row, value, unit) {
+  const lines = [`${configWords(row)}, batch ${row.batch_size}, ${row.threads} thread${row.threads === 1 ? "" : "s"}`,
+    `${number(value.y)} ${unit}`];
+  if (value.low && value.high) lines.push(`95 % interval ${number(value.low)} – ${number(value.high)}`);
+  lines.push(`${row.samples} samples${row.disturbed ? `, ${row.disturbed} disturbed` : ""}${row.coarse ? ", coarse" : ""}`);
+  if (row.sqnr_db !== null) lines.push(`SQNR ${number(row.sqnr_db)} dB`);
+  return lines.join("\n");
+}
+
+function point(row, x, value, unit) { return {x, ...value, row, coarse: row.coarse, told: told(row, value, unit)}; }
+
+function unit(state) { return state.metric === "throughput" ? "inferences/s" : "ms"; }
+
+function makeLine(rows, x, label, look, value, unitWord) {
+  const ok = rows.filter(row => row.status === "ok" && row[x] !== null), points = ok.map(row => [row, value(row)])
+    .filter(([, v]) => v && Number.isFinite(v.y)).map(([row, v]) => point(row, row[x], v, unitWord)).sort((a, b) => a.x - b.x);
+  const gone = rows.filter(row => row.status !== "ok" && row[x] !== null).map(row => row[x]);
+  return {label, ...look, dashed: rows[0].smt, points, gone};
+}
+
+function configLook(row) { const [colour, marker] = DATA.looks[row.optimization]; return {colour, marker}; }
+function batchLook(size) { return {colour: `var(--batch-${size})`, marker: "o", dashed: false}; }
+
+function byConfig(rows, make) {
+  return d3.groups(rows, configWords).map(([label, part]) => make(label, part)).filter(line => line.points.length || line.gone.length || line.failed);
+}
+
+function best(rows, threads) {
+  const ok = rows.filter(row => row.status === "ok" && (threads === "best" || row.threads === +threads));
+  return d3.groups(ok, row => [row.batch_size, row.optimization, row.smt].join("|")).map(([, part]) => d3.least(part, row => row.latency_ms));
+}
+
+function ideal(label, xs, y) { return {label, colour: "var(--soft)", ideal: true, points: xs.map(x => ({x, y: y(x)})), gone: []}; }
+
+function threadsWords(state) { return state.threads === "best" ? "each at its best thread count" : `${state.threads} threads`; }
+
+const VIEWS = {
+  batch: {name: "One batch size, by cores", controls: ["metric", "batch"], make(rows, state) {
+    const chosen = rows.filter(row => row.batch_size === +state.batch);
+    const lines = d3.groups(chosen, configWords).map(([label, part]) => makeLine(part, "cores", label, configLook(part[0]), row => metricOf(row, state), unit(state)));
+    return {title: `${state.metric}, batch size ${state.batch}, by cores`, lines, xLabel: "cores", yLabel: AXES[state.metric], chosen};
+  }},
+  optimization: {name: "One optimization, by threads", controls: ["metric", "optimization", "smt"], make(rows, state) {
+    const chosen = rows.filter(row => row.optimization === state.optimization && String(row.smt) === state.smt);
+    const lines = d3.groups(chosen, row => row.batch_size).sort((a, b) => a[0] - b[0])
+      .map(([size, part]) => makeLine(part, "threads", `batch ${size}`, batchLook(size), row => metricOf(row, state), unit(state)));
+    return {title: `${state.metric}, ${state.optimization}, SMT ${state.smt === "true" ? "on" : "off"}, by threads`, lines, xLabel: "threads", yLabel: AXES[state.metric], chosen};
+  }},
+  sizes: {name: "By batch size", controls: ["metric", "threads"], make(rows, state) {
+    const chosen = [...best(rows, state.threads), ...rows.filter(row => row.status !== "ok")];
+    const lines = byConfig(chosen, (label, part) => makeLine(part, "batch_size", label, configLook(part[0]), row => metricOf(row, state), unit(state)));
+    return {title: `${state.metric} by batch size, ${threadsWords(state)}`, lines, xLabel: "batch size", yLabel: AXES[state.metric], doubling: true, chosen};
+  }},
+  eager: {name: "Speed-up over eager", controls: ["threads"], make(rows, state) {
+    const points = best(rows, state.threads), eager = new Map(points.filter(r => r.optimization === "none").map(r => [`${r.batch_size}|${r.smt}`, r]));
+    const chosen = [...points, ...rows.filter(row => row.status !== "ok")].filter(row => row.optimization !== "none");
+    const lines = byConfig(chosen, (label, part) => {
+      const worst = d3.min(part, row => row.sqnr_db);
+      return makeLine(part, "batch_size", worst ? `${label} · ${worst.toFixed(0)} dB` : label, configLook(part[0]), row => {
+        const basis = eager.get(`${row.batch_size}|${row.smt}`);
+        return basis && speedup(row, basis, state.numbers);
+      }, "× eager");
+    });
+    const xs = d3.extent(lines.flatMap(line => line.points), p => p.x);
+    if (lines.some(line => line.points.length)) lines.push(ideal("eager", xs, () => 1));
+    return {title: `speed-up over eager by batch size, ${threadsWords(state)}`, lines, xLabel: "batch size", yLabel: "speed-up over eager (×)", doubling: true, chosen};
+  }},
+  scaling: {name: "Speed-up over one thread", controls: ["optimization", "smt"], make(rows, state) {
+    const chosen = rows.filter(row => row.optimization === state.optimization && String(row.smt) === state.smt);
+    const single = new Map(chosen.filter(row => row.threads === 1).map(row => [row.batch_size, row]));
+    const lines = d3.groups(chosen, row => row.batch_size).sort((a, b) => a[0] - b[0]).map(([size, part]) => makeLine(part, "threads", `batch ${size}`, batchLook(size),
+      row => single.has(row.batch_size) && speedup(row, single.get(row.batch_size), state.numbers), "× 1 thread"));
+    if (lines.some(line => line.points.length)) lines.push(ideal("ideal", unique(chosen, "threads"), x => x));
+    return {title: `speed-up over 1 thread, ${state.optimization}`, lines, xLabel: "threads", yLabel: "speed-up over 1 thread (×)", chosen};
+  }},
+  heat: {name: "Heat map: batch size × threads", controls: ["metric", "optimization", "smt"], make(rows, state) {
+    const chosen = rows.filter(row => row.optimization === state.optimization && String(row.smt) === state.smt);
+    const cells = chosen.filter(row => row.status === "ok").map(row => { const v = metricOf(row, state);
+      return {x: row.threads, y: row.batch_size, value: v.y, told: told(row, v, unit(state))}; });
+    const gone = chosen.filter(row => row.status !== "ok").map(row => ({y: row.batch_size}));
+    return {title: `${AXES[state.metric]}, ${state.optimization}`, cells, gone, xLabel: "threads", yLabel: "batch size", reverse: state.metric === "latency", chosen};
+  }},
+  peak: {name: "Share of the machine's peak", controls: ["threads"], make(rows, state) {
+    const chosen = best(rows, state.threads).filter(row => row.peak_fraction !== null);
+    const lines = byConfig(chosen, (label, part) => makeLine(part, "batch_size", label, configLook(part[0]),
+      row => turned(latencyOf(row, state.numbers), 100 * row.peak_fraction * row.latency_ms), "% of peak"));
+    return {title: `share of this machine's fp32 peak, ${threadsWords(state)}`, lines, xLabel: "batch size", yLabel: "share of fp32 peak (%)", doubling: true, chosen};
+  }},
+  samples: {name: "Every sample of a batch size", controls: ["batch", "optimization", "smt"], make(rows, state) {
+    const chosen = rows.filter(row => row.batch_size === +state.batch && row.optimization === state.optimization && String(row.smt) === state.smt);
+    const groups = chosen.filter(row => DATA.samples[row.i]).map(row => ({label: `${row.threads} thread${row.threads === 1 ? "" : "s"}`,
+      colour: configLook(row).colour, values: DATA.samples[row.i][0], odd: new Set(DATA.samples[row.i][1])}));
+    return {title: `every pass, batch size ${state.batch}, ${state.optimization}`, groups, yLabel: "latency of a pass (ms)", chosen};
+  }},
+};
+
+function missing(rows) {
+  return rows.filter(row => row.status !== "ok").map(row => `batch ${row.batch_size}, ${configWords(row)}: ${row.status}, ${row.reason}`);
+}
+
+// The alternative text: what a reader of the picture would take from it.
+function summary(picture) {
+  if (picture.lines) return picture.lines.filter(line => line.points.length && !line.ideal).map(line => {
+    const first = line.points[0], last = line.points.at(-1);
+    return `${line.label}: ${number(first.y)} at ${plain(first.x)}` + (last === first ? "" : `, ${number(last.y)} at ${plain(last.x)}`);
+  }).join("; ");
+  if (picture.cells) return `From ${number(d3.min(picture.cells, c => c.value))} to ${number(d3.max(picture.cells, c => c.value))} over ${picture.cells.length} points`;
+  return picture.groups.map(group => `${group.label}: median ${number(d3.median(group.values))} ms of ${group.values.length}, ${group.odd.size} disturbed`).join("; ");
+}
+
+// The picture of `state` in `figure`, with its title, alternative text and caption.
+function show(figure, state) {
+  const rows = inSetting(state), picture = VIEWS[state.view].make(rows, state), title = `${DATA.titles[state.model] || state.model} ${picture.title}`;
+  const empty = !(picture.lines?.some(line => line.points.length && !line.ideal) || picture.cells?.length || picture.groups?.length);
+  const gone = missing(picture.chosen), where = `${DATA.source} · ${state.seq_len} tokens · ${state.numbers === "raw" ? "raw medians, no interval" : "at reference speed; bands and bars: 95 % interval; hollow: coarse"}`;
+  const holder = document.createElement("div"), heading = document.createElement("p"), caption = document.createElement("figcaption");
+  heading.className = "picture-title"; heading.textContent = title;
+  holder.className = "picture";
+  if (empty) { holder.textContent = gone.length ? `Not measured. ${gone.join("; ")}` : "Nothing of this was measured."; holder.classList.add("note"); }
+  else {
+    const options = {...picture, scale: state.scale, width: Math.max(320, Math.min(940, figure.clientWidth || 860))};
+    const svg = (picture.cells ? drawCells : picture.groups ? drawDots : drawLines)(options);
+    svg.setAttribute("role", "img"); svg.setAttribute("aria-label", `${title}. ${summary(picture)}.`);
+    holder.append(svg);
+  }
+  caption.textContent = [where, ...(empty ? [] : gone.slice(0, 5)), gone.length > 5 ? `… and ${gone.length - 5} more that failed or were skipped` : ""].filter(Boolean).join("\n");
+  figure.replaceChildren(heading, holder, caption);
+  return picture;
+}

@@ -1,0 +1,308 @@
+"""From a request to a decision: the plan to run, what it is held against, and the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from scalebench_lib.config import Config, Whole, Words
+from scalebench_lib.errors import MeasurementError, RequestError
+from scalebench_lib.machine import Core, Machine
+from scalebench_lib.plan.candidates import candidates, even, fat, thin
+from scalebench_lib.plan.interference import Interference, Observation, observation, shape
+from scalebench_lib.plan.placing import Placed, placed
+from scalebench_lib.plan.planner import Plan, Planner
+from scalebench_lib.plan.profile import Profile
+from scalebench_lib.plan.proof import Limits, Proof, Ratio, Run, Say, speedup
+from scalebench_lib.record import Record, load_records
+from scalebench_lib.reference import Reference, reference_for
+from scalebench_lib.results import load_results
+
+__all__ = ["Decision", "Entry", "Ground", "Limits", "Request", "choose", "decide", "prove"]
+
+CANDIDATES = 3
+"""How many plans a proof runs beside the baselines."""
+
+
+class Request(Words):
+    """What is asked: the best plan for `batch_size`, or of most throughput within `slo_ms`.
+
+    `threads` counts physical cores. What is not given is 0 or empty: all cores, any
+    optimization, and the only model and sequence length that there is.
+    """
+
+    batch_size: Whole = 0
+    threads: Whole = 0
+    optimization: str = ""
+    slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.0
+    model: str = ""
+    seq_len: Whole = 0
+
+    @classmethod
+    def of(cls, **values: Any) -> Request:
+        """Check `values` (None: not given); `RequestError` where they are wrong or too few."""
+        given = {name: value for name, value in values.items() if value is not None}
+        if not {"batch_size", "slo_ms"} & given.keys():
+            raise RequestError("name a batch size, or a latency limit with slo_ms, or both")
+        return cls.checked(given)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a decision stands on: the profile, the cores to use, and what was learned before."""
+
+    out: Path
+    profile: Profile
+    machine: Machine
+    cores: int
+    records: tuple[Record, ...]
+    learned: Interference
+
+    @classmethod
+    def load(cls, out: Path, model: str = "", seq_len: int = 0) -> Ground:
+        """Read the sweep in folder `out`; `RequestError` says what it lacks, and what it has."""
+        table, records = load_results(out), tuple(load_records(out))
+        profile = Profile.of(table, model=model or None, seq_len=seq_len or None)
+        machine = _machine(profile, table, records)
+        most = machine.max_threads(smt=False)
+        return cls(out, profile, machine, most, records, Interference.load(out))
+
+    def narrowed(self, request: Request) -> Ground:
+        """Only the cores and the optimization that `request` allows."""
+        if request.threads > self.cores:
+            raise RequestError(
+                f"threads: {request.threads} is more than the {self.cores} "
+                f"core{'s' * (self.cores != 1)} of {self.profile.machine}, "
+                f"where this sweep was measured: use at most {self.cores}"
+            )
+        profile = self.profile.only(request.optimization or None)
+        return replace(self, profile=profile, cores=request.threads or self.cores)
+
+    @cached_property
+    def planner(self) -> Planner:
+        """Plans with the slow-down that was learned so far."""
+        return Planner(self.profile.options, self.cores, self.exponent)
+
+    @property
+    def exponent(self) -> float:
+        """How instances slow each other down; see `planner`."""
+        return self.learned.exponent(self.profile)
+
+    @property
+    def seen(self) -> list[Observation]:
+        """The plans of this profile's model that were run, by batch size."""
+        runs = self.learned.about(self.profile)
+        return sorted(runs, key=lambda run: sum(one.batch_size for one in run.instances))
+
+    def best(self, request: Request) -> Plan:
+        """The best plan; `RequestError` where there is none, with the nearest that there is."""
+        if not request.batch_size:
+            return self.planner.under(request.slo_ms)
+        best = self.candidates(request.batch_size)[0]
+        if request.slo_ms and best.predicted_ms > request.slo_ms:
+            less = self.planner.under(request.slo_ms)
+            raise RequestError(
+                f"slo_ms: batch {request.batch_size} takes {best.predicted_ms:.4g} ms at least; "
+                f"within {request.slo_ms:g} ms the largest is batch {less.batch_size} "
+                f"in {less.predicted_ms:.4g} ms, {less}"
+            )
+        return best
+
+    def candidates(self, batch_size: int) -> list[Plan]:
+        """The plans that promise most, the best first."""
+        return candidates(self.profile, self.cores, batch_size, self.learned, CANDIDATES)
+
+    def fat(self, batch_size: int) -> Plan | None:
+        """The one-instance baseline with what is known of it, if it was profiled."""
+        plan = fat(self.profile, self.cores, batch_size)
+        return plan and self.learned.known(plan, self.profile)
+
+    def thin(self, batch_size: int) -> Plan | None:
+        """The baseline of one thread an instance with what is known of it, if there is one."""
+        plan = thin(self.profile, self.cores, batch_size, self.exponent)
+        return plan and self.learned.known(plan, self.profile)
+
+    def proof(self, limits: Limits, say: Say) -> Proof:
+        """The means to run plans here; `RequestError` where the sweep is of another machine."""
+        here = Machine.here()
+        if not self.records:
+            raise RequestError("this sweep was imported: only one measured here can be verified")
+        if differs := self.machine.differs_from(here):
+            raise RequestError(
+                f"this sweep was measured on {self.machine.title}, which differs from this machine "
+                f"in its {differs}: verify there, or measure here"
+            )
+        config = self._config()
+        known = reference_for(self.out, list(self.records)).probe_ns
+        reference = known.get(Reference.key(config, self.cores), np.nan)
+        return Proof(config, here, self.cores, reference, limits, say)
+
+    def _config(self) -> Config:
+        """What all instances have in common: model, weights, seed, tokens, placement."""
+        profile = self.profile
+        wanted = (profile.model, profile.seq_len, profile.placement)
+        alike = (record.config for record in self.records if record.points)
+        found = next(one for one in alike if (one.model, one.seq_len, one.placement) == wanted)
+        return found.model_copy(update={"smt": False})
+
+
+def _machine(profile: Profile, table: pd.DataFrame, records: Iterable[Record]) -> Machine:
+    """The machine of the records; of an imported sweep what its rows tell of one."""
+    for record in records:
+        if record.machine.name == profile.machine:
+            return record.machine
+    rows = table[(table["machine"] == profile.machine) & (table["status"] == "ok")]
+    count = int(np.ceil(rows["cores"].max()))
+    width = int(np.ceil((rows["threads"] / rows["cores"]).max()))
+    cores = [Core(cpus=tuple(range(first, width * count, count))) for first in range(count)]
+    unknown = {"system": "unknown", "kernel": "unknown", "architecture": "unknown"}
+    return Machine(cpu_model=profile.machine, cores=tuple(cores), memory_bytes=1, **unknown)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plan under consideration: what it is called, and its run where it was run."""
+
+    plan: Plan
+    names: tuple[str, ...]
+    run: Run | None = None
+
+    @property
+    def measured_ms(self) -> tuple[float, float, float] | None:
+        """Latency, low and high as measured, if it was."""
+        return self.run.measured_ms if self.run and self.run.headline else None
+
+    @property
+    def latency_ms(self) -> float:
+        """The best that is known: measured, or else predicted; nan where neither is."""
+        return self.measured_ms[0] if self.measured_ms else self.plan.predicted_ms
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The plan to run, among the entries it was chosen from; `proved` where they were run."""
+
+    ground: Ground
+    request: Request
+    best: Entry
+    entries: tuple[Entry, ...]
+    proved: bool = False
+
+    def named(self, name: str) -> Entry | None:
+        """The entry of that name, if any: ``fat``, ``thin``."""
+        return next((one for one in self.entries if name in one.names), None)
+
+    @property
+    def placed(self) -> tuple[Placed, ...]:
+        """The chosen plan's instances on their CPUs."""
+        return placed(self.best.plan, self.ground.machine, self.ground.profile.placement)
+
+    def over(self, other: Entry, one: Entry | None = None) -> Ratio | None:
+        """How much faster the chosen plan (or `one`) is than `other`; None where not known."""
+        one = one or self.best
+        if self.proved:
+            return speedup(one.run, other.run) if one.run and other.run else None
+        return _predicted_speedup(one.plan, other.plan)
+
+
+def _predicted_speedup(plan: Plan, other: Plan) -> Ratio | None:
+    """The ratio of predictions, its interval that of the slowest instances' profiled points."""
+    value = other.predicted_ms / plan.predicted_ms
+    if np.isnan(value):
+        return None
+    reach = float(np.hypot(_reach(plan), _reach(other)))
+    return Ratio(value, value * float(np.exp(-reach)), value * float(np.exp(reach)))
+
+
+def _reach(plan: Plan) -> float:
+    slowest = plan.slowest
+    return float("inf") if slowest.high_ms is None else np.log(slowest.high_ms / slowest.latency_ms)
+
+
+def decide(out: Path, request: Request) -> Decision:
+    """The plan that the sweep in folder `out` predicts to be best; nothing is run.
+
+    Raises `RequestError` for what cannot be had, with the nearest that can.
+    """
+    return choose(Ground.load(out, request.model, request.seq_len), request)
+
+
+def choose(whole: Ground, request: Request) -> Decision:
+    """`decide`, with what was read before."""
+    ground = whole.narrowed(request)
+    best = ground.best(request)
+    size = best.batch_size
+    called = [("best", best), ("fat", ground.fat(size)), ("thin", ground.thin(size))]
+    entries = _entries(called)
+    return Decision(ground, request, entries[0], entries)
+
+
+def prove(decision: Decision, limits: Limits | None = None, say: Say = lambda _: None) -> Decision:
+    """Run the plans that promise most and the baselines; the best *measured* is the answer.
+
+    What their instances do to each other is kept with the sweep. Raises `RequestError` on
+    another machine than the sweep's, `MeasurementError` where no plan could be run.
+    """
+    ground, best = decision.ground, decision.best.plan
+    size = best.batch_size
+    others = ground.candidates(size)
+    called = [("fat", _run_fat(ground, best)), ("thin", _run_thin(ground, best)), ("best", best)]
+    entries = _entries([*called, *(("candidate", plan) for plan in others)])
+    proof = ground.proof(limits or Limits(), say)
+    runs = proof.run([entry.plan for entry in entries])
+    entries = tuple(replace(one, run=run) for one, run in zip(entries, runs, strict=True))
+    _learn(ground, runs)
+    return replace(decision, best=_fastest(entries), entries=entries, proved=True)
+
+
+def _run_fat(ground: Ground, best: Plan) -> Plan | None:
+    """The one-instance baseline; to be run, it need not have been profiled."""
+    return ground.fat(best.batch_size) or even(best, 1, ground.cores)
+
+
+def _run_thin(ground: Ground, best: Plan) -> Plan | None:
+    """The baseline of one thread an instance on as many cores as there are items for."""
+    count = min(ground.cores, best.batch_size)
+    found = ground.thin(best.batch_size)
+    if found and len(found.instances) == count:
+        return found
+    return even(best, count, 1) or found
+
+
+def _entries(called: Iterable[tuple[str, Plan | None]]) -> tuple[Entry, ...]:
+    """An entry for each different plan, with all its names."""
+    entries: dict[Any, Entry] = {}
+    for name, plan in called:
+        if plan:
+            first = entries.setdefault(shape(plan.instances), Entry(plan, ()))
+            entries[shape(plan.instances)] = replace(first, names=(*first.names, name))
+    return tuple(entries.values())
+
+
+def _fastest(entries: Sequence[Entry]) -> Entry:
+    """The best measured."""
+    run = [entry for entry in entries if entry.measured_ms]
+    if not run:
+        reasons = "; ".join(f"{one.plan}: {one.run.reason}" for one in entries if one.run)
+        raise MeasurementError(f"no plan could be run: {reasons}")
+    return min(run, key=lambda entry: entry.latency_ms)
+
+
+def _learn(ground: Ground, runs: Iterable[Run]) -> None:
+    """Keep what was measured with the sweep; read again first, another proof may have ended."""
+    now = datetime.now(UTC)
+    seen = [
+        observation(ground.profile, run.plan, now, run.measured_ms)
+        for run in runs
+        if run.headline and np.isfinite(run.plan.predicted_ms)
+    ]
+    if seen:
+        Interference.load(ground.out).with_runs(seen).save(ground.out)

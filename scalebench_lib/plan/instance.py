@@ -1,0 +1,118 @@
+"""One instance of a plan, or the probe beside them: a process that computes when it is told to.
+
+Runs as ``python -m scalebench_lib.plan.instance FD``. The first JSON message on that pipe is its
+`Role`. It answers with ``{"ready": seconds}``, and from then on each ``{"start_ns": n}`` with
+``{"began_ns": n, "ended_ns": n}`` on the clock that all processes share. Between messages it
+sleeps. It ends with its parent, or with the pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from scalebench_lib.config import Config, Words
+from scalebench_lib.processes import die_with_parent
+
+_AWAKE_NS = 300_000
+"""A sleep ends up to this late; the rest of the wait is spent awake, on a CPU of one's own."""
+
+_ROTATION = 4
+"""Inputs that passes take in turn, as in a measurement."""
+
+_WARMUP_S = 1.0
+"""So long, and one pass at least, before an instance is ready."""
+
+
+class Role(Words):
+    """What the process is: a copy of the model of `config`, or the probe where that is None."""
+
+    config: Config | None
+    threads: int
+    cpus: tuple[int, ...]
+    pinnable: bool = True
+
+
+def main(pipe: Connection) -> None:
+    """Become what the first message says, then compute at each start that is sent."""
+    start = time.perf_counter()
+    role = Role.model_validate(_receive(pipe))
+    if role.pinnable:
+        os.sched_setaffinity(0, role.cpus)  # whatever the libraries start will inherit it
+    with suppress(EOFError):
+        _serve(pipe, role, start)
+
+
+def _serve(pipe: Connection, role: Role, start: float) -> None:
+    import torch
+
+    with torch.inference_mode():
+        work = _probe(role) if role.config is None else _model(role, role.config)
+        _send(pipe, ready=time.perf_counter() - start)
+        while True:
+            _wait_until(_receive(pipe)["start_ns"])
+            began = time.perf_counter_ns()
+            work()
+            _send(pipe, began_ns=began, ended_ns=time.perf_counter_ns())
+
+
+def _model(role: Role, config: Config) -> Callable[[], object]:
+    """The optimized model on its CPUs, warm."""
+    from scalebench_lib.measure import models, optimizations
+    from scalebench_lib.measure.bench import Bench
+
+    threads = len(role.cpus)
+    bench = Bench((threads,), lambda _: role.cpus, role.pinnable)
+    bench.switch(threads)
+    model = models.build(config)
+    batches = [model.inputs(config.batch_size, config.seed + k) for k in range(_ROTATION)]
+    subject = optimizations.Subject(model, batches[0], config)
+    apply = optimizations.REGISTRY[config.optimization].apply
+    bench.take(lambda: apply(subject), batches)
+    bench.check(bench.pass_once)
+    _warm_up(bench.pass_once)
+    return bench.pass_once
+
+
+def _probe(role: Role) -> Callable[[], object]:
+    from scalebench_lib.measure.pinning import pin_team
+    from scalebench_lib.measure.probe import Probe
+
+    pin_team(role.cpus, role.pinnable)
+    return Probe()
+
+
+def _warm_up(run: Callable[[], object]) -> None:
+    end = time.perf_counter() + _WARMUP_S
+    while time.perf_counter() < end:
+        run()
+
+
+def _wait_until(start_ns: int) -> None:
+    time.sleep(max(0.0, (start_ns - time.perf_counter_ns() - _AWAKE_NS) / 1e9))
+    while time.perf_counter_ns() < start_ns:
+        pass
+
+
+def _receive(pipe: Connection) -> Any:
+    return json.loads(pipe.recv_bytes())
+
+
+def _send(pipe: Connection, **message: Any) -> None:
+    pipe.send_bytes(json.dumps(message).encode())
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Serve on the pipe whose file descriptor is the only argument."""
+    die_with_parent()
+    main(Connection(int(arguments[0])))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

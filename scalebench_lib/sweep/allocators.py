@@ -1,0 +1,65 @@
+"""Finding memory allocators and preloading them: a process gets its malloc when it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from ctypes.util import find_library
+from pathlib import Path
+
+from scalebench_lib.config import Allocator
+from scalebench_lib.errors import RequestError
+
+_LIBRARIES = {
+    "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"),
+    "jemalloc": ("libjemalloc.so.2",),
+}
+"""By preference: of tcmalloc, the library without its profilers."""
+
+_INSTALL = {
+    "tcmalloc": "'apt install libtcmalloc-minimal4' or 'conda install gperftools'",
+    "jemalloc": "'apt install libjemalloc2' or 'conda install jemalloc'",
+}
+
+
+def require_installed(allocators: Iterable[Allocator]) -> None:
+    """Raise `RequestError`, naming the package to install, unless each can be preloaded."""
+    for allocator in allocators:
+        library(allocator)
+
+
+def preload(allocator: Allocator) -> dict[str, str]:
+    """The environment that makes a new process use `allocator`, whatever ours preloads.
+
+    Raises `RequestError` where its library is not installed.
+    """
+    others = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    kept = [path for path in others if not _is_allocator(path)]
+    return {"LD_PRELOAD": ":".join([*filter(None, [library(allocator)]), *kept])}
+
+
+def library(allocator: Allocator) -> str | None:
+    """What to preload for `allocator`: a path, or a name that the loader finds; none by default."""
+    if allocator == "default":
+        return None
+    if not sys.platform.startswith("linux"):
+        raise RequestError(f"allocator {allocator!r} needs LD_PRELOAD, which only Linux has")
+    found = next(_candidates(allocator), None)
+    if found is None:
+        raise RequestError(f"allocator {allocator!r} is not installed: {_INSTALL[allocator]}")
+    return found
+
+
+def _candidates(allocator: Allocator) -> Iterator[str]:
+    for name in _LIBRARIES[allocator]:
+        for prefix in dict.fromkeys((sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix))):
+            if (path := Path(prefix) / "lib" / name).exists():
+                yield str(path)
+        stem = name.removeprefix("lib").partition(".so")[0]
+        if system := find_library(stem):
+            yield system
+
+
+def _is_allocator(path: str) -> bool:
+    return Path(path).name.startswith(tuple(f"lib{name}" for name in _LIBRARIES))

@@ -1,0 +1,98 @@
+"""Sweeps of a machine that drifts: simulated with the noise that real ones were seen to have.
+
+The machine's slowness wanders over minutes by up to some 30 %, and the probe beside each sample
+sees it; the latency rises with a power of it that differs from kind to kind. On top come noise
+of each sample and probe, a difference between visits that no probe sees, and spikes.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+import numpy as np
+
+from scalebench_lib.config import Config
+from scalebench_lib.record import Point, Record
+from tests import madeup
+
+PROBE_NS = 4e6
+LEAP_S = 5.0
+MACHINE = madeup.machine(cores=2, smt=False)
+CONFIGS = madeup.configs(MACHINE, [1, 4, 16])
+EXPONENTS = {"none": 0.6, "script": 0.5}
+
+
+class Drift:
+    """How much slower the machine is than at its best, second by second."""
+
+    def __init__(self, random: np.random.Generator, steps: int = 400) -> None:
+        logs = np.zeros(steps)
+        for i in range(1, steps):  # back to the middle within about two minutes
+            logs[i] = 0.96 * logs[i - 1] + random.normal(0, 0.05)
+        self._logs = np.abs(logs)
+
+    def __call__(self, seconds: np.ndarray) -> np.ndarray:
+        """The logarithm of the slowness at each of `seconds`."""
+        return np.interp(seconds, LEAP_S * np.arange(self._logs.size), self._logs)
+
+
+def sweep(
+    seed: int,
+    slower: Mapping[str, float] | float = 1.0,
+    rounds: int = 4,
+    samples: int = 20,
+    visit_sd: float = 0.01,
+    noise: float = 0.015,
+) -> list[Record]:
+    """The records of a sweep; `slower` is a factor on all latencies, or by config id."""
+    random = np.random.default_rng(seed)
+    drift, now, records = Drift(random), random.uniform(0, 1200), []
+    for number in range(1, rounds + 1):
+        for config in random.permutation(np.array(CONFIGS, dtype=object)):
+            factor = slower if isinstance(slower, float) else slower.get(config.id, 1.0)
+            points = []
+            for threads in (1, 2):
+                level = 1e6 * factor * madeup.latency_ms(config, threads)
+                level *= np.exp(random.normal(0, visit_sd))
+                starts = now + np.sort(random.uniform(0, 4, samples))
+                slow = drift(starts)
+                spikes = np.where(random.random(samples) < 0.03, 1.4, 1.0)
+                times = level * np.exp(EXPONENTS[config.optimization] * slow) * spikes
+                times *= np.exp(random.normal(0, noise, samples))
+                points.append(_point(config, threads, times, starts - now, slow, random))
+                now += LEAP_S
+            records.append(_record(config, number, points, now))
+    return records
+
+
+def _point(
+    config: Config,
+    threads: int,
+    times: np.ndarray,
+    starts: np.ndarray,
+    slow: np.ndarray,
+    random: np.random.Generator,
+) -> Point:
+    probes = PROBE_NS * np.exp(slow + random.normal(0, 0.02, (2, slow.size)))
+    before, after = (tuple(int(ns) for ns in one) for one in probes)
+    return madeup.point(config, MACHINE, threads).model_copy(
+        update={
+            "samples_ns": tuple(int(ns) for ns in times),
+            "started_ns": tuple(int(s * 1e9) for s in starts),
+            "probe_before_ns": before,
+            "probe_after_ns": after,
+        }
+    )
+
+
+def _record(config: Config, number: int, points: list[Point], now: float) -> Record:
+    made = madeup.measured(config, MACHINE)
+    began = madeup.START + timedelta(seconds=now)
+    return made.model_copy(
+        update={
+            "visit": number,
+            "points": tuple(points),
+            "probe_version": 1,
+            "started": began,
+            "finished": began + timedelta(seconds=2 * LEAP_S),
+        }
+    )

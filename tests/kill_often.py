@@ -1,0 +1,121 @@
+"""Kill a sweep again and again, at random moments, and go on with it each time. Run by hand:
+
+    python -m tests.kill_often FOLDER [--kills 100] [--seed 0]
+
+A sweep of 20 configs of bert-tiny is started, killed with SIGKILL after a random time, and looked
+at: is a record lost, changed, doubled or half there? How many visits were begun for nothing? When
+it is done, the next one starts, until there were kills enough.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from scalebench_lib import cli
+from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.record import Record
+from scalebench_lib.sweep.kernels import Kernels
+
+SWEEP = (
+    *("--model", "bert-tiny", "--batch-sizes", "1,2,3,4,5,6,7,8,9,10", "--threads", "1"),
+    *("--rounds", "1", "--max-seconds", "0.2", "--target-ci", "0.2"),
+)
+CONFIGS = 20
+
+
+def sweep(out: Path) -> None:
+    """The command as it is, but that each visit is noted in a file when it begins."""
+    run = Kernels.run
+
+    def noted(self: Kernels, source: Path, target: Path, *rest: object, **more: object) -> None:
+        with (out.parent / "begun").open("a") as file:
+            file.write(target.stem + "\n")
+        run(self, source, target, *rest, **more)  # type: ignore[arg-type]
+
+    Kernels.run = noted  # type: ignore[method-assign]
+    sys.argv = ["scalebench", "sweep", str(out), *SWEEP]
+    cli.main()
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The records in the folder, by name."""
+    return {path.stem: path.read_bytes() for path in (out / "records").glob("*.json")}
+
+
+def whole(path: Path) -> bool:
+    """Whether the record at `path` can be read, and is one of a success."""
+    try:
+        return Record.load(path).status == "ok"
+    except ScalebenchError:
+        return False
+
+
+def look(counts: Counter, out: Path, before: dict[str, bytes]) -> None:
+    """Compare the folder with what was in it before the run that has just ended."""
+    now = contents(out)
+    begun = (out.parent / "begun").read_text().split()
+    counts["lost"] += sum(name not in now for name in before)
+    counts["changed"] += sum(now.get(name, text) != text for name, text in before.items())
+    counts["half"] += sum(not whole(out / "records" / f"{name}.json") for name in now)
+    counts["half"] += len(list(out.glob("*/*.invalid")))
+    counts["doubled"] += len(now) - len({name.rpartition("-v")[0] for name in now})
+    counts["done visits begun again"] += sum(name in before for name in begun)
+    in_flight = sum(name not in now for name in begun)
+    counts["redone"] += in_flight
+    counts["most redone after a kill"] = max(in_flight, counts["most redone after a kill"])
+
+
+def one_sweep(
+    out: Path, kills: int, longest_s: float, draw: random.Random, counts: Counter
+) -> None:
+    """Start, kill and go on until the sweep in `out` is done."""
+    command = [sys.executable, "-m", "tests.kill_often", "--run", str(out)]
+    out.parent.mkdir(parents=True)
+    code = None
+    while code != 0:
+        before = contents(out)
+        (out.parent / "begun").write_text("")
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            code = run.wait(draw.uniform(0, longest_s) if counts["kills"] < kills else 600)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+            code = run.wait()
+            counts["kills"] += 1
+            counts["kills between the first record and the last"] += bool(contents(out))
+            time.sleep(draw.choice([0, 0, 2]))
+        counts["refused"] += code not in (0, -signal.SIGKILL)
+        look(counts, out, before)
+    counts["sweeps"] += 1
+    counts["configs missing"] += CONFIGS - len(contents(out))
+    counts["litter"] += sum(path.name.startswith(".") for path in out.glob("*/*"))
+
+
+def main() -> None:
+    """Kill, look, go on; print the figures as JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--longest", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    if asked.run:
+        sweep(asked.folder)
+    os.environ.setdefault("SCALEBENCH_RUNTIME_DIR", str(asked.folder))
+    draw, counts = random.Random(asked.seed), Counter()  # noqa: S311
+    while counts["kills"] < asked.kills:
+        out = asked.folder / str(counts["sweeps"]) / "sweep"
+        one_sweep(out, asked.kills, asked.longest, draw, counts)
+        print(json.dumps(counts), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Decisions on made-up sweeps; what cannot be had is answered with the nearest that can."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scalebench_lib.errors import RequestError
+from scalebench_lib.plan import report
+from scalebench_lib.plan.decide import Limits, Request, decide, prove
+from tests import madeup
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of 4 cores with SMT, batch 1 to 16."""
+    machine = madeup.machine(cores=4)
+    records = [madeup.measured(c, machine) for c in madeup.configs(machine, (1, 2, 4, 8, 16))]
+    return madeup.save_sweep(tmp_path_factory.mktemp("plan"), records)
+
+
+def test_the_plan_is_never_worse_than_the_baselines(sweep: Path) -> None:
+    """And its CPUs are the machine's, each used once."""
+    for size in (1, 3, 8, 16, 32):
+        decision = decide(sweep, Request.of(batch_size=size))
+        for name in ("fat", "thin"):
+            other = decision.named(name)
+            assert not other or decision.best.latency_ms <= other.latency_ms
+        cpus = [cpu for one in decision.placed for cpu in one.cpus]
+        assert len(cpus) == len(set(cpus))
+        assert set(cpus) <= set(range(8))
+        assert decision.best.plan.batch_size == size
+
+
+def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:
+    """As asked."""
+    plan = decide(sweep, Request.of(batch_size=8, threads=2, optimization="none")).best.plan
+    assert plan.cores <= 2
+    assert plan.optimization == "none"
+
+
+def test_plan_json_says_what_to_run(sweep: Path) -> None:
+    """In the words that programs count on."""
+    decision = decide(sweep, Request.of(batch_size=8))
+    found = json.loads(report.save(decision).read_text())
+    assert sum(one["batch_size"] for one in found["instances"]) == found["batch_size"] == 8
+    assert all(len(one["cpus"]) == one["threads"] for one in found["instances"])
+    assert found["measured_ms"] is None
+    assert found["predicted_ms"] <= found["fat_ms"]
+    assert found["speedup_over_thin"]["low"] < found["speedup_over_thin"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ({}, "name a batch size, or a latency limit"),
+        ({"batch_size": 0}, "batch_size: must be a whole number of at least 1, not 0"),
+        ({"slo_ms": -1}, "slo_ms"),
+        ({"batch_size": 10_000}, "the nearest is"),
+        ({"batch_size": 1, "threads": 5}, "more than the 4 cores of .* use at most 4"),
+        ({"batch_size": 1, "optimization": "scirpt"}, "did you mean 'script'"),
+        ({"batch_size": 1, "model": "gpt"}, "no point was measured with 'gpt': there is bert"),
+        ({"slo_ms": 0.1}, "nothing answers within 0.1 ms .* the fastest is batch 1 in"),
+        ({"slo_ms": 50, "batch_size": 128}, "within 50 ms the largest is batch"),
+    ],
+)
+def test_what_cannot_be_had_gets_one_line(sweep: Path, asked: dict, answer: str) -> None:
+    """With what can."""
+    with pytest.raises(RequestError, match=answer) as told:
+        decide(sweep, Request.of(**asked))
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:
+    """Its CPUs are not ours."""
+    decision = decide(sweep, Request.of(batch_size=8))
+    with pytest.raises(RequestError, match="differs from this machine"):
+        prove(decision, Limits())

@@ -1,0 +1,90 @@
+"""Files that are whole or not there, and damage that is noticed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scalebench_lib.files import DamagedError, is_whole_notebook, sealed, set_aside, unsealed
+from scalebench_lib.record import Record, load_records
+from tests.madeup import save_sweep, small_records
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A record's file."""
+    save_sweep(tmp_path, small_records(batch_sizes=(1,)))
+    return next((tmp_path / "records").glob("*none*"))
+
+
+def test_a_record_cut_anywhere_is_noticed(saved: Path) -> None:
+    """At every 1 % of its length, and at every byte of its end."""
+    whole = saved.read_bytes()
+    ends = {len(whole) * percent // 100 for percent in range(100)}
+    for end in ends | set(range(len(whole) - 200, len(whole))):
+        saved.write_bytes(whole[:end])
+        with pytest.raises(DamagedError, match="is damaged"):
+            Record.load(saved)
+
+
+def test_a_record_that_was_edited_is_noticed(saved: Path) -> None:
+    """Though every value is one that might be."""
+    whole = saved.read_text()
+    for old, new in (('"seq_len": 16', '"seq_len": 17'), ("madeup", "Madeup"), ('": 8', '": 9')):
+        if old in whole:
+            saved.write_text(whole.replace(old, new, 1))
+            with pytest.raises(DamagedError):
+                Record.load(saved)
+    saved.write_text(whole.replace('"threads": 1,', '"threads": 2,', 1))
+    with pytest.raises(DamagedError, match="checksum"):
+        Record.load(saved)
+
+
+def test_what_is_damaged_is_set_aside_and_the_rest_is_read(saved: Path, caplog) -> None:
+    """Each with a line on the log; a second one beside the first."""
+    for _ in range(2):
+        saved.write_bytes(b"{")
+        assert len(load_records(saved.parent.parent)) == 1
+    assert caplog.text.count("is damaged") == 2
+    assert len(list(saved.parent.glob("*.invalid"))) == 2
+
+
+def test_a_record_under_another_name_is_damaged(saved: Path) -> None:
+    """A copy would count twice."""
+    copy = saved.with_name("copy of it-v1.json")
+    copy.write_bytes(saved.read_bytes())
+    with pytest.raises(DamagedError, match="it holds"):
+        Record.load(copy)
+
+
+def test_a_seal_comes_off_as_it_was_put_on() -> None:
+    """And what never had one, as the first records, is left as it is."""
+    assert unsealed(sealed('{\n "a": 1\n}').encode()) == b'{\n "a": 1\n}\n'
+    assert unsealed(b'{"a": 1}') == b'{"a": 1}'
+
+
+def test_a_notebook_cut_anywhere_is_noticed(tmp_path: Path) -> None:
+    """By its end."""
+    path, text = tmp_path / "n.ipynb", '{\n "cells": [\n  {\n   "a": 1\n  }\n ]\n}\n'
+    path.write_text(text)
+    assert is_whole_notebook(path)
+    for end in range(len(text)):
+        path.write_text(text[:end])
+        assert not is_whole_notebook(path)
+
+
+def test_where_nothing_can_be_written_damage_is_left_out(tmp_path, monkeypatch, caplog) -> None:
+    """A report of a folder that belongs to somebody else."""
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    set_aside(tmp_path / "x", "x is damaged")
+    assert "x is damaged" in caplog.text
+
+
+def test_records_are_for_whom_the_umask_says(tmp_path: Path) -> None:
+    """Nobody else where it says so."""
+    before = os.umask(0o077)
+    try:
+        save_sweep(tmp_path, small_records(batch_sizes=(1,)))
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o077 for p in (tmp_path / "records").iterdir()} == {0}

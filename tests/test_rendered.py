@@ -1,0 +1,83 @@
+"""Executed notebooks to share: no paths, no dead widgets, no network."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from scalebench_lib.errors import RequestError
+from scalebench_lib.notebook import PROJECT
+from scalebench_lib.rendered import WIDGET, render, scrub
+
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhf"
+    "DwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+def executed(folder: Path) -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it, with paths wherever they can be, and a widget."""
+    said = f"{folder}/sweep and {PROJECT}/outputs, {Path.home()}/x, /tmp/ipykernel_12/34.py"
+    view = nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "a"}, "image/png": PNG})
+    cells = [
+        nbformat.v4.new_markdown_cell("# Question"),
+        nbformat.v4.new_code_cell(f'out = "{folder}/sweep"'),
+        nbformat.v4.new_code_cell(
+            "1/0",
+            outputs=[
+                nbformat.v4.new_output("stream", text=said),
+                nbformat.v4.new_output("error", ename="E", evalue=said, traceback=[said]),
+                view,
+            ],
+        ),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["papermill"] = {
+        "input_path": "/somewhere/in.ipynb",
+        "output_path": f"{folder}/out.ipynb",
+        "parameters": {"out": f"{folder}/sweep"},
+    }
+    return notebook
+
+
+def test_no_path_of_this_machine_is_left(tmp_path: Path) -> None:
+    """Neither in metadata nor in parameters, printed text or tracebacks."""
+    text = nbformat.writes(scrub(executed(tmp_path), tmp_path))
+    for path in (str(tmp_path), str(PROJECT), f"{Path.home()}/", "/somewhere", "ipykernel_12"):
+        assert path not in text
+    assert 'out = \\"sweep\\"' in text
+
+
+def test_a_widget_without_its_state_leaves_its_picture(tmp_path: Path) -> None:
+    """JupyterLab would say that it cannot find the model."""
+    output = scrub(executed(tmp_path)).cells[-1].outputs[-1]
+    assert output.data == {"image/png": PNG}
+
+
+def test_a_widget_with_its_state_is_kept(tmp_path: Path) -> None:
+    """It can be shown."""
+    notebook = executed(tmp_path)
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
+    assert WIDGET in scrub(notebook).cells[-1].outputs[-1].data
+
+
+def test_a_notebook_is_a_page_that_loads_nothing(tmp_path: Path) -> None:
+    """Pictures are inside; scripts, styles and frames from elsewhere are not there."""
+    nbformat.write(executed(tmp_path), tmp_path / "out.ipynb")
+    page = render(tmp_path / "out.ipynb").read_text()
+    assert PNG in page
+    assert "Question" in page
+    assert not re.findall(
+        r"<(?:script|img|iframe|link)[^>]*(?:src|href)=[\"']?(?:https?:)?//", page
+    )
+    assert not re.findall(r"@import|url\([\"']?https?:|cdnjs|unpkg|jsdelivr", page)
+    assert str(tmp_path) not in (tmp_path / "out.ipynb").read_text()
+
+
+def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
+    """In one line."""
+    (tmp_path / "x.ipynb").write_text("{")
+    for name in ("x.ipynb", "none.ipynb"):
+        with pytest.raises(RequestError, match=r"cannot read .* as a notebook"):
+            render(tmp_path / name)
