@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from scalebench_lib.config import OPTIMIZATIONS, Config
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations import REGISTRY, Optimized, Subject, bf16, script
+from scalebench_lib.words import OPTIMIZATIONS
 
 TINY = Config(model="bert-tiny", batch_size=2)
 MODEL = build(TINY)

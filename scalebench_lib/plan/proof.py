@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from scipy import stats
 
-from scalebench_lib.config import Config, Fraction, Seconds, Words
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.estimate import CONFIDENCE, enough_samples, median_interval, steadied
 from scalebench_lib.headline import Headline, PointSamples, headlines
@@ -28,6 +28,7 @@ from scalebench_lib.plan.crew import Crew
 from scalebench_lib.plan.instance import Role
 from scalebench_lib.plan.placing import placed
 from scalebench_lib.plan.planner import Plan
+from scalebench_lib.words import Fraction, Seconds, Words
 
 _NS = 1_000_000_000
 
