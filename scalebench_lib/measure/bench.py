@@ -11,7 +11,7 @@ import torch
 
 from scalebench_lib.measure.models import Inputs
 from scalebench_lib.measure.optimizations import Optimized, Runner
-from scalebench_lib.measure.pinning import Team, pin_engine, pin_team
+from scalebench_lib.measure.pinning import BoundTeam, Team, pin_engine, pin_team
 from scalebench_lib.measure.roof import peak_gflops
 
 
@@ -50,17 +50,26 @@ class Bench:
         """An engine's threads are found once; torch's, for the probe, are pinned beside them."""
         if threads not in self.engines:
             self.pass_once()
-            self.engines[threads] = pin_engine(cpus, self.pinnable, self.pass_once)
+            self.engines[threads] = self._engine_team(cpus)
         self.team.pin()
         self.engines[threads].pin()
+
+    def _engine_team(self, cpus: tuple[int, ...]) -> Team:
+        if not (self.pinnable and self.optimized.pins_itself):
+            return pin_engine(cpus, self.pinnable, self.pass_once)
+        team = BoundTeam((), cpus)
+        team.check(self.pass_once)
+        return team
 
     @contextmanager
     def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
         """Let this thread use all of `cpus` for a while: compilers and engines look at that."""
         if self.pinnable:
             os.sched_setaffinity(0, cpus)
-        yield
-        self.team.pin()
+        try:
+            yield
+        finally:
+            self.team.pin()
 
     def take(self, make: Callable[[], Optimized], batches: Sequence[Inputs]) -> Optimized:
         """Run what `make` makes on `batches` in turn from now on, ready at each thread count."""

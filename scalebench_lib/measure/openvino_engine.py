@@ -20,6 +20,10 @@ _TYPES = {"fp32": "f32", "bf16": "bf16"}
 _LAYERS = {"FullyConnected", "Convolution", "MatMul"}
 
 
+class _OpenVINO(Engine):
+    pins_itself = True
+
+
 def engine(subject: Subject, precision: str) -> Engine:
     """OpenVINO computing in `precision`: ``fp32`` or ``bf16``."""
     # Its Python package tells a server of conversions; without this module it does not.
@@ -35,7 +39,7 @@ def engine(subject: Subject, precision: str) -> Engine:
     folder, _ = export(key_of(subject, "openvino", ("openvino",)), partial(_convert, ov, subject))
     shapes = [list(part.shape) for part in subject.inputs]
     opened = partial(_compile, core, folder / _MODEL, shapes, precision)
-    return Engine(opened, name="openvino", version=ov.get_version())
+    return _OpenVINO(opened, name="openvino", version=ov.get_version())
 
 
 def _convert(ov: Any, subject: Subject, draft: Path) -> Facts:
@@ -55,7 +59,7 @@ def _compile(
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": _TYPES[precision],
         "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # we do, where the config says
+        "ENABLE_CPU_PINNING": True,  # it undoes what others do
         "ENABLE_HYPER_THREADING": True,  # else it counts cores, not threads
     }
     compiled = core.compile_model(model, "CPU", asked)

@@ -42,11 +42,13 @@ class Optimized:
     """A model made ready to run; `engine` tells what runs it.
 
     Torch's threads compute it and any number of them can, unless `own_threads` or
-    `per_thread_count` say otherwise.
+    `per_thread_count` say otherwise; `pins_itself` says that it binds its threads, whenever they
+    compute, to the CPUs that it was allowed when it was made.
     """
 
     own_threads = False
     per_thread_count = False
+    pins_itself = False
 
     def __init__(self, run: Runner | None = None, **engine: str) -> None:
         self._run = run

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,11 @@ wall time: on a machine that others use too, no thread may get much of that."""
 
 _SHARING = 0.02
 """An engine that shares out small work gives its other threads little of it, but some."""
+
+_SMALL_PASS_S = 0.02
+"""CPU time of a pass up to which an engine may well keep some of its threads idle."""
+
+_LOOK_S = 0.0005
 
 _ATTEMPTS = 10
 """On a busy machine a thread may look idle for a moment, or busy with the work before."""
@@ -75,24 +81,66 @@ class Team:
         return strangers
 
 
+@dataclass(frozen=True)
+class BoundTeam(Team):
+    """Threads that an engine binds to `cpus` itself, each time anew, while they compute."""
+
+    def pin(self) -> None:
+        """The engine does, and would undo what we do."""
+
+    @property
+    def pinned(self) -> bool:
+        """Each thread has a CPU to itself; `check` has seen it."""
+        return True
+
+    def check(self, run: Callable[[], object]) -> None:
+        """Call `run`; `MeasurementError` unless it computes on `cpus` alone, and on all of them.
+
+        A pass that is hardly worth sharing may leave some of them idle.
+        """
+        small = _cpu_seconds(run) < _SMALL_PASS_S
+        for _ in range(_ATTEMPTS):
+            busy = {threading.get_native_id(), *busy_during(run, _SHARING)}
+            seen = _bound_to(busy, run)
+            if len(busy) <= len(self.cpus) and (seen == set(self.cpus) or (small and seen)):
+                break
+        else:
+            raise MeasurementError(
+                f"asked for one thread on each of the CPUs {sorted(self.cpus)}, but the engine "
+                f"computes with {len(busy)} on {sorted(seen)}"
+            )
+        if not seen <= set(self.cpus):
+            raise MeasurementError(f"the engine computes on CPUs {sorted(seen)}")
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def cpu_times() -> dict[int, int]:
     """CPU time so far of each thread of this process, in ns; empty without /proc."""
     if not _TASKS.exists():
         return {}
-    try:
-        return {tid: _cpu_time(tid) for tid in _tids()}
-    except FileNotFoundError:
+    times = {}
+    for tid in _tids():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            times[tid] = _cpu_time(tid)
+    if not times:
         raise MeasurementError(
             "this kernel does not tell threads' CPU time (/proc/<pid>/task/*/schedstat), "
             "so they cannot be pinned one by one"
-        ) from None
+        )
+    return times
 
 
 def confine(cpus: Iterable[int]) -> None:
     """Let every thread of this process run on `cpus` only; later threads inherit that."""
     allowed = set(cpus)
     for tid in _tids():
-        os.sched_setaffinity(tid, allowed)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(tid, allowed)
 
 
 def pin_team(cpus: Sequence[int], pinnable: bool) -> Team:
@@ -143,6 +191,26 @@ def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
     grown = {tid: now - before.get(tid, 0) for tid, now in cpu_times().items()}
     most = max(grown.values(), default=0)
     return {tid for tid, ns in grown.items() if ns > share * most}
+
+
+def _bound_to(tids: Iterable[int], run: Callable[[], object]) -> set[int]:
+    """The CPUs to which one of `tids` alone was bound at a moment while `run` computed."""
+    seen: set[int] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(_LOOK_S):
+            bound = [os.sched_getaffinity(tid) for tid in tids]
+            seen.update(cpu for cpus in bound if len(cpus) == 1 for cpu in cpus)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        busy_during(run)
+    finally:
+        stop.set()
+        watcher.join()
+    return seen
 
 
 def _tids() -> list[int]:
