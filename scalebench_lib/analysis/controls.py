@@ -30,19 +30,26 @@ def slider(description: str) -> widgets.SelectionSlider:
     return widgets.SelectionSlider(options=[""], **_wide(description))
 
 
+def range_slider(description: str) -> widgets.SelectionRangeSlider:
+    """From one to another of an ordered few."""
+    return widgets.SelectionRangeSlider(options=[1], **_wide(description))
+
+
 def _wide(description: str) -> dict[str, Any]:
     style = {"description_width": _LABEL_WIDTH}
     return {"description": description, "style": style, "layout": {"width": "24rem"}}
 
 
 class Checks(widgets.Box):  # type: ignore[misc]
-    """Check boxes, at first all ticked; `value` is the tuple of what is ticked."""
+    """Check boxes, at first all or none `ticked`; `value` is the tuple of what is ticked."""
 
     value = traitlets.Tuple()
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, ticked: bool = True) -> None:
         super().__init__(layout={"flex_flow": "row wrap", "align_items": "center"})
         self.boxes: dict[Any, widgets.Checkbox] = {}
+        self._ticked = ticked
+        self.least = 2 if ticked else 1
         self._label = widgets.Label(
             description,
             layout={
@@ -54,13 +61,13 @@ class Checks(widgets.Box):  # type: ignore[misc]
 
     def offer(self, options: Sequence[Any], names: Callable[[Any], str] = str) -> None:
         """Show a box for each of `options`; unticked ones stay so, unless none would be ticked."""
-        ticked = {option: box.value for option, box in self.boxes.items()}
-        if not any(ticked.get(option, True) for option in options):
-            ticked = {}
-        self.boxes = {
-            option: _box(names(option), ticked.get(option, True), self._collect)
-            for option in options
-        }
+        kept = {option: self.boxes[option] for option in options if option in self.boxes}
+        others = [option for option in options if option not in kept]
+        new = {option: _box(names(option), self._ticked, self._collect) for option in others}
+        self.boxes = {option: {**kept, **new}[option] for option in options}
+        if self._ticked and not any(box.value for box in self.boxes.values()):
+            for box in self.boxes.values():
+                box.value = True
         self.children = (self._label, *self.boxes.values())
         self._collect()
 
@@ -81,6 +88,19 @@ def offer(control: Any, options: Sequence[Any], default: Any = None) -> None:
     wanted = control.value if control.value in values else default
     control.options = options
     control.value = wanted if wanted in values else values[0]
+
+
+def offer_range(control: Any, options: Sequence[Any]) -> None:
+    """Give a range slider new options, all of them chosen."""
+    control.options = options
+    control.value = options[0], options[-1]
+
+
+def choosable(control: Any) -> bool:
+    """Whether there is something to choose with `control`."""
+    if isinstance(control, Checks):
+        return len(control.boxes) >= control.least
+    return len(control.options) > 1
 
 
 def show_only(controls: Sequence[Any], applying: Sequence[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -14,19 +15,23 @@ import ipywidgets as widgets
 import pandas as pd
 from IPython.display import display
 
-from scalebench_lib.analysis.controls import Checks, buttons, dropdown, offer, show_only, slider
-from scalebench_lib.analysis.figures import per_batch, per_optimization
-from scalebench_lib.analysis.findings import extreme
+from scalebench_lib.analysis.axis import Span
+from scalebench_lib.analysis.controls import (
+    Checks,
+    buttons,
+    choosable,
+    dropdown,
+    offer,
+    offer_range,
+    range_slider,
+    show_only,
+    slider,
+)
 from scalebench_lib.analysis.picture import Picture
 from scalebench_lib.analysis.plates import By, ordered_optimizations, plates, shown_optimizations
-from scalebench_lib.analysis.selection import (
-    METRICS,
-    Measured,
-    MetricName,
-    as_raw,
-    setting_words,
-    settings,
-)
+from scalebench_lib.analysis.saving import save, stacked
+from scalebench_lib.analysis.selection import METRICS, SETTING, Measured, MetricName
+from scalebench_lib.analysis.views import VIEWS, Asked, rows_of, seen, table_of
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.imported import FILE as IMPORTED
 from scalebench_lib.notebook import OUTPUTS, somebody_watches
@@ -35,10 +40,16 @@ from scalebench_lib.rendered import WIDGET
 _DPI = 100
 """Less than on the page, for a quicker answer."""
 
-_BATCH, _OPTIMIZATION = "batch size", "optimization"
 _REFERENCE, _RAW = "at reference speed", "raw medians"
 _PUBLISHED = "published means"
 _SMT = {False: "off", True: "on"}
+_BEST = "each at its best thread count"
+
+_FILTERS = ("model", *(name for name in SETTING if name != "machine"))
+"""What one picture holds one of. A sweep is of one machine; others are laid beside it."""
+
+_BESIDE = {"flex": "1 1 34rem", "max_width": "840px", "min_width": "0"}
+"""Of each picture: where there is room they stand side by side, else one under the other."""
 
 
 def sweeps(outputs: Path = OUTPUTS) -> list[Path]:
@@ -70,47 +81,71 @@ def show(measured: Measured, metric: MetricName, by: By) -> None:
         print(measured.without_smt)
 
 
-class Explorer(widgets.VBox):  # type: ignore[misc]
-    """Controls that choose a figure of the sweep in `out`, or of another one in `outputs`.
+@dataclass(frozen=True)
+class Shown:
+    """A sweep's picture, and the numbers in it."""
 
-    `picture` shows the figure; `message` says what is seen in it, or why there is none.
+    name: str
+    picture: Picture
+    data: pd.DataFrame
+
+
+class Explorer(widgets.VBox):  # type: ignore[misc]
+    """Controls that choose a view of the sweep in `out`, and of others in `outputs` beside it.
+
+    `picture` shows it; `message` says what is seen in it, or why there is none. Two buttons
+    save picture and data into the sweep's folder ``explored/``.
     """
 
     def __init__(self, out: Path, outputs: Path = OUTPUTS) -> None:
-        folders = dict.fromkeys(path.resolve() for path in (out, *sweeps(outputs)))
+        self._folders = list(dict.fromkeys(p.resolve() for p in (out, *sweeps(outputs))))
         self._load = cache(Measured.load)
-        self._quiet = False
-        self.sweep = dropdown("Sweep", [(path.name, path) for path in folders])
-        self.setting = dropdown("Setting")
+        self._table = cache(lambda folder, view: table_of(self._load(folder), view))
+        self._quiet, self._shown = False, list[Shown]()
+        self._make_controls()
+        self.message, self.saved = widgets.HTML(), widgets.HTML()
+        self.picture = widgets.Image(format="png", layout=_BESIDE)
+        self.pictures = widgets.Box([self.picture], layout={"flex_flow": "row wrap"})
+        buttons_row = widgets.HBox([self.save_picture, self.save_data, self.saved])
+        super().__init__([*self.controls, self.message, self.pictures, buttons_row])
+        self._choose_sweep()
+        self._listen()
+
+    def _make_controls(self) -> None:
+        self.sweep = dropdown("Sweep", [(path.name, path) for path in self._folders])
+        self.beside = Checks("Beside it", ticked=False)
+        self.filters = {name: dropdown(name.replace("_", " ").capitalize()) for name in _FILTERS}
+        self.view = dropdown("View")
         self.metric = buttons("Metric", list(METRICS))
-        self.view = buttons("One figure for", [_OPTIMIZATION, _BATCH])
+        self.batch_size = slider("Batch size")
         self.optimization = dropdown("Optimization")
         self.smt = buttons("SMT")
         self.batch_sizes = Checks("Batch sizes")
-        self.batch_size = slider("Batch size")
         self.optimizations = Checks("Optimizations")
         self.smts = Checks("SMT")
+        self.at = dropdown("Threads")
+        self.reach = range_slider("Threads")
         self.scale = buttons("Scale", ["auto", "linear", "log"])
         self.numbers = buttons("Numbers", [_REFERENCE, _RAW])
-        self.message = widgets.HTML()
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
-        super().__init__([*self.controls, self.message, self.picture])
-        self._choose_sweep()
-        self._listen()
+        self.save_picture = widgets.Button(description="Save picture (PNG)")
+        self.save_data = widgets.Button(description="Save data (CSV)")
 
     @property
     def controls(self) -> list[Any]:
         """All controls, from top to bottom."""
-        by_optimization = [self.optimization, self.smt, self.batch_sizes]
-        by_batch = [self.batch_size, self.optimizations, self.smts]
-        general = [self.sweep, self.setting, self.metric, self.view]
-        return [*general, *by_optimization, *by_batch, self.scale, self.numbers]
+        where = [self.sweep, self.beside, *self.filters.values(), self.view, self.metric]
+        one = [self.batch_size, self.optimization, self.smt]
+        several = [self.batch_sizes, self.optimizations, self.smts, self.at, self.reach]
+        return [*where, *one, *several, self.scale, self.numbers]
 
     def _listen(self) -> None:
-        """Sweep and setting change what there is to choose from; the rest only the picture."""
-        reactions = {self.sweep: self._choose_sweep, self.setting: self._choose_setting}
+        """Sweep and filters change what there is to choose from; the rest only the picture."""
+        reactions = {self.sweep: self._choose_sweep}
+        reactions |= dict.fromkeys(self.filters.values(), self._choose_setting)
         for control in self.controls:
             control.observe(self._unless_quiet(reactions.get(control, self._redraw)), "value")
+        self.save_picture.on_click(lambda _: self._save(".png"))
+        self.save_data.on_click(lambda _: self._save(".csv"))
 
     def _unless_quiet(self, action: Callable[[], None]) -> Callable[[object], None]:
         def act(_change: object) -> None:
@@ -129,95 +164,148 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             self._quiet = False
 
     def _choose_sweep(self) -> None:
+        with self._quietly():
+            others = [path for path in self._folders if path != self.sweep.value]
+            self.beside.offer(others, lambda path: path.name)
         try:
             measured = self._load(self.sweep.value)
         except ScalebenchError as error:
-            self._say_why_not(error)
+            self._say_why_not(str(error))
             return
-        table = measured.table
-        names = [setting_words(table, setting) for setting, _ in settings(table)]
         with self._quietly():
             offer(self.numbers, [_PUBLISHED] if measured.imported else [_REFERENCE, _RAW])
-            offer(self.setting, [(name or "the only one", i) for i, name in enumerate(names)])
         self._choose_setting()
 
     def _choose_setting(self) -> None:
-        rows = self._rows()
-        batch_sizes = sorted(rows["batch_size"].unique())
-        optimizations = ordered_optimizations(rows)
-        smts = sorted(bool(smt) for smt in rows["smt"].unique())
+        """Offer what was measured; each filter narrows what the next can offer."""
+        rows = self._load(self.sweep.value).table
         with self._quietly():
-            offer(self.batch_size, batch_sizes)
-            offer(self.optimization, optimizations, shown_optimizations(rows)[0])
-            offer(self.smt, [(_SMT[smt], smt) for smt in smts])
-            self.batch_sizes.offer(batch_sizes)
-            self.optimizations.offer(optimizations)
-            self.smts.offer(smts, _SMT.__getitem__)
+            for column, control in self.filters.items():
+                offer(control, _values(rows[column]))
+                rows = rows[rows[column] == control.value]
+            views = [(view.title, name) for name, view in VIEWS.items() if view.needs(rows)]
+            offer(self.view, views)
+            self._offer_rows(rows)
         self._redraw()
 
-    def _rows(self) -> pd.DataFrame:
-        """What was measured in the chosen sweep and setting."""
-        found = [rows for _, rows in settings(self._load(self.sweep.value).table)]
-        chosen: int = self.setting.value
-        return found[chosen]
+    def _offer_rows(self, rows: pd.DataFrame) -> None:
+        batch_sizes, smts = _values(rows["batch_size"]), _values(rows["smt"])
+        optimizations, threads = ordered_optimizations(rows), _values(rows["threads"]) or [1]
+        offer(self.batch_size, batch_sizes)
+        offer(self.optimization, optimizations, shown_optimizations(rows)[0])
+        offer(self.smt, [(_SMT[smt], smt) for smt in smts])
+        self.batch_sizes.offer(batch_sizes)
+        self.optimizations.offer(optimizations)
+        self.smts.offer(smts, _SMT.__getitem__)
+        offer(self.at, [(_BEST, None), *((str(threads_), threads_) for threads_ in threads)])
+        offer_range(self.reach, threads)
 
     def _redraw(self) -> None:
         show_only(self.controls, self._applying())
-        try:
-            rows = self._chosen_rows()
-            self.picture.value = self._draw(rows).png(_DPI)
-            self.message.value = _status(extreme(rows, self.metric.value))
-            self.picture.layout.display = ""
-        except ScalebenchError as error:
-            self._say_why_not(error)
+        self.saved.value, complaints = "", []
+        self._shown, chosen = [], [self.sweep.value, *self.beside.value]
+        for folder in chosen:
+            try:
+                self._shown.append(self._draw(folder, self._asked(folder)))
+            except ScalebenchError as error:
+                several = f"{folder.name}: " * (len(chosen) > 1)
+                complaints.append(f"{several}{error}")
+        if self._shown:
+            self._share_axis()
+            self._show(complaints)
+        else:
+            self._say_why_not(" ".join(complaints))
 
     def _applying(self) -> list[Any]:
-        several_smt = len(self.smt.options) > 1
-        if self.view.value == _BATCH:
-            chosen = [self.batch_size, self.optimizations, *([self.smts] * several_smt)]
-        else:
-            chosen = [self.optimization, *([self.smt] * several_smt), self.batch_sizes]
-        setting = [self.setting] * (len(self.setting.options) > 1)
-        look = [self.scale, *([self.numbers] * (len(self.numbers.options) > 1))]
-        return [self.sweep, *setting, self.metric, self.view, *chosen, *look]
+        """The controls that do something here."""
+        names = ("sweep", "beside", "view", *VIEWS[self.view.value].controls)
+        some = [*(getattr(self, name) for name in names), *self.filters.values()]
+        return [control for control in some if choosable(control)]
 
-    def _chosen_rows(self) -> pd.DataFrame:
-        by_batch = self.view.value == _BATCH
-        wanted = {
-            "batch_size": [self.batch_size.value] if by_batch else self.batch_sizes.value,
-            "optimization": self.optimizations.value if by_batch else [self.optimization.value],
-            "smt": self.smts.value if by_batch else [self.smt.value],
-        }
-        rows = self._rows()
-        for column, values in wanted.items():
-            if not values:
-                raise RequestError("Nothing is chosen: tick at least one box of each row.")
-            rows = rows[rows[column].isin(values)]
-        return as_raw(rows) if self.numbers.value == _RAW else rows
+    def _asked(self, folder: Path) -> Asked:
+        several = f"{folder.name} · " * bool(self.beside.value)
+        source = f"{several}{self._load(folder).source}"
+        if len(self.numbers.options) > 1 and "numbers" in VIEWS[self.view.value].controls:
+            source += f" · {self.numbers.value}"
+        names = ("metric", "batch_size", "optimization", "smt", "batch_sizes", "optimizations")
+        values = {name: getattr(self, name).value for name in (*names, "smts", "at", "reach")}
+        return Asked(
+            **values,
+            scale=self.scale.value,
+            raw=self.numbers.value == _RAW,
+            setting={name: control.value for name, control in self.filters.items()},
+            source=source,
+        )
 
-    def _draw(self, rows: pd.DataFrame) -> Picture:
-        model, metric = rows["model"].iloc[0], self.metric.value
-        kind = [self.numbers.value] * (len(self.numbers.options) > 1)
-        source = " · ".join([self._load(self.sweep.value).source, *kind])
-        how = {"scale": self.scale.value, "source": source}
-        if self.view.value == _BATCH:
-            return per_batch(rows, model, metric, self.batch_size.value, **how)
-        config = self.optimization.value, self.smt.value
-        return per_optimization(rows, model, metric, *config, **how)
+    def _draw(self, folder: Path, asked: Asked) -> Shown:
+        name, view = self.view.value, VIEWS[self.view.value]
+        rows = rows_of(self._table(folder, name), name, asked)
+        return Shown(folder.name, view.draw(rows, asked), view.data(rows, asked))
+
+    def _share_axis(self) -> None:
+        """Draw several sweeps on one y axis, so that heights can be compared."""
+        spans = [shown.picture.span for shown in self._shown]
+        known = [span for span in spans if span is not None]
+        if len(set(known)) < 2:
+            return
+        around = Span.around(known)
+        paths = {path.name: path for path in (self.sweep.value, *self.beside.value)}
+        for place, shown in enumerate(self._shown):
+            folder = paths[shown.name]
+            self._shown[place] = self._draw(folder, replace(self._asked(folder), scale=around))
+
+    def _show(self, complaints: list[str]) -> None:
+        """Put the pictures where the old ones were; nothing else moves."""
+        while len(self.pictures.children) < len(self._shown):
+            self.pictures.children += (widgets.Image(format="png", layout=_BESIDE),)
+        self.pictures.children = self.pictures.children[: len(self._shown)]
+        for image, shown in zip(self.pictures.children, self._shown, strict=True):
+            image.value, image.tooltip = shown.picture.png(_DPI), shown.picture.alt
+        view, several = self.view.value, len(self._shown) > 1
+        told = [
+            f"{shown.name}: " * several + seen(view, shown.data, self.metric.value)
+            for shown in self._shown
+        ]
+        self.message.value = _status(" ".join([*told, *complaints]))
+        self._enable(True)
+
+    def _say_why_not(self, why: str) -> None:
+        self._shown = []
+        self.message.value = _status(why)
+        self._enable(False)
+
+    def _enable(self, shown: bool) -> None:
+        self.pictures.layout.display = "" if shown else "none"
+        self.save_picture.disabled = self.save_data.disabled = not shown
+
+    def _save(self, ending: str) -> None:
+        named = [shown.data.assign(sweep=shown.name) for shown in self._shown]
+        content = self.png() if ending == ".png" else pd.concat(named).to_csv(index=False).encode()
+        try:
+            path = save(self.sweep.value, self._shown[0].picture.alt, ending, content)
+        except OSError as error:
+            self.saved.value = _status(f"Not saved: {error}")
+            return
+        self.saved.value = _status(f"Saved: {'/'.join(path.parts[-3:])}")
+
+    def png(self) -> bytes:
+        """All that is shown, in one picture."""
+        return stacked([image.value for image in self.pictures.children])
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The controls with the picture as it is, for where they are dead; headless, it alone."""
         data: dict[str, Any] = super()._repr_mimebundle_(**options)
         if not somebody_watches():
             del data[WIDGET]
-        data["text/plain"] = f"{self.sweep.label}: {self.metric.value}, as chosen"
-        if self.picture.value:
-            data["image/png"] = b64encode(self.picture.value).decode("ascii")
+        data["text/plain"] = "; ".join(f"{one.name}: {one.picture.alt}" for one in self._shown)
+        if self._shown:
+            data["image/png"] = b64encode(self.png()).decode("ascii")
         return data, {"image/png": {"alt": data["text/plain"]}}
 
-    def _say_why_not(self, error: ScalebenchError) -> None:
-        self.picture.layout.display = "none"
-        self.message.value = _status(str(error))
+
+def _values(column: pd.Series) -> list[Any]:
+    """What there is in `column`, in order, as plain Python values."""
+    return sorted(column.dropna().unique().tolist())
 
 
 def _status(text: str) -> str:

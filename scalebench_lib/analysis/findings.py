@@ -84,13 +84,14 @@ def extreme(table: pd.DataFrame, metric: MetricName) -> str:
     rows = measured_only(table)
     if metric == "latency":
         best = rows.sort_values("latency_ms").iloc[0]
-        return f"Lowest latency: {number(best.latency_ms)} ms, with {_point_words(rows, best)}."
+        return f"Lowest latency: {number(best.latency_ms)} ms, with {point_words(rows, best)}."
     best = rows.sort_values("throughput").iloc[-1]
     value = f"{number(best.throughput)} inferences/s"
-    return f"Highest throughput: {value}, with {_point_words(rows, best)}."
+    return f"Highest throughput: {value}, with {point_words(rows, best)}."
 
 
-def _point_words(rows: pd.DataFrame, point: Any) -> str:
+def point_words(rows: pd.DataFrame, point: Any) -> str:
+    """``batch size 8, script, SMT on, 2 threads``; of SMT only where `rows` have it somewhere."""
     config = config_words(rows, point.optimization, point.smt)
     threads = f"{point.threads} thread{'' if point.threads == 1 else 's'}"
     return f"batch size {point.batch_size}, {config}, {threads}"
@@ -122,7 +123,7 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
         single = same.loc[same["threads"] == 1, "latency_ms"]
         if best.threads > 1 and len(single):
             speedup = number(single.iloc[0] / best.latency_ms)
-            yield f"With {_point_words(rows, best)}: {speedup}× as fast as 1 thread."
+            yield f"With {point_words(rows, best)}: {speedup}× as fast as 1 thread."
 
 
 def _in_brackets(words: list[str]) -> str:

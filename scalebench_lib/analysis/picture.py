@@ -11,7 +11,7 @@ import textwrap
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -23,9 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
+from scalebench_lib.analysis.axis import Scale, Span
 from scalebench_lib.analysis.labels import EndLabel, height_inches, label_ends
-
-Scale = Literal["auto", "linear", "log"]
 
 DPI = 144
 WIDTH = 8.4
@@ -62,6 +61,8 @@ class Picture(Figure):
 
     alt = ""
     name = ""
+    span: Span | None = None
+    """Its y axis, where it can be shared."""
 
     def png(self, dpi: float = DPI) -> bytes:
         """The picture as PNG of 256 colours: a quarter of the size, and the eye sees no less."""
@@ -142,7 +143,7 @@ def draw(lines: Sequence[Line], words: Words, scale: Scale = "auto") -> Picture:
             _draw_line(axes, line, many)
             _draw_interval(axes, line, many)
         _scale_x(axes, np.concatenate([*(e.x for e in drawn), *(e.gone for e in lines)]), words)
-        _scale_y(axes, drawn, scale)
+        figure.span = _scale_y(axes, drawn, scale)
         for line in lines:
             _draw_gone(axes, line)
         sns.despine(ax=axes)
@@ -238,15 +239,22 @@ def _scale_x(axes: Axes, values: np.ndarray, words: Words) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
 
 
-def _scale_y(axes: Axes, lines: Sequence[Line], scale: Scale) -> None:
+def _scale_y(axes: Axes, lines: Sequence[Line], scale: Scale) -> Span:
+    span = scale if isinstance(scale, Span) else _span(lines, scale)
+    if span.log:
+        _log_y(axes, span.low, span.high)
+    else:
+        axes.set_ylim(0, 1.1 * span.high)
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    return span
+
+
+def _span(lines: Sequence[Line], scale: str) -> Span:
     values = np.concatenate([line.y for line in lines])
     reach = np.concatenate([values, *(bound for line in lines for bound in (line.low, line.high))])
     reach = reach[np.isfinite(reach)]
-    if scale == "log" or (scale == "auto" and values.max() / values.min() > LOG_FROM):
-        _log_y(axes, reach.min(), reach.max())
-    else:
-        axes.set_ylim(0, 1.1 * reach.max())
-    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    wide = scale == "auto" and values.max() / values.min() > LOG_FROM
+    return Span(scale == "log" or wide, float(reach.min()), float(reach.max()))
 
 
 def _log_y(axes: Axes, least: float, most: float) -> None:
