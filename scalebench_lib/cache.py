@@ -6,10 +6,11 @@ changed since, its content is checked as a record's is, and where it is damaged 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from scalebench_lib.record import Record
 
 FILE = Path(".cache", "records.npz")
 
+WORTH_KEEPING = 200
+"""So many records, newly read, take longer to read again than to keep."""
+
 _SHARED = ("config", "machine", "software")
 """What many records have in common is kept once."""
 
@@ -34,6 +38,35 @@ _APART: Any = {**dict.fromkeys(_SHARED, True), "points": {"__all__": set(_NUMBER
 Stamp = tuple[int, int, int]
 Known = dict[str, tuple[Stamp, Record]]
 """Records by the names of their files, with what these looked like when they were read."""
+
+
+def read(out: Path, load: Callable[[Path], Record | None]) -> list[Record]:
+    """All records of the sweep in folder `out`; what is not kept, or has changed, by `load`."""
+    with _no_garbage():
+        stamps = {path: stamp(path) for path in (out / "records").glob("*.json")}
+        kept = recall(out) if len(stamps) >= WORTH_KEEPING else {}
+        known, fresh = Known(), 0
+        for path, seen in stamps.items():
+            if path.name in kept and kept[path.name][0] == seen:
+                known[path.name] = kept[path.name]
+            elif record := load(path):
+                known[path.name], fresh = (seen, record), fresh + 1
+        if fresh >= WORTH_KEEPING:
+            keep(out, known)
+    return [record for _, record in known.values()]
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Records make none: looking for it in thousands takes as long as reading them, each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def stamp(path: Path) -> Stamp:
@@ -59,13 +92,13 @@ def keep(out: Path, known: Known) -> None:
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         try:
-            np.savez(draft, **_packed(known))
+            np.savez(draft, allow_pickle=False, **_packed(known))
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
 
 
-def _packed(known: Known) -> dict[str, np.ndarray]:
+def _packed(known: Known) -> dict[str, Any]:
     shared: dict[str, dict[Any, int]] = {name: {} for name in _SHARED}
     heads, numbers = [], list[tuple[int, ...]]()
     for name, (seen, record) in known.items():
@@ -98,5 +131,5 @@ def _unpacked(heads: Mapping[str, Any], numbers: np.ndarray, sizes: np.ndarray) 
 
 
 def _parsed(what: str, texts: Iterable[str]) -> list[Any]:
-    kind = TypeAdapter[Any](Record.model_fields[what].annotation)
-    return [kind.validate_json(text) for text in texts]
+    kind: Any = Record.model_fields[what].annotation
+    return [kind.model_validate_json(text) for text in texts]

@@ -29,13 +29,15 @@ class Groups:
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Their sums."""
-        return np.bincount(self.of, values, self.count)
+        sums: np.ndarray = np.bincount(self.of, values, self.count)
+        return sums
 
     def mean(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Their means, weighted or not."""
         if weights is None:
-            return self.sum(values) / self.size
-        return self.sum(values * weights) / self.sum(weights)
+            weights = np.ones(values.size)
+        means: np.ndarray = self.sum(values * weights) / self.sum(weights)
+        return means
 
     def less_mean(self, values: np.ndarray) -> np.ndarray:
         """Each number less its group's mean."""

@@ -79,9 +79,9 @@ class Headline:
 class _Samples:
     """All samples of a sweep, point after point: what is asked of them again and again.
 
-    `slowness` is the log of the machine's slowness beside each sample, 0 at the reference speed;
-    `weight` what the sample counts: less when the machine was far from that speed. `attenuation`
-    is how much less the probes know of a point's long passes; `kinds` are the points' kinds.
+    `weight` is what a sample counts: less when the machine was far from its reference speed.
+    `attenuation` is how much less the probes know of a point's long passes, and `known` what they
+    know of each sample's slowness; `kinds` are the points' kinds.
     """
 
     def __init__(self, points: Collection[PointSamples]) -> None:
@@ -90,13 +90,11 @@ class _Samples:
         numbers = {kind: number for number, kind in enumerate({p.kind: 0 for p in points})}
         self.kinds = Groups(np.array([numbers[p.kind] for p in points]), len(numbers))
         latency = np.concatenate([point.latency for point in points])
-        reference = np.repeat([point.reference for point in points], sizes)
-        slowness = np.log(np.concatenate([point.probe for point in points]) / reference)
         self.log = np.log(latency)
-        self.slowness = np.where(np.isfinite(slowness), slowness, 0.0)
-        self.weight = 1 / (1 + (np.clip(self.slowness, 0, None) / FAR) ** 2)
+        slowness = np.concatenate([point.slowness for point in points])
+        self.weight = 1 / (1 + (np.clip(slowness, 0, None) / FAR) ** 2)
         self.attenuation = 1 / (1 + self.points.median(latency) / LONG_NS)
-        self.known = self.attenuation[self.points.of] * self.slowness
+        self.known = self.attenuation[self.points.of] * slowness
         names, visit = np.unique(np.concatenate([p.visit for p in points]), return_inverse=True)
         self._visit, self._visits = self.points.of * names.size + visit, names.size
 
@@ -181,17 +179,12 @@ def _headlines(
     correction = kept.mean(samples.known[keep], weight) * slope.error
     error = np.sqrt(np.maximum(between / effective, within) + correction**2)
     reach = np.exp(float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error)
+    columns = (value, value / reach, value * reach, error, slope.value * samples.attenuation)
+    rows = np.transpose(columns).tolist()
     return [
-        Headline(*map(float, found), disturbed=disturbed)
-        for *found, disturbed in zip(
-            value,
-            value / reach,
-            value * reach,
-            error,
-            np.full(value.size, freedom),
-            slope.value * samples.attenuation,
-            samples.points.split(~keep),
-            strict=True,
+        Headline(found, low, high, spread, freedom, exponent, disturbed)
+        for (found, low, high, spread, exponent), disturbed in zip(
+            rows, samples.points.split(~keep), strict=True
         )
     ]
 
@@ -207,4 +200,5 @@ def _within(kinds: Groups, kept: Groups, rest: np.ndarray) -> np.ndarray:
     """Variance of samples within points of each point's kind."""
     squares = kinds.sum(kept.sum(kept.less_mean(rest) ** 2))
     variance: np.ndarray = squares / np.maximum(kinds.sum(kept.size - 1), 1)
-    return variance[kinds.of]
+    of_points: np.ndarray = variance[kinds.of]
+    return of_points

@@ -86,19 +86,6 @@ def gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
     return pooled
 
 
-def _kind(config: Config, threads: int) -> Hashable:
-    """Points of one kind feel a slow machine alike: what runs, and on how many threads."""
-    return (
-        config.model,
-        config.seq_len,
-        config.image_size,
-        config.optimization,
-        config.smt,
-        config.allocator,
-        threads,
-    )
-
-
 def _samples(points: Sequence[Pooled], references: Sequence[float]) -> Iterator[PointSamples]:
     """The samples of each of `points`, and what was beside them."""
     visits = [visit for point in points for visit in point.visits]
@@ -107,9 +94,10 @@ def _samples(points: Sequence[Pooled], references: Sequence[float]) -> Iterator[
     probe = _probes([point for _, point in visits])
     visit = np.repeat([record.visit for record, _ in visits], sizes)
     ends = np.cumsum([sum(len(one.samples_ns) for _, one in point.visits) for point in points])
-    split = [np.split(each, ends[:-1]) for each in (latency, probe, visit)]
-    for point, reference, *arrays in zip(points, references, *split, strict=True):
-        yield PointSamples(_kind(point.config, point.threads), *arrays, reference)
+    split = (np.split(each, ends[:-1]) for each in (latency, probe, visit))
+    for point, reference, ns, probes, numbers in zip(points, references, *split, strict=True):
+        kind = _kind(point.config, point.threads)
+        yield PointSamples(kind, ns, probes, numbers, reference)
 
 
 def _probes(points: Sequence[Point]) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -222,10 +220,6 @@ class Record(Words):
         return record
 
 
-WORTH_KEEPING = 200
-"""So many records, newly read, take longer to read again than to keep in the cache."""
-
-
 def load_records(out: Path) -> list[Record]:
     """All records of the sweep in folder `out`, by config and visit.
 
@@ -233,35 +227,7 @@ def load_records(out: Path) -> list[Record]:
     """
     from scalebench_lib import cache  # it is made of records
 
-    with _no_garbage():
-        stamps = {path: cache.stamp(path) for path in (out / "records").glob("*.json")}
-        kept = cache.recall(out) if len(stamps) >= WORTH_KEEPING else {}
-        same = {
-            p.name: kept[p.name]
-            for p, seen in stamps.items()
-            if p.name in kept and kept[p.name][0] == seen
-        }
-        fresh = {p: seen for p, seen in stamps.items() if p.name not in same}
-        read = {p.name: (seen, record) for p, seen in fresh.items() if (record := _load(p))}
-        known = same | read
-        if len(read) >= WORTH_KEEPING:
-            cache.keep(out, known)
-    return sorted(
-        (record for _, record in known.values()), key=lambda r: (*_size_order(r.config), r.visit)
-    )
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Records make none: looking for it in thousands takes as long as reading them, each time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
+    return sorted(cache.read(out, _load), key=lambda r: (*_size_order(r.config), r.visit))
 
 
 def _load(path: Path) -> Record | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scalebench_lib import cache, record
+from scalebench_lib import cache
 from scalebench_lib.files import sealed
 from scalebench_lib.record import Record, load_records
 from tests.madeup import measured, missing, save_sweep, small_records
@@ -13,7 +13,7 @@ from tests.madeup import measured, missing, save_sweep, small_records
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep, one config of it failed, that is worth a cache."""
-    monkeypatch.setattr(record, "WORTH_KEEPING", 2)
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 2)
     *good, last = small_records()
     return save_sweep(tmp_path / "s", [*good, missing(last.config, last.machine, "failed", "died")])
 

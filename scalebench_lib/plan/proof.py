@@ -257,7 +257,7 @@ class Proof:
         if runs and np.isnan(reference):
             reference = float(np.quantile(np.concatenate(probes), 0.05))
         points = {run: _point(run, reference) for run in runs}
-        for run, found in headlines(points).items() if runs else ():  # type: ignore[arg-type]
+        for run, found in headlines(points).items():
             assert isinstance(run, Run)  # noqa: S101 - they are the keys
             slowness = np.nan_to_num(np.log(points[run].probe / reference))
             steady = np.exp(np.log(run.samples_ns) - found.exponent * slowness)
