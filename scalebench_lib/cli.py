@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from scalebench_lib.config import PRESETS, Sweep, Visit
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import Record
-from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import IF_BUSY
-from scalebench_lib.sweep.runner import Job, Step
 from scalebench_lib.sweep.state import sweep_state
+
+if TYPE_CHECKING:
+    pass
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -65,6 +63,10 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
+    from scalebench_lib.sweep import told  # papermill takes seconds to import
+    from scalebench_lib.sweep.kernels import Kernels
+    from scalebench_lib.sweep.runner import Job
+
     options = {
         "model": model,
         "weights": weights,
@@ -85,14 +87,14 @@ def sweep(
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
     if if_busy not in IF_BUSY:
         raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
-    budget = _seconds("time_budget", time_budget)
+    budget = told.seconds("time_budget", time_budget)
     job = Job.prepare(_request(preset, spec, given), out, retry_failed)
-    job.visit_timeout = _seconds("visit_timeout", visit_timeout) if visit_timeout else None
-    _announce(job)
+    job.visit_timeout = told.seconds("visit_timeout", visit_timeout) if visit_timeout else None
+    told.announce(job, console)
     if dry_run:
         return
     with job.alone(if_busy), Kernels(warm=kernels == "warm") as how:
-        _run(job, how, budget)
+        told.run_shown(job, how, budget, console)
         if how.trouble:
             _complain(f"{how.trouble}; kernels were started afresh, which takes longer")
     if job.records:
@@ -306,62 +308,8 @@ def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
     return Sweep.checked({**start, **given})
 
 
-def _announce(job: Job) -> None:
-    state = job.state
-    console.print(f"{job.machine}", soft_wrap=True)
-    console.print(
-        f"{len(state.left)} configs to measure in up to {job.sweep.rounds} rounds, "
-        f"{len(state.done)} done before, {len(state.failed)} failed before: "
-        f"up to {_duration(job.forecast())}"
-    )
-
-
-def _run(job: Job, kernels: Kernels, budget_s: float) -> list[Record]:
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("[dim]{task.fields[so_far]}, {task.fields[left]} left"),
-    )
-    with Progress(*columns, console=console, refresh_per_second=0.5) as bar:
-        task = bar.add_task("", total=None, so_far="", left="")
-
-        def show(step: Step) -> None:
-            told = f"round {step.round}, {step.visit.config}"
-            bar.update(task, description=told, left=_duration(step.seconds_left))
-            bar.update(task, completed=step.done, total=step.total)
-            if step.record is not None:
-                bar.update(task, so_far=_so_far(step.record))
-                reason = f": {step.record.reason}" if step.record.reason else ""
-                bar.console.print(f"{told}: {_so_far(step.record)}{reason}", soft_wrap=True)
-
-        return job.run(show, kernels, budget_s)
-
-
-def _so_far(record: Record) -> str:
-    if record.status != "ok":
-        return record.status
-    return ", ".join(f"{p.threads}: {p.statistics.median / 1e6:.3g} ms" for p in record.points)
-
-
 def _counts(visit: Visit) -> str:
     return ", ".join(map(str, visit.threads))
-
-
-def _seconds(name: str, text: str | None) -> float:
-    """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
-    if text is None:
-        return float("inf")
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not found or float(found[1]) == 0:
-        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

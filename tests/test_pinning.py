@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import pinning
-from scalebench_lib.measure.pinning import confine, pin_team
+from scalebench_lib.measure.pinning import confine, pin_engine, pin_team
 
 ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 pytestmark = pytest.mark.skipif(not ALLOWED, reason="this system has no affinity")
@@ -113,3 +114,36 @@ def test_a_runtime_held_to_fewer_threads_is_noticed() -> None:
         check=False,
     )
     assert "asked for 2 threads, but 1 of them compute" in run.stderr
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
+def test_an_engine_s_own_threads_are_found_and_pinned() -> None:
+    """Whatever they are: here a Python thread that computes while the caller does."""
+    stop = threading.Event()
+    worker = threading.Thread(target=lambda: [work() for _ in iter(stop.is_set, True)])
+    torch.set_num_threads(1)
+    worker.start()
+    try:
+        team = pin_engine(ALLOWED[:2], True, work)
+        assert team.tids == (threading.get_native_id(), worker.native_id)
+        assert os.sched_getaffinity(worker.native_id) == {ALLOWED[1]}
+        with pytest.raises(MeasurementError, match="asked for 1 threads, but 2 of them compute"):
+            pin_engine(ALLOWED[:1], True, work)
+    finally:
+        stop.set()
+        worker.join()
+
+
+def test_an_engine_that_does_not_bind_its_threads_where_it_should_is_noticed() -> None:
+    """One that binds them itself is looked at while it computes."""
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, ALLOWED[:1])
+    pinning.BoundTeam((), tuple(ALLOWED[:1])).check(work)
+    with pytest.raises(MeasurementError, match="asked for one thread on each of the CPUs"):
+        pinning.BoundTeam((), (ALLOWED[-1] + 1, ALLOWED[-1] + 2)).check(lambda: _much(work))
+
+
+def _much(work) -> None:
+    end = time.process_time() + 0.03
+    while time.process_time() < end:
+        work()

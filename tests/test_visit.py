@@ -1,6 +1,7 @@
 """A whole visit in this process, on the tiny model."""
 
 import os
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from scalebench_lib.config import Config, Visit
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import optimizations
+from scalebench_lib.measure.optimizations import Optimization, Optimized, Subject
 from scalebench_lib.measure.visit import measure
 
 MACHINE = Machine.here()
@@ -37,7 +39,9 @@ def test_a_visit_tells_all_that_a_record_holds(record) -> None:
     assert [point.threads for point in record.points] == list(COUNTS)
     assert all(len(point.samples_ns) >= 3 for point in record.points)
     assert record.setup.optimize_s > 0
-    assert record.verification.max_abs_error <= 1e-4
+    assert record.verification.sqnr_db > 90
+    assert record.verification.reference == "fp64"
+    assert record.item == "16 tokens"
     assert record.peak_memory_bytes > 50e6
     assert record.flops > 0
     assert record.software.versions["torch"] == torch.__version__
@@ -59,13 +63,14 @@ def test_the_process_is_given_its_cpus_back(record) -> None:
 def test_an_optimization_that_computes_something_else_fails_the_config(monkeypatch) -> None:
     """No points, and the figure in the reason."""
 
-    def halved(module, inputs):
-        return lambda *batch: tuple(output / 2 for output in module(*batch))
+    def halved(subject: Subject) -> Optimized:
+        module = subject.model.module
+        return Optimized(lambda *batch: tuple(output / 2 for output in module(*batch)))
 
-    monkeypatch.setitem(optimizations.APPLY, "script", halved)
+    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(halved))
     record = measure(visit(optimization="script"), MACHINE)
     assert record.status == "failed"
-    assert "verification failed: outputs differ" in record.reason
+    assert "verification failed: SQNR 6 dB against fp64" in record.reason
     assert record.points == ()
     assert record.setup is not None, "what came before is kept"
 
@@ -77,3 +82,48 @@ def test_a_model_that_cannot_be_built_fails_the_config() -> None:
     assert record.reason.startswith("weights: bert-tiny has no published ones")
     with pytest.raises(MeasurementError):
         record.require_ok()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino"])
+def test_an_engine_is_measured_at_each_thread_count_and_named(name: str) -> None:
+    """Its own threads, each on its CPU; and what it is is in the record."""
+    pytest.importorskip(name.partition("-")[0])
+    record = measure(visit(optimization=name), MACHINE)
+    assert record.status == "ok", record.reason
+    assert [point.threads for point in record.points] == list(COUNTS)
+    assert record.engine["name"] == name.partition("-")[0]
+    assert record.engine["version"]
+    assert record.engine["precision"] == record.verification.precision
+
+
+def test_compiled_by_inductor_is_measured() -> None:
+    """Compiled, verified, timed without compiling anew."""
+    record = measure(visit(optimization="compile").model_copy(update={"threads": (1,)}), MACHINE)
+    assert record.status == "ok", record.reason
+    assert record.engine["backend"] == "inductor"
+    assert record.setup.optimize_s > record.setup.first_pass_s
+
+
+def test_passes_rotate_over_inputs(monkeypatch) -> None:
+    """No two in a row are alike, so nothing is gained by remembering an answer."""
+    asked: list[int] = []
+
+    def watched(subject: Subject) -> Optimized:
+        def run(*batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            asked.append(hash(tuple(batch[0].flatten().tolist())))
+            return subject.model.module(*batch)
+
+        return Optimized(run)
+
+    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(watched))
+    assert measure(visit(optimization="script"), MACHINE).status == "ok"
+    timed = asked[-20:-2]
+    assert len(set(timed)) == 4
+    assert all(one != other for one, other in pairwise(timed))
+
+
+def test_a_visit_that_is_not_thorough_measures_no_peak() -> None:
+    """Nor FLOPs, nor float64: its config's first visit has."""
+    found = measure(visit().model_copy(update={"thorough": False}), MACHINE)
+    assert (found.flops, found.peak_gflops) == (None, {})
+    assert found.verification.reference == "eager"

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from scalebench_lib.analysis.looks import batch_colour, look
 from scalebench_lib.analysis.plates import ordered_optimizations
-from scalebench_lib.analysis.samples import samples_table
-from scalebench_lib.analysis.selection import SETTING, Measured, errors_db, model_title, parts
+from scalebench_lib.analysis.selection import SETTING, Measured, errors_db, model_title
+from scalebench_lib.pool import pool
 
 FIELDS = (
     *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
@@ -59,14 +59,12 @@ def _samples(measured: Measured) -> dict[str, list[Any]]:
         )
         if not pd.isna(threads)
     }
-    if not rows:
-        return {}
     found: dict[str, list[Any]] = {}
-    every = samples_table(measured.records)
-    for key, part in parts(every, ["config_id", "threads"]):
-        thin = part.iloc[:: -(-len(part) // MOST_SAMPLES)]
-        odd = np.flatnonzero(thin["disturbed"].to_numpy(bool)).tolist()
-        found[str(rows[key])] = [[_short(value) for value in thin["latency_ms"]], odd]
+    for key, point in pool(measured.records, measured.reference).items():
+        thin = slice(None, None, -(-len(point.samples_ns) // MOST_SAMPLES))
+        whole = point.headline.disturbed if point.headline else np.empty(0)
+        values = [_short(ns / 1e6) for ns in point.samples_ns[thin]]
+        found[str(rows[key])] = [values, np.flatnonzero(whole[thin]).tolist()]
     return found
 
 

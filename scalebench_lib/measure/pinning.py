@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,16 @@ _SETTLE_NS = 25_000_000
 """The kernel brings a running thread's CPU time up to date at its ticks, up to 10 ms apart."""
 
 _BUSY = 0.2
-"""Share of the wall time from which on a thread counts as computing."""
+"""Share of the busiest thread's CPU time from which on a thread counts as computing. Not of the
+wall time: on a machine that others use too, no thread may get much of that."""
+
+_SHARING = 0.02
+"""An engine that shares out small work gives its other threads little of it, but some."""
+
+_SMALL_PASS_S = 0.02
+"""CPU time of a pass up to which an engine may well keep some of its threads idle."""
+
+_LOOK_S = 0.0005
 
 _ATTEMPTS = 10
 """On a busy machine a thread may look idle for a moment, or busy with the work before."""
@@ -41,6 +51,11 @@ class Team:
         """Whether each thread has a CPU to itself (False where the system has no affinity)."""
         return bool(self.tids)
 
+    def pin(self) -> None:
+        """Put each thread on its CPU (again)."""
+        for tid, cpu in zip(self.tids, self.cpus, strict=False):
+            os.sched_setaffinity(tid, {cpu})
+
     def check(self, run: Callable[[], object]) -> None:
         """Call `run`; `MeasurementError` unless this team alone computes it, each in its place."""
         if torch.get_num_threads() != len(self.cpus):
@@ -54,7 +69,7 @@ class Team:
             raise MeasurementError(
                 f"{len(strangers)} more threads compute than the {len(self.cpus)} asked for"
             )
-        for tid, cpu in zip(self.tids, self.cpus, strict=True):
+        for tid, cpu in zip(self.tids, self.cpus, strict=False):
             if os.sched_getaffinity(tid) != {cpu}:
                 raise MeasurementError(f"thread {tid} did not stay on CPU {cpu}")
 
@@ -66,24 +81,66 @@ class Team:
         return strangers
 
 
+@dataclass(frozen=True)
+class BoundTeam(Team):
+    """Threads that an engine binds to `cpus` itself, each time anew, while they compute."""
+
+    def pin(self) -> None:
+        """The engine does, and would undo what we do."""
+
+    @property
+    def pinned(self) -> bool:
+        """Each thread has a CPU to itself; `check` has seen it."""
+        return True
+
+    def check(self, run: Callable[[], object]) -> None:
+        """Call `run`; `MeasurementError` unless it computes on `cpus` alone, and on all of them.
+
+        A pass that is hardly worth sharing may leave some of them idle.
+        """
+        small = _cpu_seconds(run) < _SMALL_PASS_S
+        for _ in range(_ATTEMPTS):
+            busy = {threading.get_native_id(), *busy_during(run, _SHARING)}
+            seen = _bound_to(busy, run)
+            if len(busy) <= len(self.cpus) and (seen == set(self.cpus) or (small and seen)):
+                break
+        else:
+            raise MeasurementError(
+                f"asked for one thread on each of the CPUs {sorted(self.cpus)}, but the engine "
+                f"computes with {len(busy)} on {sorted(seen)}"
+            )
+        if not seen <= set(self.cpus):
+            raise MeasurementError(f"the engine computes on CPUs {sorted(seen)}")
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def cpu_times() -> dict[int, int]:
     """CPU time so far of each thread of this process, in ns; empty without /proc."""
     if not _TASKS.exists():
         return {}
-    try:
-        return {tid: _cpu_time(tid) for tid in _tids()}
-    except FileNotFoundError:
+    times = {}
+    for tid in _tids():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            times[tid] = _cpu_time(tid)
+    if not times:
         raise MeasurementError(
             "this kernel does not tell threads' CPU time (/proc/<pid>/task/*/schedstat), "
             "so they cannot be pinned one by one"
-        ) from None
+        )
+    return times
 
 
 def confine(cpus: Iterable[int]) -> None:
     """Let every thread of this process run on `cpus` only; later threads inherit that."""
     allowed = set(cpus)
     for tid in _tids():
-        os.sched_setaffinity(tid, allowed)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(tid, allowed)
 
 
 def pin_team(cpus: Sequence[int], pinnable: bool) -> Team:
@@ -96,30 +153,64 @@ def pin_team(cpus: Sequence[int], pinnable: bool) -> Team:
         return Team((), tuple(cpus))
     confine(cpus)
     torch.set_num_threads(len(cpus))
-    team = Team(_workers(len(cpus)), tuple(cpus))
-    for tid, cpu in zip(team.tids, cpus, strict=True):
-        os.sched_setaffinity(tid, {cpu})
+    # torch shares out 32768 elements at a time
+    work = torch.ones(max(1 << 20, len(cpus) << 16))
+    team = Team(_workers(len(cpus), lambda: work.mul_(1.0)), tuple(cpus))
+    team.pin()
     return team
 
 
-def _workers(count: int) -> tuple[int, ...]:
-    """The caller and the threads that work beside it, given work that can be shared out."""
-    work = torch.ones(max(1 << 20, count << 16))  # torch shares out 32768 elements at a time
+def pin_engine(cpus: Sequence[int], pinnable: bool, run: Callable[[], object]) -> Team:
+    """Pin the threads that an engine computes `run` with, one to each of `cpus`, caller first.
+
+    Raises `MeasurementError` where another number of threads computes than there are CPUs.
+    """
+    if not pinnable:
+        return Team((), tuple(cpus))
+    confine(cpus)
+    team = Team(_workers(len(cpus), run, _SHARING), tuple(cpus))
+    team.pin()
+    return team
+
+
+def _workers(count: int, run: Callable[[], object], share: float = _BUSY) -> tuple[int, ...]:
+    """The caller and the threads that work beside it when `run` is called."""
     caller = threading.get_native_id()
     for _ in range(_ATTEMPTS):
-        busy = {caller, *busy_during(lambda: work.mul_(1.0))}
+        busy = {caller, *busy_during(run, share)}
         if len(busy) == count:
             return (caller, *sorted(busy - {caller}))
     raise MeasurementError(f"asked for {count} threads, but {len(busy)} of them compute")
 
 
-def busy_during(run: Callable[[], object]) -> set[int]:
+def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
     """The ids of the threads that compute while `run` is called again and again for a moment."""
     before, start = cpu_times(), time.perf_counter_ns()
-    while (wall_ns := time.perf_counter_ns() - start) < _SETTLE_NS:
+    while time.perf_counter_ns() - start < _SETTLE_NS:
         run()
     grown = {tid: now - before.get(tid, 0) for tid, now in cpu_times().items()}
-    return {tid for tid, ns in grown.items() if ns > _BUSY * wall_ns}
+    most = max(grown.values(), default=0)
+    return {tid for tid, ns in grown.items() if ns > share * most}
+
+
+def _bound_to(tids: Iterable[int], run: Callable[[], object]) -> set[int]:
+    """The CPUs to which one of `tids` alone was bound at a moment while `run` computed."""
+    seen: set[int] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(_LOOK_S):
+            bound = [os.sched_getaffinity(tid) for tid in tids]
+            seen.update(cpu for cpus in bound if len(cpus) == 1 for cpu in cpus)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        busy_during(run)
+    finally:
+        stop.set()
+        watcher.join()
+    return seen
 
 
 def _tids() -> list[int]:

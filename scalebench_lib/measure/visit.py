@@ -18,14 +18,19 @@ from scalebench_lib.config import Visit
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import allocator, models, optimizations
-from scalebench_lib.measure.pinning import Team, confine, pin_team
+from scalebench_lib.measure.bench import Bench
+from scalebench_lib.measure.optimizations import Subject
+from scalebench_lib.measure.pinning import Team, confine
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
-from scalebench_lib.measure.roof import peak_gflops
 from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
 from scalebench_lib.measure.verify import Verifier
-from scalebench_lib.record import Point, Record, Setup, Software, Verification
+from scalebench_lib.record import Point, Record, Setup, Software
+from scalebench_lib.verification import Verification
 
 T = TypeVar("T")
+
+ROTATION = 4
+"""Batches of different seeds that timed passes take in turn."""
 
 
 @dataclass
@@ -36,6 +41,7 @@ class _Found:
     verification: Verification | None = None
     setup: Setup | None = None
     flops: int | None = None
+    engine: dict[str, str] = field(default_factory=dict)
     peak_gflops: dict[int, dict[str, float]] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
 
@@ -71,85 +77,79 @@ def measure(visit: Visit, machine: Machine) -> Record:
         flops=found.flops,
         probe_version=PROBE_VERSION,
         peak_gflops=found.peak_gflops,
+        engine=found.engine,
         points=tuple(found.points),
     )
 
 
 def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
-    config, bench = visit.config, _Bench(visit, machine)
+    config = visit.config
+    bench = Bench(
+        visit.threads,
+        lambda threads: machine.cpus_for(threads, config.smt, config.placement),
+        machine.pinnable,
+    )
+    optimization = optimizations.REGISTRY[config.optimization]
     bench.switch(max(visit.threads))
     build_s, model = _timed(lambda: models.build(config))
     found.item = str(model.kind)
-    inputs = model.inputs(config.batch_size, config.seed)
-    verifier = Verifier(model, inputs, seed=config.seed, thorough=visit.number == 1, any_batch=True)
-    found.flops = verifier.flops
-    apply = optimizations.APPLY[config.optimization]
-    optimize_s, runner = _timed(lambda: apply(model.module, inputs))
+    batches = [model.inputs(config.batch_size, config.seed + k) for k in range(ROTATION)]
+    verifier = Verifier(
+        model,
+        batches[0],
+        optimization.precision,
+        seed=config.seed + ROTATION,
+        thorough=visit.thorough,
+        any_batch=optimization.any_batch,
+    )
+    if visit.thorough:  # other visits would tell the same
+        found.flops, found.peak_gflops = verifier.flops, bench.roof()
+    subject = Subject(model, batches[0], config)
+    optimize_s, optimized = _timed(lambda: bench.take(lambda: optimization.apply(subject), batches))
+    found.engine = {"precision": optimization.precision, **optimized.engine}
     passes: list[tuple[float, tuple[torch.Tensor, ...]]] = []
-    bench.team.check(lambda: passes.append(_timed(lambda: runner(*inputs))))
+    bench.check(lambda: passes.append(_timed(lambda: bench.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    found.verification = verifier.check(runner, outputs)
-    if visit.number == 1:  # later visits would tell the same of the machine
-        found.peak_gflops = bench.roof()
-    warm = first_pass_s * 1e9 >= LONG_PASS_NS
-    found.points = bench.time(lambda: runner(*inputs), warm)
-    verifier.recheck(runner)
+    found.verification = verifier.check(bench.runner, outputs)
+    with optimized.watched():
+        series = _time(bench, visit, warm=first_pass_s * 1e9 >= LONG_PASS_NS)
+        verifier.recheck(bench.runner)
+    found.points = [
+        _point(one, bench.team_of(one.threads), machine.cores_of(one.threads, config.smt))
+        for one in series
+    ]
 
 
-class _Bench:
-    """The threads of this process, as a visit places them."""
+def _time(bench: Bench, visit: Visit, warm: bool) -> list[Series]:
+    """Time passes at each thread count of the visit; `warm` if there was a warm-up."""
+    return TimingLoop(
+        run=bench.pass_once,
+        probe=Probe(),
+        warm=warm,
+        switch=bench.switch,
+        threads=visit.threads,
+        target_ci=visit.target_ci,
+        max_seconds=visit.max_seconds,
+        seed=visit.number,
+    ).measure()
 
-    def __init__(self, visit: Visit, machine: Machine) -> None:
-        self.visit, self.machine = visit, machine
-        self.teams: dict[int, Team] = {}
-        if torch.get_num_interop_threads() != 1:
-            torch.set_num_interop_threads(1)
 
-    def switch(self, threads: int) -> None:
-        """Compute with `threads` threads from now on, each on its own CPU."""
-        config = self.visit.config
-        cpus = self.machine.cpus_for(threads, config.smt, config.placement)
-        self.team = self.teams[threads] = pin_team(cpus, self.machine.pinnable)
-
-    def time(self, run: Callable[[], object], warm: bool) -> list[Point]:
-        """Time `run` at each thread count of the visit; `warm` if it has had its warm-up."""
-        loop = TimingLoop(
-            run=run,
-            probe=Probe(),
-            warm=warm,
-            switch=self.switch,
-            threads=self.visit.threads,
-            target_ci=self.visit.target_ci,
-            max_seconds=self.visit.max_seconds,
-            seed=self.visit.number,
-        )
-        return [self._point(series) for series in loop.measure()]
-
-    def roof(self) -> dict[int, dict[str, float]]:
-        """The machine's own peak at each thread count of the visit."""
-        peaks = {}
-        for threads in self.visit.threads:
-            self.switch(threads)
-            peaks[threads] = peak_gflops()
-        return peaks
-
-    def _point(self, series: Series) -> Point:
-        team = self.teams[series.threads]
-        return Point(
-            threads=series.threads,
-            cores=self.machine.cores_of(series.threads, self.visit.config.smt),
-            cpus=team.cpus,
-            pinned=team.pinned,
-            samples_ns=tuple(series.samples_ns),
-            started_ns=tuple(series.started_ns),
-            probe_before_ns=tuple(series.probe_before_ns),
-            probe_after_ns=tuple(series.probe_after_ns),
-            passes_per_sample=series.passes_per_sample,
-            warmup_ns=tuple(series.warmup_ns),
-            spent_s=series.spent_ns / 1e9,
-            stopped_by=series.stopped_by,
-        )
+def _point(series: Series, team: Team, cores: float) -> Point:
+    return Point(
+        threads=series.threads,
+        cores=cores,
+        cpus=team.cpus,
+        pinned=team.pinned,
+        samples_ns=tuple(series.samples_ns),
+        started_ns=tuple(series.started_ns),
+        probe_before_ns=tuple(series.probe_before_ns),
+        probe_after_ns=tuple(series.probe_after_ns),
+        passes_per_sample=series.passes_per_sample,
+        warmup_ns=tuple(series.warmup_ns),
+        spent_s=series.spent_ns / 1e9,
+        stopped_by=series.stopped_by,
+    )
 
 
 def _libraries() -> dict[str, str]:

@@ -17,11 +17,15 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from scalebench_lib.config import Config, Words
+from scalebench_lib.config import Config
 from scalebench_lib.processes import die_with_parent
+from scalebench_lib.words import Words
 
 _AWAKE_NS = 300_000
 """A sleep ends up to this late; the rest of the wait is spent awake, on a CPU of one's own."""
+
+_ROTATION = 4
+"""Inputs that passes take in turn, as in a measurement."""
 
 _WARMUP_S = 1.0
 """So long, and one pass at least, before an instance is ready."""
@@ -62,15 +66,19 @@ def _serve(pipe: Connection, role: Role, start: float) -> None:
 def _model(role: Role, config: Config) -> Callable[[], object]:
     """The optimized model on its CPUs, warm."""
     from scalebench_lib.measure import models, optimizations
-    from scalebench_lib.measure.pinning import pin_team
+    from scalebench_lib.measure.bench import Bench
 
-    team = pin_team(role.cpus, role.pinnable)
+    threads = len(role.cpus)
+    bench = Bench((threads,), lambda _: role.cpus, role.pinnable)
+    bench.switch(threads)
     model = models.build(config)
-    inputs = model.inputs(config.batch_size, config.seed)
-    runner = optimizations.APPLY[config.optimization](model.module, inputs)
-    team.check(lambda: runner(*inputs))
-    _warm_up(lambda: runner(*inputs))
-    return lambda: runner(*inputs)
+    batches = [model.inputs(config.batch_size, config.seed + k) for k in range(_ROTATION)]
+    subject = optimizations.Subject(model, batches[0], config)
+    apply = optimizations.REGISTRY[config.optimization].apply
+    bench.take(lambda: apply(subject), batches)
+    bench.check(bench.pass_once)
+    _warm_up(bench.pass_once)
+    return bench.pass_once
 
 
 def _probe(role: Role) -> Callable[[], object]:

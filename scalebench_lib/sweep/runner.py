@@ -162,9 +162,9 @@ class Job:
 
     def _visit(self, visit: Visit, kernels: Kernels, limit_s: float) -> Record:
         number = next_visit(self.out, visit.config)
-        visit = visit.model_copy(update={"number": number})
         memory = min(psutil.virtual_memory().available, self.machine.memory_bytes)
         fitted = any(r.config_id == visit.config.id and r.status == "ok" for r in self.records)
+        visit = visit.model_copy(update={"number": number, "thorough": not fitted})
         lack = lacking_memory(visit, self.records, memory) or doomed(visit, self.records)
         if lack and not fitted:
             return self._save_without_points(visit, "skipped", lack, datetime.now(UTC), "none")

@@ -1,0 +1,105 @@
+"""Where a model runs: the threads of a process on their CPUs, and what they run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from scalebench_lib.measure.models import Inputs
+from scalebench_lib.measure.optimizations import Optimized, Runner
+from scalebench_lib.measure.pinning import BoundTeam, Team, pin_engine, pin_team
+from scalebench_lib.measure.roof import peak_gflops
+
+
+class Bench:
+    """The threads of this process, and what they run.
+
+    `place` gives the CPUs for a number of threads; `threads` are the numbers that will be used.
+    """
+
+    runner: Runner
+    optimized = Optimized()
+
+    def __init__(
+        self, threads: Sequence[int], place: Callable[[int], tuple[int, ...]], pinnable: bool
+    ) -> None:
+        self.threads, self.place, self.pinnable = threads, place, pinnable
+        self.teams: dict[int, Team] = {}
+        self.engines: dict[int, Team] = {}
+        self.runners: dict[int, Runner] = {}
+        if torch.get_num_interop_threads() != 1:
+            torch.set_num_interop_threads(1)
+
+    def switch(self, threads: int) -> None:
+        """Compute with `threads` threads from now on, each on its own CPU."""
+        cpus = self.place(threads)
+        self.team = self.teams[threads] = pin_team(cpus, self.pinnable)
+        if self.optimized.per_thread_count and threads not in self.runners:
+            with self._roaming(cpus):
+                self.runners[threads] = self.optimized.runner(threads)
+        if threads in self.runners:
+            self.runner = self.runners[threads]
+        if self.optimized.own_threads:
+            self._pin_engine(threads, cpus)
+
+    def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
+        """An engine's threads are found once; torch's, for the probe, are pinned beside them."""
+        if threads not in self.engines:
+            self.pass_once()
+            self.engines[threads] = self._engine_team(cpus)
+        self.team.pin()
+        self.engines[threads].pin()
+
+    def _engine_team(self, cpus: tuple[int, ...]) -> Team:
+        if not (self.pinnable and self.optimized.pins_itself):
+            return pin_engine(cpus, self.pinnable, self.pass_once)
+        team = BoundTeam((), cpus)
+        team.check(self.pass_once)
+        return team
+
+    @contextmanager
+    def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
+        """Let this thread use all of `cpus` for a while: compilers and engines look at that."""
+        if self.pinnable:
+            os.sched_setaffinity(0, cpus)
+        try:
+            yield
+        finally:
+            self.team.pin()
+
+    def take(self, make: Callable[[], Optimized], batches: Sequence[Inputs]) -> Optimized:
+        """Run what `make` makes on `batches` in turn from now on, ready at each thread count."""
+        with self._roaming(self.team.cpus):
+            optimized = make()
+        self.optimized, self.batches = optimized, itertools.cycle(batches)
+        if optimized.per_thread_count:
+            for threads in sorted(self.threads, reverse=True):
+                self.switch(threads)  # the most first: engines look at their CPUs only once
+            self.switch(max(self.threads))
+        else:
+            self.runner = optimized.runner(max(self.threads))
+        return optimized
+
+    def pass_once(self) -> None:
+        """One pass, over the next batch."""
+        self.runner(*next(self.batches))
+
+    def check(self, run: Callable[[], object]) -> None:
+        """Call `run`; `MeasurementError` unless the threads that were pinned alone compute it."""
+        self.team_of(max(self.threads)).check(run)
+
+    def team_of(self, threads: int) -> Team:
+        """The threads that compute where `threads` are asked for."""
+        return (self.engines or self.teams)[threads]
+
+    def roof(self) -> dict[int, dict[str, float]]:
+        """The machine's own peak at each number of threads."""
+        peaks = {}
+        for threads in self.threads:
+            self.switch(threads)
+            peaks[threads] = peak_gflops()
+        return peaks
