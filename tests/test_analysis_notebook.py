@@ -55,7 +55,9 @@ def test_it_has_the_explorer(executed: nbformat.NotebookNode) -> None:
     """Headless as its picture: a widget without its state would be shown as an error."""
     assert WIDGET not in [kind for o in outputs(executed) for kind in o.get("data", {})]
     first = next(o for o in outputs(executed) if "image/png" in o.get("data", {}))
-    assert first["metadata"]["image/png"]["alt"] == "sweep: latency, as chosen"
+    assert first["metadata"]["image/png"]["alt"] == (
+        "sweep: BERT speed-up over eager by batch size, each at its best thread count"
+    )
 
 
 def test_it_is_small_enough_to_be_shown_by_a_code_hosting_site(

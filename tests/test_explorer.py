@@ -4,6 +4,7 @@ import os
 from base64 import b64decode
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from scalebench_lib.analysis.explorer import Explorer, find_sweep, sweeps
@@ -39,9 +40,10 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
     """All lines are there before anything is touched, and a sentence says what is seen."""
     assert explorer.sweep.label == "smt"
     assert bytes(explorer.picture.value).startswith(b"\x89PNG")
+    assert explorer.view.value == "eager"
     assert explorer.optimization.value == "script"
     assert explorer.batch_sizes.value == (1, 8, 64)
-    assert "Lowest latency" in explorer.message.value
+    assert "Largest speed-up" in explorer.message.value
 
 
 @pytest.mark.parametrize(
@@ -52,10 +54,16 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
         ("optimization", "smt", True),
         ("optimization", "scale", "linear"),
         ("optimization", "numbers", "raw medians"),
-        ("optimization", "view", "batch size"),
-        ("batch size", "metric", "throughput"),
-        ("batch size", "batch_size", 64),
-        ("batch size", "scale", "log"),
+        ("optimization", "reach", (2, 4)),
+        ("optimization", "view", "batch"),
+        ("batch", "metric", "throughput"),
+        ("batch", "batch_size", 64),
+        ("batch", "scale", "log"),
+        ("sizes", "metric", "throughput"),
+        ("eager", "at", 2),
+        ("scaling", "optimization", "none"),
+        ("heat", "metric", "throughput"),
+        ("samples", "batch_size", 8),
     ],
 )
 def test_each_choice_changes_the_picture(
@@ -72,8 +80,8 @@ def test_each_choice_changes_the_picture(
     ("view", "control", "option"),
     [
         ("optimization", "batch_sizes", 8),
-        ("batch size", "optimizations", "none"),
-        ("batch size", "smts", True),
+        ("batch", "optimizations", "none"),
+        ("batch", "smts", True),
     ],
 )
 def test_each_box_takes_its_lines_away_and_brings_them_back(
@@ -100,9 +108,10 @@ def test_another_sweep_brings_its_own_choices(explorer: Explorer) -> None:
 
 def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     """What does nothing here is not there."""
-    general = {"sweep", "metric", "view", "scale", "numbers"}
+    general = {"sweep", "beside", "metric", "view", "reach", "scale", "numbers"}
+    explorer.view.value = "optimization"
     assert shown(explorer) == {*general, "optimization", "smt", "batch_sizes"}
-    explorer.view.value = "batch size"
+    explorer.view.value = "batch"
     assert shown(explorer) == {*general, "batch_size", "optimizations", "smts"}
 
 
@@ -110,9 +119,11 @@ def test_a_setting_is_chosen_where_a_sweep_has_several(outputs: Path) -> None:
     """16 and 128 tokens are never drawn in one figure."""
     records = [*madeup.small_records([1]), *madeup.small_records([1], seq_len=128)]
     explorer = Explorer(madeup.save_sweep(outputs / "lengths", records), outputs)
-    assert "setting" in shown(explorer)
+    explorer.view.value = "optimization"
+    assert explorer.filters["seq_len"].layout.display == "flex"
+    assert explorer.filters["model"].layout.display == "none"
     before = explorer.picture.value
-    explorer.setting.label = "seq_len 128"
+    explorer.filters["seq_len"].value = 128
     assert explorer.picture.value != before
 
 
@@ -120,19 +131,19 @@ def test_an_empty_choice_is_a_message(explorer: Explorer) -> None:
     """Nothing ticked: it says what to do, and recovers."""
     for box in explorer.batch_sizes.boxes.values():
         box.value = False
-    assert explorer.picture.layout.display == "none"
+    assert explorer.pictures.layout.display == "none"
     assert "tick at least one box" in explorer.message.value
     explorer.batch_sizes.boxes[8].value = True
-    assert explorer.picture.layout.display == ""
+    assert explorer.pictures.layout.display == ""
     assert "batch size 8" in explorer.message.value
 
 
 def test_what_was_unticked_and_is_hidden_does_not_empty_the_picture(explorer: Explorer) -> None:
     """Without SMT the boxes for it are gone: a tick taken away before must not count."""
-    explorer.view.value = "batch size"
+    explorer.view.value = "batch"
     explorer.smts.boxes[False].value = False
     explorer.sweep.label = "plain"
-    assert explorer.picture.layout.display == ""
+    assert explorer.pictures.layout.display == ""
 
 
 def test_a_config_that_failed_is_a_message(outputs: Path) -> None:
@@ -141,16 +152,18 @@ def test_a_config_that_failed_is_a_message(outputs: Path) -> None:
     gone = [madeup.missing(c, on, "failed", "<b>no memory") for c in madeup.configs(on, [1])]
     explorer = Explorer(madeup.save_sweep(outputs / "gone", gone), outputs)
     assert "failed, &lt;b&gt;no memory" in explorer.message.value
-    assert explorer.picture.layout.display == "none"
+    assert explorer.pictures.layout.display == "none"
 
 
 def test_a_damaged_sweep_is_a_message(explorer: Explorer, outputs: Path) -> None:
-    """And going back to a good one works."""
-    next((outputs / "plain" / "records").iterdir()).write_text("{")
+    """Nothing of it can be read; going back to a good one works."""
+    for path in (outputs / "plain" / "records").iterdir():
+        path.write_text("{")
     explorer.sweep.label = "plain"
-    assert "is damaged" in explorer.message.value
+    assert "holds no records" in explorer.message.value
+    assert explorer.save_picture.disabled
     explorer.sweep.label = "smt"
-    assert "Lowest latency" in explorer.message.value
+    assert "Largest speed-up" in explorer.message.value
 
 
 def test_sweeps_are_folders_with_records_newest_first(outputs: Path) -> None:
@@ -175,3 +188,30 @@ def test_in_jupyterlab_it_is_widgets_with_a_picture_for_when_they_are_dead(
     data, _ = explorer._repr_mimebundle_()
     assert WIDGET in data
     assert b64decode(data["image/png"]) == explorer.picture.value
+
+
+def test_sweeps_are_drawn_side_by_side_on_one_axis(explorer: Explorer) -> None:
+    """A box for each other sweep; heights can be compared, and the words say which is which."""
+    explorer.view.value = "optimization"
+    (box,) = explorer.beside.boxes.values()
+    box.value = True
+    assert len(explorer.pictures.children) == 2
+    assert len({one.picture.axes[0].get_ylim() for one in explorer._shown}) == 1
+    assert "smt: Lowest" in explorer.message.value
+    assert "plain: Lowest" in explorer.message.value
+    box.value = False
+    assert len(explorer.pictures.children) == 1
+
+
+def test_picture_and_data_are_saved_in_the_sweeps_folder(explorer: Explorer, outputs: Path) -> None:
+    """What is seen, and its numbers; a second time beside the first."""
+    explorer.save_picture.click()
+    explorer.save_picture.click()
+    explorer.save_data.click()
+    saved = sorted((outputs / "smt" / "explored").iterdir())
+    assert [path.suffix for path in saved] == [".png", ".csv", ".png"]
+    assert saved[0].read_bytes() == explorer.picture.value
+    data = pd.read_csv(saved[1])
+    assert set(data["batch_size"]) == {1, 8, 64}
+    assert data["speedup"].notna().all()
+    assert saved[1].name in explorer.saved.value

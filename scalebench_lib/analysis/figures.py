@@ -12,8 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench_lib.analysis.axis import Scale
 from scalebench_lib.analysis.looks import batch_colour, look
-from scalebench_lib.analysis.picture import Line, Picture, Scale, Words, draw
+from scalebench_lib.analysis.picture import Line, Picture, Words, draw
 from scalebench_lib.analysis.ratios import EAGER, best_threads, over_eager, over_one_thread
 from scalebench_lib.analysis.selection import (
     METRICS,

@@ -147,7 +147,7 @@ VIEWS: dict[str, View] = {
     ),
     "samples": View(
         "Every sample of a batch size",
-        ("batch_size", "optimizations", "smts", "reach"),
+        ("batch_size", "optimization", "smt", "reach"),
         lambda rows, asked: distribution(rows, _model(rows), asked.batch_size, asked.source),
         needs=lambda table: bool(table["latency_ms_min"].notna().any()),
     ),
@@ -208,10 +208,10 @@ def seen(view: str, data: pd.DataFrame, metric: MetricName) -> str:
     if view == "samples":
         return f"{len(data):,} passes, {int(data['disturbed'].sum()):,} of them disturbed."
     if "speedup" in data and data["speedup"].notna().any():
-        top = data.loc[data["speedup"].idxmax()]
+        top = data.sort_values("speedup").dropna(subset="speedup").iloc[-1]
         return f"Largest speed-up: {number(top['speedup'])}×, with {point_words(data, top)}."
     if view == "peak":
-        top = data.loc[data["peak_fraction"].idxmax()]
+        top = data.sort_values("peak_fraction").dropna(subset="peak_fraction").iloc[-1]
         share = number(100 * top["peak_fraction"])
         return f"Largest share: {share} % of the peak, with {point_words(data, top)}."
     return extreme(data, metric)
