@@ -131,3 +131,16 @@ def _over_moments(values: np.ndarray, started_ns: Sequence[tuple[int, ...]]) -> 
 
 def _flat(tuples: Iterable[tuple[int, ...]], kind: type) -> np.ndarray:
     return np.fromiter(chain.from_iterable(tuples), kind)
+
+
+def _kind(config: Config, threads: int) -> Hashable:
+    """Points of one kind feel a slow machine alike: what runs, and on how many threads."""
+    return (
+        config.model,
+        config.seq_len,
+        config.image_size,
+        config.optimization,
+        config.smt,
+        config.allocator,
+        threads,
+    )

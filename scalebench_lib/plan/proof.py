@@ -259,8 +259,7 @@ class Proof:
         points = {run: _point(run, reference) for run in runs}
         for run, found in headlines(points).items():
             assert isinstance(run, Run)  # noqa: S101 - they are the keys
-            slowness = np.nan_to_num(np.log(points[run].probe / reference))
-            steady = np.exp(np.log(run.samples_ns) - found.exponent * slowness)
+            steady = np.exp(np.log(run.samples_ns) - found.exponent * points[run].slowness)
             run.headline = found
             run.steady_ns = np.where(found.disturbed, np.median(steady), steady)
 
