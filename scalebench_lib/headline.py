@@ -59,6 +59,12 @@ class PointSamples:
     visit: np.ndarray
     reference: float
 
+    @property
+    def slowness(self) -> np.ndarray:
+        """Log of the machine's slowness beside each sample; 0 at the reference speed."""
+        log = np.log(self.probe / self.reference)
+        return np.where(np.isfinite(log), log, 0.0)
+
 
 @dataclass(frozen=True)
 class Headline:
