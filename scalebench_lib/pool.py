@@ -68,7 +68,7 @@ def pool_together(
         keys = [Reference.key(one.config, one.threads) for one in found[-1].values()]
         known += [reference.probe_ns.get(key, np.nan) for key in keys]
     points = [point for side in found for point in side.values()]
-    every = headlines(dict(enumerate(_samples(points, known))))
+    every = headlines(dict(enumerate(_samples(points, known)))) if points else {}
     for point, headline in zip(points, every.values(), strict=True):
         point.headline = headline
     return found
