@@ -6,6 +6,8 @@ import logging
 import re
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -22,6 +24,8 @@ from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
+from scalebench_lib.sweep.cluster import cluster_at
+from scalebench_lib.sweep.fleet import Fleet
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import IF_BUSY
 from scalebench_lib.sweep.runner import Job, Step
@@ -63,6 +67,8 @@ def sweep(
     visit_timeout: Annotated[str | None, typer.Option(help="End a visit after: 10m.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
+    any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
     options = {
@@ -85,16 +91,40 @@ def sweep(
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
     if if_busy not in IF_BUSY:
         raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
+    if any_host and not scheduler:
+        raise RequestError("any_host: a sweep of several hosts needs '--scheduler ADDRESS'")
     budget = _seconds("time_budget", time_budget)
-    job = Job.prepare(_request(preset, spec, given), out, retry_failed)
-    job.visit_timeout = _seconds("visit_timeout", visit_timeout) if visit_timeout else None
-    _announce(job)
-    if dry_run:
+    request, warm = _request(preset, spec, given), kernels == "warm"
+    with cluster_at(scheduler, warm, if_busy) if scheduler else nullcontext() as cluster:
+        job: Job | Fleet
+        if cluster:
+            request = request.model_copy(update={"hosts": "any" if any_host else "each"})
+            job = Fleet.prepare(request, out, cluster, retry_failed)
+        else:
+            job = Job.prepare(request, out, retry_failed)
+        job.visit_timeout = _seconds("visit_timeout", visit_timeout) if visit_timeout else None
+        _announce(job)
+        if dry_run:
+            return
+        _measure(job, budget, warm, if_busy)
+    _conclude(job, out)
+
+
+def _measure(job: Job | Fleet, budget_s: float, warm: bool, if_busy: str) -> None:
+    if isinstance(job, Fleet):
+        with job.alone(), _shown() as show:
+            job.run(show, budget_s)
+        for trouble in job.trouble:
+            _complain(f"{trouble}: what it has left waits for the same command")
         return
-    with job.alone(if_busy), Kernels(warm=kernels == "warm") as how:
-        _run(job, how, budget)
+    with job.alone(if_busy), Kernels(warm) as how:
+        with _shown() as show:
+            job.run(show, how, budget_s)
         if how.trouble:
             _complain(f"{how.trouble}; kernels were started afresh, which takes longer")
+
+
+def _conclude(job: Job | Fleet, out: Path) -> None:
     if job.records:
         report(out)
     state = job.state
@@ -102,6 +132,8 @@ def sweep(
         console.print(f"{len(state.left)} configs are left: the same command goes on from here")
     if any(record.status == "failed" for _, record in state.failed):
         _complain(f"{len(state.failed)} of the configs failed: 'scalebench status {out}' says why")
+        raise typer.Exit(1)
+    if state.left and isinstance(job, Fleet) and job.trouble:
         raise typer.Exit(1)
 
 
@@ -128,9 +160,9 @@ def status(out: Out) -> None:
     state = sweep_state(out)
     console.print(f"{len(state.done)} done, {len(state.failed)} failed, {len(state.left)} left")
     for visit, record in state.failed:
-        console.print(f"{record.status}: {visit.config}: {record.reason}", soft_wrap=True)
+        console.print(f"{record.status}: {visit}: {record.reason}", soft_wrap=True)
     for visit in state.left:
-        console.print(f"left: {visit.config}, threads {_counts(visit)}", soft_wrap=True)
+        console.print(f"left: {visit}, threads {_counts(visit)}", soft_wrap=True)
 
 
 @app.command("import")
@@ -306,7 +338,7 @@ def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
     return Sweep.checked({**start, **given})
 
 
-def _announce(job: Job) -> None:
+def _announce(job: Job | Fleet) -> None:
     state = job.state
     console.print(f"{job.machine}", soft_wrap=True)
     console.print(
@@ -316,7 +348,9 @@ def _announce(job: Job) -> None:
     )
 
 
-def _run(job: Job, kernels: Kernels, budget_s: float) -> list[Record]:
+@contextmanager
+def _shown() -> Iterator[Callable[[Step], None]]:
+    """A bar that is told each step."""
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -327,7 +361,7 @@ def _run(job: Job, kernels: Kernels, budget_s: float) -> list[Record]:
         task = bar.add_task("", total=None, so_far="", left="")
 
         def show(step: Step) -> None:
-            told = f"round {step.round}, {step.visit.config}"
+            told = f"round {step.round}, {step.visit}"
             bar.update(task, description=told, left=_duration(step.seconds_left))
             bar.update(task, completed=step.done, total=step.total)
             if step.record is not None:
@@ -335,7 +369,7 @@ def _run(job: Job, kernels: Kernels, budget_s: float) -> list[Record]:
                 reason = f": {step.record.reason}" if step.record.reason else ""
                 bar.console.print(f"{told}: {_so_far(step.record)}{reason}", soft_wrap=True)
 
-        return job.run(show, kernels, budget_s)
+        yield show
 
 
 def _so_far(record: Record) -> str:

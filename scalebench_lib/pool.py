@@ -16,7 +16,7 @@ MOMENT_NS = 0.3e9
 """A machine keeps its speed for longer than this: probes that close together are averaged."""
 
 Key = tuple[str, int]
-"""A point's name: config id and thread count."""
+"""A point's name: config id (with its place, in a sweep of several) and thread count."""
 
 
 @dataclass
@@ -27,6 +27,11 @@ class Pooled:
     threads: int
     visits: list[tuple[Record, Point]] = field(default_factory=list)
     headline: Headline | None = None
+
+    @property
+    def place(self) -> str | None:
+        """Of a sweep of several hosts, the one that this point is of."""
+        return self.visits[0][0].place
 
     @property
     def samples_ns(self) -> np.ndarray:
@@ -47,7 +52,7 @@ class Pooled:
     def _samples(self, reference: float) -> PointSamples:
         counts = [len(point.samples_ns) for _, point in self.visits]
         return PointSamples(
-            kind=_kind(self.config, self.threads),
+            kind=(*_kind(self.config, self.threads), self.place),
             latency=self.samples_ns,
             probe=np.concatenate([_probes(point) for _, point in self.visits]),
             visit=np.repeat([record.visit for record, _ in self.visits], counts),
@@ -75,8 +80,8 @@ def pool_together(
     for side, (records, reference) in enumerate(sides):
         found.append(_gathered(records))
         for key, point in found[-1].items():
-            known = reference.probe_ns.get(Reference.key(point.config, point.threads), np.nan)
-            samples[side, key] = point._samples(known)
+            name = Reference.key(point.config, point.threads, point.place)
+            samples[side, key] = point._samples(reference.probe_ns.get(name, np.nan))
     for (side, key), headline in headlines(samples).items() if samples else ():  # type: ignore[misc]
         found[side][key].headline = headline
     return found
@@ -87,12 +92,12 @@ def _gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
     for record in records:
         for point in record.points:
             empty = Pooled(record.config, point.threads)
-            key = (record.config_id, point.threads)
+            key = (record.pooled_as, point.threads)
             pooled.setdefault(key, empty).visits.append((record, point))
     return pooled
 
 
-def _kind(config: Config, threads: int) -> Hashable:
+def _kind(config: Config, threads: int) -> tuple[Hashable, ...]:
     """Points of one kind feel a slow machine alike: what runs, and on how many threads."""
     return (
         config.model,
