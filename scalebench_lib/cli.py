@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from scalebench_lib.config import PRESETS, Sweep, Visit
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import Record
-from scalebench_lib.sweep.cluster import cluster_at
-from scalebench_lib.sweep.fleet import Fleet
-from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import IF_BUSY
-from scalebench_lib.sweep.runner import Job, Step
 from scalebench_lib.sweep.state import sweep_state
+
+if TYPE_CHECKING:
+    from scalebench_lib.sweep.fleet import Fleet
+    from scalebench_lib.sweep.runner import Job
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -71,6 +67,11 @@ def sweep(
     any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
+    from scalebench_lib.sweep import told  # papermill takes seconds to import
+    from scalebench_lib.sweep.cluster import cluster_at
+    from scalebench_lib.sweep.fleet import Fleet
+    from scalebench_lib.sweep.runner import Job
+
     options = {
         "model": model,
         "weights": weights,
@@ -93,7 +94,7 @@ def sweep(
         raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
     if any_host and not scheduler:
         raise RequestError("any_host: a sweep of several hosts needs '--scheduler ADDRESS'")
-    budget = _seconds("time_budget", time_budget)
+    budget = told.seconds("time_budget", time_budget)
     request, warm = _request(preset, spec, given), kernels == "warm"
     with cluster_at(scheduler, warm, if_busy) if scheduler else nullcontext() as cluster:
         job: Job | Fleet
@@ -102,26 +103,13 @@ def sweep(
             job = Fleet.prepare(request, out, cluster, retry_failed)
         else:
             job = Job.prepare(request, out, retry_failed)
-        job.visit_timeout = _seconds("visit_timeout", visit_timeout) if visit_timeout else None
-        _announce(job)
+        job.visit_timeout = told.seconds("visit_timeout", visit_timeout) if visit_timeout else None
+        told.announce(job, console)
         if dry_run:
             return
-        _measure(job, budget, warm, if_busy)
+        for trouble in told.run_shown(job, budget, warm, if_busy, console):
+            _complain(trouble)
     _conclude(job, out)
-
-
-def _measure(job: Job | Fleet, budget_s: float, warm: bool, if_busy: str) -> None:
-    if isinstance(job, Fleet):
-        with job.alone(), _shown() as show:
-            job.run(show, budget_s)
-        for trouble in job.trouble:
-            _complain(f"{trouble}: what it has left waits for the same command")
-        return
-    with job.alone(if_busy), Kernels(warm) as how:
-        with _shown() as show:
-            job.run(show, how, budget_s)
-        if how.trouble:
-            _complain(f"{how.trouble}; kernels were started afresh, which takes longer")
 
 
 def _conclude(job: Job | Fleet, out: Path) -> None:
@@ -133,7 +121,7 @@ def _conclude(job: Job | Fleet, out: Path) -> None:
     if any(record.status == "failed" for _, record in state.failed):
         _complain(f"{len(state.failed)} of the configs failed: 'scalebench status {out}' says why")
         raise typer.Exit(1)
-    if state.left and isinstance(job, Fleet) and job.trouble:
+    if state.left and getattr(job, "trouble", None):
         raise typer.Exit(1)
 
 
@@ -338,64 +326,8 @@ def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
     return Sweep.checked({**start, **given})
 
 
-def _announce(job: Job | Fleet) -> None:
-    state = job.state
-    console.print(f"{job.machine}", soft_wrap=True)
-    console.print(
-        f"{len(state.left)} configs to measure in up to {job.sweep.rounds} rounds, "
-        f"{len(state.done)} done before, {len(state.failed)} failed before: "
-        f"up to {_duration(job.forecast())}"
-    )
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[Step], None]]:
-    """A bar that is told each step."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("[dim]{task.fields[so_far]}, {task.fields[left]} left"),
-    )
-    with Progress(*columns, console=console, refresh_per_second=0.5) as bar:
-        task = bar.add_task("", total=None, so_far="", left="")
-
-        def show(step: Step) -> None:
-            told = f"round {step.round}, {step.visit}"
-            bar.update(task, description=told, left=_duration(step.seconds_left))
-            bar.update(task, completed=step.done, total=step.total)
-            if step.record is not None:
-                bar.update(task, so_far=_so_far(step.record))
-                reason = f": {step.record.reason}" if step.record.reason else ""
-                bar.console.print(f"{told}: {_so_far(step.record)}{reason}", soft_wrap=True)
-
-        yield show
-
-
-def _so_far(record: Record) -> str:
-    if record.status != "ok":
-        return record.status
-    return ", ".join(f"{p.threads}: {p.statistics.median / 1e6:.3g} ms" for p in record.points)
-
-
 def _counts(visit: Visit) -> str:
     return ", ".join(map(str, visit.threads))
-
-
-def _seconds(name: str, text: str | None) -> float:
-    """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
-    if text is None:
-        return float("inf")
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not found or float(found[1]) == 0:
-        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

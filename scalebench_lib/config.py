@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import reprlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,140 +13,32 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
-from scalebench_lib.errors import RequestError, nearest, one_line
+from scalebench_lib.errors import RequestError, nearest
 from scalebench_lib.machine import Machine
-
-MODELS = {
-    "bert": "BERT",
-    "bert-tiny": "BERT tiny",
-    "distilbert": "DistilBERT",
-    "gpt2": "GPT-2",
-    "resnet50": "ResNet-50",
-}
-"""Model names and their titles; `measure.models` builds them, and any folder or hub id."""
-
-_TAKES_IMAGES = ("resnet50",)
-_LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
-"""Most tokens of the models known by name; others tell when they are built."""
-
-DEFAULT_IMAGE_SIZE = 224
-
-OPTIMIZATIONS = {
-    "none": "eager PyTorch",
-    "script": "TorchScript: traced, frozen",
-    "compile": "torch.compile: inductor, static shapes",
-    "bf16": "eager PyTorch in bfloat16",
-    "onnxruntime": "ONNX Runtime in fp32",
-    "onnxruntime-int8": "ONNX Runtime, dynamically quantized to int8",
-    "openvino": "OpenVINO in fp32",
-    "openvino-bf16": "OpenVINO in bfloat16",
-}
-"""Optimization names and what they are; `measure.optimizations` applies them."""
-
-Allocator = Literal["default", "tcmalloc", "jemalloc"]
-"""What serves malloc; all but the system's own are preloaded (`sweep.allocators`)."""
-
-PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
-"""1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
-
-
-def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}: {nearest(name, known)}")
-        return name
-
-    return AfterValidator(check)
-
-
-def _model(name: str) -> str:
-    """A known name, or a folder or hub id: always with a slash, so that it is told from names."""
-    if name in MODELS:
-        return name
-    if not name.isprintable() or not slug(name):
-        raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
-    if "/" in name:
-        return name
-    if Path(name, "config.json").is_file():
-        return f"./{name}"
-    raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
-
-
-def slug(model: str) -> str:
-    """A model's name as part of a file's: the last part of a folder or hub id."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(model).name).strip("._-")
-
-
-def require_model(model: str) -> None:
-    """Raise `RequestError` where `model` is a folder that holds no model."""
-    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
-    if model in MODELS or is_hub_id or Path(model, "config.json").is_file():
-        return
-    raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
-
-
-def _whole(value: Any) -> Any:
-    text = str(value)
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
-        raise ValueError(f"must be a whole number of at least 1, not {reprlib.repr(value)}")
-    return int(text)
-
-
-def _thread_rule(value: Any) -> Any:
-    if value in ("auto", "all"):
-        return value
-    counts = [value] if isinstance(value, str | int) else value
-    try:
-        return tuple(sorted({_whole(count) for count in counts}))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"must be 'auto', 'all' or whole numbers of at least 1, not {reprlib.repr(value)}"
-        ) from None
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
-    return text
-
-
-def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not values:
-        raise ValueError("name at least one")
-    return tuple(dict.fromkeys(values))
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-ModelName = Annotated[str, AfterValidator(_model)]
-OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
-ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
-"""``auto``, ``all``, or a tuple of thread counts."""
-BatchSize = Annotated[Whole, Field(le=2**20)]
-Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-
-
-class Words(BaseModel):
-    """A value that refuses to be built wrong, and never changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def checked(cls, values: Mapping[str, Any]) -> Self:
-        """Build from outside input; a `RequestError` of one line says what is wrong."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise RequestError(one_line(error, cls.model_fields)) from None
+from scalebench_lib.words import (
+    DEFAULT_IMAGE_SIZE,
+    LONGEST,
+    MODELS,
+    PAGE_BATCH_SIZES,
+    TAKES_IMAGES,
+    Allocator,
+    BatchSize,
+    Fraction,
+    ModelName,
+    OptimizationName,
+    Seconds,
+    ThreadRule,
+    Weights,
+    Whole,
+    Words,
+    require_model,
+    slug,
+    unique,
+)
 
 
 class Config(Words):
@@ -174,24 +65,18 @@ class Config(Words):
     def _one_kind_of_size(self) -> Self:
         """A size that a model does not know would measure the same thing twice."""
         if self.model in MODELS:
-            foreign = "seq_len" if self.model in _TAKES_IMAGES else "image_size"
+            foreign = "seq_len" if self.model in TAKES_IMAGES else "image_size"
             if getattr(self, foreign) != type(self).model_fields[foreign].default:
                 kind = "images" if foreign == "seq_len" else "text"
                 raise ValueError(f"{foreign}: {self.model} takes {kind}: leave {foreign} out")
-        if self.seq_len > (longest := _LONGEST.get(self.model, self.seq_len)):
+        if self.seq_len > (longest := LONGEST.get(self.model, self.seq_len)):
             raise ValueError(f"seq_len: {self.model} takes {longest} tokens at most")
         return self
 
     @property
     def id(self) -> str:
         """Readable and stable: ``bert-none-smt_off-bs8-1a2b3c``, a hash of the rest at its end."""
-        shown = {"optimization", "smt", "batch_size"}
-        if self.model in MODELS:
-            shown.add("model")
-        hidden = json.dumps(self.model_dump(exclude=shown, exclude_defaults=True), sort_keys=True)
-        digest = hashlib.sha256(hidden.encode()).hexdigest()[:6]
-        smt = "smt_on" if self.smt else "smt_off"
-        return f"{slug(self.model)}-{self.optimization}-{smt}-bs{self.batch_size}-{digest}"
+        return _id(self)
 
     def __str__(self) -> str:
         smt = "on" if self.smt else "off"
@@ -204,7 +89,7 @@ class Config(Words):
     @property
     def item(self) -> str:
         """What an item of the batch is, as far as the config tells: ``16 tokens``."""
-        if self.model in _TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
+        if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
             return f"{self.image_size} × {self.image_size} pixels"
         return f"{self.seq_len} tokens"
 
@@ -212,6 +97,17 @@ class Config(Words):
 def visit_name(config_id: str, host: str | None, number: int) -> str:
     """The stem of a visit's files; the host is part of it where a sweep is of several."""
     return f"{config_id}{f'-{host}' if host else ''}-v{number}"
+
+
+@cache
+def _id(config: Config) -> str:
+    shown = {"optimization", "smt", "batch_size"}
+    if config.model in MODELS:
+        shown.add("model")
+    hidden = json.dumps(config.model_dump(exclude=shown, exclude_defaults=True), sort_keys=True)
+    digest = hashlib.sha256(hidden.encode()).hexdigest()[:6]
+    smt = "smt_on" if config.smt else "smt_off"
+    return f"{slug(config.model)}-{config.optimization}-{smt}-bs{config.batch_size}-{digest}"
 
 
 class Visit(Words):
@@ -294,14 +190,14 @@ class Sweep(Words):
     model: ModelName = "bert"
     weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seq_lens: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (16,)
-    image_sizes: Annotated[tuple[Whole, ...], AfterValidator(_unique)] = (DEFAULT_IMAGE_SIZE,)
-    batch_sizes: Annotated[tuple[BatchSize, ...], AfterValidator(_unique)] = PAGE_BATCH_SIZES
-    optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(_unique)] = (
+    seq_lens: Annotated[tuple[Whole, ...], AfterValidator(unique)] = (16,)
+    image_sizes: Annotated[tuple[Whole, ...], AfterValidator(unique)] = (DEFAULT_IMAGE_SIZE,)
+    batch_sizes: Annotated[tuple[BatchSize, ...], AfterValidator(unique)] = PAGE_BATCH_SIZES
+    optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(unique)] = (
         "none",
         "script",
     )
-    allocators: Annotated[tuple[Allocator, ...], AfterValidator(_unique)] = ("default",)
+    allocators: Annotated[tuple[Allocator, ...], AfterValidator(unique)] = ("default",)
     threads: ThreadRule = "auto"
     smt: Literal["auto", "off", "on", "both"] = "auto"
     placement: Literal["sequential", "interleave"] = "sequential"

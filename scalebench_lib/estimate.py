@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -64,9 +64,8 @@ def steadied(samples: ArrayLike, probes: ArrayLike) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def _ranks(count: int) -> tuple[int, int] | None:
     """0-based ranks of the order statistics that hold the median with 95 % confidence."""
-    low = int(stats.binom.ppf((1 - CONFIDENCE) / 2, count, 0.5)) - 1
-    while low + 1 <= count // 2 and 2 * stats.binom.cdf(low + 1, count, 0.5) <= 1 - CONFIDENCE:
-        low += 1
+    below = special.bdtr(np.arange(count // 2 + 1), count, 0.5)
+    low = int((2 * below <= 1 - CONFIDENCE).sum()) - 1
     return (low, count - 1 - low) if low >= 0 else None
 
 
@@ -89,7 +88,7 @@ def median_interval(samples: ArrayLike) -> Interval:
 def _coarse_reach(ordered: np.ndarray) -> float:
     if ordered.size < 2:
         return float("inf")
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, ordered.size - 1))
+    quantile = float(special.stdtrit(ordered.size - 1, (1 + CONFIDENCE) / 2))
     width = float(np.std(np.log(ordered), ddof=1))
     return quantile * MEDIAN_OVER_MEAN * width / float(np.sqrt(ordered.size))
 

@@ -10,14 +10,17 @@ All arrays are one entry a sample; times are in nanoseconds.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from scalebench_lib.estimate import CONFIDENCE, MEDIAN_OVER_MEAN, PRIOR_EXPONENT
+from scalebench_lib.grouped import Groups
+
+Key = TypeVar("Key", bound=Hashable)
 
 PRIOR_SD = 0.05
 """How far exponents of machines and models were seen to lie from the prior."""
@@ -56,23 +59,6 @@ class PointSamples:
     visit: np.ndarray
     reference: float
 
-    @property
-    def slowness(self) -> np.ndarray:
-        """Log of the machine's slowness beside each sample; 0 at the reference speed."""
-        log = np.log(self.probe / self.reference)
-        return np.where(np.isfinite(log), log, 0.0)
-
-    @property
-    def weight(self) -> np.ndarray:
-        """What each sample counts: less when the machine was far from its reference speed."""
-        far: np.ndarray = np.clip(self.slowness, 0.0, None) / FAR
-        return 1.0 / (1.0 + far**2)
-
-    @property
-    def attenuation(self) -> float:
-        """How much less the probes know of a long pass."""
-        return float(1 / (1 + np.median(self.latency) / LONG_NS))
-
 
 @dataclass(frozen=True)
 class Headline:
@@ -90,153 +76,135 @@ class Headline:
     disturbed: np.ndarray
 
 
+class _Samples:
+    """All samples of a sweep, point after point: what is asked of them again and again.
+
+    `slowness` is the log of the machine's slowness beside each sample, 0 at the reference speed;
+    `weight` what the sample counts: less when the machine was far from that speed. `attenuation`
+    is how much less the probes know of a point's long passes; `kinds` are the points' kinds.
+    """
+
+    def __init__(self, points: Collection[PointSamples]) -> None:
+        sizes = [point.latency.size for point in points]
+        self.points = Groups.one_after_the_other(sizes)
+        numbers = {kind: number for number, kind in enumerate({p.kind: 0 for p in points})}
+        self.kinds = Groups(np.array([numbers[p.kind] for p in points]), len(numbers))
+        latency = np.concatenate([point.latency for point in points])
+        reference = np.repeat([point.reference for point in points], sizes)
+        slowness = np.log(np.concatenate([point.probe for point in points]) / reference)
+        self.log = np.log(latency)
+        self.slowness = np.where(np.isfinite(slowness), slowness, 0.0)
+        self.weight = 1 / (1 + (np.clip(self.slowness, 0, None) / FAR) ** 2)
+        self.attenuation = 1 / (1 + self.points.median(latency) / LONG_NS)
+        self.known = self.attenuation[self.points.of] * self.slowness
+        names, visit = np.unique(np.concatenate([p.visit for p in points]), return_inverse=True)
+        self._visit, self._visits = self.points.of * names.size + visit, names.size
+
+    def visits(self, keep: np.ndarray) -> tuple[Groups, Groups]:
+        """Of the samples that are kept: to which visit each belongs; to which point that does."""
+        found, number = np.unique(self._visit[keep], return_inverse=True)
+        return Groups(number, found.size), Groups(found // self._visits, self.points.count)
+
+
 @dataclass(frozen=True)
 class _Slope:
-    """An exponent and its standard error."""
+    """An exponent and its standard error, of all kinds or one of each."""
 
-    value: float
-    error: float
+    value: Any
+    error: Any
 
 
-def headlines(points: Mapping[Hashable, PointSamples]) -> dict[Hashable, Headline]:
+def headlines(points: Mapping[Key, PointSamples]) -> dict[Key, Headline]:
     """The headline of every point of a sweep, all at once: they learn from each other."""
-    keep = {key: np.ones(point.latency.size, dtype=bool) for key, point in points.items()}
+    if not points:
+        return {}
+    samples = _Samples(points.values())
+    keep = np.ones(samples.log.size, dtype=bool)
     for _ in range(3):  # the slope without spikes, the spikes without the slope
-        slopes = _slopes(points, keep)
-        rest = {key: _corrected(point, slopes[point.kind]) for key, point in points.items()}
-        keep = _undisturbed(points, rest)
-    between = _between_visits(points, rest, keep)
-    within = _pooled_within(points, rest, keep)
-    return {
-        key: _headline(point, slopes[point.kind], rest[key], keep[key], between, within[point.kind])
-        for key, point in points.items()
-    }
+        slope = _slopes(samples, keep)
+        rest = samples.log - slope.value[samples.points.of] * samples.known
+        keep = _undisturbed(samples, rest)
+    return dict(zip(points, _headlines(samples, slope, rest, keep), strict=True))
 
 
-def _corrected(point: PointSamples, slope: _Slope) -> np.ndarray:
-    """Log latency at the reference speed."""
-    logs: np.ndarray = np.log(point.latency)
-    return logs - slope.value * point.attenuation * point.slowness
-
-
-def _slopes(
-    points: Mapping[Hashable, PointSamples], keep: Mapping[Hashable, np.ndarray]
-) -> dict[Hashable, _Slope]:
-    """The exponent of each kind, shrunk towards that of all, and that towards the prior."""
-    sums: dict[Hashable, np.ndarray] = defaultdict(lambda: np.zeros(4))
-    for key, point in points.items():
-        sums[point.kind] += _moments(point, keep[key])
-    overall = _shrunk(np.sum(list(sums.values()), axis=0), _Slope(PRIOR_EXPONENT, PRIOR_SD))
-    return {kind: _shrunk(each, _Slope(overall.value, PRIOR_SD)) for kind, each in sums.items()}
-
-
-def _moments(point: PointSamples, keep: np.ndarray) -> np.ndarray:
-    x, y = point.attenuation * point.slowness[keep], np.log(point.latency[keep])
-    x, y = x - x.mean(), y - y.mean()
-    return np.array([x @ x, x @ y, y @ y, keep.sum() - 1])
+def _slopes(samples: _Samples, keep: np.ndarray) -> _Slope:
+    """Each point's exponent: its kind's, shrunk towards that of all, and that to the prior."""
+    kept = samples.points.chosen(keep)
+    x, y = kept.less_mean(samples.known[keep]), kept.less_mean(samples.log[keep])
+    moments = [kept.sum(x * x), kept.sum(x * y), kept.sum(y * y), kept.size - 1]
+    of_kinds = np.array([samples.kinds.sum(each) for each in moments])
+    overall = _shrunk(of_kinds.sum(axis=1), _Slope(PRIOR_EXPONENT, PRIOR_SD))
+    found, of = _shrunk(of_kinds, _Slope(overall.value, PRIOR_SD)), samples.kinds.of
+    return _Slope(found.value[of], found.error[of])
 
 
 def _shrunk(moments: np.ndarray, prior: _Slope) -> _Slope:
     xx, xy, yy, freedom = moments
-    free = xy / xx if xx > 0 else prior.value
-    noise = SAMPLES_PER_FACT * (max(yy - free * xy, 0.0) / max(freedom, 1) + LEAST_SPREAD**2)
+    free = np.where(xx > 0, xy / np.where(xx > 0, xx, 1), prior.value)
+    left = np.clip(yy - free * xy, 0, None) / np.clip(freedom, 1, None)
+    noise = SAMPLES_PER_FACT * (left + LEAST_SPREAD**2)
     precision = xx / noise + prior.error**-2
-    value = (xy / noise + prior.value * prior.error**-2) / precision
-    return _Slope(float(value), float(precision**-0.5))
+    return _Slope((xy / noise + prior.value * prior.error**-2) / precision, precision**-0.5)
 
 
-def _undisturbed(
-    points: Mapping[Hashable, PointSamples], rest: Mapping[Hashable, np.ndarray]
-) -> dict[Hashable, np.ndarray]:
+def _undisturbed(samples: _Samples, rest: np.ndarray) -> np.ndarray:
     """Samples that are not far above their point's middle; the lower half says where that is.
 
     So up to half of the samples may be disturbed without moving the middle with them.
     """
-    spreads: dict[Hashable, list[tuple[float, int]]] = defaultdict(list)
-    for key, point in points.items():
-        low, quarter = np.quantile(rest[key], (0.05, 0.25))
-        spreads[point.kind].append(((quarter - low) / _QUARTER_TO_LOW, rest[key].size))
-    keep = {}
-    for key, point in points.items():
-        values, weights = zip(*spreads[point.kind], strict=True)
-        spread = float(np.average(values, weights=weights))
-        middle = np.quantile(rest[key], 0.25) + _MIDDLE_TO_QUARTER * spread
-        keep[key] = rest[key] <= middle + max(SPIKE_SPREADS * spread, SPIKE_LEAST)
+    points, kinds = samples.points, samples.kinds
+    low, quarter = points.quantiles(rest, 0.05, 0.25)
+    spread = kinds.mean((quarter - low) / _QUARTER_TO_LOW, weights=points.size)[kinds.of]
+    middle = quarter + _MIDDLE_TO_QUARTER * spread
+    limit = middle + np.maximum(SPIKE_SPREADS * spread, SPIKE_LEAST)
+    keep: np.ndarray = rest <= limit[points.of]
     return keep
 
 
-_MIDDLE_TO_QUARTER = float(stats.norm.ppf(0.75))
-_QUARTER_TO_LOW = float(stats.norm.ppf(0.95) - stats.norm.ppf(0.75))
+_MIDDLE_TO_QUARTER = float(special.ndtri(0.75))
+_QUARTER_TO_LOW = float(special.ndtri(0.95) - special.ndtri(0.75))
 """Distances between quantiles of normal noise, in standard deviations."""
 
 
-def _visit_medians(
-    point: PointSamples, rest: np.ndarray, keep: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each visit's median at the reference speed, and its weight: no visit outweighs the rest."""
-    chosen = [keep & (point.visit == visit) for visit in np.unique(point.visit[keep])]
-    medians = np.array([_weighted_median(rest[one], point.weight[one]) for one in chosen])
-    weights = np.array([point.weight[one].sum() for one in chosen])
-    return medians, np.minimum(weights, np.median(weights))
-
-
-def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    order = np.argsort(values)
-    ranks = np.cumsum(weights[order]) - weights[order] / 2
-    return float(np.interp(weights.sum() / 2, ranks, values[order]))
-
-
-def _between_visits(
-    points: Mapping[Hashable, PointSamples],
-    rest: Mapping[Hashable, np.ndarray],
-    keep: Mapping[Hashable, np.ndarray],
-) -> tuple[float, float]:
-    """Variance of visits' medians around their point's, pooled over all points; its freedom."""
-    total, freedom = VISIT_FREEDOM * VISIT_SD**2, float(VISIT_FREEDOM)
-    for key, point in points.items():
-        medians, _ = _visit_medians(point, rest[key], keep[key])
-        total += float(((medians - medians.mean()) ** 2).sum())
-        freedom += medians.size - 1
-    return total / freedom, freedom
-
-
-def _pooled_within(
-    points: Mapping[Hashable, PointSamples],
-    rest: Mapping[Hashable, np.ndarray],
-    keep: Mapping[Hashable, np.ndarray],
-) -> dict[Hashable, float]:
-    """Variance of samples within points of a kind."""
-    sums: dict[Hashable, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for key, point in points.items():
-        values = rest[key][keep[key]]
-        sums[point.kind] += (((values - values.mean()) ** 2).sum(), values.size - 1)
-    return {kind: total / max(freedom, 1) for kind, (total, freedom) in sums.items()}
-
-
-def _headline(
-    point: PointSamples,
-    slope: _Slope,
-    rest: np.ndarray,
-    keep: np.ndarray,
-    between: tuple[float, float],
-    within: float,
-) -> Headline:
-    medians, weights = _visit_medians(point, rest, keep)
-    middle = float(np.average(medians, weights=weights))
-    slowness = np.average(point.slowness[keep], weights=point.weight[keep])
-    correction = point.attenuation * slowness * slope.error
-    visits = weights.sum() ** 2 / (weights**2).sum()
+def _headlines(
+    samples: _Samples, slope: _Slope, rest: np.ndarray, keep: np.ndarray
+) -> list[Headline]:
+    kept, weight, rest = samples.points.chosen(keep), samples.weight[keep], rest[keep]
+    of_visits, visits = samples.visits(keep)
+    medians, weights = of_visits.weighted_median(rest, weight), of_visits.sum(weight)
+    weights = np.minimum(weights, visits.median(weights)[visits.of])  # none outweighs the rest
+    value = np.exp(visits.mean(medians, weights))
+    between, freedom = _between_visits(visits, medians)
+    effective = visits.sum(weights) ** 2 / visits.sum(weights**2)
     # The spread of visits' medians holds that of their samples, unless those were few.
-    sampling = max(between[0] / visits, MEDIAN_OVER_MEAN**2 * within / keep.sum())
-    error = float(np.sqrt(sampling + correction**2))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, between[1])) * error
-    value = float(np.exp(middle))
-    return Headline(
-        value=value,
-        low=value * float(np.exp(-reach)),
-        high=value * float(np.exp(reach)),
-        error=error,
-        freedom=between[1],
-        exponent=slope.value * point.attenuation,
-        disturbed=~keep,
-    )
+    within = MEDIAN_OVER_MEAN**2 * _within(samples.kinds, kept, rest) / kept.size
+    correction = kept.mean(samples.known[keep], weight) * slope.error
+    error = np.sqrt(np.maximum(between / effective, within) + correction**2)
+    reach = np.exp(float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error)
+    return [
+        Headline(*map(float, found), disturbed=disturbed)
+        for *found, disturbed in zip(
+            value,
+            value / reach,
+            value * reach,
+            error,
+            np.full(value.size, freedom),
+            slope.value * samples.attenuation,
+            samples.points.split(~keep),
+            strict=True,
+        )
+    ]
+
+
+def _between_visits(visits: Groups, medians: np.ndarray) -> tuple[float, float]:
+    """Variance of visits' medians around their point's, pooled over all points; its freedom."""
+    freedom = float(VISIT_FREEDOM + (visits.size - 1).sum())
+    squares = float((visits.less_mean(medians) ** 2).sum())
+    return (VISIT_FREEDOM * VISIT_SD**2 + squares) / freedom, freedom
+
+
+def _within(kinds: Groups, kept: Groups, rest: np.ndarray) -> np.ndarray:
+    """Variance of samples within points of each point's kind."""
+    squares = kinds.sum(kept.sum(kept.less_mean(rest) ** 2))
+    variance: np.ndarray = squares / np.maximum(kinds.sum(kept.size - 1), 1)
+    return variance[kinds.of]

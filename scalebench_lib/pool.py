@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from scalebench_lib.headline import Headline, PointSamples, headlines
 from scalebench_lib.record import Point, Record
 from scalebench_lib.reference import Reference
 
-MOMENT_NS = 0.3e9
+MOMENT_NS = 300_000_000
 """A machine keeps its speed for longer than this: probes that close together are averaged."""
 
 Key = tuple[str, int]
@@ -49,16 +50,6 @@ class Pooled:
         found = self.headline
         return float("inf") if found is None else (found.high - found.low) / 2 / found.value
 
-    def _samples(self, reference: float) -> PointSamples:
-        counts = [len(point.samples_ns) for _, point in self.visits]
-        return PointSamples(
-            kind=(*_kind(self.config, self.threads), self.place),
-            latency=self.samples_ns,
-            probe=np.concatenate([_probes(point) for _, point in self.visits]),
-            visit=np.repeat([record.visit for record, _ in self.visits], counts),
-            reference=reference,
-        )
-
 
 def pool(records: Iterable[Record], reference: Reference | None = None) -> dict[Key, Pooled]:
     """Pool the visits in `records` into points, each with its headline at `reference` speed.
@@ -76,24 +67,27 @@ def pool_together(
 
     So sweeps that are compared are corrected by the same exponents.
     """
-    found, samples = [], dict[Hashable, PointSamples]()
-    for side, (records, reference) in enumerate(sides):
-        found.append(_gathered(records))
-        for key, point in found[-1].items():
-            name = Reference.key(point.config, point.threads, point.place)
-            samples[side, key] = point._samples(reference.probe_ns.get(name, np.nan))
-    for (side, key), headline in headlines(samples).items() if samples else ():  # type: ignore[misc]
-        found[side][key].headline = headline
+    found, known = [], list[float]()
+    for records, reference in sides:
+        found.append(gathered(records))
+        keys = [Reference.key(one.config, one.threads, one.place) for one in found[-1].values()]
+        known += [reference.probe_ns.get(key, np.nan) for key in keys]
+    points = [point for side in found for point in side.values()]
+    every = headlines(dict(enumerate(_samples(points, known))))
+    for point, headline in zip(points, every.values(), strict=True):
+        point.headline = headline
     return found
 
 
-def _gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
+def gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
+    """The visits of each point together, without a headline."""
     pooled: dict[Key, Pooled] = {}
     for record in records:
         for point in record.points:
-            empty = Pooled(record.config, point.threads)
             key = (record.pooled_as, point.threads)
-            pooled.setdefault(key, empty).visits.append((record, point))
+            if key not in pooled:
+                pooled[key] = Pooled(record.config, point.threads)
+            pooled[key].visits.append((record, point))
     return pooled
 
 
@@ -110,14 +104,48 @@ def _kind(config: Config, threads: int) -> tuple[Hashable, ...]:
     )
 
 
-def _probes(point: Point) -> np.ndarray:
+def _samples(points: Sequence[Pooled], references: Sequence[float]) -> Iterator[PointSamples]:
+    """The samples of each of `points`, and what was beside them."""
+    visits = [visit for point in points for visit in point.visits]
+    sizes = [len(point.samples_ns) for _, point in visits]
+    latency = _flat((point.samples_ns for _, point in visits), float)
+    probe = _probes([point for _, point in visits])
+    visit = np.repeat([record.visit for record, _ in visits], sizes)
+    ends = np.cumsum([sum(len(one.samples_ns) for _, one in point.visits) for point in points])
+    split = [np.split(each, ends[:-1]) for each in (latency, probe, visit)]
+    for point, reference, *arrays in zip(points, references, *split, strict=True):
+        kind = (*_kind(point.config, point.threads), point.place)
+        yield PointSamples(kind, *arrays, reference)
+
+
+def _probes(points: Sequence[Point]) -> np.ndarray:
     """The probe time beside each sample: the geometric mean of those around that moment."""
-    if not point.probe_before_ns:
-        return np.full(len(point.samples_ns), np.nan)
-    beside = np.array([point.probe_before_ns, point.probe_after_ns], dtype=float)
-    logs, starts = np.log(beside).mean(axis=0), np.asarray(point.started_ns, dtype=float)
-    first = np.searchsorted(starts, starts - MOMENT_NS)
-    last = np.searchsorted(starts, starts + MOMENT_NS, side="right")
-    sums = np.concatenate([[0.0], np.cumsum(logs)])
-    smooth: np.ndarray = np.exp((sums[last] - sums[first]) / (last - first))
-    return smooth
+    probed = [point for point in points if point.probe_before_ns]
+    before = _flat((point.probe_before_ns for point in probed), float)
+    after = _flat((point.probe_after_ns for point in probed), float)
+    smooth = _over_moments((np.log(before) + np.log(after)) / 2, [p.started_ns for p in probed])
+    has_probe = np.repeat(
+        [bool(point.probe_before_ns) for point in points],
+        [len(point.samples_ns) for point in points],
+    )
+    found = np.full(has_probe.size, np.nan)
+    found[has_probe] = np.exp(smooth)
+    return found
+
+
+def _over_moments(values: np.ndarray, started_ns: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """The mean of the `values` around each one's moment, in its own visit."""
+    if not values.size:
+        return values
+    starts, base = _flat(started_ns, np.int64), values.mean()
+    apart = int(starts.max()) + 2 * MOMENT_NS + 1  # visits follow each other, moments apart
+    clock = starts + apart * np.repeat(np.arange(len(started_ns)), [len(s) for s in started_ns])
+    first = np.searchsorted(clock, clock - MOMENT_NS)
+    last = np.searchsorted(clock, clock + MOMENT_NS, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(values - base)])
+    means: np.ndarray = base + (sums[last] - sums[first]) / (last - first)
+    return means
+
+
+def _flat(tuples: Iterable[tuple[int, ...]], kind: type) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(tuples), kind)

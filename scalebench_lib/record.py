@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import os
-import platform
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from scalebench_lib import __version__
 from scalebench_lib.config import Config, Visit, visit_name
 from scalebench_lib.errors import MeasurementError, ScalebenchError, one_line
 from scalebench_lib.estimate import median_interval, percentile
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
-
-_COMPARED = ("numpy", "torch", "transformers")
-_DECIDING = re.compile(
-    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN|MALLOC|TCMALLOC)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
-)
-"""Environment variables that decide a process's speed."""
-
-_ALLOCATORS_OWN = ("LD_PRELOAD", "MALLOC_")
-
-HOST_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
-"""What a host may be called: it is part of file names."""
+from scalebench_lib.software import Software as Software
+from scalebench_lib.verification import Verification as Verification
+from scalebench_lib.words import Words
 
 KernelKind = Literal["fresh", "warm", "none"]
 Status = Literal["ok", "failed", "skipped"]
 
 
-class Part(BaseModel):
-    """A piece of a record: refuses unknown keys, never changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Statistics(Part):
+class Statistics(Words):
     """Raw statistics of a point's samples, in nanoseconds; every sample counts.
 
     `low` and `high` bound the median with 95 % confidence, where there are samples enough.
@@ -74,7 +57,7 @@ class Statistics(Part):
         )
 
 
-class Point(Part):
+class Point(Words):
     """A config at one thread count: every timed pass, in nanoseconds, in the order measured.
 
     A sample is one pass, or the mean of `passes_per_sample` timed at once. `started_ns` are the
@@ -111,56 +94,13 @@ class Point(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        beside = (self.started_ns, self.probe_before_ns, self.probe_after_ns)
-        if any(len(one) not in (0, len(self.samples_ns)) for one in beside):
+        sizes = {len(self.started_ns), len(self.probe_before_ns), len(self.probe_after_ns)}
+        if sizes - {0, len(self.samples_ns)}:
             raise ValueError("each sample has its start and its probes")
         return self
 
 
-class Verification(Part):
-    """How near the optimized outputs were to `reference`: float64, or eager float32.
-
-    `sqnr_db` is signal over error of the worst of the `items` compared, in dB, at unmasked
-    positions; `eager_sqnr_db` that of eager float32. `max_abs_error` is against eager. Records
-    before 0.2 have a `tolerance` on that instead.
-    """
-
-    max_abs_error: float
-    items: int
-    sqnr_db: float | None = None
-    eager_sqnr_db: float | None = None
-    required_db: float | None = None
-    precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    reference: Literal["fp64", "eager"] = "eager"
-    batch_size: int | None = None
-    note: str | None = None
-    tolerance: float | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the outputs are near enough."""
-        return None in (self.sqnr_db, self.required_db) or self.sqnr_db >= self.required_db  # type: ignore[operator]
-
-    @property
-    def sliced(self) -> bool:
-        """Whether only some items of the batch were compared."""
-        return self.batch_size is not None and self.items < self.batch_size
-
-    def __str__(self) -> str:
-        largest = f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
-        if self.sqnr_db is None:
-            return largest
-        of = f" of {self.batch_size}" if self.sliced else ""
-        against = "eager fp32" if self.eager_sqnr_db is None else "fp64"
-        eager = "" if self.eager_sqnr_db is None else f", where eager has {self.eager_sqnr_db:.0f}"
-        note = f" ({self.note})" if self.note else ""
-        return (
-            f"SQNR {self.sqnr_db:.0f} dB against {against}{eager}, at least {self.required_db:.0f} "
-            f"asked of {self.precision}, worst of {self.items}{of} items{note}; {largest}"
-        )
-
-
-class Setup(Part):
+class Setup(Words):
     """Seconds spent before the first sample; what a visit costs beside its measurement."""
 
     build_s: float
@@ -174,48 +114,7 @@ class Setup(Part):
         )
 
 
-class Software(Part):
-    """Versions, and what else of the process decides speed: libraries, thread environment."""
-
-    python: str
-    scalebench: str
-    versions: dict[str, str]
-    libraries: dict[str, str] = {}
-    environment: dict[str, str] = {}
-
-    @classmethod
-    def here(cls, libraries: dict[str, str] | None = None) -> Self:
-        """This process's software; `libraries` are what computes inside torch, where known."""
-        return cls(
-            python=platform.python_version(),
-            scalebench=__version__,
-            versions={name: version(name) for name in _COMPARED},
-            libraries=libraries or {},
-            environment={
-                name: value
-                for name, value in sorted(os.environ.items())
-                if value and _DECIDING.match(name)
-            },
-        )
-
-    def differs_from(self, other: Software, allocator: str = "default") -> str | None:
-        """The first difference that makes two sweeps incomparable, or None.
-
-        How an `allocator` is loaded does not count: every visit asks which one it has.
-        """
-        mine, theirs = (s._deciding(allocator) for s in (self, other))
-        for name in sorted(mine | theirs):
-            if mine.get(name) != theirs.get(name):
-                return f"{name} {mine.get(name)} against {theirs.get(name)}"
-        return None
-
-    def _deciding(self, allocator: str) -> dict[str, str]:
-        found = {"python": self.python, **self.versions, **self.environment}
-        loaded = ("LD_PRELOAD",) if allocator == "default" else _ALLOCATORS_OWN
-        return {name: value for name, value in found.items() if not name.startswith(loaded)}
-
-
-class Record(Part):
+class Record(Words):
     """The result of one visit: what, when, where, with what, and every sample.
 
     `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch.
@@ -234,7 +133,7 @@ class Record(Part):
     started: datetime
     finished: datetime
     machine: Machine
-    host: Annotated[str, Field(pattern=HOST_NAME)] | None = None
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] | None = None
     any_host: bool = False
     software: Software
     kernel: KernelKind = "fresh"
@@ -244,8 +143,8 @@ class Record(Part):
     peak_memory_bytes: int | None = None
     flops: int | None = None
     probe_version: int | None = None
-    peak_gflops: dict[int, dict[str, float]] = {}
-    engine: dict[str, str] = {}
+    peak_gflops: dict[int, dict[str, float]] = Field(default={})
+    engine: dict[str, str] = Field(default={})
     points: tuple[Point, ...] = ()
 
     @model_validator(mode="after")
@@ -342,16 +241,50 @@ class Record(Part):
         return record
 
 
+WORTH_KEEPING = 200
+"""So many records, newly read, take longer to read again than to keep in the cache."""
+
+
 def load_records(out: Path) -> list[Record]:
     """All records of the sweep in folder `out`, by config and visit.
 
     A damaged one is set aside, to be measured again; a line on the log says so.
     """
-    records = filter(None, map(_load_or_set_aside, (out / "records").glob("*.json")))
-    return sorted(records, key=lambda r: (*_size_order(r.config), r.place or "", r.visit))
+    from scalebench_lib import cache  # it is made of records
+
+    with _no_garbage():
+        stamps = {path: cache.stamp(path) for path in (out / "records").glob("*.json")}
+        kept = cache.recall(out) if len(stamps) >= WORTH_KEEPING else {}
+        same = {
+            p.name: kept[p.name]
+            for p, seen in stamps.items()
+            if p.name in kept and kept[p.name][0] == seen
+        }
+        fresh = {p: seen for p, seen in stamps.items() if p.name not in same}
+        read = {p.name: (seen, record) for p, seen in fresh.items() if (record := _load(p))}
+        known = same | read
+        if len(read) >= WORTH_KEEPING:
+            cache.keep(out, known)
+    return sorted(
+        (record for _, record in known.values()),
+        key=lambda r: (*_size_order(r.config), r.place or "", r.visit),
+    )
 
 
-def _load_or_set_aside(path: Path) -> Record | None:
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Records make none: looking for it in thousands takes as long as reading them, each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def _load(path: Path) -> Record | None:
     try:
         return Record.load(path)
     except DamagedError as error:

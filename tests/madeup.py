@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scalebench_lib.config import PAGE_BATCH_SIZES, Config, Sweep
+from scalebench_lib.config import Config, Sweep
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.record import Point, Record, Software
+from scalebench_lib.words import PAGE_BATCH_SIZES
 
 START = datetime(2025, 3, 1, 9, 30, tzinfo=UTC)
 SOFTWARE = Software(

@@ -8,9 +8,17 @@ import pytest
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from scalebench_lib.analysis.figures import per_batch, per_optimization
+from scalebench_lib.analysis.figures import (
+    by_batch_size,
+    over_none,
+    over_threads,
+    per_batch,
+    per_optimization,
+)
+from scalebench_lib.analysis.heat import heat_map
 from scalebench_lib.analysis.labels import spread
 from scalebench_lib.analysis.picture import Picture
+from scalebench_lib.analysis.samples import distribution, samples_table
 from scalebench_lib.analysis.selection import MetricName
 from scalebench_lib.errors import RequestError
 from scalebench_lib.results import results_table
@@ -246,3 +254,73 @@ def test_a_figure_shows_itself_in_a_notebook_once_with_its_alternative_text(
     data, metadata = figure._repr_mimebundle_()
     assert set(data) == {"image/png", "text/plain"}
     assert metadata["image/png"]["alt"] == "BERT latency: batch size 1, by cores"
+
+
+@pytest.fixture(scope="module")
+def failed() -> pd.DataFrame:
+    """Of batch 1 and 8, script failed at 8; errors are known."""
+    on = madeup.machine(cores=2, smt=False)
+    *good, bad = madeup.configs(on, [1, 8])
+    records = [madeup.measured(c, on) for c in good]
+    table = results_table([*records, madeup.missing(bad, on, "failed", "SQNR 14 dB")])
+    return table.assign(sqnr_db=np.where(table["status"] == "ok", 40.0, np.nan))
+
+
+def crosses(figure: Picture) -> list[float]:
+    """Where on the x axis a cross says that something failed."""
+    return [x for line in texts(figure, "gone") for x in line.get_xdata()]
+
+
+def test_what_failed_is_a_cross_at_its_batch_size_and_never_a_point(failed: pd.DataFrame) -> None:
+    """Throughput and speed-up by batch size."""
+    for figure in (by_batch_size(failed, "bert"), over_none(failed, "bert")):
+        assert crosses(figure) == [8.0]
+        drawn = next(v for k, v in lines(figure).items() if k.startswith("script"))
+        assert drawn.get_xdata().tolist() == [1.0]
+        assert "SQNR 14 dB" in notes(figure)
+
+
+def test_a_config_that_failed_has_its_label_without_a_line(failed: pd.DataFrame) -> None:
+    """So that a reader misses it at sight."""
+    labels = [t.get_text() for t in texts(per_batch(failed, "bert", "latency", 8), "end-label")]
+    assert sorted(labels) == ["none", "script: not measured"]
+
+
+def test_the_error_stands_beside_the_speedup(failed: pd.DataFrame) -> None:
+    """In the label of the line."""
+    assert set(lines(over_none(failed, "bert"))) == {"eager", "script · 40 dB"}
+
+
+def test_the_speedup_over_one_thread_has_the_ideal_beside_it(small: pd.DataFrame) -> None:
+    """Twice the threads, twice the speed."""
+    ideal = lines(over_threads(small, "bert", "script", False))["ideal"]
+    assert ideal.get_ydata().tolist() == ideal.get_xdata().tolist() == [1, 2]
+
+
+def test_without_one_thread_there_is_nothing_to_be_faster_than(small: pd.DataFrame) -> None:
+    """The error says what to measure."""
+    with pytest.raises(RequestError, match="one thread"):
+        over_threads(small[small["threads"] > 1], "bert", "script", False)
+
+
+def test_a_heat_map_has_a_cell_for_each_point(failed: pd.DataFrame) -> None:
+    """And crosses over the batch that failed."""
+    figure = heat_map(failed, "bert", "latency", "script", False)
+    cells = figure.axes[0].collections[0].get_array()
+    wanted = failed.query("optimization == 'script' and status == 'ok'")["latency_ms"]
+    assert cells.compressed().tolist() == pytest.approx(wanted.tolist())
+    assert crosses(figure) == [0.5, 1.5]
+
+
+def test_disturbed_samples_are_marked_in_their_distribution() -> None:
+    """One spike among quiet passes, and it alone."""
+    records = madeup.small_records([4])
+    point = records[0].points[0]
+    slow = (*point.samples_ns[:-1], 3 * point.samples_ns[-1])
+    spiked = point.model_copy(update={"samples_ns": slow})
+    points = (spiked, *records[0].points[1:])
+    records[0] = records[0].model_copy(update={"points": points})
+    table = samples_table(records)
+    assert table.loc[table["disturbed"], "latency_ms"].tolist() == [slow[-1] / 1e6]
+    figure = distribution(table, "bert", 4, "here")
+    assert sum(line.get_ydata().size for line in texts(figure, "disturbed")) == 1

@@ -7,9 +7,10 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.bert import BertConfig, BertModel
 from transformers.models.resnet import ResNetConfig
 
-from scalebench_lib.config import MODELS, Config
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import BERT_TINY, KNOWN, build
+from scalebench_lib.words import MODELS
 
 TINY = Config(model="bert-tiny")
 

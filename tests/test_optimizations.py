@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from scalebench_lib.config import OPTIMIZATIONS, Config
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations import APPLY, script
+from scalebench_lib.words import OPTIMIZATIONS
 
 MODEL = build(Config(model="bert-tiny"))
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.plates import plates
 from scalebench_lib.analysis.selection import number
 from scalebench_lib.errors import RequestError
+from scalebench_lib.notebook import PROJECT
 from scalebench_lib.results import results_table
 from tests import madeup
 
@@ -333,3 +335,10 @@ def test_a_page_that_fails_halfway_leaves_the_old_one(
         write_page(small)
     assert (small / "index.html").read_bytes() == before
     assert (small / "figures" / "bert-latency-1.png").exists()
+
+
+def test_the_example_in_the_repository_can_be_rendered(tmp_path: Path) -> None:
+    """Its records are older than some of the columns."""
+    out = tmp_path / "example"
+    shutil.copytree(PROJECT / "outputs" / "bert-example", out)
+    assert write_page(out).exists()

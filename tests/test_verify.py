@@ -1,15 +1,18 @@
 """Sabotaged models must not pass for the real one."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from transformers.models.vit import ViTConfig
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations import Runner
 from scalebench_lib.measure.verify import Verifier, count_flops, in_double, spread
-from scalebench_lib.record import Verification
+from scalebench_lib.verification import Verification
 
 MODEL = build(Config(model="bert-tiny"))
 INPUTS = MODEL.inputs(12, seed=0)
@@ -42,12 +45,28 @@ def test_the_model_is_left_as_it_was() -> None:
     """Float64 is borrowed, even where the pass fails."""
     with torch.inference_mode():
         expected = MODEL.module(*INPUTS)
-        with in_double(MODEL.module), pytest.raises(TypeError):
+        with in_double(MODEL.module), pytest.raises(ValueError, match="input_ids"):
             MODEL.module(None, None, None)
         with in_double(MODEL.module):
             assert {output.dtype for output in MODEL.module(*INPUTS)} == {torch.float64}
         assert {p.dtype for p in MODEL.module.parameters()} == {torch.float32}
         assert torch.equal(MODEL.module(*INPUTS)[0], expected[0])
+
+
+def test_models_of_pixels_are_verified_in_float64_too(tmp_path) -> None:
+    """A vision transformer casts its pixels to the type of its weights."""
+    ViTConfig(
+        num_hidden_layers=1,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+    ).save_pretrained(tmp_path)
+    model = build(Config(model=str(tmp_path), image_size=32))
+    with torch.inference_mode():
+        found = Verifier(model, model.inputs(2, seed=0)).check(model.module)
+    assert (found.reference, found.note) == ("fp64", None)
+    assert found.sqnr_db > 100
 
 
 def test_where_float64_does_not_fit_eager_is_the_reference(monkeypatch) -> None:
@@ -146,12 +165,29 @@ def test_a_runner_that_computes_something_else_is_refused(runner: Runner, figure
         checked(runner)
 
 
-@pytest.mark.parametrize("runner", [dropped_layer(), without_mask])
+@pytest.fixture(scope="module")
+def deep():
+    """A model whose layers weigh as much as BERT-base's do beside what passes them by."""
+    model = build(Config(model="bert-tiny"))
+    with torch.no_grad():
+        for name, value in model.module.named_parameters():
+            if "encoder" in name and value.dim() == 2:
+                value *= 5
+    return model
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_low_precision_is_no_excuse(runner: Runner, precision: str) -> None:
+def test_low_precision_is_no_excuse(deep, precision: str) -> None:
     """The bars of bf16 and int8 are above what a wrong model reaches."""
-    with pytest.raises(MeasurementError, match=f"asked of {precision}"):
-        checked(runner, precision=precision)
+    short = copy.deepcopy(deep.module)
+    del short.model.encoder.layer[1]
+    inputs = deep.inputs(4, seed=0)
+    with torch.inference_mode():
+        verifier = Verifier(deep, inputs, precision)
+        assert verifier.check(deep.module).passed
+        for wrong in (short, lambda ids, mask, types: deep.module(ids, mask | 1, types)):
+            with pytest.raises(MeasurementError, match=f"asked of {precision}"):
+                verifier.check(wrong)
 
 
 def test_bf16_passes_as_bf16_and_not_as_fp32() -> None:

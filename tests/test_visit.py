@@ -37,7 +37,9 @@ def test_a_visit_tells_all_that_a_record_holds(record) -> None:
     assert [point.threads for point in record.points] == list(COUNTS)
     assert all(len(point.samples_ns) >= 3 for point in record.points)
     assert record.setup.optimize_s > 0
-    assert record.verification.max_abs_error <= 1e-4
+    assert record.verification.sqnr_db > 90
+    assert record.verification.reference == "fp64"
+    assert record.item == "16 tokens"
     assert record.peak_memory_bytes > 50e6
     assert record.flops > 0
     assert record.software.versions["torch"] == torch.__version__
@@ -65,7 +67,7 @@ def test_an_optimization_that_computes_something_else_fails_the_config(monkeypat
     monkeypatch.setitem(optimizations.APPLY, "script", halved)
     record = measure(visit(optimization="script"), MACHINE)
     assert record.status == "failed"
-    assert "verification failed: outputs differ" in record.reason
+    assert "verification failed: SQNR 6 dB against fp64" in record.reason
     assert record.points == ()
     assert record.setup is not None, "what came before is kept"
 

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from scalebench_lib.analysis.labels import number
 from scalebench_lib.analysis.picture import Line, Picture, Words, draw
-from scalebench_lib.analysis.selection import Measured, measured_only, model_title, parts
+from scalebench_lib.analysis.selection import Measured, measured_only, model_title, number, parts
 from scalebench_lib.errors import RequestError
 
 _MOST_BATCHES = 3

@@ -131,10 +131,10 @@ def over_none(
     if found[found["optimization"] != EAGER].empty:
         raise RequestError("there is no optimization to compare with eager ('none')")
     sizes = sorted(found["batch_size"].unique().astype(int))
-    others = [frame[frame["optimization"] != EAGER] for frame in (rows, found)]
+    others, compared = (frame[frame["optimization"] != EAGER] for frame in (rows, found))
     lines = [
         Line.ideal_of("eager", [sizes[0], sizes[-1]], [1, 1]),
-        *_config_lines(*others, _speedups, errors=True),
+        *_config_lines(others, compared, _speedups, errors=True),
     ]
     title = f"speed-up over eager by batch size, {_counted(threads)}"
     words = _words(rows, title, "batch size", source, doubling=True)

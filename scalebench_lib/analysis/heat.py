@@ -78,7 +78,7 @@ def _fill(axes: Axes, cells: pd.DataFrame, palette: str) -> None:
 
 
 def _cross(axes: Axes, cells: pd.DataFrame) -> None:
-    for row in np.flatnonzero(cells.isna().all(axis=1)):
+    for row in np.flatnonzero(cells.isna().all(axis=1)).tolist():
         width = len(cells.columns)
         axes.add_patch(Rectangle((0, row), width, 1, color="0.93", linewidth=0, zorder=0))
         axes.plot(np.arange(width) + 0.5, np.full(width, row + 0.5), "x", color="0.35", gid="gone")

@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import to_hex
 
-from scalebench_lib.config import OPTIMIZATIONS
+from scalebench_lib.words import OPTIMIZATIONS
 
 _COLOURS = (
     *("#6e7681", "#c05c00", "#b0389b", "#d03a4a", "#1a78c2", "#0f8a8f", "#3c8a2e", "#8a7400"),

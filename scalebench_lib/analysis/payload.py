@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from scalebench_lib.analysis.looks import batch_colour, look
 from scalebench_lib.analysis.plates import ordered_optimizations
-from scalebench_lib.analysis.samples import samples_table
 from scalebench_lib.analysis.selection import SETTING, Measured, errors_db, model_title
+from scalebench_lib.pool import pool
 
 FIELDS = (
     *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
@@ -49,7 +49,7 @@ def as_json(value: Any) -> Markup:
     return Markup(text)  # noqa: S704 - escaped just above
 
 
-def _samples(measured: Measured) -> dict[str, list[list[float]]]:
+def _samples(measured: Measured) -> dict[str, list[Any]]:
     """By config id and threads: latencies in ms, and which of them were disturbed."""
     table = measured.table
     rows = {
@@ -59,14 +59,12 @@ def _samples(measured: Measured) -> dict[str, list[list[float]]]:
         )
         if not pd.isna(threads)
     }
-    if not rows:
-        return {}
-    found = {}
-    every = samples_table(measured.records)
-    for key, part in every.groupby(["config_id", "threads"]):
-        thin = part.iloc[:: -(-len(part) // MOST_SAMPLES)]
-        odd = np.flatnonzero(thin["disturbed"].to_numpy(bool)).tolist()
-        found[str(rows[key])] = [[_short(value) for value in thin["latency_ms"]], odd]
+    found: dict[str, list[Any]] = {}
+    for key, point in pool(measured.records, measured.reference).items():
+        thin = slice(None, None, -(-len(point.samples_ns) // MOST_SAMPLES))
+        whole = point.headline.disturbed if point.headline else np.empty(0)
+        values = [_short(ns / 1e6) for ns in point.samples_ns[thin]]
+        found[str(rows[key])] = [values, np.flatnonzero(whole[thin]).tolist()]
     return found
 
 
@@ -80,5 +78,5 @@ def _plain(value: Any) -> Any:
     return _short(value) if isinstance(value, float | np.floating) else str(value)
 
 
-def _short(value: float) -> float:
+def _short(value: Any) -> float:
     return float(f"{value:.5g}")

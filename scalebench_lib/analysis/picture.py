@@ -202,11 +202,11 @@ def _draw_line(axes: Axes, line: Line, many: bool) -> None:
 def _draw_interval(axes: Axes, line: Line, many: bool) -> None:
     if line.ideal:
         return
-    band = {"color": line.colour, "alpha": 0.22 if many else 0.12, "linewidth": 0}
+    band: dict[str, Any] = {"color": line.colour, "alpha": 0.22 if many else 0.12, "linewidth": 0}
     axes.fill_between(line.x, line.low, line.high, **band)
     if not many:
         reach = np.abs(np.stack([line.low, line.high]) - line.y)
-        look = {"ecolor": line.colour, "elinewidth": 1.2, "capsize": 6}
+        look: dict[str, Any] = {"ecolor": line.colour, "elinewidth": 1.2, "capsize": 6}
         axes.errorbar(line.x, line.y, reach, fmt="none", **look)
 
 

@@ -22,7 +22,8 @@ from scalebench_lib.analysis.selection import (
     model_title,
     settings,
 )
-from scalebench_lib.config import OPTIMIZATIONS, Config, slug
+from scalebench_lib.config import Config
+from scalebench_lib.words import OPTIMIZATIONS, slug
 
 By = Literal["batch", "optimization"]
 

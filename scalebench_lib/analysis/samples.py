@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from scalebench_lib.analysis.labels import EndLabel, label_ends
 from scalebench_lib.analysis.looks import look
 from scalebench_lib.analysis.picture import STYLE, WIDTH, Picture, canvas, caption
-from scalebench_lib.analysis.selection import config_words, model_title
+from scalebench_lib.analysis.selection import config_words, model_title, parts
 from scalebench_lib.errors import RequestError
 from scalebench_lib.pool import Pooled, pool
 from scalebench_lib.record import Point, Record
@@ -63,9 +63,9 @@ def distribution(samples: pd.DataFrame, model: str, batch_size: int, source: str
     notes = [source, f"{many}; bars: raw medians of all. A column a point, threads in its name."]
     with rc_context(STYLE):
         figure, axes = canvas(title, len(notes) + 5, ylabel="latency of a pass (ms)")
-        groups = list(rows.groupby(["optimization", "smt", "threads"]))
+        groups = list(parts(rows, ["optimization", "smt", "threads"]))
         for place, ((name, _, _), part) in enumerate(groups):
-            _strew(axes, place, part, look(samples, str(name))[0])
+            _strew(axes, place, part, look(samples, name)[0])
         names = [f"{config_words(rows, o, s)}, {t}" for (o, s, t), _ in groups]
         axes.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=8)
         axes.set_ylim(0, 1.05 * rows["latency_ms"].max())

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.config import MODELS, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.imported import Imported
 from scalebench_lib.record import Record, load_records
+from scalebench_lib.reference import Reference, reference_for
 from scalebench_lib.results import load_results
+from scalebench_lib.words import MODELS, slug
 
 MetricName = Literal["latency", "throughput"]
 
@@ -61,11 +62,14 @@ class Measured:
     table: pd.DataFrame
     records: list[Record]
     imported: Imported | None = None
+    reference: Reference | None = None
 
     @classmethod
     def load(cls, out: Path, any_machine: bool = False) -> Measured:
         """Read the sweep in folder `out`; `RequestError` as `load_results`."""
-        return cls(load_results(out, any_machine), load_records(out), Imported.load(out))
+        table, records = load_results(out, any_machine), load_records(out)
+        reference = reference_for(out, records) if records else None
+        return cls(table, records, Imported.load(out), reference)
 
     @property
     def machines(self) -> list[str]:

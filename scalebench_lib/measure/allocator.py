@@ -6,8 +6,8 @@ import ctypes
 import sys
 from pathlib import Path
 
-from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
+from scalebench_lib.words import Allocator
 
 _SERVED = ("malloc", "free", "realloc", "posix_memalign")
 """What torch and the engines take their memory with."""

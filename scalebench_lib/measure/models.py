@@ -1,6 +1,6 @@
 """The models: each built from its published configuration, or from a folder or hub id.
 
-To add one: enter what transformers calls it in `KNOWN`, and give it a title in `config.MODELS`.
+To add one: enter what transformers calls it in `KNOWN`, and give it a title in `words.MODELS`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An optimization is a function of a `Subject` that returns an `Optimized`, and raises
 `MeasurementError` where it does not apply or did not take effect. To add one: write it, enter it
-in `REGISTRY`, and say in `config.OPTIMIZATIONS` what it is. Int8 in torch itself is left out: what
+in `REGISTRY`, and say in `words.OPTIMIZATIONS` what it is. Int8 in torch itself is left out: what
 torch has is on its way out, and its successor is no faster than bf16 (design, section 6).
 """
 

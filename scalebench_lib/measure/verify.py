@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
-from scalebench_lib.record import Verification
+from scalebench_lib.verification import Verification
 
 Precision = Literal["fp32", "bf16", "int8"]
 Outputs = tuple[Tensor, ...]
@@ -36,7 +36,7 @@ MAX_ITEMS = 8
 FEW_ITEMS = 2
 """Items that a visit compares which is not its config's first."""
 
-FP64_FLOPS = 50e9
+FP64_FLOPS = 25e9
 """Work of the reference: about half a second of two cores; long items are compared by fewer."""
 
 MEMORY_SHARE = 0.8
@@ -238,15 +238,18 @@ class _OwnInDouble:
     def __init__(self) -> None:
         self.kept: list[tuple[dict[str, Any], str, Tensor]] = []
 
-    def enter(self, layer: nn.Module, _: Any) -> None:
+    def enter(self, layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         if isinstance(layer, nn.Embedding):
-            return
-        for own in (layer._parameters, layer._buffers):
+            return given
+        tensors: list[dict[str, Any]] = [layer.__dict__["_parameters"], layer.__dict__["_buffers"]]
+        for own in tensors:
             for name, value in own.items():
                 if value is not None and value.is_floating_point():
                     self.kept.append((own, name, value))
         for own, name, value in self.kept:
-            own[name] = value.double()  # type: ignore[assignment]
+            own[name] = value.double()
+        # Some models first cast what they are given to the type of weights not yet swapped.
+        return _double(given)
 
     def leave(self, layer: nn.Module, _: Any, output: Any) -> Any:
         for own, name, value in self.kept:
@@ -255,8 +258,12 @@ class _OwnInDouble:
         return output.double() if isinstance(layer, nn.Embedding) and output is not None else output
 
 
-def _double(inputs: Inputs) -> Inputs:
-    return tuple(part.double() if part.is_floating_point() else part for part in inputs)
+def _double(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same with tensors of floats as float64."""
+    return tuple(
+        part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
+        for part in given
+    )
 
 
 def count_flops(module: nn.Module, inputs: Inputs) -> int:

@@ -24,7 +24,8 @@ from scalebench_lib.measure.pinning import Team, confine
 from scalebench_lib.measure.probe import PROBE_VERSION, Probe
 from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
 from scalebench_lib.measure.verify import Verifier
-from scalebench_lib.record import Point, Record, Setup, Software, Verification
+from scalebench_lib.record import Point, Record, Setup, Software
+from scalebench_lib.verification import Verification
 
 T = TypeVar("T")
 

@@ -40,20 +40,24 @@ class _TiledRandom(TorchDispatchMode):
         if func._schema.is_mutable and args and isinstance(args[0], Tensor):
             self.unwritten.discard(args[0].data_ptr())
         if func is torch.ops.aten.normal_.default:
-            mean, std = [*args, *_UNIT[len(args) - 1 :]][1:]
-            return self._fill(self.normal, args[0], mean, std)
+            return self._fill(self.normal, args[0], *_two(args[1:]))
         if func is torch.ops.aten.uniform_.default:
-            low, high = [*args, *_UNIT[len(args) - 1 :]][1:]
+            low, high = _two(args[1:])
             return self._fill(self.uniform, args[0], low, high - low)
         return func(*args, **(kwargs or {}))
 
     def _fill(self, tile: Tensor, target: Tensor, shift: float, scale: float) -> Tensor:
         start = self.drawn % _TILE  # no two layers begin alike
         self.drawn += target.numel()
-        values = tile[start : start + min(target.numel(), _TILE)] * scale + shift
         for part in target.view(-1).split(_TILE):
-            part.copy_(values[: part.numel()])
-        return target
+            torch.mul(tile[start : start + part.numel()], scale, out=part)
+        return target.add_(shift) if shift else target
+
+
+def _two(given: tuple[float, ...]) -> tuple[float, float]:
+    """Both parameters of a distribution, of which torch hands on those that are not 0 and 1."""
+    first, second = (*given, *(0.0, 1.0)[len(given) :])
+    return first, second
 
 
 def random_weights(model_class: Any, config: Any, seed: int) -> Any:
@@ -79,10 +83,11 @@ def random_weights(model_class: Any, config: Any, seed: int) -> Any:
 def _reset_unwritten(model: nn.Module, unwritten: set[int]) -> None:
     """What transformers leaves alone gets torch's own initialization."""
     for layer in model.modules():
+        reset: Any = getattr(layer, "reset_parameters", None)
         own = layer.parameters(recurse=False)
-        if hasattr(layer, "reset_parameters") and any(p.data_ptr() in unwritten for p in own):
+        if reset and any(weight.data_ptr() in unwritten for weight in own):
             with torch.no_grad():
-                layer.reset_parameters()  # type: ignore[operator]
+                reset()
 
 
 def pretrained_weights(model_class: Any, source: str, config: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from scalebench_lib.config import Config, Whole, Words
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.candidates import candidates, even, fat, thin
@@ -25,6 +25,7 @@ from scalebench_lib.plan.proof import Limits, Proof, Ratio, Run, Say, speedup
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.reference import Reference, reference_for
 from scalebench_lib.results import load_results
+from scalebench_lib.words import Whole, Words
 
 __all__ = ["Decision", "Entry", "Ground", "Limits", "Request", "choose", "decide", "prove"]
 

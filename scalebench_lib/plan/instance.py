@@ -17,8 +17,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from scalebench_lib.config import Config, Words
+from scalebench_lib.config import Config
 from scalebench_lib.processes import die_with_parent
+from scalebench_lib.words import Words
 
 _AWAKE_NS = 300_000
 """A sleep ends up to this late; the rest of the wait is spent awake, on a CPU of one's own."""

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from scipy import stats
 
-from scalebench_lib.config import Config, Fraction, Seconds, Words
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.estimate import CONFIDENCE, enough_samples, median_interval, steadied
 from scalebench_lib.headline import Headline, PointSamples, headlines
@@ -28,6 +28,7 @@ from scalebench_lib.plan.crew import Crew
 from scalebench_lib.plan.instance import Role
 from scalebench_lib.plan.placing import placed
 from scalebench_lib.plan.planner import Plan
+from scalebench_lib.words import Fraction, Seconds, Words
 
 _NS = 1_000_000_000
 
@@ -258,7 +259,8 @@ class Proof:
         points = {run: _point(run, reference) for run in runs}
         for run, found in headlines(points).items() if runs else ():  # type: ignore[arg-type]
             assert isinstance(run, Run)  # noqa: S101 - they are the keys
-            steady = np.exp(np.log(run.samples_ns) - found.exponent * points[run].slowness)
+            slowness = np.nan_to_num(np.log(points[run].probe / reference))
+            steady = np.exp(np.log(run.samples_ns) - found.exponent * slowness)
             run.headline = found
             run.steady_ns = np.where(found.disturbed, np.median(steady), steady)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from ctypes.util import find_library
 from pathlib import Path
 
-from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
+from scalebench_lib.words import Allocator
 
 _LIBRARIES = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"),

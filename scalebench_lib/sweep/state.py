@@ -9,7 +9,7 @@ from pathlib import Path
 from scalebench_lib.config import Sweep, Visit
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
-from scalebench_lib.pool import Key, Pooled, pool
+from scalebench_lib.pool import Key, Pooled, gathered, pool
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.reference import reference_for
 
@@ -45,10 +45,16 @@ class Judge:
 
     def state(self, out: Path, records: list[Record]) -> State:
         """Where the sweep in folder `out` stands with `records`."""
-        known = pool(records, reference_for(out, records)) if records else {}
-        pooled = {(point.config.id, point.threads): point for point in known.values()}
         latest = {record.config_id: record for record in records}
+        state = self._placed(gathered(records), latest)
+        if state.left and records:  # those that are not done by their visits or time
+            pooled = pool(records, reference_for(out, records))
+            state = self._placed(pooled, latest)
+        return state
+
+    def _placed(self, pooled: dict[Key, Pooled], latest: dict[str, Record]) -> State:
         state = State()
+        pooled = {(point.config.id, point.threads): point for point in pooled.values()}
         for visit in self.visits:
             self._place(state, visit, pooled, latest.get(visit.config.id))
         return state

@@ -1,0 +1,90 @@
+"""What a sweep tells the person before it: its plan, its progress, its durations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from scalebench_lib.errors import RequestError
+from scalebench_lib.record import Record
+from scalebench_lib.sweep.fleet import Fleet
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.runner import Job, Progress, Step
+
+
+def announce(job: Job | Fleet, console: Console) -> None:
+    """Say what the sweep will measure, and how long that takes at most."""
+    state = job.state
+    console.print(f"{job.machine}", soft_wrap=True)
+    console.print(
+        f"{len(state.left)} configs to measure in up to {job.sweep.rounds} rounds, "
+        f"{len(state.done)} done before, {len(state.failed)} failed before: "
+        f"up to {duration(job.forecast())}"
+    )
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Progress]:
+    """A bar that is told each step, and shows where the sweep is."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("[dim]{task.fields[so_far]}, {task.fields[left]} left"),
+    )
+    with Bar(*columns, console=console, refresh_per_second=0.5) as bar:
+        task = bar.add_task("", total=None, so_far="", left="")
+
+        def show(step: Step) -> None:
+            told = f"round {step.round}, {step.visit}"
+            bar.update(task, description=told, left=duration(step.seconds_left))
+            bar.update(task, completed=step.done, total=step.total)
+            if step.record is not None:
+                bar.update(task, so_far=_so_far(step.record))
+                reason = f": {step.record.reason}" if step.record.reason else ""
+                bar.console.print(f"{told}: {_so_far(step.record)}{reason}", soft_wrap=True)
+
+        yield show
+
+
+def run_shown(
+    job: Job | Fleet, budget_s: float, warm: bool, if_busy: str, console: Console
+) -> list[str]:
+    """Run the sweep under a bar; returns what there is to complain of, a line each."""
+    if isinstance(job, Fleet):
+        with job.alone(), shown(console) as show:
+            job.run(show, budget_s)
+        return [f"{one}: what it has left waits for the same command" for one in job.trouble]
+    with job.alone(if_busy), Kernels(warm) as how:
+        with shown(console) as show:
+            job.run(show, how, budget_s)
+        slow = "kernels were started afresh, which takes longer"
+        return [f"{how.trouble}; {slow}"] if how.trouble else []
+
+
+def _so_far(record: Record) -> str:
+    if record.status != "ok":
+        return record.status
+    return ", ".join(f"{p.threads}: {p.statistics.median / 1e6:.3g} ms" for p in record.points)
+
+
+def seconds(name: str, text: str | None) -> float:
+    """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
+    if text is None:
+        return float("inf")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or float(found[1]) == 0:
+        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``10 min`` or ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,125 @@
+"""How long a large sweep takes to read: ``python tests/scale.py [RECORDS [SAMPLES]]``.
+
+Makes up RECORDS records (10,000) of four points, SAMPLES a point (8), each config visited five
+times, and tells wall and CPU seconds and the most memory of ``status``, resume and the table:
+each in a process of its own, first without what earlier readings have left, then with it.
+"""
+
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from subprocess import run
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from scalebench_lib.config import Config, Sweep
+from scalebench_lib.record import Point, Record
+from tests.madeup import machine, measured
+
+VISITS = 5
+OPTIMIZATIONS = ("none", "script")
+GOALS = {"status": 2, "resume": 2, "table": 10}
+"""Seconds for 10,000 records; and 1 GB."""
+
+
+def status(out: Path) -> str:
+    """What ``scalebench status`` asks."""
+    from scalebench_lib.sweep.state import sweep_state
+
+    state = sweep_state(out)
+    return f"{len(state.done)} done, {len(state.left)} left"
+
+
+def resume(out: Path) -> str:
+    """What a sweep decides before it goes on, as if this were the machine of the records."""
+    from scalebench_lib.machine import Machine
+    from scalebench_lib.record import Software
+    from scalebench_lib.sweep.runner import SPEC, Job
+    from tests.madeup import SOFTWARE
+
+    Machine.here = classmethod(lambda cls: machine(4, smt=False))
+    Software.here = classmethod(lambda cls, libraries=None: SOFTWARE)
+    state = Job.prepare(Sweep.load(out / SPEC), out).state
+    return f"{len(state.done)} done, {len(state.left)} left"
+
+
+def table(out: Path) -> str:
+    """What ``scalebench report`` draws."""
+    from scalebench_lib.results import load_results
+
+    return f"{len(load_results(out))} rows"
+
+
+def make(out: Path, records: int, samples: int) -> None:
+    """A sweep of `records` records in folder `out`."""
+    sizes = tuple(range(1, records // VISITS // len(OPTIMIZATIONS) + 1))
+    rounds = Sweep(batch_sizes=sizes, optimizations=OPTIMIZATIONS, threads="all", rounds=VISITS)
+    (out / "sweep.yaml").write_text(rounds.dump(), encoding="utf-8")
+    noise = np.random.default_rng(0)
+    for size in sizes:
+        for optimization in OPTIMIZATIONS:
+            one = measured(
+                Config(batch_size=size, optimization=optimization), machine(4, smt=False)
+            )
+            for number in range(1, VISITS + 1):
+                points = tuple(_varied(point, samples, noise) for point in one.points)
+                seen = {"visit": number, "points": points, "probe_version": 1}
+                save(out / "records", one.model_copy(update=seen))
+
+
+def save(folder: Path, record: Record) -> None:
+    """As `Record.save`, without waiting for the disk each time."""
+    from scalebench_lib import files
+
+    files.os.fsync = lambda handle: None
+    record.save(folder)
+
+
+def _varied(point: Point, samples: int, noise: np.random.Generator) -> Point:
+    slowness = np.exp(np.abs(noise.normal(0, 0.1, samples)))
+    times = point.samples_ns[0] * slowness**0.55 * np.exp(noise.normal(0, 0.01, samples))
+    starts = np.cumsum(times) - times
+    seen = {
+        "samples_ns": times,
+        "started_ns": starts,
+        "probe_before_ns": 4e6 * slowness,
+        "probe_after_ns": 4e6 * slowness,
+    }
+    change = {name: tuple(values.astype(int).tolist()) for name, values in seen.items()}
+    return Point(**{**point.model_dump(exclude={"statistics"}), **change})
+
+
+def timed(step: str, out: Path) -> None:
+    """Run `step` in this process and tell what it took."""
+    wall = time.perf_counter()
+    found = globals()[step](out)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(
+        f"{step:7} {time.perf_counter() - wall:6.2f} s, {used.ru_utime + used.ru_stime:6.2f} s of "
+        f"CPU with imports, {used.ru_maxrss / 1e6:.2f} GB, goal {GOALS[step]} s: {found}",
+        flush=True,
+    )
+
+
+def main(records: int = 10_000, samples: int = 8) -> None:
+    """Make the records and time every step, twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), records, samples)
+        size = sum(path.stat().st_size for path in Path(folder, "records").iterdir())
+        print(f"{records} records, {size / 1e6:.0f} MB")
+        for step in GOALS:
+            shutil.rmtree(Path(folder, ".cache"), ignore_errors=True)
+            for _ in range(2):
+                run([sys.executable, __file__, step, folder], check=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in GOALS:
+        timed(sys.argv[1], Path(sys.argv[2]))
+    else:
+        main(*map(int, sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Inputs of a model's kind."""
+
+import torch
+
+from scalebench_lib.measure.inputs import Pixels, Tokens
+
+
+def test_padding_has_the_models_own_id() -> None:
+    """RoBERTa counts positions by it."""
+    ids, mask = Tokens(seq_len=12, vocabulary=200, pad=1, start=0, end=2).make(6, 0, padded=True)
+    assert (ids[mask == 0] == 1).all()
+    assert not (ids[mask == 1] == 1).any()
+    assert (ids[:, 0] == 0).all()
+    assert mask[0].all()
+    assert not mask[1:].all()
+
+
+def test_a_padded_batch_of_one_is_padded() -> None:
+    """Or its mask would never be looked at."""
+    _, mask = Tokens(seq_len=16, vocabulary=200).make(1, 0, padded=True)
+    assert 2 <= int(mask.sum()) < 16
+
+
+def test_the_shortest_text_can_be_padded() -> None:
+    """Two tokens are as short as a text gets."""
+    _, mask = Tokens(seq_len=2, vocabulary=200).make(3, 0, padded=True)
+    assert mask.all()
+
+
+def test_inputs_are_those_of_their_seed() -> None:
+    """Another seed asks something else."""
+    for kind in (Tokens(seq_len=16, vocabulary=200), Pixels(image_size=32)):
+        first, again, other = (kind.make(2, seed)[0] for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
