@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -22,10 +21,6 @@ from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.sweep.locks import IF_BUSY
 from scalebench_lib.sweep.state import sweep_state
-
-if TYPE_CHECKING:
-    from scalebench_lib.sweep.fleet import Fleet
-    from scalebench_lib.sweep.runner import Job
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -68,9 +63,6 @@ def sweep(
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
     from scalebench_lib.sweep import told  # papermill takes seconds to import
-    from scalebench_lib.sweep.cluster import cluster_at
-    from scalebench_lib.sweep.fleet import Fleet
-    from scalebench_lib.sweep.runner import Job
 
     options = {
         "model": model,
@@ -92,36 +84,19 @@ def sweep(
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
     if if_busy not in IF_BUSY:
         raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
-    if any_host and not scheduler:
-        raise RequestError("any_host: a sweep of several hosts needs '--scheduler ADDRESS'")
-    budget = told.seconds("time_budget", time_budget)
-    request, warm = _request(preset, spec, given), kernels == "warm"
-    with cluster_at(scheduler, warm, if_busy) if scheduler else nullcontext() as cluster:
-        job: Job | Fleet
-        if cluster:
-            request = request.model_copy(update={"hosts": "any" if any_host else "each"})
-            job = Fleet.prepare(request, out, cluster, retry_failed)
-        else:
-            job = Job.prepare(request, out, retry_failed)
+    budget, warm = told.seconds("time_budget", time_budget), kernels == "warm"
+    request = _request(preset, spec, given)
+    with told.prepared(request, out, retry_failed, scheduler, any_host, warm, if_busy) as job:
         job.visit_timeout = told.seconds("visit_timeout", visit_timeout) if visit_timeout else None
         told.announce(job, console)
         if dry_run:
             return
         for trouble in told.run_shown(job, budget, warm, if_busy, console):
             _complain(trouble)
-    _conclude(job, out)
-
-
-def _conclude(job: Job | Fleet, out: Path) -> None:
     if job.records:
         report(out)
-    state = job.state
-    if state.left:
-        console.print(f"{len(state.left)} configs are left: the same command goes on from here")
-    if any(record.status == "failed" for _, record in state.failed):
-        _complain(f"{len(state.failed)} of the configs failed: 'scalebench status {out}' says why")
-        raise typer.Exit(1)
-    if state.left and getattr(job, "trouble", None):
+    if complaints := told.outcome(job, out, console):
+        _complain("; ".join(complaints))
         raise typer.Exit(1)
 
 

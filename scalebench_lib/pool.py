@@ -73,6 +73,8 @@ def pool_together(
         keys = [Reference.key(one.config, one.threads, one.place) for one in found[-1].values()]
         known += [reference.probe_ns.get(key, np.nan) for key in keys]
     points = [point for side in found for point in side.values()]
+    if not points:
+        return found
     every = headlines(dict(enumerate(_samples(points, known))))
     for point, headline in zip(points, every.values(), strict=True):
         point.headline = headline

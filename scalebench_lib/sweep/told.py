@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
+from scalebench_lib.sweep.cluster import cluster_at
 from scalebench_lib.sweep.fleet import Fleet
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.runner import Job, Progress, Step
@@ -50,6 +53,41 @@ def shown(console: Console) -> Iterator[Progress]:
                 bar.console.print(f"{told}: {_so_far(step.record)}{reason}", soft_wrap=True)
 
         yield show
+
+
+@contextmanager
+def prepared(
+    request: Sweep,
+    out: Path,
+    retry_failed: bool,
+    scheduler: str | None,
+    any_host: bool,
+    warm: bool,
+    if_busy: str,
+) -> Iterator[Job | Fleet]:
+    """The sweep, checked: on this machine, or on the hosts of the `scheduler`'s cluster."""
+    if not scheduler:
+        if any_host:
+            raise RequestError("any_host: a sweep of several hosts needs '--scheduler ADDRESS'")
+        yield Job.prepare(request, out, retry_failed)
+        return
+    request = request.model_copy(update={"hosts": "any" if any_host else "each"})
+    with cluster_at(scheduler, warm, if_busy) as cluster:
+        yield Fleet.prepare(request, out, cluster, retry_failed)
+
+
+def outcome(job: Job | Fleet, out: Path, console: Console) -> list[str]:
+    """Say what is left; returns what went wrong."""
+    state, found = job.state, list[str]()
+    if state.left:
+        console.print(f"{len(state.left)} configs are left: the same command goes on from here")
+    if any(record.status == "failed" for _, record in state.failed):
+        found.append(
+            f"{len(state.failed)} of the configs failed: 'scalebench status {out}' says why"
+        )
+    if state.left and isinstance(job, Fleet) and job.trouble:
+        found.append(f"{len(job.trouble)} of the hosts did not see it through")
+    return found
 
 
 def run_shown(
