@@ -15,11 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from scalebench_lib.config import Allocator, Visit
+from scalebench_lib.config import Visit
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Software
 from scalebench_lib.sweep import remote
 from scalebench_lib.sweep.remote import Host
+from scalebench_lib.words import Allocator
 
 CONNECT_SECONDS = 10.0
 

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from scalebench_lib.config import Allocator
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS, PROJECT
@@ -29,6 +28,7 @@ from scalebench_lib.record import KernelKind, Software
 from scalebench_lib.sweep.allocators import require_installed
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import machine_to_itself
+from scalebench_lib.words import Allocator
 
 LABEL = "SCALEBENCH_HOST"
 """The environment variable that gives a worker's host another name than the system's."""
