@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -21,9 +21,6 @@ from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.sweep.locks import IF_BUSY
 from scalebench_lib.sweep.state import sweep_state
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -61,11 +58,11 @@ def sweep(
     visit_timeout: Annotated[str | None, typer.Option(help="End a visit after: 10m.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
+    any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
     from scalebench_lib.sweep import told  # papermill takes seconds to import
-    from scalebench_lib.sweep.kernels import Kernels
-    from scalebench_lib.sweep.runner import Job
 
     options = {
         "model": model,
@@ -87,23 +84,19 @@ def sweep(
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
     if if_busy not in IF_BUSY:
         raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
-    budget = told.seconds("time_budget", time_budget)
-    job = Job.prepare(_request(preset, spec, given), out, retry_failed)
-    job.visit_timeout = told.seconds("visit_timeout", visit_timeout) if visit_timeout else None
-    told.announce(job, console)
-    if dry_run:
-        return
-    with job.alone(if_busy), Kernels(warm=kernels == "warm") as how:
-        told.run_shown(job, how, budget, console)
-        if how.trouble:
-            _complain(f"{how.trouble}; kernels were started afresh, which takes longer")
+    budget, warm = told.seconds("time_budget", time_budget), kernels == "warm"
+    request = _request(preset, spec, given)
+    with told.prepared(request, out, retry_failed, scheduler, any_host, warm, if_busy) as job:
+        job.visit_timeout = told.seconds("visit_timeout", visit_timeout) if visit_timeout else None
+        told.announce(job, console)
+        if dry_run:
+            return
+        for trouble in told.run_shown(job, budget, warm, if_busy, console):
+            _complain(trouble)
     if job.records:
         report(out)
-    state = job.state
-    if state.left:
-        console.print(f"{len(state.left)} configs are left: the same command goes on from here")
-    if any(record.status == "failed" for _, record in state.failed):
-        _complain(f"{len(state.failed)} of the configs failed: 'scalebench status {out}' says why")
+    if complaints := told.outcome(job, out, console):
+        _complain("; ".join(complaints))
         raise typer.Exit(1)
 
 
@@ -130,9 +123,9 @@ def status(out: Out) -> None:
     state = sweep_state(out)
     console.print(f"{len(state.done)} done, {len(state.failed)} failed, {len(state.left)} left")
     for visit, record in state.failed:
-        console.print(f"{record.status}: {visit.config}: {record.reason}", soft_wrap=True)
+        console.print(f"{record.status}: {visit}: {record.reason}", soft_wrap=True)
     for visit in state.left:
-        console.print(f"left: {visit.config}, threads {_counts(visit)}", soft_wrap=True)
+        console.print(f"left: {visit}, threads {_counts(visit)}", soft_wrap=True)
 
 
 @app.command("import")

@@ -94,6 +94,11 @@ class Config(Words):
         return f"{self.seq_len} tokens"
 
 
+def visit_name(config_id: str, host: str | None, number: int) -> str:
+    """The stem of a visit's files; the host is part of it where a sweep is of several."""
+    return f"{config_id}{f'-{host}' if host else ''}-v{number}"
+
+
 @cache
 def _id(config: Config) -> str:
     shown = {"optimization", "smt", "batch_size"}
@@ -110,6 +115,7 @@ class Visit(Words):
 
     `max_seconds` is the time of a point in this visit. A `thorough` one also measures what does
     not change from visit to visit: the machine's peak, FLOPs, and the error against fp64.
+    `host` is where it is made, in a sweep of several.
     """
 
     config: Config
@@ -118,11 +124,15 @@ class Visit(Words):
     max_seconds: Seconds = 10.0
     number: Whole = 1
     thorough: bool = True
+    host: str | None = None
 
     @property
     def name(self) -> str:
         """The stem of the visit's files: ``bert-none-smt_off-bs8-1a2b3c-v1``."""
-        return f"{self.config.id}-v{self.number}"
+        return visit_name(self.config.id, self.host, self.number)
+
+    def __str__(self) -> str:
+        return f"{self.config}{f' on {self.host}' if self.host else ''}"
 
     def parameters(self) -> dict[str, Any]:
         """The visit as papermill parameters of ``measure.ipynb``."""
@@ -173,7 +183,8 @@ class Sweep(Words):
     """A set of configs measured into one folder: every combination of the axes.
 
     Every config is visited up to `rounds` times, until its points are within `target_ci`;
-    `max_seconds` is a point's time over all its visits.
+    `max_seconds` is a point's time over all its visits. `hosts` says whether ``each`` of several
+    hosts measures every config, or ``any`` of them, all alike; ``one`` is this machine.
     """
 
     model: ModelName = "bert"
@@ -193,6 +204,7 @@ class Sweep(Words):
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
     rounds: Annotated[Whole, Field(le=100)] = 5
+    hosts: Literal["one", "each", "any"] = "one"
 
     def visits(self, machine: Machine) -> list[Visit]:
         """The first visit of every config on `machine`, smaller batches first.

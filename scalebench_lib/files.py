@@ -51,9 +51,14 @@ def sealed(text: str) -> str:
     return f'{body},\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
 
-def unsealed(data: bytes) -> bytes:
-    """What was sealed; `DamagedError` where it has changed. The first records had no seal."""
+def unsealed(data: bytes, required: bool = False) -> bytes:
+    """What was sealed; `DamagedError` where it has changed. The first records had no seal.
+
+    Where it is `required`, `DamagedError` too without one.
+    """
     found = _SEAL.fullmatch(data)
+    if not found and required:
+        raise DamagedError("it has no checksum at its end")
     if not found:
         return data
     if hashlib.sha256(found[1]).hexdigest().encode() != found[2]:

@@ -17,7 +17,7 @@ MOMENT_NS = 300_000_000
 """A machine keeps its speed for longer than this: probes that close together are averaged."""
 
 Key = tuple[str, int]
-"""A point's name: config id and thread count."""
+"""A point's name: config id (with its place, in a sweep of several) and thread count."""
 
 
 @dataclass
@@ -28,6 +28,11 @@ class Pooled:
     threads: int
     visits: list[tuple[Record, Point]] = field(default_factory=list)
     headline: Headline | None = None
+
+    @property
+    def place(self) -> str | None:
+        """Of a sweep of several hosts, the one that this point is of."""
+        return self.visits[0][0].place
 
     @property
     def samples_ns(self) -> np.ndarray:
@@ -65,7 +70,7 @@ def pool_together(
     found, known = [], list[float]()
     for records, reference in sides:
         found.append(gathered(records))
-        keys = [Reference.key(one.config, one.threads) for one in found[-1].values()]
+        keys = [Reference.key(one.config, one.threads, one.place) for one in found[-1].values()]
         known += [reference.probe_ns.get(key, np.nan) for key in keys]
     points = [point for side in found for point in side.values()]
     every = headlines(dict(enumerate(_samples(points, known)))) if points else {}
@@ -79,7 +84,7 @@ def gathered(records: Iterable[Record]) -> dict[Key, Pooled]:
     pooled: dict[Key, Pooled] = {}
     for record in records:
         for point in record.points:
-            key = (record.config_id, point.threads)
+            key = (record.pooled_as, point.threads)
             if key not in pooled:
                 pooled[key] = Pooled(record.config, point.threads)
             pooled[key].visits.append((record, point))
@@ -96,7 +101,7 @@ def _samples(points: Sequence[Pooled], references: Sequence[float]) -> Iterator[
     ends = np.cumsum([sum(len(one.samples_ns) for _, one in point.visits) for point in points])
     split = (np.split(each, ends[:-1]) for each in (latency, probe, visit))
     for point, reference, ns, probes, numbers in zip(points, references, *split, strict=True):
-        kind = _kind(point.config, point.threads)
+        kind = (*_kind(point.config, point.threads), point.place)
         yield PointSamples(kind, ns, probes, numbers, reference)
 
 
@@ -133,7 +138,7 @@ def _flat(tuples: Iterable[tuple[int, ...]], kind: type) -> np.ndarray:
     return np.fromiter(chain.from_iterable(tuples), kind)
 
 
-def _kind(config: Config, threads: int) -> Hashable:
+def _kind(config: Config, threads: int) -> tuple[Hashable, ...]:
     """Points of one kind feel a slow machine alike: what runs, and on how many threads."""
     return (
         config.model,

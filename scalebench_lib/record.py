@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from scalebench_lib.config import Config, Visit
+from scalebench_lib.config import Config, Visit, visit_name
 from scalebench_lib.errors import MeasurementError, ScalebenchError, one_line
 from scalebench_lib.estimate import median_interval, percentile
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
@@ -118,7 +118,8 @@ class Record(Words):
     `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch.
     `peak_gflops` is what the machine itself reaches in a large matrix product, by thread count
     and type (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``, ``version``,
-    ``precision``, and what else decides its speed.
+    ``precision``, and what else decides its speed. In a sweep of several hosts `host` names the
+    one that measured; with `any_host` they were alike, and count as one machine.
     """
 
     schema_version: Literal[1] = 1
@@ -130,6 +131,8 @@ class Record(Words):
     started: datetime
     finished: datetime
     machine: Machine
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] | None = None
+    any_host: bool = False
     software: Software
     kernel: KernelKind = "fresh"
     item: str | None = None
@@ -182,7 +185,22 @@ class Record(Words):
     @property
     def name(self) -> str:
         """The stem of the record's file."""
-        return f"{self.config_id}-v{self.visit}"
+        return visit_name(self.config_id, self.host, self.visit)
+
+    @property
+    def place(self) -> str | None:
+        """The host whose numbers these are, where a sweep compares several."""
+        return None if self.any_host else self.host
+
+    @property
+    def machine_name(self) -> str:
+        """What tables call the machine: its name, and its `place`'s."""
+        return f"{self.machine.name}-{self.place}" if self.place else self.machine.name
+
+    @property
+    def pooled_as(self) -> str:
+        """What visits of the same thing share: config id and `place`."""
+        return f"{self.config_id}@{self.place}" if self.place else self.config_id
 
     def __str__(self) -> str:
         lines = [f"{self.config}: {self.reason or self.status}", *map(str, self.points)]
@@ -215,7 +233,8 @@ class Record(Words):
             raise DamagedError(f"{path.name} is damaged: {one_line(error)}") from None
         except DamagedError as error:
             raise DamagedError(f"{path.name} is damaged: {error}") from None
-        if not (path.stem.startswith(record.config_id) and path.stem.endswith(f"-v{record.visit}")):
+        ending = record.name.removeprefix(record.config_id)
+        if not (path.stem.startswith(record.config_id) and path.stem.endswith(ending)):
             raise DamagedError(f"{path.name} is damaged: it holds {record.name}")
         return record
 
@@ -227,7 +246,9 @@ def load_records(out: Path) -> list[Record]:
     """
     from scalebench_lib import cache  # it is made of records
 
-    return sorted(cache.read(out, _load), key=lambda r: (*_size_order(r.config), r.visit))
+    return sorted(
+        cache.read(out, _load), key=lambda r: (*_size_order(r.config), r.place or "", r.visit)
+    )
 
 
 def _load(path: Path) -> Record | None:
@@ -250,14 +271,17 @@ def _size_order(config: Config) -> tuple[Any, ...]:
     )
 
 
-def next_visit(out: Path, config: Config) -> int:
-    """The first visit number of `config` that has no record in folder `out`."""
-    numbers = _visits(out, config)
+def next_visit(out: Path, config: Config, host: str = "") -> int:
+    """The first visit number of `config` (at `host`) that has no record in folder `out`.
+
+    ``*`` means all hosts together.
+    """
+    numbers = _visits(out, f"{config.id}-{host}" if host else config.id)
     return max(numbers, default=0) + 1
 
 
-def _visits(out: Path, config: Config) -> Iterator[int]:
-    for path in (out / "records").glob(f"{config.id}-v*.json"):
-        number = path.stem.removeprefix(f"{config.id}-v")
+def _visits(out: Path, stem: str) -> Iterator[int]:
+    for path in (out / "records").glob(f"{stem}-v*.json"):
+        number = path.stem.rpartition("-v")[2]
         if number.isdigit():
             yield int(number)

@@ -28,47 +28,57 @@ FAST_END = 0.05
 
 
 class Reference(BaseModel):
-    """Probe times at the reference speed, in ns, by `key`."""
+    """Probe times at the reference speed, in ns, by `key`, of a `machine` or of several `hosts`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     machine: Machine | None = None
+    hosts: dict[str, Machine] = {}
     probe_version: int | None = None
     probe_ns: dict[str, float] = {}
 
     @staticmethod
-    def key(config: Config, threads: int) -> str:
-        """What decides how long a probe takes: ``2``, ``2 smt``, ``2 interleave``."""
+    def key(config: Config, threads: int, place: str | None = None) -> str:
+        """What decides how long a probe takes: ``2``, ``2 smt``, ``2 interleave``, ``2 @host``."""
         words = [str(threads), "smt" * config.smt, config.placement.replace("sequential", "")]
-        return " ".join(filter(None, words))
+        return " ".join(filter(None, [*words, f"@{place}" if place else ""]))
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Self:
         """The fast end of the probes in `records`."""
         probes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
-        first = None
+        first, hosts = None, dict[str, Machine]()
         for record in (record for record in records if record.points):
             first = first or record
+            if record.place:
+                hosts.setdefault(record.place, record.machine)
             for point in record.points:
-                probes[cls.key(record.config, point.threads)].append(point.probe_after_ns)
+                key = cls.key(record.config, point.threads, record.place)
+                probes[key].append(point.probe_after_ns)
         times = {key: np.concatenate(every) for key, every in probes.items()}
         return cls(
-            machine=first.machine if first else None,
+            machine=first.machine if first and not hosts else None,
+            hosts=hosts,
             probe_version=first.probe_version if first else None,
             probe_ns={k: float(np.quantile(t, FAST_END)) for k, t in times.items() if t.size},
         )
 
     def fits(self, other: Reference) -> bool:
         """Whether both tell the speed of one machine, by the same probe."""
-        if self.machine is None or other.machine is None:
-            return False
+        mine, theirs = (
+            {**one.hosts, **({"": one.machine} if one.machine else {})} for one in (self, other)
+        )
+        shared = mine.keys() & theirs.keys()
         same_probe = self.probe_version == other.probe_version
-        return same_probe and self.machine.differs_from(other.machine) is None
+        return bool(
+            same_probe and shared and not any(mine[n].differs_from(theirs[n]) for n in shared)
+        )
 
     def completed_by(self, other: Reference) -> Reference:
         """This reference, with what only `other` knows."""
         probe_ns = {**other.probe_ns, **self.probe_ns}
-        return self.model_copy(update={"probe_ns": probe_ns})
+        hosts = {**other.hosts, **self.hosts}
+        return self.model_copy(update={"probe_ns": probe_ns, "hosts": hosts})
 
     @classmethod
     def load(cls, out: Path) -> Self | None:
@@ -87,11 +97,16 @@ class Reference(BaseModel):
 
 
 def require_one_machine(records: Iterable[Record]) -> None:
-    """Raise `RequestError` where `records` come from several machines, naming what differs."""
-    first = None
+    """Raise `RequestError` where `records` come from several machines, naming what differs.
+
+    In a sweep of several hosts (its records name their `place`) each may be another machine.
+    """
+    firsts: dict[str | None, Record] = {}
     for record in records:
-        first = first or record
+        first = firsts.setdefault(record.place, record)
         differing = first.machine.differs_from(record.machine)
+        if len(firsts) > 1 and None in firsts:
+            first, differing = firsts[None], "their host"
         if differing:
             raise RequestError(
                 f"these are records of several machines: {first.name} and {record.name} differ in "

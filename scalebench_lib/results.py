@@ -58,12 +58,12 @@ def results_table(records: Iterable[Record], reference: Reference | None = None)
     """
     records = list(records)
     pooled = pool(records, reference)
-    measured = {config_id for config_id, _ in pooled}
+    measured = {name for name, _ in pooled}
     peaks = _peaks(records)
     rows = [_row(point, peaks) for point in pooled.values()]
     rows += [
         _missing_row(record)
-        for record in {r.config_id: r for r in records if r.config_id not in measured}.values()
+        for record in {r.pooled_as: r for r in records if r.pooled_as not in measured}.values()
     ]
     return _table(rows)
 
@@ -118,7 +118,7 @@ def _peaks(records: Iterable[Record]) -> Peaks:
     for record in records:
         for threads, by_type in record.peak_gflops.items():
             for dtype, gflops in by_type.items():
-                key = (Reference.key(record.config, threads), dtype)
+                key = (Reference.key(record.config, threads, record.place), dtype)
                 peaks[key] = max(gflops, peaks.get(key, 0.0))
     return peaks
 
@@ -130,7 +130,8 @@ def _row(pooled: Pooled, peaks: Peaks) -> dict[str, Any]:
     latency = headline.value / _NS_PER_MS
     flops = next((record.flops for record, _ in pooled.visits if record.flops), None)
     gflops = flops / headline.value if flops else None
-    peak = peaks.get((Reference.key(pooled.config, pooled.threads), "fp32"))
+    name = Reference.key(pooled.config, pooled.threads, pooled.place)
+    peak = peaks.get((name, "fp32"))
     return {
         **_identity(record),
         **_verified([visited for visited, _ in pooled.visits]),
@@ -193,7 +194,7 @@ def _identity(record: Record) -> dict[str, Any]:
     peak = record.peak_memory_bytes
     return {
         **config,
-        "machine": record.machine.name,
+        "machine": record.machine_name,
         "config_id": record.config_id,
         "item": record.item or record.config.item,
         "status": record.status,

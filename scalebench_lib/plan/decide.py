@@ -158,7 +158,7 @@ class Ground:
 def _machine(profile: Profile, table: pd.DataFrame, records: Iterable[Record]) -> Machine:
     """The machine of the records; of an imported sweep what its rows tell of one."""
     for record in records:
-        if record.machine.name == profile.machine:
+        if record.machine_name == profile.machine:
             return record.machine
     rows = table[(table["machine"] == profile.machine) & (table["status"] == "ok")]
     count = int(np.ceil(rows["cores"].max()))

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,7 @@ import psutil
 
 from scalebench_lib.config import Sweep, Visit
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
-from scalebench_lib.files import is_whole_notebook, set_aside, unfinished, write_atomically
-from scalebench_lib.imported import FILE as IMPORTED
+from scalebench_lib.files import set_aside, write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS
 from scalebench_lib.record import (
@@ -32,8 +31,9 @@ from scalebench_lib.record import (
     load_records,
     next_visit,
 )
-from scalebench_lib.reference import reference_for, require_one_machine
+from scalebench_lib.reference import reference_for
 from scalebench_lib.sweep.allocators import require_installed
+from scalebench_lib.sweep.folder import disk_errors_told, require_same, sweep_up, usable_records
 from scalebench_lib.sweep.forecast import Forecast, doomed, lacking_memory
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import folder_to_itself, machine_to_itself
@@ -67,6 +67,7 @@ class Job:
 
     sweep: Sweep
     machine: Machine
+    software: Software
     out: Path
     judge: Judge
     records: list[Record]
@@ -79,15 +80,29 @@ class Job:
 
         Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
         """
+        if sweep.hosts != "one":
+            raise RequestError("hosts: a sweep of several hosts needs '--scheduler ADDRESS'")
         machine = Machine.here()
         require_installed(sweep.allocators)
-        _require_usable(out)
-        _set_aside_with_notebook(out)
-        records = load_records(out)
+        records = usable_records(sweep, out)
+        return cls.of(sweep, machine, Software.here(), out, records, retry_failed)
+
+    @classmethod
+    def of(
+        cls,
+        sweep: Sweep,
+        machine: Machine,
+        software: Software,
+        out: Path,
+        records: list[Record],
+        retry_failed: bool,
+        host: str | None = None,
+    ) -> Job:
+        """As `prepare`, of any `machine` (called `host` where there are several)."""
         failed = {record.config_id for record in records if record.status != "ok"}
-        judge = Judge(sweep, machine, failed if retry_failed else ())
-        _require_same(sweep, machine, out, records)
-        return cls(sweep, machine, out, judge, records)
+        judge = Judge(sweep, machine, failed if retry_failed else (), host)
+        require_same(sweep, machine, software, out, records)
+        return cls(sweep, machine, software, out, judge, records)
 
     @property
     def state(self) -> State:
@@ -104,10 +119,10 @@ class Job:
 
         Raises `RequestError` where another one is there already, naming its process.
         """
-        with _disk_errors_told(self.out):
+        with disk_errors_told(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             with folder_to_itself(self.out), machine_to_itself(str(self.out), if_busy):
-                self._catch_up()
+                self.catch_up()
                 self._alone = True
                 try:
                     yield
@@ -126,22 +141,19 @@ class Job:
         deadline = time.monotonic() + budget_s
         with nullcontext() if self._alone else self.alone():
             before = len(self.records)
-            self._write_spec()
+            self.write_spec()
             for number in range(1, self.sweep.rounds + 1):
                 self._round(number, progress, kernels, deadline)
         return self.records[before:]
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """What a killed sweep has left half written goes; what another has finished counts."""
-        for path in unfinished(self.out):
-            with suppress(OSError):
-                path.unlink()
+        sweep_up(self.out)
         if len(list((self.out / "records").glob("*.json"))) != len(self.records):
             self.records[:] = load_records(self.out)
 
     def _round(self, number: int, progress: Progress, kernels: Kernels, deadline: float) -> None:
-        left = [visit for visit in self.state.left if visit.number <= number]
-        visits = _ordered(left, number, self.sweep.seed)
+        visits = self.visits_of_round(number)
         forecast, rounds, done = Forecast(self.records), self.sweep.rounds, 0
         total = sum(len(visit.threads) for visit in visits)
         for position, visit in enumerate(visits):
@@ -152,21 +164,42 @@ class Job:
             self._require_same_machine()
             limit_s = self.visit_timeout or forecast.visit_limit(visit)
             record = self._visit(visit, kernels, limit_s)
-            self.records.append(record)
-            self.judge.retry.discard(record.config_id)  # once is enough
+            self.keep(record)
             forecast.learn(record)
             done += len(visit.threads)
             rest = forecast.seconds(visits[position + 1 :], rounds)
             progress(Step(number, visit, record, done, total, rest))
-        self._keep_reference()
+        self.keep_reference()
+
+    def visits_of_round(self, number: int) -> list[Visit]:
+        """What is left to be visited in round `number`, in the order to do it."""
+        left = [visit for visit in self.state.left if visit.number <= number]
+        return _ordered(left, number, self.sweep.seed)
+
+    def keep(self, record: Record) -> None:
+        """Count `record`, which was just made."""
+        self.records.append(record)
+        self.judge.retry.discard(record.config_id)  # once is enough
+
+    def numbered(self, visit: Visit, hosts: str = "") -> Visit:
+        """`visit` with the next number at `hosts` (as `next_visit` takes them)."""
+        number = next_visit(self.out, visit.config, hosts)
+        thorough = not self._has_fitted(visit)
+        return visit.model_copy(update={"number": number, "thorough": thorough})
+
+    def why_not(self, visit: Visit, available_bytes: int) -> str | None:
+        """Why `visit` is not worth trying with so much memory; None: it is."""
+        if self._has_fitted(visit):
+            return None
+        memory = min(available_bytes, self.machine.memory_bytes)
+        return lacking_memory(visit, self.records, memory) or doomed(visit, self.records)
+
+    def _has_fitted(self, visit: Visit) -> bool:
+        return any(r.config_id == visit.config.id and r.status == "ok" for r in self.records)
 
     def _visit(self, visit: Visit, kernels: Kernels, limit_s: float) -> Record:
-        number = next_visit(self.out, visit.config)
-        memory = min(psutil.virtual_memory().available, self.machine.memory_bytes)
-        fitted = any(r.config_id == visit.config.id and r.status == "ok" for r in self.records)
-        visit = visit.model_copy(update={"number": number, "thorough": not fitted})
-        lack = lacking_memory(visit, self.records, memory) or doomed(visit, self.records)
-        if lack and not fitted:
+        visit = self.numbered(visit)
+        if lack := self.why_not(visit, psutil.virtual_memory().available):
             return self._save_without_points(visit, "skipped", lack, datetime.now(UTC), "none")
         return self._measured(visit, kernels, limit_s)
 
@@ -209,12 +242,13 @@ class Job:
         record.save(self.out / "records")
         return record
 
-    def _write_spec(self) -> None:
+    def write_spec(self) -> None:
+        """Keep what was asked for, added to what was asked for before."""
         path = self.out / SPEC
         before = Sweep.load(path) if path.exists() else self.sweep
         write_atomically(path, before.merged(self.sweep).dump())
 
-    def _keep_reference(self) -> None:
+    def keep_reference(self) -> None:
         """From the first round on; later rounds, and later sweeps, are read with the same."""
         if self.records:
             reference_for(self.out, self.records).save(self.out)
@@ -227,57 +261,3 @@ def _ordered(visits: list[Visit], number: int, seed: int) -> list[Visit]:
     if number > 1:
         return shuffled
     return sorted(shuffled, key=lambda visit: visit.config.batch_size)
-
-
-def _require_usable(out: Path) -> None:
-    if not str(out).isprintable():
-        raise RequestError(f"{str(out)!r} cannot be printed: choose another name for the folder")
-    folder = out if out.exists() else next(p for p in out.absolute().parents if p.exists())
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder: choose another place for the sweep")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RequestError(f"{folder} cannot be written: choose another place for the sweep")
-    if (out / IMPORTED).exists():
-        raise RequestError(f"{out} holds an imported sweep: choose a new folder to measure into")
-    strange = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
-    if strange and not (out / SPEC).exists() and not (out / "records").exists():
-        raise RequestError(f"{out} is full of other things: choose a new folder for the sweep")
-
-
-def _require_same(sweep: Sweep, machine: Machine, out: Path, records: list[Record]) -> None:
-    """Adding to a sweep needs the same machine, software, model and weights."""
-    require_one_machine(records)
-    for record in records[:1]:
-        config = record.config
-        differing = [
-            f"{name} {theirs!r} against {mine!r}"
-            for name in ("model", "weights", "seed", "placement")
-            if (theirs := getattr(config, name)) != (mine := getattr(sweep, name))
-        ]
-        other = record.machine.differs_from(machine)
-        differing += [f"another machine ({other})"] if other else []
-        other = record.software.differs_from(Software.here(), config.allocator)
-        differing += [f"other software ({other})"] if other else []
-        if differing:
-            raise RequestError(f"{out} holds another sweep: {differing[0]}; use another folder")
-
-
-def _set_aside_with_notebook(out: Path) -> None:
-    """A visit whose executed notebook was damaged is measured again: they are one evidence."""
-    for notebook in (out / "notebooks").glob("[!.]*.ipynb"):
-        if not is_whole_notebook(notebook):
-            record = out / "records" / f"{notebook.stem}.json"
-            set_aside(notebook, f"{notebook.name} is damaged")
-            if record.exists():
-                set_aside(record, f"{record.name} goes with its notebook, to be measured again")
-
-
-@contextmanager
-def _disk_errors_told(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ScalebenchError(
-            f"stopped: cannot write to {out} ({error.strerror or error}); what is done is kept, "
-            "and the same command goes on when that is mended"
-        ) from None

@@ -33,11 +33,14 @@ class Judge:
 
     A config is done when each of its points is within ``target_ci``, has had its time, or has
     been visited in every round. What failed is left alone, but for the config ids in `retry`.
+    Where every host measures the sweep, each has a judge with its records.
     """
 
-    def __init__(self, sweep: Sweep, machine: Machine, retry: Iterable[str] = ()) -> None:
+    def __init__(
+        self, sweep: Sweep, machine: Machine, retry: Iterable[str] = (), host: str | None = None
+    ) -> None:
         self.sweep = sweep
-        self.visits = sweep.visits(machine)
+        self.visits = [v.model_copy(update={"host": host}) for v in sweep.visits(machine)]
         self.retry = set(retry)
 
     def state(self, out: Path, records: list[Record]) -> State:
@@ -51,6 +54,7 @@ class Judge:
 
     def _placed(self, pooled: dict[Key, Pooled], latest: dict[str, Record]) -> State:
         state = State()
+        pooled = {(point.config.id, point.threads): point for point in pooled.values()}
         for visit in self.visits:
             self._place(state, visit, pooled, latest.get(visit.config.id))
         return state
@@ -100,5 +104,14 @@ def sweep_state(out: Path) -> State:
     if not (out / SPEC).exists():
         raise RequestError(f"{out} holds no sweep: start one with 'scalebench sweep {out}'")
     records = load_records(out)
-    machine = records[0].machine if records else Machine.here()
-    return Judge(Sweep.load(out / SPEC), machine).state(out, records)
+    by_place: dict[str | None, list[Record]] = {}
+    for record in records:
+        by_place.setdefault(record.place, []).append(record)
+    state = State()
+    for place, own in by_place.items() or [(None, [])]:
+        machine = own[0].machine if own else Machine.here()
+        found = Judge(Sweep.load(out / SPEC), machine, host=place).state(out, own)
+        state.done += found.done
+        state.failed += found.failed
+        state.left += found.left
+    return state

@@ -1,0 +1,91 @@
+"""A sweep's folder: whether it may be used, what it holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from scalebench_lib.config import Sweep
+from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.files import is_whole_notebook, set_aside, unfinished
+from scalebench_lib.imported import FILE as IMPORTED
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import Record, Software, load_records
+from scalebench_lib.reference import require_one_machine
+from scalebench_lib.sweep.state import SPEC
+
+
+def _require_usable(out: Path) -> None:
+    if not str(out).isprintable():
+        raise RequestError(f"{str(out)!r} cannot be printed: choose another name for the folder")
+    folder = out if out.exists() else next(p for p in out.absolute().parents if p.exists())
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder: choose another place for the sweep")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"{folder} cannot be written: choose another place for the sweep")
+    if (out / IMPORTED).exists():
+        raise RequestError(f"{out} holds an imported sweep: choose a new folder to measure into")
+    strange = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
+    if strange and not (out / SPEC).exists() and not (out / "records").exists():
+        raise RequestError(f"{out} is full of other things: choose a new folder for the sweep")
+
+
+def usable_records(sweep: Sweep, out: Path) -> list[Record]:
+    """The records in `out`, which may hold nothing else than this sweep (`RequestError`)."""
+    _require_usable(out)
+    if (out / SPEC).exists() and (kept := Sweep.load(out / SPEC).hosts) != sweep.hosts:
+        of = {"one": "one machine", "each": "each of several hosts", "any": "any of several hosts"}
+        raise RequestError(f"{out} holds another sweep, of {of[kept]}: use another folder")
+    _set_aside_with_notebook(out)
+    return load_records(out)
+
+
+def sweep_up(out: Path) -> None:
+    """Remove what a killed sweep has left half written."""
+    for path in unfinished(out):
+        with suppress(OSError):
+            path.unlink()
+
+
+def require_same(
+    sweep: Sweep, machine: Machine, software: Software, out: Path, records: list[Record]
+) -> None:
+    """Adding to a sweep needs the same machine, software, model and weights."""
+    require_one_machine(records)
+    for record in records[:1]:
+        config = record.config
+        differing = [
+            f"{name} {theirs!r} against {mine!r}"
+            for name in ("model", "weights", "seed", "placement")
+            if (theirs := getattr(config, name)) != (mine := getattr(sweep, name))
+        ]
+        other = record.machine.differs_from(machine)
+        differing += [f"another machine ({other})"] if other else []
+        other = record.software.differs_from(software, config.allocator)
+        differing += [f"other software ({other})"] if other else []
+        if differing:
+            raise RequestError(f"{out} holds another sweep: {differing[0]}; use another folder")
+
+
+def _set_aside_with_notebook(out: Path) -> None:
+    """A visit whose executed notebook was damaged is measured again: they are one evidence."""
+    for notebook in (out / "notebooks").glob("[!.]*.ipynb"):
+        if not is_whole_notebook(notebook):
+            record = out / "records" / f"{notebook.stem}.json"
+            set_aside(notebook, f"{notebook.name} is damaged")
+            if record.exists():
+                set_aside(record, f"{record.name} goes with its notebook, to be measured again")
+
+
+@contextmanager
+def disk_errors_told(out: Path) -> Iterator[None]:
+    """What the disk refuses becomes a `ScalebenchError` of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ScalebenchError(
+            f"stopped: cannot write to {out} ({error.strerror or error}); what is done is kept, "
+            "and the same command goes on when that is mended"
+        ) from None
