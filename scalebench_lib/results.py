@@ -18,6 +18,7 @@ from scalebench_lib.imported import Imported, PublishedPoint
 from scalebench_lib.pool import Pooled, pool
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.reference import Reference, reference_for, require_one_machine
+from scalebench_lib.words import DEFAULT_IMAGE_SIZE
 
 _TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
 
@@ -179,6 +180,7 @@ def _published_row(imported: Imported, point: PublishedPoint) -> dict[str, Any]:
         "machine": imported.machine_name,
         "config_id": point.config_id,
         "device": "cpu",
+        "image_size": DEFAULT_IMAGE_SIZE,  # as of every model that takes none
         "item": f"{point.seq_len} tokens" if point.seq_len else "",
         "status": "ok",
         "latency_ms": point.latency_ms_mean,

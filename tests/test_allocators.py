@@ -75,6 +75,7 @@ def test_fresh_kernels_are_started_with_their_allocator(tmp_path: Path) -> None:
         assert "LD_PRELOAD" not in os.environ
 
 
+@pytest.mark.slow
 def test_batch_256_is_measured_with_every_allocator(tmp_path: Path) -> None:
     """Each in kernels of its own, each a row of its own; the loader says which one it is."""
     names = installed() or pytest.skip("neither tcmalloc nor jemalloc is installed")

@@ -146,6 +146,7 @@ def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
     assert load_records(out) == records
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_failure_does_the_rest_and_exits_with_1(scalebench, tmp_path: Path) -> None:
     """bert-tiny has no pretrained weights; the page says so."""
     out = tmp_path / "sweep"

@@ -156,6 +156,7 @@ def test_every_host_measures_every_config_and_is_named(cluster, tmp_path: Path) 
     assert "4 done before" in run.stdout
 
 
+@pytest.mark.slow
 def test_two_workers_on_one_host_never_measure_at_once(cluster, tmp_path: Path) -> None:
     """Nor do two that are called different hosts, but are one machine: the lock is the host's."""
     address, start = cluster

@@ -56,9 +56,12 @@ def test_a_module_that_would_be_compiled_in_pieces_is_refused() -> None:
         Compiled(subject(Broken())).runner(1)
 
 
-def test_without_a_compiler_one_line_says_so(monkeypatch) -> None:
+def test_without_a_compiler_one_line_says_so() -> None:
     """And what to install."""
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     cpp_compiler_search.cache_clear()
-    with pytest.raises(MeasurementError, match=r"needs a C\+\+ compiler.*install g\+\+"):
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(MeasurementError, match=r"needs a C\+\+ compiler.*install g\+\+"),
+    ):
         Compiled(subject(Small()))
+    cpp_compiler_search.cache_clear()

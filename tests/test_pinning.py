@@ -127,7 +127,7 @@ def test_an_engine_s_own_threads_are_found_and_pinned() -> None:
         team = pin_engine(ALLOWED[:2], True, work)
         assert team.tids == (threading.get_native_id(), worker.native_id)
         assert os.sched_getaffinity(worker.native_id) == {ALLOWED[1]}
-        with pytest.raises(MeasurementError, match="asked for 1 threads, but 2 of them compute"):
+        with pytest.raises(MeasurementError, match=r"asked for 1 threads, but \d of them compute"):
             pin_engine(ALLOWED[:1], True, work)
     finally:
         stop.set()

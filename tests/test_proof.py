@@ -58,6 +58,7 @@ def test_an_instance_that_dies_or_hangs_fails_its_plan_only() -> None:
     assert instances() == []
 
 
+@pytest.mark.slow
 def test_a_plan_is_proved_and_its_slow_down_kept(tmp_path: Path) -> None:
     """The answer is the best measured; fat is always among those that were run."""
     records = [

@@ -15,6 +15,7 @@ def test_a_ratio_has_the_interval_of_both_its_sides() -> None:
     assert found["low"] < 2.1 < found["high"]
 
 
+@pytest.mark.slow
 def test_two_sides_of_a_comparison_are_visits_of_the_same(tmp_path) -> None:
     """Measured by real kernels in turns; every ratio is a number with its interval."""
     with Kernels() as kernels:

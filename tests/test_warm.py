@@ -102,6 +102,7 @@ def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(tmp_path) -> None:
         assert "does not answer" in kernels.trouble
 
 
+@pytest.mark.slow
 def test_a_zygote_that_dies_under_a_running_kernel_costs_no_visit(tmp_path) -> None:
     """It takes the kernel along; the notebook is run again in a fresh one."""
     kill = (
@@ -114,6 +115,7 @@ def test_a_zygote_that_dies_under_a_running_kernel_costs_no_visit(tmp_path) -> N
         assert kernels.kind == "fresh"
 
 
+@pytest.mark.slow
 def test_no_orphan_is_left_when_the_sweep_is_killed(tmp_path) -> None:
     """Zygote and kernel go with it."""
     source = notebook(tmp_path / "in.ipynb", "open('begun', 'w')", "import time; time.sleep(600)")
