@@ -50,17 +50,12 @@ def as_json(value: Any) -> Markup:
 
 
 def _samples(measured: Measured) -> dict[str, list[Any]]:
-    """By config id and threads: latencies in ms, and which of them were disturbed."""
-    table = measured.table
-    rows = {
-        (config_id, threads): row
-        for row, (config_id, threads) in enumerate(
-            zip(table["config_id"], table["threads"], strict=True)
-        )
-        if not pd.isna(threads)
-    }
+    """By row of the table: latencies in ms, and which of them were disturbed."""
+    named = measured.table[["machine", "config_id", "threads"]].itertuples(index=False, name=None)
+    rows = {key: row for row, key in enumerate(named)}
     found: dict[str, list[Any]] = {}
-    for key, point in pool(measured.records, measured.reference).items():
+    for point in pool(measured.records, measured.reference).values():
+        key = (point.visits[0][0].machine_name, point.config.id, point.threads)
         thin = slice(None, None, -(-len(point.samples_ns) // MOST_SAMPLES))
         whole = point.headline.disturbed if point.headline else np.empty(0)
         values = [_short(ns / 1e6) for ns in point.samples_ns[thin]]
