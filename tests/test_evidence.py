@@ -25,7 +25,9 @@ HOGS = pd.DataFrame(
         "disturbed": [0.0, 0.5],
     }
 )
-BESIDE = pd.DataFrame({"kind": ["warm", "warm", "fresh"], "beside_s": [0.9, 1.1, 7.0]})
+BESIDE = pd.DataFrame(
+    {"model": "bert", "kind": ["warm", "warm", "fresh"], "beside_s": [0.9, 1.1, 7.0]}
+)
 PASSES = pd.DataFrame(
     {
         "hog": ["quiet", "cpu"],
@@ -61,7 +63,7 @@ def test_sentences_are_computed_from_the_tables() -> None:
     told = evidence.about_ratios(RATIOS)
     assert "ratio 1.005 in the median of 2 points, 0.990 to 1.020" in told
     assert "leaves out 1 at 0 of them" in told
-    assert "warm 1.00 s (2 visits)" in evidence.about_beside(BESIDE)
+    assert "bert, warm: 1.00 s (2 visits)" in evidence.about_beside(BESIDE)
     assert "mean 40.0%, raw median 20.0%, headline 1.0%" in evidence.about_hogs(HOGS)
     counts = pd.DataFrame({"samples": [90, 10], "disturbed": [1, 2]})
     told = evidence.about_differences(APART, [counts])

@@ -71,7 +71,7 @@ def beside(table: pd.DataFrame) -> Picture:
     """Seconds of each visit that were not sampling, by kind of kernel."""
     with rc_context(STYLE):
         figure, axes = _axes("A visit beside its sampling", "", 2.4)
-        sns.stripplot(table, x="beside_s", y="kind", hue="kind", palette="colorblind", ax=axes)
+        sns.stripplot(table, x="beside_s", y="model", hue="kind", palette="colorblind", ax=axes)
         axes.set(xlabel="s", ylabel="")
         axes.set_xlim(left=0)
         sns.despine(ax=axes)
@@ -80,12 +80,12 @@ def beside(table: pd.DataFrame) -> Picture:
 
 def about_beside(table: pd.DataFrame) -> str:
     """The medians of both kinds."""
-    medians = table.groupby("kind")["beside_s"].agg(["median", "size"])
+    medians = table.groupby(["model", "kind"], sort=False)["beside_s"].agg(["median", "size"])
     kinds = [
-        f"{kind} {row['median']:.2f} s ({row['size']:.0f} visits)"
-        for kind, row in medians.iterrows()
+        f"{model}, {kind}: {row['median']:.2f} s ({row['size']:.0f} visits)"
+        for (model, kind), row in medians.iterrows()
     ]
-    return f"beside sampling, in the median: {', '.join(kinds)}"
+    return f"Beside sampling, in the median: {'; '.join(kinds)}."
 
 
 def hogs(table: pd.DataFrame) -> Picture:

@@ -33,8 +33,8 @@ IDENTICAL_DB = 200.0
 MAX_ITEMS = 8
 """Items of a batch to compare: errors of a whole model show in every item."""
 
-FEW_ITEMS = 2
-"""Items that a visit compares which is not its config's first."""
+FEW_ITEMS = 1
+"""Items that a visit compares which is not its config's first: that one has proved the config."""
 
 FP64_FLOPS = 25e9
 """Work of the reference: about half a second of two cores; long items are compared by fewer."""
@@ -46,10 +46,10 @@ MEMORY_SHARE = 0.8
 class Verifier:
     """What `model` should answer to `inputs` and to a padded batch unlike them.
 
-    `thorough` takes float64 as the reference, else eager float32 on fewer items. `any_batch`: the
-    runner takes batches of any size, so that a slice of the padded batch will do. Build it before
-    an optimization may change the model, in `torch.inference_mode`. `flops` are those of one
-    pass of `inputs`, None unless `thorough`.
+    `thorough` takes float64 as the reference; else eager float32, on the padded batch alone and
+    on fewer items. `any_batch`: the runner takes batches of any size, so that a slice of the
+    padded batch will do. Build it before an optimization may change the model, in
+    `torch.inference_mode`. `flops` are those of one pass of `inputs`, None unless `thorough`.
     """
 
     def __init__(
@@ -65,13 +65,11 @@ class Verifier:
         self.inputs, self.precision, self.batch_size = inputs, precision, len(inputs[0])
         self.flops = count_flops(model.module, inputs) if thorough else None
         self.note: str | None = None
-        items = self._affordable_items()
-        other_size = max(items, 2) if any_batch else self.batch_size
-        self.other = model.inputs(other_size, seed + 1, padded=True)
-        self._batches = tuple(
-            _Expected(model, batch, spread(len(batch[0]), items))
-            for batch in (self.inputs, self.other)
-        )
+        self._items = items = self._affordable_items()
+        several = max(items, 1 + thorough)  # padding is mixed among two at least
+        self.other = model.inputs(several if any_batch else self.batch_size, seed + 1, padded=True)
+        self._padded = _Expected(model, self.other, several)
+        self._measured = _Expected(model, inputs, items) if thorough else None
         self.eager_db = self._use_double(model) if thorough else None
 
     def check(self, runner: Callable[..., Outputs], outputs: Outputs | None = None) -> Verification:
@@ -79,16 +77,19 @@ class Verifier:
 
         Raises `MeasurementError`, with the figures, where it computes something else.
         """
-        measured, other = self._batches
         first = runner(*self.inputs) if outputs is None else outputs
-        first_figures, first_picked = self._compare(measured, first)
-        figures, picked = self._compare(other, runner(*self.other))
-        self._must_differ(first_picked, picked)
-        return self._judge([first_figures, figures])
+        other = runner(*self.other)
+        for got, size in ((first, self.batch_size), (other, len(self.other[0]))):
+            self._check_form(got, size)
+        self._must_differ(first, other)
+        measured = [self._measured.figures(first)] if self._measured else []
+        return self._judge([*measured, self._padded.figures(other)])
 
     def recheck(self, runner: Callable[..., Outputs]) -> Verification:
         """Compare `runner` once more, after timing, on the padded batch alone."""
-        return self._judge([self._compare(self._batches[1], runner(*self.other))[0]])
+        got = runner(*self.other)
+        self._check_form(got, len(self.other[0]))
+        return self._judge([self._padded.figures(got)])
 
     @property
     def required_db(self) -> float:
@@ -104,6 +105,7 @@ class Verifier:
 
     def _use_double(self, model: Model) -> float | None:
         """Take float64 as the reference; the SQNR of eager float32, or None if it cannot be had."""
+        batches = [batch for batch in (self._measured, self._padded) if batch]
         need = 3 * 8 * max((p.numel() for p in model.module.parameters()), default=0)
         available = psutil.virtual_memory().available
         if need > MEMORY_SHARE * available:
@@ -111,27 +113,18 @@ class Verifier:
             return None
         try:
             with in_double(model.module):
-                doubles = [model.module(*_double(batch.inputs)) for batch in self._batches]
+                doubles = [model.module(*_double(batch.inputs)) for batch in batches]
         except RuntimeError as error:  # a layer that reads another's weights
             self.note = f"float64 does not run: {str(error).splitlines()[0]}"
             return None
-        for batch, reference in zip(self._batches, doubles, strict=True):
+        for batch, reference in zip(batches, doubles, strict=True):
             batch.reference = reference
-        return min(
-            batch.sqnr_db([output.double() for output in batch.eager]) for batch in self._batches
-        )
+        return min(batch.sqnr_db([output.double() for output in batch.eager]) for batch in batches)
 
-    def _compare(self, expected: _Expected, got: Outputs) -> tuple[tuple[float, float], Outputs]:
-        """SQNR in dB and largest difference from eager of `got`, and the items compared."""
-        self._check_form(expected, got)
-        picked = tuple(output[expected.items] for output in got)
-        doubles = [output.double() for output in picked]
-        return (expected.sqnr_db(doubles), expected.max_abs_error(doubles)), picked
-
-    def _check_form(self, expected: _Expected, got: Outputs) -> None:
+    def _check_form(self, got: Outputs, batch_size: int) -> None:
         """Shapes, types, finite everywhere."""
         shapes = [tuple(output.shape) for output in got]
-        wanted = [(expected.batch_size, *output.shape[1:]) for output in expected.eager]
+        wanted = [(batch_size, *output.shape[1:]) for output in self._padded.eager]
         if shapes != wanted:
             raise MeasurementError(
                 f"verification failed: outputs of shapes {shapes}, eager's are {wanted}"
@@ -161,7 +154,7 @@ class Verifier:
             eager_sqnr_db=self.eager_db,
             required_db=self.required_db,
             max_abs_error=max(error for _, error in figures),
-            items=len(self._batches[0].items),
+            items=self._items,
             batch_size=self.batch_size,
             precision=self.precision,
             reference="eager" if self.eager_db is None else "fp64",
@@ -173,14 +166,19 @@ class Verifier:
 
 
 class _Expected:
-    """Some items of a batch, and what eager and the reference (eager at first) answer to them."""
+    """Some `items` of a batch, and what eager and the reference (eager at first) answer to them."""
 
-    def __init__(self, model: Model, batch: Inputs, items: Tensor) -> None:
-        self.items, self.batch_size = items, len(batch[0])
-        self.inputs = tuple(part[items] for part in batch)
+    def __init__(self, model: Model, batch: Inputs, items: int) -> None:
+        self.items = spread(len(batch[0]), items)
+        self.inputs = tuple(part[self.items] for part in batch)
         self.mask = model.mask(self.inputs)
         self.eager: Outputs = model.module(*self.inputs)
         self.reference: Outputs = self.eager
+
+    def figures(self, outputs: Outputs) -> tuple[float, float]:
+        """SQNR in dB of a whole batch's `outputs`, and their largest difference from eager."""
+        picked = [output[self.items].double() for output in outputs]
+        return self.sqnr_db(picked), self.max_abs_error(picked)
 
     def sqnr_db(self, got: list[Tensor]) -> float:
         """Signal over error of the worst item, over all outputs and unmasked positions."""

@@ -32,6 +32,7 @@ class Bench:
         seconds: float,
         name: str = "visit",
         started: Started = lambda process: None,
+        thorough: bool = True,
         **config: Any,
     ) -> Record:
         """Measure one config for `seconds` a point; raises `MeasurementError` if it fails.
@@ -41,7 +42,8 @@ class Bench:
         folder = self.folder / name
         visit = f"{Config(**config).id}-v{(number := next_visit(folder, Config(**config)))}"
         limits = {"threads": list(threads), "max_seconds": seconds, "target_ci": NO_EARLY_STOP}
-        parameters = {**config, **limits, "out": str(folder), "visit": number}
+        rest = {"out": str(folder), "visit": number, "thorough": thorough}
+        parameters = {**config, **limits, **rest}
         target = folder / "notebooks" / f"{visit}.ipynb"
         self.kernels.run(NOTEBOOKS / "measure.ipynb", target, parameters, started=started)
         return Record.load(folder / "records" / f"{visit}.json")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -28,14 +29,19 @@ def null_costs_us(repeats: int = 100) -> np.ndarray:
     return np.array(costs) * 1e6
 
 
-def beside_sampling(bench: Bench, visits: int, **config: Any) -> pd.DataFrame:
-    """Seconds of each visit that are not sampling, warm and fresh. Columns: kind, beside_s."""
+def beside_sampling(bench: Bench, visits: int, models: Iterable[str]) -> pd.DataFrame:
+    """Seconds of each visit that are not sampling, warm and fresh. Columns: model, kind, beside_s.
+
+    They are visits as a sweep makes them again and again; its first one of a config also measures
+    the machine's peak, FLOPs and the error against fp64.
+    """
     rows = []
     with Kernels(warm=False) as fresh:
-        for kind, one in (("warm", bench), ("fresh", Bench(bench.folder, fresh))) * visits:
+        kinds = {"warm": bench, "fresh": Bench(bench.folder, fresh)}
+        for _, model, (kind, one) in product(range(visits), models, kinds.items()):
             start = time.perf_counter()
-            record = one.visit(two_counts()[:1], 0.5, kind, **config)
+            record = one.visit(two_counts(), 0.5, kind, thorough=False, model=model)
             wall = time.perf_counter() - start
             spent = sum(point.spent_s for point in record.points)
-            rows.append({"kind": record.kernel, "beside_s": wall - spent})
+            rows.append({"model": model, "kind": record.kernel, "beside_s": wall - spent})
     return pd.DataFrame(rows)
