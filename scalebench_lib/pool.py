@@ -14,7 +14,9 @@ from scalebench_lib.record import Point, Record
 from scalebench_lib.reference import Reference
 
 MOMENT_NS = 300_000_000
-"""A machine keeps its speed for longer than this: probes that close together are averaged."""
+MOMENT_PASSES = 10
+"""A machine keeps its speed for longer than this, or so many passes: probes that close together
+are averaged. The two beside a long pass say little of what happened in it."""
 
 Key = tuple[str, int]
 """A point's name: config id (with its place, in a sweep of several) and thread count."""
@@ -110,7 +112,7 @@ def _probes(points: Sequence[Point]) -> np.ndarray:
     probed = [point for point in points if point.probe_before_ns]
     before = _flat((point.probe_before_ns for point in probed), float)
     after = _flat((point.probe_after_ns for point in probed), float)
-    smooth = _over_moments((np.log(before) + np.log(after)) / 2, [p.started_ns for p in probed])
+    smooth = _over_moments((np.log(before) + np.log(after)) / 2, probed)
     has_probe = np.repeat(
         [bool(point.probe_before_ns) for point in points],
         [len(point.samples_ns) for point in points],
@@ -120,15 +122,17 @@ def _probes(points: Sequence[Point]) -> np.ndarray:
     return found
 
 
-def _over_moments(values: np.ndarray, started_ns: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """The mean of the `values` around each one's moment, in its own visit."""
+def _over_moments(values: np.ndarray, points: Sequence[Point]) -> np.ndarray:
+    """The mean of the `values` around each one's moment, in its own visit of a point."""
     if not values.size:
         return values
-    starts, base = _flat(started_ns, np.int64), values.mean()
-    apart = int(starts.max()) + 2 * MOMENT_NS + 1  # visits follow each other, moments apart
-    clock = starts + apart * np.repeat(np.arange(len(started_ns)), [len(s) for s in started_ns])
-    first = np.searchsorted(clock, clock - MOMENT_NS)
-    last = np.searchsorted(clock, clock + MOMENT_NS, side="right")
+    starts, base = _flat((point.started_ns for point in points), np.int64), values.mean()
+    passes = _flat((point.samples_ns for point in points), np.int64)
+    moment = np.maximum(MOMENT_NS, MOMENT_PASSES * passes)
+    apart = int(starts.max()) + 2 * int(moment.max()) + 1  # points follow each other, moments apart
+    clock = starts + apart * np.repeat(np.arange(len(points)), [len(p.samples_ns) for p in points])
+    first = np.searchsorted(clock, clock - moment)
+    last = np.searchsorted(clock, clock + moment, side="right")
     sums = np.concatenate([[0.0], np.cumsum(values - base)])
     means: np.ndarray = base + (sums[last] - sums[first]) / (last - first)
     return means

@@ -54,6 +54,16 @@ def test_no_path_of_this_machine_is_left_in_the_notebook(tmp_path: Path) -> None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.ipynb", "out.ipynb"]
 
 
+def test_no_socket_and_no_thread_stays_behind(tmp_path: Path) -> None:
+    """A sweep may run thousands of them."""
+    source = notebook(tmp_path / "in.ipynb", "1 + 1")
+    here, found = psutil.Process(), set()
+    for number in range(4):
+        run_notebook(source, tmp_path / f"{number}.ipynb", {})
+        found.add((here.num_fds(), here.num_threads()) if number else None)
+    assert len(found - {None}) == 1, found
+
+
 def test_an_exception_is_told_in_one_line_and_the_notebook_kept(tmp_path: Path) -> None:
     """To be looked at."""
     source = notebook(tmp_path / "in.ipynb", "raise ValueError('no luck\\nat all')")

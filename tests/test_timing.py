@@ -143,6 +143,13 @@ def test_warm_up_does_not_count() -> None:
     assert max(one.samples_ns) == 50 * MS
 
 
+def test_a_pass_that_outlasts_a_switch_is_warmed_up_once() -> None:
+    """Passes are few then, and what a switch leaves cold is back in milliseconds."""
+    series, fake = timed({1: repeat(500 * MS), 2: repeat(300 * MS)})
+    assert len(fake.switches) > 4
+    assert [len(one.warmup_ns) for one in series] == [1, 1]
+
+
 def test_long_passes_are_warmed_up_once_for_all_points() -> None:
     """A warm-up of many seconds at each point would double the sweep."""
     series, _ = timed({1: repeat(9_000 * MS), 2: repeat(5_000 * MS), 4: repeat(3_000 * MS)})

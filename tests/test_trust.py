@@ -27,6 +27,16 @@ def test_two_sides_of_a_comparison_are_visits_of_the_same(tmp_path) -> None:
     assert 0 < row["low"] <= row["ratio"] <= row["high"]
 
 
+@pytest.mark.slow
+def test_the_timing_loop_is_held_against_a_bare_one_and_torchs_own() -> None:
+    """In one process, at each number of threads; every ratio is a number with its interval."""
+    found = in_turn.against_bare_loop([1], 0.4, model="bert-tiny")
+    for table in (found["bare"], found["timer"]):
+        assert table["threads"].tolist() == list(bench.two_counts())
+        assert (table["low"] <= table["ratio"]).all()
+        assert (table["ratio"] <= table["high"]).all()
+
+
 def test_a_sweep_does_not_differ_from_itself() -> None:
     """And every interval is compatible."""
     table = results_table(small_records())

@@ -1,45 +1,71 @@
-"""A bare loop around BERT-base: what people write by hand, to hold our numbers against.
+"""A bare loop beside the timing loop: what people write by hand, to hold our numbers against.
 
-Knows nothing of the rest of the library. ``python -m scalebench_lib.measure.bare BATCH CPUS``
-(CPUS as in ``0,2``) says ``ready``, loops until it is terminated, and prints its times and those
-of ``torch.utils.benchmark``, in ms, as JSON.
+Same process, same model, same pinned threads, turn by turn: only who looks at the clock differs.
+``python -m scalebench_lib.measure.bare MODEL BATCH THREADS SECONDS`` (THREADS as in ``1,2``) prints
+the times in ms as JSON, by number of threads, of the timing ``loop``, the ``bare`` one and
+torch's own ``timer``.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.benchmark import Timer
-from transformers import BertConfig, BertModel
+
+from scalebench_lib.config import Config
+from scalebench_lib.machine import Machine
+from scalebench_lib.measure import models
+from scalebench_lib.measure.bench import Bench
+from scalebench_lib.measure.optimizations import REGISTRY, Subject
+from scalebench_lib.measure.probe import Probe
+from scalebench_lib.measure.timing import Series, TimingLoop
+from scalebench_lib.measure.visit import ROTATION
 
 TURN_S = 0.5
-"""The plain loop and the timer take turns of this length."""
+"""The bare loop and torch's timer take turns as long as the timing loop's."""
+
+Times = dict[int, dict[str, list[float]]]
 
 
-def main(batch_size: int, cpus: list[int], stop: threading.Event) -> dict[str, list[float]]:
-    """Time BERT-base, 16 tokens an item, with a thread for each of `cpus` until `stop`; ms."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
-    torch.set_num_threads(len(cpus))
-    model = BertModel(BertConfig()).eval()
-    ids = torch.randint(1000, 30522, (batch_size, 16))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    times: dict[str, list[float]] = {"loop": [], "timer": []}
+@dataclass
+class _InTurn(TimingLoop):
+    """After each turn of the timing loop, one of the `plain` pass in a bare loop, and torch's."""
+
+    plain: Callable[[], object] = lambda: None
+    seconds: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+
+    def _turn(self, one: Series) -> None:
+        super()._turn(one)
+        times = self.seconds.setdefault(one.threads, {"bare": [], "timer": []})
+        times["bare"] += _loop(self.plain)
+        timer = Timer("run()", globals={"run": self.plain}, num_threads=one.threads)
+        times["timer"] += timer.blocked_autorange(min_run_time=TURN_S).times
+
+
+def main(config: Config, threads: tuple[int, ...], seconds: float) -> Times:
+    """Time `config` unoptimized for `seconds` a loop and number of threads; ms."""
+    machine = Machine.here()
+    place = lambda count: machine.cpus_for(count, config.smt, config.placement)  # noqa: E731
     with torch.inference_mode():
-        for _ in range(3):
-            model(**inputs)
-        print("ready", flush=True)
-        while not stop.is_set():
-            times["loop"] += _loop(lambda: model(**inputs))
-            times["timer"] += _timer(model, inputs)
-    return {name: [1e3 * seconds for seconds in found] for name, found in times.items()}
+        bench, model = Bench(threads, place, machine.pinnable), models.build(config)
+        bench.switch(max(threads))
+        batches = [model.inputs(config.batch_size, seed) for seed in range(ROTATION)]
+        subject = Subject(model, batches[0], config)
+        bench.take(lambda: REGISTRY["none"].apply(subject), batches)
+        loop = _InTurn(bench.pass_once, Probe(), bench.switch, threads, 1e-6, seconds)
+        loop.plain = lambda: model.module(*batches[0])
+        series = loop.measure()
+    for one in series:
+        loop.seconds[one.threads]["loop"] = [ns / 1e9 for ns in one.samples_ns]
+    return {
+        count: {name: [1e3 * second for second in found] for name, found in times.items()}
+        for count, times in loop.seconds.items()
+    }
 
 
 def _loop(run: Callable[[], object]) -> list[float]:
@@ -52,14 +78,7 @@ def _loop(run: Callable[[], object]) -> list[float]:
     return times
 
 
-def _timer(model: BertModel, inputs: dict[str, torch.Tensor]) -> list[float]:
-    threads = torch.get_num_threads()
-    timer = Timer("model(**inputs)", globals=locals(), num_threads=threads)
-    return list(timer.blocked_autorange(min_run_time=TURN_S).times)
-
-
 if __name__ == "__main__":
-    batch, numbers = sys.argv[1:]
-    enough = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: enough.set())
-    print(json.dumps(main(int(batch), [int(n) for n in numbers.split(",")], enough)))
+    name, batch, counts, length = sys.argv[1:]
+    asked = Config(model=name, batch_size=int(batch))
+    print(json.dumps(main(asked, tuple(map(int, counts.split(","))), float(length))))

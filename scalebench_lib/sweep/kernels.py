@@ -76,6 +76,16 @@ class _PromptClient(AsyncKernelClient):
         raise _NotStartedError("it did not answer in time")
 
 
+class _Manager(AsyncKernelManager):
+    """Keeps its client to close it: nbclient leaves that to whoever brings the kernel."""
+
+    talking: AsyncKernelClient | None = None
+
+    def client(self, **kwargs: Any) -> Any:
+        self.talking = super().client(**kwargs)
+        return self.talking
+
+
 class Kernels:
     """Runs notebooks, each in a process of its own: started afresh, or forked from a zygote.
 
@@ -176,7 +186,7 @@ class Kernels:
         return zygote is not None and zygote.process.poll() is not None
 
     @contextmanager
-    def _manager(self, env: dict[str, str]) -> Iterator[AsyncKernelManager]:
+    def _manager(self, env: dict[str, str]) -> Iterator[_Manager]:
         """A kernel to be started, with its sockets in a folder of its own."""
         metadata: dict[str, Any] = {}
         if zygote := self._zygote_for(env):
@@ -186,7 +196,7 @@ class Kernels:
         else:
             folder = socket_folder()
         try:
-            yield AsyncKernelManager(
+            yield _Manager(
                 kernel_name="python3",
                 kernel_spec_manager=_ThisPython(metadata, env),
                 client_factory=_PromptClient,
@@ -209,9 +219,7 @@ class _KilledError(MeasurementError):
     """The kernel died; the message says why."""
 
 
-def _execute(
-    kernel: AsyncKernelManager, source: Path, draft: Path, parameters: dict[str, Any]
-) -> None:
+def _execute(kernel: _Manager, source: Path, draft: Path, parameters: dict[str, Any]) -> None:
     """Runs in a thread of its own: nbclient takes over the signal handlers of the main one."""
     killed_before = oom_kills()
     try:
@@ -288,7 +296,9 @@ def _exit_code(kernel: AsyncKernelManager) -> int | None:
     return None if process is None else process.poll()
 
 
-async def _clean_up(kernel: AsyncKernelManager) -> None:
+async def _clean_up(kernel: _Manager) -> None:
+    if kernel.talking:
+        kernel.talking.stop_channels()
     await kernel.cleanup_resources()
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from itertools import product
 from typing import Any
 
@@ -20,11 +18,10 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.estimate import median_interval
-from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.trust.bench import Bench, two_counts
-from scalebench_lib.turns import Started, Worker, in_turns
+from scalebench_lib.turns import Worker, in_turns
 
 
 def _slice_s(batch_size: int) -> float:
@@ -100,72 +97,24 @@ def _visitor(
 
 
 def against_bare_loop(
-    bench: Bench, batch_sizes: Iterable[int], seconds: float = 60.0
+    batch_sizes: Iterable[int], seconds: float = 60.0, model: str = "bert"
 ) -> dict[str, pd.DataFrame]:
-    """Recorded raw medians over those of a bare ``loop``, and of torch's own ``timer``.
+    """Medians of the timing loop over those of a ``bare`` loop, and of torch's own ``timer``.
 
-    A visit takes turns with a bare process for each of its thread counts.
+    All in one process a batch size, `seconds` each.
     """
-    rows: dict[str, list[dict[str, float]]] = {"loop": [], "timer": []}
+    rows: dict[str, list[dict[str, float]]] = {"bare": [], "timer": []}
     for batch_size in batch_sizes:
-        record, bare = _beside_bare(bench, batch_size, seconds)
-        for threads, (name, table) in product(bare, rows.items()):
-            ours = [sample / 1e6 for sample in _samples(record, threads)]
+        found = _bare(model, batch_size, seconds / len(rows) / len(two_counts()))
+        for (threads, times), (name, table) in product(found.items(), rows.items()):
             where = {"batch_size": batch_size, "threads": threads}
-            table.append({**where, **_compared(ours, bare[threads][name])})
+            table.append({**where, **_compared(times["loop"], times[name])})
     return {name: pd.DataFrame(table) for name, table in rows.items()}
 
 
-def _beside_bare(
-    bench: Bench, batch_size: int, seconds: float
-) -> tuple[Record, dict[int, dict[str, list[float]]]]:
-    with ExitStack() as stack:
-        bare = {n: stack.enter_context(_Bare(batch_size, n)) for n in two_counts()}
-        enough = threading.Event()
-
-        work = _visitor(bench, "bare", two_counts(), seconds, batch_size=batch_size)
-
-        def visit(started: Started) -> Any:
-            try:
-                return work(started)
-            finally:
-                enough.set()
-
-        workers = {str(n): one.until(enough) for n, one in bare.items()}
-        found = in_turns({"visit": visit, **workers}, _slice_s(batch_size))
-        return found["visit"], {n: found[str(n)] for n in bare}
-
-
-class _Bare:
-    """A process of `measure.bare`, warmed up. A context manager."""
-
-    def __init__(self, batch_size: int, threads: int) -> None:
-        cpus = Machine.here().cpus_for(threads, smt=False, placement="sequential")
-        arguments = [str(batch_size), ",".join(map(str, cpus))]
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "scalebench_lib.measure.bare", *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None  # noqa: S101 - asked for above
-        self.process.stdout.readline()
-
-    def __enter__(self) -> _Bare:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def until(self, enough: threading.Event) -> Worker:
-        """Loop until `enough`, then return the times in ms by name."""
-
-        def work(started: Started) -> dict[str, list[float]]:
-            started(self.process.pid)
-            enough.wait()
-            self.process.terminate()
-            found: dict[str, list[float]] = json.loads(self.process.communicate()[0])
-            return found
-
-        return work
+def _bare(model: str, batch_size: int, seconds: float) -> dict[int, dict[str, list[float]]]:
+    threads = ",".join(map(str, two_counts()))
+    command = [sys.executable, "-m", "scalebench_lib.measure.bare"]
+    arguments = [model, str(batch_size), threads, str(seconds)]
+    done = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, check=True)  # noqa: S603
+    return {int(count): times for count, times in json.loads(done.stdout).items()}
