@@ -40,16 +40,20 @@ class Bench:
         self.team = self.teams[threads] = pin_team(cpus, self.pinnable)
         if self.optimized.per_thread_count and threads not in self.runners:
             with self._roaming(cpus):
-                self.runners[threads] = self.optimized.runner(threads)
+                self._open(threads)
         if threads in self.runners:
             self.runner = self.runners[threads]
         if self.optimized.own_threads:
             self._pin_engine(threads, cpus)
 
+    def _open(self, threads: int) -> None:
+        """With a pass: OpenVINO looks at its CPUs only then."""
+        self.runner = self.runners[threads] = self.optimized.runner(threads)
+        self.pass_once()
+
     def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
         """An engine's threads are found once; torch's, for the probe, are pinned beside them."""
         if threads not in self.engines:
-            self.pass_once()
             self.engines[threads] = self._engine_team(cpus)
         self.team.pin()
         self.engines[threads].pin()

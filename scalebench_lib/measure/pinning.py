@@ -96,13 +96,15 @@ class BoundTeam(Team):
     def check(self, run: Callable[[], object]) -> None:
         """Call `run`; `MeasurementError` unless it computes on `cpus` alone, and on all of them.
 
-        A pass that is hardly worth sharing may leave some of them idle.
+        A pass that is hardly worth sharing may leave some of them idle, but none to two threads.
         """
         small = _cpu_seconds(run) < _SMALL_PASS_S
         for _ in range(_ATTEMPTS):
             busy = {threading.get_native_id(), *busy_during(run, _SHARING)}
             seen = _bound_to(busy, run)
-            if len(busy) <= len(self.cpus) and (seen == set(self.cpus) or (small and seen)):
+            if len(busy) <= len(self.cpus) and (
+                seen == set(self.cpus) or (small and len(seen) == len(busy))
+            ):
                 break
         else:
             raise MeasurementError(
