@@ -209,13 +209,19 @@ def test_bf16_passes_as_bf16_and_not_as_fp32() -> None:
 
 
 def test_what_breaks_while_timing_is_found_afterwards() -> None:
-    """The padded batch, once more."""
+    """On both batches, once more."""
+    short = dropped_layer()
+
+    def wrong_on(ids: torch.Tensor) -> Runner:
+        return lambda *batch: (short if batch[0] is ids else MODEL.module)(*batch)
+
     with torch.inference_mode():
         verifier = Verifier(MODEL, INPUTS)
         verifier.check(MODEL.module)
         assert verifier.recheck(MODEL.module).sqnr_db > 90
-        with pytest.raises(MeasurementError, match="verification failed: SQNR"):
-            verifier.recheck(dropped_layer())
+        for ids, *_ in (verifier.inputs, verifier.other):
+            with pytest.raises(MeasurementError, match="verification failed: SQNR"):
+                verifier.recheck(wrong_on(ids))
 
 
 def test_a_batch_of_one_is_verified_with_padding_too() -> None:
