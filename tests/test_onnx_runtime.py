@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from transformers.models.albert import AlbertConfig
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
@@ -40,6 +41,16 @@ def test_int8_is_quantized_nearly_everywhere() -> None:
     with torch.inference_mode():
         difference = optimized.runner(1)(*SUBJECT.inputs)[0] - MODEL.module(*SUBJECT.inputs)[0]
     assert 1e-4 < float(difference.abs().max()) < 0.1, "int8, and no worse than that"
+
+
+def test_weights_that_layers_share_are_quantized_too(tmp_path) -> None:
+    """ALBERT's four layers are one."""
+    small = {"hidden_size": 64, "embedding_size": 32, "intermediate_size": 128, "vocab_size": 200}
+    AlbertConfig(**small, num_attention_heads=2, num_hidden_layers=4).save_pretrained(tmp_path)
+    config = Config(model=str(tmp_path))
+    model = build(config)
+    optimized = onnx_runtime.int8(Subject(model, model.inputs(1, seed=0), config))
+    assert float(optimized.engine["quantized_flops"]) > onnx_runtime.ENOUGH_QUANTIZED
 
 
 def test_a_quantizer_that_does_nothing_is_refused(monkeypatch, tmp_path) -> None:

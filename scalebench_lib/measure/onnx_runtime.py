@@ -63,16 +63,20 @@ def _export(subject: Subject, draft: Path) -> Facts:
     # A batch of one would become part of the graph.
     inputs = tuple(torch.cat([part[:1], part[:1]]) for part in subject.inputs)
     axes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    passes = extra("onnxruntime", "onnx_ir.passes.common")
     with _quiet(), torch.no_grad():
-        torch.onnx.export(
+        program: Any = torch.onnx.export(
             subject.model.module,
             inputs,
-            draft / _MODEL,
             dynamo=True,
             dynamic_shapes=(axes,),  # the module takes them as *inputs
-            external_data=True,
             verbose=False,
         )
+        # Weights that layers share, as ALBERT's do, are transposed ahead only where that is one
+        # node; otherwise the quantizer does not see that they are weights.
+        passes.CommonSubexpressionEliminationPass()(program.model)
+        program.optimize()
+        program.save(draft / _MODEL, external_data=True)
     return {}
 
 
