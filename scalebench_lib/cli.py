@@ -21,6 +21,7 @@ from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.sweep.locks import IF_BUSY
 from scalebench_lib.sweep.state import sweep_state
+from scalebench_lib.words import OPTIMIZATIONS
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -230,6 +231,8 @@ def doctor() -> None:
         console.print(f"threads with SMT {'on' if smt else 'off'}: {', '.join(map(str, counts))}")
     if not machine.has_smt:
         console.print("SMT: none, so only SMT off can be measured")
+    for name, what in OPTIMIZATIONS.items():
+        console.print(f"{name}: {what}", soft_wrap=True)
     console.print(f"listening to the machine for {PROBE_SECONDS:.0f} s …")
     noise = probe_noise()
     console.print(

@@ -35,16 +35,19 @@ LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 DEFAULT_IMAGE_SIZE = 224
 
 OPTIMIZATIONS = {
-    "none": "eager PyTorch",
-    "script": "TorchScript: traced, frozen",
-    "compile": "torch.compile: inductor, static shapes",
-    "bf16": "eager PyTorch in bfloat16",
-    "onnxruntime": "ONNX Runtime in fp32",
-    "onnxruntime-int8": "ONNX Runtime, dynamically quantized to int8",
-    "openvino": "OpenVINO in fp32",
-    "openvino-bf16": "OpenVINO in bfloat16",
+    "none": "eager PyTorch; any model",
+    "script": "TorchScript, traced and frozen; models that can be traced",
+    "compile": "torch.compile: inductor, static shapes; models without graph breaks; needs g++",
+    "bf16": "eager PyTorch in bfloat16; any model, on CPUs that have it",
+    "onnxruntime": "ONNX Runtime in fp32; models that can be exported",
+    "onnxruntime-int8": "ONNX Runtime, dynamic int8; models of linear layers, not convolutions",
+    "openvino": "OpenVINO in fp32; models that can be converted",
+    "openvino-bf16": "OpenVINO in bfloat16; models that can be converted, on CPUs that have it",
 }
-"""Optimization names and what they are; `measure.optimizations` applies them."""
+"""Optimizations by name: what each is, and to which models and CPUs it applies.
+
+All are for device ``cpu``. `measure.optimizations` applies them, or says why one does not apply.
+"""
 
 Allocator = Literal["default", "tcmalloc", "jemalloc"]
 """What serves malloc; all but the system's own are preloaded (`sweep.allocators`)."""

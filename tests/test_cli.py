@@ -12,6 +12,7 @@ import pytest
 from scalebench_lib import cli
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import load_records
+from scalebench_lib.sweep import doctor
 from tests import drifting
 from tests.madeup import machine, missing, save_sweep, small_records
 from tests.waiting import wait_until
@@ -104,6 +105,15 @@ def test_a_folder_with_nothing_in_it_is_told(scalebench, tmp_path: Path, verb: s
     code, _, err = scalebench(verb, tmp_path)
     assert code == 2
     assert len(err.splitlines()) == 1
+
+
+def test_the_doctor_says_what_each_optimization_applies_to(scalebench, monkeypatch) -> None:
+    """Beside what the machine can measure."""
+    monkeypatch.setattr(doctor, "probe_noise", lambda: doctor.Noise(10, 10, 11))
+    code, out, _ = scalebench("doctor")
+    assert code == 0
+    assert "onnxruntime-int8: ONNX Runtime, dynamic int8; models of linear layers" in out
+    assert "Quiet" in out
 
 
 def test_a_dry_run_says_how_long_and_writes_nothing(scalebench, tmp_path: Path) -> None:
