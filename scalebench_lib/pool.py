@@ -47,6 +47,13 @@ class Pooled:
         return sum(point.spent_s for _, point in self.visits)
 
     @property
+    def cpus_utilized(self) -> float:
+        """CPU time / wall time of all visits; NaN where it is not known."""
+        points = [point for _, point in self.visits]
+        wall = sum(point.wall_ns for point in points)
+        return sum(point.cpus_utilized * point.wall_ns for point in points) / wall
+
+    @property
     def half_width(self) -> float:
         """Half the headline's interval over the headline: what ``target_ci`` asks about."""
         found = self.headline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,8 +61,9 @@ class Point(Words):
 
     A sample is one pass, or the mean of `passes_per_sample` timed at once. `started_ns` are the
     samples' starts since the visit's first, the probes the machine's speed right before and
-    after each; `warmup_ns` are passes that do not count. `spent_s` is what the point cost in
-    all, and `stopped_by` which limit ended it.
+    after each; `warmup_ns` are passes that do not count. `cpu_ns` is the CPU time of the samples,
+    of all threads together; `spent_s` what the point cost in all, and `stopped_by` which limit
+    ended it.
     """
 
     threads: Annotated[int, Field(ge=1)]
@@ -74,6 +76,7 @@ class Point(Words):
     probe_after_ns: tuple[int, ...] = ()
     passes_per_sample: Annotated[int, Field(ge=1)] = 1
     warmup_ns: tuple[int, ...]
+    cpu_ns: Annotated[int, Field(ge=0)] | None = None
     spent_s: float = 0.0
     stopped_by: Literal["target_ci", "max_seconds"]
     statistics: Statistics = Field(default_factory=lambda data: Statistics.of(data["samples_ns"]))
@@ -87,8 +90,19 @@ class Point(Words):
             f"{self.threads} thread{'s' * (self.threads != 1)} on CPU "
             f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
             f"median {found.median / 1e6:.4g} ms{bounds} of {len(self.samples_ns)} passes, "
+            f"{'' if self.cpu_ns is None else f'CPU time / wall time {self.cpus_utilized:.2f}, '}"
             f"stopped by {self.stopped_by}"
         )
+
+    @property
+    def wall_ns(self) -> int:
+        """The time of all samples."""
+        return sum(self.samples_ns) * self.passes_per_sample
+
+    @property
+    def cpus_utilized(self) -> float:
+        """CPU time / wall time of the samples, NaN where it is not known: threads at work."""
+        return math.nan if self.cpu_ns is None else self.cpu_ns / self.wall_ns
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -36,6 +36,7 @@ _TYPES = {
     **dict.fromkeys(("peak_fraction", "exponent"), _NUMBER),
     **dict.fromkeys(("sqnr_db", "max_abs_error"), _NUMBER),
     **dict.fromkeys(("coarse", "pinned"), _YES_NO),
+    "cpus_utilized": _NUMBER,
     "visits": _COUNT,
     "spent_s": _NUMBER,
     "peak_memory_mb": _NUMBER,
@@ -54,8 +55,9 @@ def results_table(records: Iterable[Record], reference: Reference | None = None)
 
     Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``latency_ms`` is the
     headline: at `reference` speed, by default the records' own; ``latency_ms_raw`` is the plain
-    median. A config that failed or was skipped, and never succeeded, is one row with its reason
-    and no thread count.
+    median; ``peak_fraction`` is the share of the machine's peak in the config's own type;
+    ``cpus_utilized`` is CPU time / wall time. A config that failed or was skipped, and never
+    succeeded, is one row with its reason and no thread count.
     """
     records = list(records)
     pooled = pool(records, reference)
@@ -132,7 +134,7 @@ def _row(pooled: Pooled, peaks: Peaks) -> dict[str, Any]:
     flops = next((record.flops for record, _ in pooled.visits if record.flops), None)
     gflops = flops / headline.value if flops else None
     name = Reference.key(pooled.config, pooled.threads, pooled.place)
-    peak = peaks.get((name, "fp32"))
+    peak = peaks.get((name, record.engine.get("precision", "fp32")))
     return {
         **_identity(record),
         **_verified([visited for visited, _ in pooled.visits]),
@@ -154,6 +156,7 @@ def _row(pooled: Pooled, peaks: Peaks) -> dict[str, Any]:
         "peak_fraction": gflops / peak if gflops and peak else None,
         "exponent": headline.exponent,
         "pinned": all(point.pinned for _, point in pooled.visits),
+        "cpus_utilized": pooled.cpus_utilized,
         "visits": len(pooled.visits),
         "spent_s": pooled.spent_s,
     }

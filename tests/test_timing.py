@@ -50,6 +50,7 @@ def timed(durations: dict[int, Iterator[int]], **limits: float) -> tuple[list[Se
         switch=fake.switch,
         threads=tuple(durations),
         clock=fake.clock,
+        cpu_clock=lambda: 2 * fake.now,
         **{"target_ci": 0.02, "max_seconds": 10, **limits},
     )
     return loop.measure(), fake
@@ -61,6 +62,12 @@ def test_a_steady_point_stops_at_its_target() -> None:
     assert one.stopped_by == "target_ci"
     assert set(one.samples_ns) == {50 * MS}
     assert fake.now < 2_000 * MS
+
+
+def test_the_cpu_time_is_that_of_the_samples_alone() -> None:
+    """Neither of the probes nor of warming up: here two CPUs work all the time."""
+    (one,), _ = timed({1: repeat(50 * MS)})
+    assert one.cpu_ns == 2 * sum(one.samples_ns)
 
 
 def test_a_noisy_point_stops_when_its_time_is_up() -> None:

@@ -20,7 +20,7 @@ COUNTS = MACHINE.thread_counts("auto")[:2]
 def visit(**config: object) -> Visit:
     """A short visit of the tiny model."""
     return Visit(
-        config=Config(model="bert-tiny", batch_size=2, **config),
+        config=Config(**{"model": "bert-tiny", "batch_size": 2, **config}),
         threads=COUNTS,
         max_seconds=0.5,
         target_ci=0.1,
@@ -44,6 +44,7 @@ def test_a_visit_tells_all_that_a_record_holds(record) -> None:
     assert record.item == "16 tokens"
     assert record.peak_memory_bytes > 50e6
     assert record.flops > 0
+    assert all(0 < point.cpus_utilized < point.threads + 0.5 for point in record.points)
     assert record.software.versions["torch"] == torch.__version__
 
 
@@ -94,6 +95,13 @@ def test_an_engine_is_measured_at_each_thread_count_and_named(name: str) -> None
     assert record.engine["name"] == name.partition("-")[0]
     assert record.engine["version"]
     assert record.engine["precision"] == record.verification.precision
+
+
+def test_each_thread_of_openvino_has_a_cpu_to_itself() -> None:
+    """It looks at its CPUs in its first pass, of which this one is large enough to be shared."""
+    pytest.importorskip("openvino")
+    record = measure(visit(optimization="openvino", batch_size=256), MACHINE)
+    assert record.status == "ok", record.reason
 
 
 def test_compiled_by_inductor_is_measured() -> None:

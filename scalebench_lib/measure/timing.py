@@ -49,7 +49,8 @@ WINDOW = 3
 class Series:
     """The samples of one point, in ns, in the order measured; each with the probes beside it.
 
-    A sample is one pass, or the mean of `passes_per_sample` passes timed at once.
+    A sample is one pass, or the mean of `passes_per_sample` passes timed at once. `cpu_ns` is
+    the CPU time that all threads of the process took for the samples together.
     """
 
     threads: int
@@ -59,6 +60,7 @@ class Series:
     probe_after_ns: list[int] = field(default_factory=list)
     warmup_ns: list[int] = field(default_factory=list)
     passes_per_sample: int = 1
+    cpu_ns: int = 0
     spent_ns: int = 0
     stopped_by: Literal["target_ci", "max_seconds"] | None = None
 
@@ -80,7 +82,7 @@ class TimingLoop:
 
     `probe` is the fixed work beside it. `seed` shuffles the order of turns. `warm` says that
     the config has had its long first pass. Times are in nanoseconds of `clock`, which must be
-    monotonic.
+    monotonic; `cpu_clock` is the CPU time of all threads of the process.
     """
 
     run: Pass
@@ -92,6 +94,7 @@ class TimingLoop:
     seed: int = 0
     warm: bool = False
     clock: Clock = time.perf_counter_ns
+    cpu_clock: Clock = time.process_time_ns
     _origin: int = field(default=0, init=False)
 
     def measure(self) -> list[Series]:
@@ -124,10 +127,11 @@ class TimingLoop:
 
     def stretch(self, one: Series, length_ns: float = PROBE_EVERY_NS) -> int:
         """Sample until the next probe is due; returns how many samples that were."""
-        due, before = self.clock() + length_ns, len(one.samples_ns)
+        due, before, cpu = self.clock() + length_ns, len(one.samples_ns), self.cpu_clock()
         while True:
             self._sample(one)
             if self.clock() >= due:
+                one.cpu_ns += self.cpu_clock() - cpu
                 return len(one.samples_ns) - before
 
     def _sample(self, one: Series) -> None:

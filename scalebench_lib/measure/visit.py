@@ -146,6 +146,7 @@ def _point(series: Series, team: Team, cores: float) -> Point:
         probe_before_ns=tuple(series.probe_before_ns),
         probe_after_ns=tuple(series.probe_after_ns),
         passes_per_sample=series.passes_per_sample,
+        cpu_ns=series.cpu_ns,
         warmup_ns=tuple(series.warmup_ns),
         spent_s=series.spent_ns / 1e9,
         stopped_by=series.stopped_by,
