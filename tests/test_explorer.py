@@ -127,6 +127,18 @@ def test_a_setting_is_chosen_where_a_sweep_has_several(outputs: Path) -> None:
     assert explorer.picture.value != before
 
 
+def test_allocators_lie_beside_each_other_until_one_is_chosen(outputs: Path) -> None:
+    """Each as an optimization of its own, all compared with eager on the system's."""
+    records = [*madeup.small_records([1]), *madeup.small_records([1], allocator="jemalloc")]
+    explorer = Explorer(madeup.save_sweep(outputs / "allocators", records), outputs)
+    names = ["none", "script", "none, jemalloc", "script, jemalloc"]
+    assert list(explorer.optimizations.boxes) == names
+    before = explorer.picture.value
+    explorer.filters["allocator"].value = "jemalloc"
+    assert list(explorer.optimizations.boxes) == names[:2]
+    assert explorer.picture.value != before
+
+
 def test_an_empty_choice_is_a_message(explorer: Explorer) -> None:
     """Nothing ticked: it says what to do, and recovers."""
     for box in explorer.batch_sizes.boxes.values():

@@ -3,7 +3,7 @@
 import pytest
 
 from scalebench_lib.analysis.page import write_page
-from scalebench_lib.analysis.roof import roofs
+from scalebench_lib.analysis.plates import overviews
 from scalebench_lib.analysis.selection import as_raw
 from scalebench_lib.results import results_table
 from tests.madeup import save_sweep, small_records
@@ -23,9 +23,20 @@ def test_each_point_knows_its_share_of_the_peak() -> None:
     assert table["peak_fraction"].to_numpy(float) == pytest.approx(share.to_numpy(float))
 
 
+def test_low_precision_is_held_against_its_own_peak() -> None:
+    """Half of the fp32 peak may be a quarter of bf16's."""
+    peaks = {threads: {**known, "bf16": 2 * known["fp32"]} for threads, known in PEAKS.items()}
+    halved = [
+        record.model_copy(update={"peak_gflops": peaks, "engine": {"precision": "bf16"}})
+        for record in small_records()
+    ]
+    share, of_fp32 = (results_table(some)["peak_fraction"] for some in (halved, with_peaks()))
+    assert share.to_numpy(float) == pytest.approx(of_fp32.to_numpy(float) / 2)
+
+
 def test_without_a_peak_there_is_no_figure() -> None:
     """And no share."""
-    assert list(roofs(results_table(small_records()), "here")) == []
+    assert {plate.by for plate in overviews(results_table(small_records()))} == {"eager"}
 
 
 def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:

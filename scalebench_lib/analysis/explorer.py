@@ -30,7 +30,14 @@ from scalebench_lib.analysis.controls import (
 from scalebench_lib.analysis.picture import Picture
 from scalebench_lib.analysis.plates import By, ordered_optimizations, plates, shown_optimizations
 from scalebench_lib.analysis.saving import save, stacked
-from scalebench_lib.analysis.selection import METRICS, SETTING, Measured, MetricName
+from scalebench_lib.analysis.selection import (
+    METRICS,
+    SETTING,
+    Measured,
+    MetricName,
+    choices,
+    chosen,
+)
 from scalebench_lib.analysis.views import VIEWS, Asked, rows_of, seen, table_of
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.imported import FILE as IMPORTED
@@ -181,16 +188,16 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         rows = self._load(self.sweep.value).table
         with self._quietly():
             for column, control in self.filters.items():
-                offer(control, _values(rows[column]))
-                rows = rows[rows[column] == control.value]
+                offer(control, choices(rows, column))
+                rows = chosen(rows, column, control.value)
             views = [(view.title, name) for name, view in VIEWS.items() if view.needs(rows)]
             offer(self.view, views)
             self._offer_rows(rows)
         self._redraw()
 
     def _offer_rows(self, rows: pd.DataFrame) -> None:
-        batch_sizes, smts = _values(rows["batch_size"]), _values(rows["smt"])
-        optimizations, threads = ordered_optimizations(rows), _values(rows["threads"]) or [1]
+        batch_sizes, smts = choices(rows, "batch_size"), choices(rows, "smt")
+        optimizations, threads = ordered_optimizations(rows), choices(rows, "threads") or [1]
         offer(self.batch_size, batch_sizes)
         offer(self.optimization, optimizations, shown_optimizations(rows)[0])
         offer(self.smt, [(_SMT[smt], smt) for smt in smts])
@@ -301,11 +308,6 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         if self._shown:
             data["image/png"] = b64encode(self.png()).decode("ascii")
         return data, {"image/png": {"alt": data["text/plain"]}}
-
-
-def _values(column: pd.Series) -> list[Any]:
-    """What there is in `column`, in order, as plain Python values."""
-    return sorted(column.dropna().unique().tolist())
 
 
 def _status(text: str) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from scalebench_lib.analysis.ratios import over_eager
 from scalebench_lib.analysis.selection import (
     METRICS,
+    SETTING,
     MetricName,
     config_words,
     errors_db,
@@ -23,10 +24,12 @@ from scalebench_lib.analysis.selection import (
     varying,
 )
 
+_LIKE = ("batch_size", "optimization", "smt", "threads")
+
 _SHOWN = (
     *("latency_ms", "latency_ms_low", "latency_ms_high", "throughput"),
     *("optimization", "smt", "threads", "coarse", "latency_ms_raw"),
-    *("speedup", "speedup_low", "speedup_high", "sqnr_db"),
+    *("speedup", "speedup_low", "speedup_high", "sqnr_db", "peak_fraction"),
 )
 
 
@@ -49,7 +52,14 @@ def findings(table: pd.DataFrame) -> list[str]:
         for setting, part in settings(table)
         if (part["status"] == "ok").any()
         for sentence in _findings(measured_only(part))
-    ]
+    ] + list(_of_allocators(table[table["status"] == "ok"]))
+
+
+def _of_allocators(rows: pd.DataFrame) -> Iterator[str]:
+    for name in sorted(set(rows["allocator"]) - {"default"}):
+        alike = [*(column for column in SETTING if column != "allocator"), "model", *_LIKE]
+        pairs = _ratios(rows, "allocator", name, "default", alike)
+        yield from _compared(f"{name} takes", pairs, "the default allocator, all else equal")
 
 
 def _findings(rows: pd.DataFrame) -> Iterator[str]:
@@ -71,12 +81,17 @@ def _fastest(rows: pd.DataFrame) -> Iterator[str]:
     best = best_points(rows)
     for name, part in best.groupby("optimization", sort=False):
         sizes = ", ".join(str(size) for size in part["batch_size"])
-        gain, error = part["speedup"], part["sqnr_db"].min()
-        spread = f"{number(gain.min())} to {number(gain.max())}× eager" if len(gain) > 1 else ""
-        one = f"{number(gain.min())}× eager"
-        told = [spread or one] if name != "none" and gain.notna().any() else []
+        error, shares = part["sqnr_db"].min(), 100 * part["peak_fraction"].dropna()
+        gains = part["speedup"].dropna() if name != "none" else []
+        told = [f"{_span(gains)}× eager"] if len(gains) else []
         told += [f"SQNR at least {number(error)} dB"] if error == error else []
+        told += [f"{_span(shares)} % of the machine's peak in its type"] if len(shares) else []
         yield f"Fastest at batch size {sizes}: {name}{_in_brackets(told)}."
+
+
+def _span(values: pd.Series) -> str:
+    """``1.2 to 3.4``, or the one value that there is."""
+    return " to ".join(dict.fromkeys(number(value) for value in (values.min(), values.max())))
 
 
 def extreme(table: pd.DataFrame, metric: MetricName) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -24,8 +24,7 @@ from markupsafe import Markup
 
 from scalebench_lib.analysis.findings import best_points, findings
 from scalebench_lib.analysis.payload import as_json, payload
-from scalebench_lib.analysis.plates import Plate, plates
-from scalebench_lib.analysis.roof import roofs as draw_roofs
+from scalebench_lib.analysis.plates import Plate, overviews, plates
 from scalebench_lib.analysis.selection import (
     METRICS,
     Measured,
@@ -37,7 +36,7 @@ from scalebench_lib.analysis.selection import (
 )
 from scalebench_lib.record import Record, write_atomically
 
-_OURS = re.compile(r".+-((latency|throughput)-.+|peak(-.+)?)\.png")
+_OURS = re.compile(r".+-((latency|throughput)-.+|(peak|speedup)(-.+)?)\.png")
 """Figures that a report wrote; other pictures in the folder are somebody's own."""
 
 
@@ -72,6 +71,7 @@ _COLUMNS = {
     "latency_ms_high": "High",
     "latency_ms_raw": "Raw, ms",
     "sqnr_db": "SQNR, dB",
+    "cpus_utilized": "CPU / wall time",
     "samples": "Samples",
     "disturbed": "Disturbed",
 }
@@ -121,38 +121,26 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
     """
     measured = Measured.load(out, any_machine)
     write_atomically(out / "results.csv", measured.table.to_csv(index=False))
-    shown = _write_figures(out / "figures", measured)
-    roofs = _write_roofs(out / "figures", measured)
-    context = {**_context(measured, shown), **_live(measured), "roofs": roofs}
+    figures, table = out / "figures", measured.table
+    shown, over = (_write_figures(figures, measured, some(table)) for some in (plates, overviews))
+    context = {**_context(measured, shown), **_live(measured), "overviews": over}
     page = _TEMPLATES.get_template("index.html.j2").render(context)
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
     write_atomically(out / "index.html", page)
-    _remove_stale(
-        out / "figures", {s.file for s in shown if s.png} | {roof["file"] for roof in roofs}
-    )
+    _remove_stale(figures, {one.file for one in (*shown, *over) if one.png})
     return out / "index.html"
 
 
-def _write_figures(folder: Path, measured: Measured) -> list[_Shown]:
+def _write_figures(folder: Path, measured: Measured, chosen: Iterable[Plate]) -> list[_Shown]:
     folder.mkdir(exist_ok=True)
     shown = []
-    for plate in plates(measured.table):
+    for plate in chosen:
         png = None if plate.missing else plate.draw(measured.source).png()
         if png:
             _replace(folder / f"{plate.name}.png", png)
         shown.append(_Shown(plate, png))
     return shown
-
-
-def _write_roofs(folder: Path, measured: Measured) -> list[dict[str, str]]:
-    """One figure a model and setting whose distance from the machine's peak is known."""
-    found = []
-    for figure in draw_roofs(measured.table, measured.source):
-        png = figure.png()
-        _replace(folder / f"{figure.name}.png", png)
-        found.append({"file": f"{figure.name}.png", "alt": figure.alt})
-    return found
 
 
 def _replace(path: Path, data: bytes) -> None:

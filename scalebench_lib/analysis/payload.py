@@ -11,13 +11,20 @@ from markupsafe import Markup
 
 from scalebench_lib.analysis.looks import batch_colour, look
 from scalebench_lib.analysis.plates import ordered_optimizations
-from scalebench_lib.analysis.selection import SETTING, Measured, errors_db, model_title
+from scalebench_lib.analysis.selection import (
+    SETTING,
+    Measured,
+    beside_each_other,
+    errors_db,
+    model_title,
+)
 from scalebench_lib.pool import pool
 
 FIELDS = (
     *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
     *("reason", "samples", "disturbed", "visits", "latency_ms", "latency_ms_low"),
     *("latency_ms_high", "latency_ms_raw", "peak_fraction", "sqnr_db", "coarse"),
+    "cpus_utilized",
 )
 """The columns of the results table that the page has."""
 
@@ -28,10 +35,11 @@ MOST_SAMPLES = 200
 def payload(measured: Measured) -> dict[str, Any]:
     """The sweep for the browser: columns of equal length, samples by row, colours by name."""
     table = measured.table.assign(sqnr_db=errors_db(measured.table))
+    named = pd.concat([table, beside_each_other(table)])
     return {
         "columns": {name: [_plain(value) for value in table[name]] for name in FIELDS},
         "samples": _samples(measured),
-        "looks": {name: look(table, name) for name in ordered_optimizations(table)},
+        "looks": {name: look(named, name) for name in ordered_optimizations(named)},
         "batches": {
             str(size): [batch_colour(size), batch_colour(size, dark=True)]
             for size in sorted({int(size) for size in table["batch_size"]})

@@ -13,11 +13,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from scalebench_lib.analysis.figures import per_batch, per_optimization
+from scalebench_lib.analysis.figures import over_none, per_batch, per_optimization
 from scalebench_lib.analysis.picture import Picture
+from scalebench_lib.analysis.ratios import EAGER, over_eager
+from scalebench_lib.analysis.roof import roof
 from scalebench_lib.analysis.selection import (
     METRICS,
     MetricName,
+    beside_each_other,
     missing_words,
     model_title,
     settings,
@@ -25,7 +28,7 @@ from scalebench_lib.analysis.selection import (
 from scalebench_lib.config import Config
 from scalebench_lib.words import OPTIMIZATIONS, slug
 
-By = Literal["batch", "optimization"]
+By = Literal["batch", "optimization", "eager", "peak"]
 
 _SUFFIXES = {
     "seq_len": "seq",
@@ -80,6 +83,45 @@ def plates(table: pd.DataFrame) -> list[Plate]:
         for setting, rows in settings(table[table["placement"] == placement])
         for plate in by(rows, metric, setting, _suffixes(table, setting))
     ]
+
+
+def overviews(table: pd.DataFrame) -> Iterator[Plate]:
+    """Plates of all configs at once, where there is something to show.
+
+    Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
+    """
+    table = beside_each_other(table)
+    for setting, rows in settings(table):
+        model, suffixes = setting["model"], _suffixes(table, setting)
+        compared = over_eager(rows).dropna(subset="speedup")
+        if compared["optimization"].ne(EAGER).any():
+            drawing = partial(over_none, rows, model)
+            yield _overview("eager", "speedup", "Speed-up", rows, drawing, setting, suffixes)
+        known = rows[rows["peak_fraction"].notna()]
+        if len(known):
+            yield _overview("peak", "peak", "Peak", known, partial(roof, known), setting, suffixes)
+
+
+def _overview(
+    by: By,
+    name: str,
+    title: str,
+    rows: pd.DataFrame,
+    drawing: partial[Picture],
+    setting: dict[str, Any],
+    suffixes: list[str],
+) -> Plate:
+    return Plate(
+        name=_name(setting["model"], name, *suffixes),
+        alt=" ".join([model_title(setting["model"]), title, *suffixes]),
+        short=" ".join([title, *suffixes]),
+        metric="latency",
+        by=by,
+        placement=setting["placement"],
+        rows=rows,
+        drawing=drawing,
+        choices={**setting, "threads": "best"},
+    )
 
 
 def ordered_optimizations(table: pd.DataFrame) -> list[str]:

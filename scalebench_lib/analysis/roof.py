@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from scalebench_lib.analysis.picture import Line, Picture, Words, draw
-from scalebench_lib.analysis.selection import config_words, model_title, parts, settings
+from scalebench_lib.analysis.selection import config_words, model_title, parts
 
 _MOST_LINES = 8
 """More lines than this cover each other: then only the least and the most threads are drawn."""
 
 
-def roofs(table: pd.DataFrame, source: str) -> Iterator[Picture]:
-    """A picture for each model and setting of `table` whose peak is known; `name` is its file's."""
-    for setting, rows in settings(table):
-        known = rows[rows["peak_fraction"].notna()]
-        if not known.empty:
-            picture = roof(known, source)
-            extra = f"-seq{setting['seq_len']}" * (setting["seq_len"] != 16)
-            picture.name = f"{setting['model'].replace('/', '_')}-peak{extra}"
-            yield picture
+def roof(rows: pd.DataFrame, source: str | None = None) -> Picture:
+    """Share of the peak in percent by batch size; a line per optimization, SMT and threads.
 
-
-def roof(rows: pd.DataFrame, source: str) -> Picture:
-    """Share of the fp32 peak in percent by batch size; a line per optimization, SMT and threads."""
+    The peak is that of the type in which the optimization computes.
+    """
     groups = list(parts(_few(rows), ["optimization", "smt", "threads"]))
     colours = sns.color_palette("colorblind", len(groups)).as_hex()
     lines = [
         _line(part, f"{config_words(rows, name, smt)}, {_counted(threads)}", colour)
         for ((name, smt, threads), part), colour in zip(groups, colours, strict=True)
     ]
-    title = f"{model_title(rows['model'].iloc[0])}: share of this machine's fp32 peak"
-    words = Words(title, "batch size", "share of peak (%)", source)
+    title = f"{model_title(rows['model'].iloc[0])}: share of this machine's peak in its own type"
+    words = Words(title, "batch size", "share of peak (%)", source or "")
     return draw(lines, words, "linear")
 
 

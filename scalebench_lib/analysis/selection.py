@@ -23,6 +23,9 @@ SETTING = ("machine", "seq_len", "image_size", "placement", "allocator", "device
 """What must be the same for all points of a picture, beside the model."""
 
 
+ALL = "all"
+"""In place of an allocator: all of them, `beside_each_other`."""
+
 Values = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Values with their lows and highs; NaN where an interval has no bound."""
 
@@ -138,6 +141,29 @@ def only_value(rows: pd.DataFrame, column: str) -> Any:
     if len(values) != 1:
         raise ValueError(f"{column} is one of {sorted(values)} here: choose one first")
     return values[0]
+
+
+def beside_each_other(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with allocators as part of the optimizations' names: ``none, tcmalloc``.
+
+    So one picture can hold several, and compare all with eager PyTorch on the default one.
+    """
+    if table["allocator"].nunique() < 2:
+        return table
+    added = (", " + table["allocator"]).where(table["allocator"] != "default", "")
+    return table.assign(optimization=table["optimization"] + added, allocator=ALL)
+
+
+def choices(table: pd.DataFrame, column: str) -> list[Any]:
+    """The values of `column` in order, as plain Python; of several allocators `ALL` comes first."""
+    values = sorted(table[column].dropna().unique().tolist())
+    return [ALL, *values] if column == "allocator" and len(values) > 1 else values
+
+
+def chosen(table: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
+    """The rows that have one of `choices`."""
+    rows = beside_each_other(table) if value == ALL else table
+    return rows[rows[column] == value]
 
 
 def measured_only(rows: pd.DataFrame) -> pd.DataFrame:

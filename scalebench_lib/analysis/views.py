@@ -23,9 +23,11 @@ from scalebench_lib.analysis.ratios import EAGER, best_threads, over_eager, over
 from scalebench_lib.analysis.roof import roof
 from scalebench_lib.analysis.samples import distribution, samples_table
 from scalebench_lib.analysis.selection import (
+    ALL,
     Measured,
     MetricName,
     as_raw,
+    beside_each_other,
     measured_only,
     number,
 )
@@ -166,7 +168,9 @@ def rows_of(table: pd.DataFrame, view: str, asked: Asked) -> pd.DataFrame:
     Raises `RequestError` where nothing is left.
     """
     controls = VIEWS[view].controls
-    rows = _choose_some(table, {name: [value] for name, value in asked.setting.items()})
+    setting = {name: [value] for name, value in asked.setting.items() if value != ALL}
+    together = setting.keys() != asked.setting.keys()
+    rows = _choose_some(beside_each_other(table) if together else table, setting)
     rows = _choose_some(rows, _wanted(view, asked))
     if view != "samples":
         measured_only(rows)

@@ -86,7 +86,8 @@ function filterable(table) {
 function start() {
   document.documentElement.classList.add("live");
   for (const name of SETTING) {
-    offer(name, all(name).map(value => [value, DATA.titles[value] || value]), name === "seq_len" ? all(name)[0] : undefined);
+    const together = name === "allocator" && all(name).length > 1 ? [[ALL, "all, beside each other"]] : [];
+    offer(name, [...together, ...all(name).map(value => [value, DATA.titles[value] || value])], name === "seq_len" ? all(name)[0] : undefined);
     form.elements[name].closest("label").hidden = all(name).length < 2;
   }
   const views = Object.entries(VIEWS).filter(([name]) => (name !== "peak" || ROWS.some(r => r.peak_fraction !== null)) && (name !== "eager" || Object.keys(DATA.looks).length > 1 && "none" in DATA.looks));

@@ -6,6 +6,7 @@ const ROWS = DATA.columns.model.map((_, i) => Object.fromEntries([["i", i],
   ...Object.entries(DATA.columns).map(([name, values]) => [name, values[i]])]));
 const SETTING = ["model", "machine", "seq_len", "placement", "allocator", "device"];
 const SEVERAL_SMT = new Set(ROWS.map(row => row.smt)).size > 1;
+const ALL = "all";
 const AXES = {latency: "latency of one batch (ms)", throughput: "throughput (inferences/s)"};
 
 function unique(rows, name) {
@@ -13,7 +14,12 @@ function unique(rows, name) {
     .sort((a, b) => typeof a === "string" ? a.localeCompare(b) : a - b);
 }
 
-function inSetting(state) { return ROWS.filter(row => SETTING.every(name => state[name] === undefined || String(row[name]) === String(state[name]))); }
+// Of all allocators together, each one's name is part of its optimization's.
+function inSetting(state) {
+  const together = state.allocator === ALL, names = together ? SETTING.filter(name => name !== "allocator") : SETTING;
+  const rows = ROWS.filter(row => names.every(name => state[name] === undefined || String(row[name]) === String(state[name])));
+  return together ? rows.map(row => row.allocator === "default" ? row : {...row, optimization: `${row.optimization}, ${row.allocator}`}) : rows;
+}
 
 function latencyOf(row, numbers) {
   return numbers === "raw" ? {y: row.latency_ms_raw, low: null, high: null}
@@ -124,7 +130,7 @@ const VIEWS = {
     const chosen = best(rows, state.threads).filter(row => row.peak_fraction !== null);
     const lines = byConfig(chosen, (label, part) => makeLine(part, "batch_size", label, configLook(part[0]),
       row => turned(latencyOf(row, state.numbers), 100 * row.peak_fraction * row.latency_ms), "% of peak"));
-    return {title: `share of this machine's fp32 peak, ${threadsWords(state)}`, lines, xLabel: "batch size", yLabel: "share of fp32 peak (%)", doubling: true, chosen};
+    return {title: `share of this machine's peak in its own type, ${threadsWords(state)}`, lines, xLabel: "batch size", yLabel: "share of peak (%)", doubling: true, chosen};
   }},
   samples: {name: "Every sample of a batch size", controls: ["batch", "optimization", "smt"], make(rows, state) {
     const chosen = rows.filter(row => row.batch_size === +state.batch && row.optimization === state.optimization && String(row.smt) === state.smt);
