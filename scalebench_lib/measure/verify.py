@@ -86,7 +86,7 @@ class Verifier:
         return self._judge([*measured, self._padded.figures(other)])
 
     def recheck(self, runner: Callable[..., Outputs]) -> Verification:
-        """Compare `runner` once more, after timing: as `check` if thorough, else on padding alone."""
+        """`check` once more, after timing; unless thorough, on the padded batch alone."""
         if self._measured:
             return self.check(runner)
         got = runner(*self.other)
