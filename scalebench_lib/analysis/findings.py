@@ -82,7 +82,7 @@ def _fastest(rows: pd.DataFrame) -> Iterator[str]:
     for name, part in best.groupby("optimization", sort=False):
         sizes = ", ".join(str(size) for size in part["batch_size"])
         error, shares = part["sqnr_db"].min(), 100 * part["peak_fraction"].dropna()
-        gains = part["speedup"].dropna() if name != "none" else []
+        gains = part.loc[part["optimization"] != "none", "speedup"].dropna()
         told = [f"{_span(gains)}× eager"] if len(gains) else []
         told += [f"SQNR at least {number(error)} dB"] if error == error else []
         told += [f"{_span(shares)} % of the machine's peak in its type"] if len(shares) else []

@@ -163,7 +163,8 @@ def choices(table: pd.DataFrame, column: str) -> list[Any]:
 def chosen(table: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
     """The rows that have one of `choices`."""
     rows = beside_each_other(table) if value == ALL else table
-    return rows[rows[column] == value]
+    found: pd.DataFrame = rows[rows[column] == value]
+    return found
 
 
 def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
