@@ -27,6 +27,9 @@ PLACE = "SCALEBENCH_RUNTIME_DIR"
 _POLL_SECONDS = 1.0
 """Who waits must not disturb what it waits for."""
 
+_LOOK_SECONDS = 0.2
+"""Who finds a lock taken looks again: another may only have looked whether it is free."""
+
 _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
 
@@ -93,7 +96,7 @@ def _held(path: Path, busy: str, doing: str, wait: bool = False) -> Iterator[Non
 def _acquired(path: Path, busy: str, wait: bool = False) -> filelock.BaseFileLock:
     lock = filelock.FileLock(path, poll_interval=_POLL_SECONDS)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOOK_SECONDS, poll_interval=_LOOK_SECONDS / 4)
     except filelock.Timeout:
         told = busy.format(holder=_told(path))
         if not wait:
