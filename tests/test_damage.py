@@ -18,7 +18,8 @@ DAMAGE = {
     "depth": b"[" * 100_000,
     "a folder": None,
 }
-FILES = ("records/one-v1.json", "sweep.yaml", "reference.json", "imported.json", "interference.json")
+RECORD = "records/one-v1.json"
+FILES = (RECORD, "sweep.yaml", "reference.json", "imported.json", "interference.json")
 COMMANDS = (
     ("status", "OUT"),
     ("report", "OUT"),
