@@ -20,12 +20,14 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from scalebench_lib.files import is_whole_notebook, write_atomically
 from scalebench_lib.record import Record
 
 FILE = Path(".cache", "records.npz")
+NOTEBOOKS = Path(".cache", "notebooks.json")
 
 WORTH_KEEPING = 200
-"""So many records, newly read, take longer to read again than to keep."""
+"""So many files, newly read, take longer to read again than to keep what was read."""
 
 _SHARED = ("config", "machine", "software")
 """What many records have in common is kept once."""
@@ -133,3 +135,28 @@ def _unpacked(heads: Mapping[str, Any], numbers: np.ndarray, sizes: np.ndarray) 
 def _parsed(what: str, texts: Iterable[str]) -> list[Any]:
     kind: Any = Record.model_fields[what].annotation
     return [kind.model_validate_json(text) for text in texts]
+
+
+def damaged_notebooks(out: Path) -> list[Path]:
+    """The executed notebooks in folder `out` that are not as they were written.
+
+    One that was whole before, and has not changed since, is not read again.
+    """
+    known = _known_whole(out)
+    seen = {path: list(stamp(path)) for path in (out / "notebooks").glob("[!.]*.ipynb")}
+    unknown = [path for path, now in seen.items() if known.get(path.name) != now]
+    damaged = [path for path in unknown if not is_whole_notebook(path)]
+    if len(unknown) - len(damaged) >= WORTH_KEEPING:
+        whole = {path.name: now for path, now in seen.items() if path not in damaged}
+        with suppress(OSError):
+            (out / NOTEBOOKS).parent.mkdir(exist_ok=True)
+            write_atomically(out / NOTEBOOKS, json.dumps(whole))
+    return damaged
+
+
+def _known_whole(out: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads((out / NOTEBOOKS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

@@ -19,7 +19,7 @@ from scalebench_lib.config import PRESETS, Sweep, Visit
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
-from scalebench_lib.sweep.locks import IF_BUSY
+from scalebench_lib.sweep.locks import IF_BUSY, require_free
 from scalebench_lib.sweep.state import sweep_state
 from scalebench_lib.words import OPTIMIZATIONS
 
@@ -63,6 +63,8 @@ def sweep(
     any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
+    if not dry_run:
+        require_free(out)
     from scalebench_lib.sweep import told  # papermill takes seconds to import
 
     options = {

@@ -257,7 +257,7 @@ class Sweep(Words):
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {path}: {error}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as of the 32nd of May
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise RequestError(f"{path} holds no parameters: write lines like 'model: bert'")

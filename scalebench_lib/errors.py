@@ -12,6 +12,10 @@ from pydantic import ValidationError
 class ScalebenchError(Exception):
     """Something that scalebench can name; the message is one line for the user."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class RequestError(ScalebenchError):
     """The request was wrong: nothing was started and nothing was written."""

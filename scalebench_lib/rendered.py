@@ -12,8 +12,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from scalebench_lib.errors import RequestError
+from scalebench_lib.files import UNSEALED, sealed_notebook, write_atomically
 from scalebench_lib.notebook import PROJECT
-from scalebench_lib.record import write_atomically
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -41,6 +41,12 @@ def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
             for output in cell.get("outputs", []):
                 output.get("data", {}).pop(WIDGET, None)
     return scrubbed
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write `notebook` to `path` whole or not at all, and so that a later edit is noticed."""
+    notebook.metadata["scalebench"] = {"sha256": UNSEALED}
+    write_atomically(path, sealed_notebook(nbformat.writes(notebook) + "\n"))
 
 
 def _roots(folders: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
@@ -82,6 +88,6 @@ def render(path: Path) -> Path:
     scrubbed = scrub(notebook, path.resolve().parent)
     exporter = HTMLExporter(raw_template=_OFFLINE, embed_images=True)
     page, _ = exporter.from_notebook_node(scrubbed, {"metadata": {"name": path.stem}})
-    write_atomically(path, nbformat.writes(scrubbed) + "\n")
+    write(scrubbed, path)
     write_atomically(path.with_suffix(".html"), page)
     return path.with_suffix(".html")

@@ -143,6 +143,6 @@ class Words(BaseModel):
     def checked(cls, values: Mapping[str, Any]) -> Self:
         """Build from outside input; a `RequestError` of one line says what is wrong."""
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values))
         except ValidationError as error:
             raise RequestError(one_line(error, cls.model_fields)) from None

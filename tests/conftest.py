@@ -1,8 +1,24 @@
 """What all tests share."""
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
 import pytest
 
+from scalebench_lib import cli
 from scalebench_lib.sweep.locks import PLACE
+
+if TYPE_CHECKING:
+    from scalebench_lib.sweep.kernels import Kernels
+
+_LIGHT_ZYGOTE = (
+    "from scalebench_lib.sweep import zygote\n"
+    "zygote.IMPORTS, zygote.reseed = ('ipykernel.kernelapp',), lambda: None\n"
+    "zygote.main()"
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,3 +36,45 @@ def _exports_of_our_own(tmp_path_factory: pytest.TempPathFactory):
         patch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         patch.setenv("SCALEBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator["Kernels"]:
+    """Kernels forked from one zygote, which takes seconds to start."""
+    from scalebench_lib.sweep.kernels import Kernels  # not every test waits for papermill
+
+    with Kernels(warm=True) as made:
+        assert made.trouble is None
+        yield made
+
+
+@pytest.fixture
+def light_zygote(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Zygotes import no more than a kernel needs, for notebooks that measure nothing: by this."""
+    command = [sys.executable, "-c", _LIGHT_ZYGOTE]
+    monkeypatch.setattr("scalebench_lib.sweep.warm._ZYGOTE", command)
+    return command
+
+
+@pytest.fixture
+def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run the command in this process: its exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(cli.console, "file", None)
+        monkeypatch.setattr(sys, "argv", ["scalebench", *map(str, arguments)])
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, in this process, takes the kernels that are there."""
+    monkeypatch.setattr("scalebench_lib.sweep.told.Kernels", lambda _: nullcontext(warm))

@@ -1,10 +1,10 @@
 """Kill a sweep again and again, at random moments, and go on with it each time. Run by hand:
 
-    python -m tests.kill_often FOLDER [--kills 100] [--seed 0]
+    python -m tests.kill_often FOLDER [--kills 100] [--seed 0] [--configs 20]
 
 A sweep of 20 configs of bert-tiny is started, killed with SIGKILL after a random time, and looked
 at: is a record lost, changed, doubled or half there? How many visits were begun for nothing? When
-it is done, the next one starts, until there were kills enough.
+it is done, the next one starts, until there were kills enough. A few kills are a slow test.
 """
 
 import argparse
@@ -24,13 +24,12 @@ from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
 
 SWEEP = (
-    *("--model", "bert-tiny", "--batch-sizes", "1,2,3,4,5,6,7,8,9,10", "--threads", "1"),
+    *("--model", "bert-tiny", "--optimizations", "none,script", "--threads", "1"),
     *("--rounds", "1", "--max-seconds", "0.2", "--target-ci", "0.2"),
 )
-CONFIGS = 20
 
 
-def sweep(out: Path) -> None:
+def sweep(out: Path, configs: int) -> None:
     """The command as it is, but that each visit is noted in a file when it begins."""
     run = Kernels.run
 
@@ -40,7 +39,8 @@ def sweep(out: Path) -> None:
         run(self, source, target, *rest, **more)  # type: ignore[arg-type]
 
     Kernels.run = noted  # type: ignore[method-assign]
-    sys.argv = ["scalebench", "sweep", str(out), *SWEEP]
+    sizes = ",".join(map(str, range(1, configs // 2 + 1)))
+    sys.argv = ["scalebench", "sweep", str(out), *SWEEP, "--batch-sizes", sizes]
     cli.main()
 
 
@@ -73,10 +73,10 @@ def look(counts: Counter, out: Path, before: dict[str, bytes]) -> None:
 
 
 def one_sweep(
-    out: Path, kills: int, longest_s: float, draw: random.Random, counts: Counter
+    out: Path, configs: int, kills: int, longest_s: float, draw: random.Random, counts: Counter
 ) -> None:
-    """Start, kill and go on until the sweep in `out` is done."""
-    command = [sys.executable, "-m", "tests.kill_often", "--run", str(out)]
+    """Start, kill and go on until the sweep of `configs` in `out` is done."""
+    command = [sys.executable, "-m", "tests.kill_often", "--run", "--configs", str(configs), out]
     out.parent.mkdir(parents=True)
     code = None
     while code != 0:
@@ -94,7 +94,7 @@ def one_sweep(
         counts["refused"] += code not in (0, -signal.SIGKILL)
         look(counts, out, before)
     counts["sweeps"] += 1
-    counts["configs missing"] += CONFIGS - len(contents(out))
+    counts["configs missing"] += configs - len(contents(out))
     counts["litter"] += sum(path.name.startswith(".") for path in out.glob("*/*"))
 
 
@@ -106,14 +106,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--longest", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--configs", type=int, default=20)
     asked = parser.parse_args()
     if asked.run:
-        sweep(asked.folder)
+        sweep(asked.folder, asked.configs)
     os.environ.setdefault("SCALEBENCH_RUNTIME_DIR", str(asked.folder))
     draw, counts = random.Random(asked.seed), Counter()  # noqa: S311
     while counts["kills"] < asked.kills:
         out = asked.folder / str(counts["sweeps"]) / "sweep"
-        one_sweep(out, asked.kills, asked.longest, draw, counts)
+        one_sweep(out, asked.configs, asked.kills, asked.longest, draw, counts)
         print(json.dumps(counts), flush=True)
 
 

@@ -1,10 +1,12 @@
 """How long a large sweep takes to read: ``python tests/scale.py [RECORDS [SAMPLES]]``.
 
 Makes up RECORDS records (10,000) of four points, SAMPLES a point (8), each config visited five
-times, and tells wall and CPU seconds and the most memory of ``status``, resume and the table:
-each in a process of its own, first without what earlier readings have left, then with it.
+times, with an executed notebook each, and tells wall and CPU seconds and the most memory of
+``status``, resume and the table: each in a process of its own, first cold, with neither what
+earlier readings have left nor the system's cache of these files; then warm, with both.
 """
 
+import os
 import resource
 import shutil
 import sys
@@ -13,18 +15,24 @@ import time
 from pathlib import Path
 from subprocess import run
 
+import nbformat
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from scalebench_lib import files
 from scalebench_lib.config import Config, Sweep
-from scalebench_lib.record import Point, Record
+from scalebench_lib.record import Point
+from scalebench_lib.rendered import write
 from tests.madeup import machine, measured
 
 VISITS = 5
 OPTIMIZATIONS = ("none", "script")
 GOALS = {"status": 2, "resume": 2, "table": 10}
 """Seconds for 10,000 records; and 1 GB."""
+
+NOTEBOOK_BYTES = 50_000
+"""As many as an executed notebook has, most of them its pictures."""
 
 
 def status(out: Path) -> str:
@@ -61,6 +69,8 @@ def make(out: Path, records: int, samples: int) -> None:
     rounds = Sweep(batch_sizes=sizes, optimizations=OPTIMIZATIONS, threads="all", rounds=VISITS)
     (out / "sweep.yaml").write_text(rounds.dump(), encoding="utf-8")
     noise = np.random.default_rng(0)
+    files.os.fsync = lambda handle: None  # nobody waits for the disk each time
+    (out / "notebooks").mkdir()
     for size in sizes:
         for optimization in OPTIMIZATIONS:
             one = measured(
@@ -69,15 +79,24 @@ def make(out: Path, records: int, samples: int) -> None:
             for number in range(1, VISITS + 1):
                 points = tuple(_varied(point, samples, noise) for point in one.points)
                 seen = {"visit": number, "points": points, "probe_version": 1}
-                save(out / "records", one.model_copy(update=seen))
+                record = one.model_copy(update=seen)
+                record.save(out / "records")
+                write(notebook(noise), out / "notebooks" / f"{record.name}.ipynb")
+    os.sync()
 
 
-def save(folder: Path, record: Record) -> None:
-    """As `Record.save`, without waiting for the disk each time."""
-    from scalebench_lib import files
+def notebook(noise: np.random.Generator) -> nbformat.NotebookNode:
+    """An executed notebook, as far as its size goes."""
+    picture = noise.bytes(NOTEBOOK_BYTES // 2).hex()
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_raw_cell(picture)])
 
-    files.os.fsync = lambda handle: None
-    record.save(folder)
+
+def forget(out: Path) -> None:
+    """Have the next reading find nothing that was read before."""
+    shutil.rmtree(out / ".cache", ignore_errors=True)
+    for path in out.glob("*/*"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _varied(point: Point, samples: int, noise: np.random.Generator) -> Point:
@@ -110,11 +129,12 @@ def main(records: int = 10_000, samples: int = 8) -> None:
     """Make the records and time every step, twice."""
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), records, samples)
-        size = sum(path.stat().st_size for path in Path(folder, "records").iterdir())
-        print(f"{records} records, {size / 1e6:.0f} MB")
+        size = sum(path.stat().st_size for path in Path(folder).glob("*/*"))
+        print(f"{records} records with their notebooks, {size / 1e6:.0f} MB", flush=True)
         for step in GOALS:
-            shutil.rmtree(Path(folder, ".cache"), ignore_errors=True)
-            for _ in range(2):
+            forget(Path(folder))
+            for how in ("cold", "warm"):
+                print(how, end=" ", flush=True)
                 run([sys.executable, __file__, step, folder], check=True)
 
 

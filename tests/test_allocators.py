@@ -76,7 +76,7 @@ def test_fresh_kernels_are_started_with_their_allocator(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_batch_256_is_measured_with_every_allocator(tmp_path: Path) -> None:
+def test_batch_256_is_measured_with_every_allocator(warm, tmp_path: Path) -> None:
     """Each in kernels of its own, each a row of its own; the loader says which one it is."""
     names = installed() or pytest.skip("neither tcmalloc nor jemalloc is installed")
     sweep = Sweep(
@@ -88,8 +88,7 @@ def test_batch_256_is_measured_with_every_allocator(tmp_path: Path) -> None:
         max_seconds=0.2,
         rounds=1,
     )
-    with Kernels() as warm:
-        Job.prepare(sweep, tmp_path).run(lambda _: None, warm)
+    Job.prepare(sweep, tmp_path).run(lambda _: None, warm)
     records = load_records(tmp_path)
     assert {(r.status, r.reason, r.kernel) for r in records} == {("ok", None, "warm")}
     told = {r.config.allocator: r.software.libraries["malloc"] for r in records}

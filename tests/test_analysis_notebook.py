@@ -14,9 +14,13 @@ NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "analysis.ipynb"
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
-    """The notebook, run by papermill on a quick sweep of two batch sizes, and asked about torch."""
+    """The notebook, run by papermill on a quick sweep of two batch sizes, and asked about torch.
+
+    A third record of the sweep is damaged.
+    """
     folder = tmp_path_factory.mktemp("analysis")
-    madeup.save_sweep(folder / "sweep", madeup.small_records([1, 4]))
+    sweep = madeup.save_sweep(folder / "sweep", madeup.small_records([1, 4]))
+    (sweep / "records" / "cut-v1.json").write_text('{\n "schema_version": 1,')
     asking = nbformat.read(NOTEBOOK, as_version=4)
     question = "import sys; print('torch loaded:', 'torch' in sys.modules)"
     asking.cells.append(nbformat.v4.new_code_cell(question))
@@ -49,6 +53,13 @@ def test_it_shows_every_figure_once_without_a_widget_being_touched(
         for metric in ("Latency", "Throughput")
         for what in ("BS=1", "BS=4", "HT=False")
     ]
+
+
+def test_it_tells_of_a_damaged_record_in_a_line(executed: nbformat.NotebookNode) -> None:
+    """And goes on without it."""
+    assert "cut-v1.json is damaged" in printed(executed)
+    assert "set aside as *.invalid" in printed(executed)
+    assert "Traceback" not in nbformat.writes(executed)
 
 
 def test_it_has_the_explorer(executed: nbformat.NotebookNode) -> None:

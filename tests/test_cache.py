@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from scalebench_lib import cache
 from scalebench_lib.files import sealed
 from scalebench_lib.record import Record, load_records
+from scalebench_lib.rendered import write
 from tests.madeup import measured, missing, save_sweep, small_records
 
 
@@ -86,3 +88,21 @@ def test_small_sweeps_have_none(tmp_path: Path) -> None:
     (out / ".cache").write_text(sealed("{}"))
     cache.keep(out, {})
     assert len(load_records(out)) == 6
+
+
+def test_notebooks_that_were_whole_and_have_not_changed_are_not_read_again(out: Path) -> None:
+    """One that was edited is, whatever is kept; what is kept may be damaged."""
+    folder = out / "notebooks"
+    folder.mkdir()
+    for name in "abc":
+        write(nbformat.v4.new_notebook(), folder / f"{name}.ipynb")
+    assert cache.damaged_notebooks(out) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "is_whole_notebook", lambda path: pytest.fail(f"{path} is read"))
+        assert cache.damaged_notebooks(out) == []
+    edited = folder / "b.ipynb"
+    edited.write_text(edited.read_text().replace('"cells"', '"Cells"'))
+    for kept in (None, "", "[1]", '{"a.ipynb": 1}', "[" * 100_000):
+        if kept is not None:
+            (out / cache.NOTEBOOKS).write_text(kept)
+        assert cache.damaged_notebooks(out) == [edited]

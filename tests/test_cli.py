@@ -1,18 +1,18 @@
 """The command: what it prints, and its exit codes."""
 
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from scalebench_lib import cli
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import load_records
 from scalebench_lib.sweep import doctor
+from scalebench_lib.sweep.locks import folder_to_itself
 from tests import drifting
 from tests.madeup import machine, missing, save_sweep, small_records
 from tests.waiting import wait_until
@@ -24,24 +24,6 @@ QUICK = ("--model", "bert-tiny", "--max-seconds", "0.3", "--threads", "1", "--ro
 def command(*arguments: object) -> list[str]:
     """The command line of ``scalebench``, with this Python."""
     return [sys.executable, "-m", "scalebench_lib.cli", *map(str, arguments)]
-
-
-@pytest.fixture
-def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Run the command in this process: its exit code, standard output and error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli.console, "file", None)
-        monkeypatch.setattr(sys, "argv", ["scalebench", *map(str, arguments)])
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        captured = capsys.readouterr()
-        return left.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -135,6 +117,7 @@ def test_status_tells_what_failed_and_what_is_left(scalebench, tmp_path: Path) -
     assert "script, SMT off: no luck" in printed
 
 
+@pytest.mark.usefixtures("kernels_for_all")
 def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
     scalebench, tmp_path: Path
 ) -> None:
@@ -157,6 +140,7 @@ def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("kernels_for_all")
 def test_a_sweep_with_a_failure_does_the_rest_and_exits_with_1(scalebench, tmp_path: Path) -> None:
     """bert-tiny has no pretrained weights; the page says so."""
     out = tmp_path / "sweep"
@@ -168,19 +152,35 @@ def test_a_sweep_with_a_failure_does_the_rest_and_exits_with_1(scalebench, tmp_p
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int) -> None:
-    """And leaves no kernel behind."""
+    """And leaves no kernel behind, not even one that is just starting."""
     out = tmp_path / "sweep"
-    arguments = command("sweep", out, "--batch-sizes", "1", *QUICK, "--max-seconds", "60")
+    options = ("--batch-sizes", "1", *QUICK, "--max-seconds", "60", "--kernels", "fresh")
+    arguments = command("sweep", out, *options)
     run = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    wait_until((out / "sweep.yaml").exists)
-    time.sleep(1)
-    family = psutil.Process(run.pid).children(recursive=True)
+    family = psutil.Process(run.pid).children
+    wait_until(lambda: ["ipykernel_launcher" in child.cmdline() for child in family()])
+    family = family(recursive=True)
     run.send_signal(sent)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == code
     assert errors.splitlines()[-1].endswith("shows what there is, the same command goes on")
     assert not (out / "records").exists()
     assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_a_second_sweep_into_a_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Within a second: what runs notebooks takes longer than that to import."""
+    code = (
+        "import sys; from scalebench_lib import cli\n"
+        "try: cli.main()\n"
+        "finally: print('papermill' in sys.modules)"
+    )
+    with folder_to_itself(tmp_path):
+        second = [sys.executable, "-c", code, "sweep", str(tmp_path)]
+        run = subprocess.run(second, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "False\n")
+    [complaint] = run.stderr.splitlines()
+    assert f"another sweep is running in {tmp_path} (process {os.getpid()})" in complaint
 
 
 def test_compare_tells_and_exits_by_what_it_found(scalebench, tmp_path: Path) -> None:

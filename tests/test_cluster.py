@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,9 +33,6 @@ from tests.test_cli import QUICK, command
 from tests.waiting import wait_until
 
 pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
-
-
-ONE_AND_TWO = ("--batch-sizes", "1,2", "--optimizations", "none")
 
 
 def quiet(_: Step) -> None:
@@ -81,25 +79,38 @@ def worker(address: str, folder: Path, **env: str) -> Iterator[subprocess.Popen]
             process.kill()
 
 
-Workers = Callable[..., subprocess.Popen]
+Start = Callable[[str], subprocess.Popen]
+
+
+def place(folder: Path, name: str) -> str:
+    """A runtime folder in `folder`: a worker that has one of its own plays a host of its own."""
+    path = folder / f"runtime-{name}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A scheduler's address, and the runtime folder of the host ``left``, whose worker stays."""
+    folder = tmp_path_factory.mktemp("cluster")
+    runtime = place(folder, "left")
+    with scheduler(folder) as address, worker(address, folder, **{LABEL: "left", PLACE: runtime}):
+        yield address, runtime
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, Workers]]:
-    """A scheduler's address, and what starts a worker there."""
+def cluster(left: tuple[str, str], tmp_path: Path) -> Iterator[tuple[str, Start]]:
+    """The scheduler's address, and what makes another host join, for this test."""
+    address, _ = left
     with ExitStack() as stack:
-        address = stack.enter_context(scheduler(tmp_path))
-        yield address, lambda **env: stack.enter_context(worker(address, tmp_path, **env))
 
+        def start(name: str, **env: str) -> subprocess.Popen:
+            told = {LABEL: name, PLACE: place(tmp_path, name), **env}
+            return stack.enter_context(worker(address, tmp_path, **told))
 
-def labelled(start: Workers, tmp_path: Path, *names: str) -> list[subprocess.Popen]:
-    """Workers that play hosts of their own: each with a name and a runtime folder."""
-    found = []
-    for name in names:
-        (tmp_path / f"runtime-{name}").mkdir(mode=0o700)
-        place = str(tmp_path / f"runtime-{name}")
-        found.append(start(**{LABEL: name, PLACE: place}))
-    return found
+        yield address, start
+    with cluster_at(address) as connected:
+        wait_until(lambda: len(connected.alive()) == 1)
 
 
 def tiny(hosts: str, sizes: tuple[int, ...], **change: object) -> Sweep:
@@ -128,7 +139,7 @@ def swept(sweep: Sweep, out: Path, address: str, progress: Callable[[Step], None
 def test_every_host_measures_every_config_and_is_named(cluster, tmp_path: Path) -> None:
     """In the record, its file, the results, and the reference speed; then nothing is left."""
     address, start = cluster
-    labelled(start, tmp_path, "left", "right")
+    start("right")
     out, steps = tmp_path / "sweep", list[Step]()
     fleet = swept(tiny("each", (1, 2)), out, address, steps.append)
     records = load_records(out)
@@ -144,27 +155,21 @@ def test_every_host_measures_every_config_and_is_named(cluster, tmp_path: Path) 
     assert steps[-1].done == steps[-1].total == 4
     assert len(load_results(out)["machine"].unique()) == 2
     assert set(Reference.load(out).probe_ns) == {"1 @left", "1 @right"}
-    state = sweep_state(out)
-    assert (len(state.done), state.failed, state.left) == (4, [], [])
-    run = subprocess.run(
-        command("sweep", out, *QUICK, *ONE_AND_TWO, "--scheduler", address, "--dry-run"),
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "0 configs to measure" in run.stdout
-    assert "4 done before" in run.stdout
+    with cluster_at(address) as connected:
+        again = Fleet.prepare(tiny("each", (1, 2)), out, connected, retry_failed=False).state
+    for state in (sweep_state(out), again):
+        assert (len(state.done), state.failed, state.left) == (4, [], [])
 
 
 @pytest.mark.slow
-def test_two_workers_on_one_host_never_measure_at_once(cluster, tmp_path: Path) -> None:
+def test_two_workers_on_one_host_never_measure_at_once(left, cluster, tmp_path: Path) -> None:
     """Nor do two that are called different hosts, but are one machine: the lock is the host's."""
     address, start = cluster
-    start(**{LABEL: "one"})
-    start(**{LABEL: "other"})
+    start("also left", **{PLACE: left[1]})
     swept(tiny("any", (1, 2, 4)), tmp_path / "sweep", address)
     records = load_records(tmp_path / "sweep")
     assert [r.status for r in records] == ["ok"] * 3
+    assert {r.host for r in records} == {"left", "also_left"}
     assert {r.any_host for r in records} == {True}
     ordered = sorted(records, key=lambda r: r.started)
     assert all(one.finished <= other.started for one, other in pairwise(ordered))
@@ -305,17 +310,17 @@ def test_each_host_has_a_reference_speed_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_host_that_dies_has_its_visit_made_elsewhere(cluster, tmp_path, monkeypatch) -> None:
-    """20 configs, one of two workers killed in the middle: complete, none doubled."""
+    """20 configs, one of two workers killed in the middle of a visit: complete, none doubled."""
     monkeypatch.setattr(fleets, "GRACE_SECONDS", 1.0)
     address, start = cluster
-    doomed, _ = labelled(start, tmp_path, "doomed", "other")
+    doomed = start("doomed")
     sizes, out, begun = tuple(range(1, 21)), tmp_path / "sweep", list[str]()
 
     def progress(step: Step) -> None:
         if step.record is None and step.visit.host == "doomed":
             begun.append(step.visit.name)
             if len(begun) == 4:
-                doomed.send_signal(signal.SIGKILL)
+                threading.Timer(0.5, doomed.kill).start()
 
     fleet = swept(tiny("any", sizes), out, address, progress)
     records = load_records(out)
@@ -323,7 +328,7 @@ def test_a_host_that_dies_has_its_visit_made_elsewhere(cluster, tmp_path, monkey
     assert {r.status for r in records} == {"ok"}
     assert Counter(r.host for r in records)["doomed"] == 3
     assert fleet.trouble == ["host doomed: is gone"]
-    for name in ("doomed", "other"):
+    for name in ("doomed", "left"):
         own = sorted((r for r in records if r.host == name), key=lambda r: r.started)
         assert all(one.finished <= other.started for one, other in pairwise(own))
 
@@ -333,8 +338,8 @@ def test_a_host_that_is_gone_is_waited_for_and_then_left(cluster, tmp_path, monk
     """Where every host counts, what it has left is told; when it is back the sweep goes on."""
     monkeypatch.setattr(fleets, "GRACE_SECONDS", 1.0)
     address, start = cluster
-    doomed, _ = labelled(start, tmp_path, "doomed", "other")
-    out, sweep = tmp_path / "sweep", tiny("each", (1, 2, 4))
+    doomed = start("doomed")
+    out, sweep = tmp_path / "sweep", tiny("each", (1, 2))
 
     def progress(step: Step) -> None:
         if (
@@ -345,25 +350,24 @@ def test_a_host_that_is_gone_is_waited_for_and_then_left(cluster, tmp_path, monk
             doomed.send_signal(signal.SIGKILL)
 
     fleet = swept(sweep, out, address, progress)
-    assert Counter(r.host for r in load_records(out)) == {"doomed": 1, "other": 3}
-    assert len(fleet.state.left) == 2
-    start(**{LABEL: "doomed", PLACE: str(tmp_path / "runtime-doomed")})
+    assert Counter(r.host for r in load_records(out)) == {"doomed": 1, "left": 2}
+    assert len(fleet.state.left) == 1
+    start("doomed")
     assert swept(sweep, out, address).state.left == []
-    assert Counter(r.host for r in load_records(out)) == {"doomed": 3, "other": 3}
+    assert Counter(r.host for r in load_records(out)) == {"doomed": 2, "left": 2}
 
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_kernels_of_the_hosts(cluster, tmp_path: Path) -> None:
     """With its exit code; what is done is kept, and the worker is free for the next."""
-    address, start = cluster
-    labelled(start, tmp_path, "left")
-    out = tmp_path / "sweep"
+    address, _ = cluster
+    out, sweep = tmp_path / "sweep", tiny("each", (1, 2, 4))
     options = ("--batch-sizes", "1,2,4", "--optimizations", "none", *QUICK, "--scheduler", address)
     with subprocess.Popen(command("sweep", out, *options), stdout=subprocess.DEVNULL) as run:
         wait_until(lambda: list(out.glob("records/*.json")))
         run.send_signal(signal.SIGTERM)
         assert run.wait(timeout=60) == 143
     kept = {r.name for r in load_records(out)}
-    assert subprocess.run(command("sweep", out, *options), check=False).returncode == 0
+    assert swept(sweep, out, address).state.left == []
     assert len(load_records(out)) == 3
     assert kept <= {r.name for r in load_records(out)}

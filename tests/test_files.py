@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from scalebench_lib.files import DamagedError, is_whole_notebook, sealed, set_aside, unsealed
 from scalebench_lib.record import Record, load_records
+from scalebench_lib.rendered import write
 from tests.madeup import save_sweep, small_records
 
 
@@ -71,6 +73,23 @@ def test_a_notebook_cut_anywhere_is_noticed(tmp_path: Path) -> None:
     for end in range(len(text)):
         path.write_text(text[:end])
         assert not is_whole_notebook(path)
+
+
+def test_a_notebook_that_was_edited_is_noticed(tmp_path: Path) -> None:
+    """In its cells or in its seal; written again as it is, as JupyterLab would, it is whole."""
+    path, book = tmp_path / "n.ipynb", nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_markdown_cell('12 ms, "sha256": "' + "0" * 64 + '"')]
+    write(book, path)
+    assert is_whole_notebook(path)
+    nbformat.write(nbformat.read(path, as_version=4), path)
+    assert is_whole_notebook(path)
+    whole = path.read_text()
+    for old, new in (("12 ms", "11 ms"), ('": "', '": "a'), ("  }\n", "  } \n")):
+        path.write_text(whole.replace(old, new, 1))
+        assert path.read_text() != whole
+        assert not is_whole_notebook(path)
+    nbformat.write(nbformat.v4.new_notebook(), path)
+    assert is_whole_notebook(path), "the first ones had no seal"
 
 
 def test_where_nothing_can_be_written_damage_is_left_out(tmp_path, monkeypatch, caplog) -> None:

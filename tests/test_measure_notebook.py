@@ -1,5 +1,6 @@
 """The measurement notebook, run by papermill as a user would."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from scalebench_lib.notebook import NOTEBOOKS
+from scalebench_lib.errors import RequestError
+from scalebench_lib.notebook import NOTEBOOKS, measurement_request
 from scalebench_lib.record import load_records
 
 SOURCE = NOTEBOOKS / "measure.ipynb"
@@ -31,6 +33,7 @@ def test_papermill_alone_measures_a_config(tmp_path: Path) -> None:
         model="bert-tiny",
         batch_size=2,
         optimization="script",
+        threads=1,
         max_seconds=0.3,
         out=tmp_path,
     )
@@ -43,17 +46,26 @@ def test_papermill_alone_measures_a_config(tmp_path: Path) -> None:
     assert not [output for output in outputs if output.output_type == "error"]
 
 
+def test_a_wrong_parameter_stops_it_before_anything_is_built(tmp_path: Path) -> None:
+    """The last line says what is wrong, without a traceback, and no record is left."""
+    run = papermill(tmp_path / "out.ipynb", out=tmp_path, optimisation="script")
+    assert run.returncode != 0
+    complaint = "RequestError: unknown parameter 'optimisation': did you mean 'optimization'?"
+    assert run.stderr.strip().splitlines()[-1] == complaint
+    shown = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    errors = [o for cell in shown for o in cell.get("outputs", []) if o.output_type == "error"]
+    assert [error.traceback for error in errors] == [[complaint]]
+    assert not (tmp_path / "records").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
         ({"batch_size": 0}, "batch_size: must be a whole number of at least 1, not 0"),
-        ({"optimisation": "script"}, "unknown parameter 'optimisation': did you mean 'optim"),
         ({"model": "brt"}, "unknown model 'brt': did you mean 'bert'?"),
     ],
 )
-def test_a_wrong_parameter_stops_it_before_anything_is_built(tmp_path, wrong, complaint) -> None:
-    """The last line says what is wrong, and no record is left."""
-    run = papermill(tmp_path / "out.ipynb", out=tmp_path, **wrong)
-    assert run.returncode != 0
-    assert complaint in run.stderr.strip().splitlines()[-1]
-    assert not (tmp_path / "records").exists()
+def test_a_wrong_value_is_told_as_it_is(wrong: dict, complaint: str) -> None:
+    """By what the notebook calls first."""
+    with pytest.raises(RequestError, match=re.escape(complaint)):
+        measurement_request(wrong)

@@ -211,6 +211,19 @@ def test_a_hostile_reason_is_shown_as_text(tmp_path: Path) -> None:
     assert "<script>" not in markdown(tmp_path)
 
 
+def test_a_model_and_a_machine_named_script_are_shown_as_text(tmp_path: Path) -> None:
+    """Folders may be called anything, and CPUs too."""
+    name = "<script>alert(1)"
+    on = madeup.machine(cores=2, smt=False).model_copy(update={"cpu_model": name})
+    configs = [c.model_copy(update={"model": f"./{name}"}) for c in madeup.configs(on, [1])]
+    write_page(madeup.save_sweep(tmp_path, [madeup.measured(config, on) for config in configs]))
+    parsed = Parsed(tmp_path / "index.html")
+    assert name in parsed.text
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert "<script>" not in markdown(tmp_path)
+    assert all("<" not in figure for figure in figures(tmp_path))
+
+
 def test_a_batch_that_was_never_measured_has_words_in_its_place(tmp_path: Path) -> None:
     """No broken picture: the reason stands where the figure would."""
     on = madeup.machine(cores=2, smt=False)

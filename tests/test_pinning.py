@@ -11,6 +11,7 @@ import torch
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import pinning
+from scalebench_lib.measure.bench import Bench
 from scalebench_lib.measure.pinning import confine, pin_engine, pin_team
 
 ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -72,6 +73,17 @@ def test_a_thread_that_was_moved_is_noticed() -> None:
     if len(ALLOWED) > 1:
         with pytest.raises(MeasurementError, match="did not stay on CPU"):
             team.check(work)
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
+def test_threads_that_somebody_moves_are_noticed_at_the_next_turn() -> None:
+    """Rather than quietly put back: what they did meanwhile was elsewhere."""
+    bench = Bench((1,), lambda _: (ALLOWED[0],), pinnable=True)
+    bench.switch(1)
+    bench.switch(1)
+    confine(ALLOWED)
+    with pytest.raises(MeasurementError, match="did not stay on CPU"):
+        bench.switch(1)
 
 
 def test_a_changed_thread_count_is_noticed() -> None:

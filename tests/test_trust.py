@@ -3,7 +3,6 @@
 import pytest
 
 from scalebench_lib.results import results_table
-from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.trust import bench, cost, in_turn, repeat
 from tests.madeup import small_records
 
@@ -16,12 +15,11 @@ def test_a_ratio_has_the_interval_of_both_its_sides() -> None:
 
 
 @pytest.mark.slow
-def test_two_sides_of_a_comparison_are_visits_of_the_same(tmp_path) -> None:
+def test_two_sides_of_a_comparison_are_visits_of_the_same(warm, tmp_path) -> None:
     """Measured by real kernels in turns; every ratio is a number with its interval."""
-    with Kernels() as kernels:
-        here = bench.Bench(tmp_path, kernels)
-        sides = {"one": (here, (1,)), "other": (here, (1,))}
-        table = in_turn._visits_in_turns(sides, [1], 0.2, model="bert-tiny")
+    here = bench.Bench(tmp_path, warm)
+    sides = {"one": (here, (1,)), "other": (here, (1,))}
+    table = in_turn._visits_in_turns(sides, [1], 0.2, model="bert-tiny")
     (row,) = table.to_dict("records")
     assert (row["batch_size"], row["threads"]) == (1, 1)
     assert 0 < row["low"] <= row["ratio"] <= row["high"]

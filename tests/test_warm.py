@@ -21,14 +21,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 
 
-@pytest.fixture(scope="module")
-def warm():
-    """Kernels forked from one zygote."""
-    with Kernels(warm=True) as made:
-        assert made.trouble is None
-        yield made
-
-
 def told(warm: Kernels, folder: Path, *cells: str) -> dict:
     """What the last of `cells` prints as JSON, run in a kernel."""
     source = notebook(folder / "in.ipynb", *cells)
@@ -92,7 +84,7 @@ def test_without_a_zygote_kernels_are_fresh_and_it_is_said(tmp_path, monkeypatch
         assert told(kernels, tmp_path, kind) is None
 
 
-def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(tmp_path) -> None:
+def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(light_zygote, tmp_path) -> None:
     """In the middle of a sweep."""
     with Kernels(warm=True) as kernels:
         (zygote,) = kernels._zygotes.values()
@@ -102,8 +94,7 @@ def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(tmp_path) -> None:
         assert "does not answer" in kernels.trouble
 
 
-@pytest.mark.slow
-def test_a_zygote_that_dies_under_a_running_kernel_costs_no_visit(tmp_path) -> None:
+def test_a_zygote_that_dies_under_a_running_kernel_costs_no_visit(light_zygote, tmp_path) -> None:
     """It takes the kernel along; the notebook is run again in a fresh one."""
     kill = (
         "import os, signal, time\nif os.environ.get('SCALEBENCH_KERNEL') == 'warm':\n"
@@ -115,12 +106,13 @@ def test_a_zygote_that_dies_under_a_running_kernel_costs_no_visit(tmp_path) -> N
         assert kernels.kind == "fresh"
 
 
-@pytest.mark.slow
-def test_no_orphan_is_left_when_the_sweep_is_killed(tmp_path) -> None:
+def test_no_orphan_is_left_when_the_sweep_is_killed(light_zygote, tmp_path) -> None:
     """Zygote and kernel go with it."""
     source = notebook(tmp_path / "in.ipynb", "open('begun', 'w')", "import time; time.sleep(600)")
     code = (
-        "from pathlib import Path; from scalebench_lib.sweep.kernels import Kernels\n"
+        "from pathlib import Path; from scalebench_lib.sweep import warm\n"
+        f"warm._ZYGOTE = {light_zygote}\n"
+        "from scalebench_lib.sweep.kernels import Kernels\n"
         f"with Kernels() as k: k.run(Path({str(source)!r}), Path('out.ipynb'), {{}})"
     )
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)

@@ -27,7 +27,7 @@ from scalebench_lib.estimate import CONFIDENCE
 from scalebench_lib.headline import Headline
 from scalebench_lib.pool import Key, Pooled, pool, pool_together
 from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import Reference, reference_for
+from scalebench_lib.reference import Reference, reference_for, require_one_machine
 
 Verdict = Literal["slower", "faster", "same", "not comparable"]
 
@@ -86,7 +86,7 @@ def compare(a: Path, b: Path, threshold: float = THRESHOLD, anyway: bool = False
     """
     if not 0 <= threshold < 1:
         raise RequestError(f"threshold: must be at least 0 and below 1, not {threshold:g}")
-    before, after = _loaded(a), _loaded(b)
+    before, after = _loaded(a, anyway), _loaded(b, anyway)
     both = {r.config_id for r in before} & {r.config_id for r in after}
     shared = [[r for r in side if r.config_id in both] for side in (before, after)]
     if not both:
@@ -107,10 +107,12 @@ def compare(a: Path, b: Path, threshold: float = THRESHOLD, anyway: bool = False
     )
 
 
-def _loaded(out: Path) -> list[Record]:
+def _loaded(out: Path, any_machine: bool) -> list[Record]:
     records = load_records(out)
     if not records:
         raise RequestError(f"{out} holds no records: give the folder of a sweep")
+    if not any_machine:
+        require_one_machine(records)
     return records
 
 

@@ -22,6 +22,7 @@ class Bench:
     """
 
     runner: Runner
+    team = Team((), ())
     optimized = Optimized()
 
     def __init__(
@@ -35,7 +36,11 @@ class Bench:
             torch.set_num_interop_threads(1)
 
     def switch(self, threads: int) -> None:
-        """Compute with `threads` threads from now on, each on its own CPU."""
+        """Compute with `threads` threads from now on, each on its own CPU.
+
+        Raises `MeasurementError` as `require_in_place`.
+        """
+        self.require_in_place()
         cpus = self.place(threads)
         self.team = self.teams[threads] = pin_team(cpus, self.pinnable)
         if self.optimized.per_thread_count and threads not in self.runners:
@@ -50,6 +55,11 @@ class Bench:
         """With a pass: OpenVINO looks at its CPUs only then."""
         self.runner = self.runners[threads] = self.optimized.runner(threads)
         self.pass_once()
+
+    def require_in_place(self) -> None:
+        """Raise `MeasurementError` where somebody has moved the threads that compute now."""
+        if self.team.cpus:
+            self.team_of(len(self.team.cpus)).require_in_place()
 
     def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
         """An engine's threads are found once; torch's, for the probe, are pinned beside them."""

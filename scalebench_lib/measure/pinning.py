@@ -69,6 +69,10 @@ class Team:
             raise MeasurementError(
                 f"{len(strangers)} more threads compute than the {len(self.cpus)} asked for"
             )
+        self.require_in_place()
+
+    def require_in_place(self) -> None:
+        """Raise `MeasurementError` where somebody has moved a thread since it was pinned."""
         for tid, cpu in zip(self.tids, self.cpus, strict=False):
             if os.sched_getaffinity(tid) != {cpu}:
                 raise MeasurementError(f"thread {tid} did not stay on CPU {cpu}")

@@ -114,6 +114,7 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     found.verification = verifier.check(bench.runner, outputs)
     with optimized.watched():
         series = _time(bench, visit, warm=first_pass_s * 1e9 >= LONG_PASS_NS)
+        bench.require_in_place()
         verifier.recheck(bench.runner)
     found.points = [
         _point(one, bench.team_of(one.threads), machine.cores_of(one.threads, config.smt))

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from scalebench_lib.cache import damaged_notebooks
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError
-from scalebench_lib.files import is_whole_notebook, set_aside, unfinished
+from scalebench_lib.files import set_aside, unfinished
 from scalebench_lib.imported import FILE as IMPORTED
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, Software, load_records
@@ -71,12 +72,11 @@ def require_same(
 
 def _set_aside_with_notebook(out: Path) -> None:
     """A visit whose executed notebook was damaged is measured again: they are one evidence."""
-    for notebook in (out / "notebooks").glob("[!.]*.ipynb"):
-        if not is_whole_notebook(notebook):
-            record = out / "records" / f"{notebook.stem}.json"
-            set_aside(notebook, f"{notebook.name} is damaged")
-            if record.exists():
-                set_aside(record, f"{record.name} goes with its notebook, to be measured again")
+    for notebook in damaged_notebooks(out):
+        record = out / "records" / f"{notebook.stem}.json"
+        set_aside(notebook, f"{notebook.name} is damaged")
+        if record.exists():
+            set_aside(record, f"{record.name} goes with its notebook, to be measured again")
 
 
 @contextmanager

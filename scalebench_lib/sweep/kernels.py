@@ -29,11 +29,10 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.errors import MeasurementError, RequestError
-from scalebench_lib.files import write_atomically
-from scalebench_lib.rendered import scrub
+from scalebench_lib.rendered import scrub, write
 from scalebench_lib.sweep.allocators import preload
 from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
-from scalebench_lib.sweep.locks import compiler_cache, socket_folder
+from scalebench_lib.sweep.locks import socket_folder
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
 
 _LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -52,7 +51,7 @@ class _ThisPython(KernelSpecManager):
             argv=_LAUNCH,
             display_name=name,
             language="python",
-            env={**compiler_cache(), **self._env},
+            env=self._env,
             metadata=self._metadata,
         )
 
@@ -307,6 +306,5 @@ def _publish(draft: Path, target: Path) -> None:
     if not draft.exists():
         return
     folders = (target.parent, target.parent.parent, target.parent.parent.parent)
-    notebook = scrub(nbformat.read(draft, as_version=4), *(f for f in folders if f.name))
-    write_atomically(target, nbformat.writes(notebook) + "\n")
+    write(scrub(nbformat.read(draft, as_version=4), *(f for f in folders if f.name)), target)
     draft.unlink()

@@ -27,8 +27,13 @@ PLACE = "SCALEBENCH_RUNTIME_DIR"
 _POLL_SECONDS = 1.0
 """Who waits must not disturb what it waits for."""
 
+_LOOK_SECONDS = 0.2
+"""Who finds a lock taken looks again: another may only have looked whether it is free."""
+
 _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
+
+_FOLDER_BUSY = "another sweep is running in {holder}: wait for it"
 
 _log = logging.getLogger("scalebench")
 
@@ -36,8 +41,14 @@ _log = logging.getLogger("scalebench")
 @contextmanager
 def folder_to_itself(out: Path) -> Iterator[None]:
     """One sweep at a time in folder `out`; `RequestError` names the process that is there."""
-    with _held(out / ".lock", "another sweep is running in {holder}: wait for it", str(out)):
+    with _held(out / ".lock", _FOLDER_BUSY, str(out)):
         yield
+
+
+def require_free(out: Path) -> None:
+    """Raise `RequestError`, naming its process, where a sweep is running in folder `out` now."""
+    if (path := out / ".lock").exists():
+        _acquired(path, _FOLDER_BUSY).release()
 
 
 @contextmanager
@@ -69,28 +80,10 @@ def socket_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="scalebench-", dir=parent if fits else "/tmp"))  # noqa: S108
 
 
-def compiler_cache() -> dict[str, str]:
-    """The environment that keeps torch.compile's files out of a folder that anybody could make."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    try:
-        return {} if name in os.environ else {name: str(_own_folder() / "torchinductor")}
-    except RequestError:
-        return {}
-
-
 @contextmanager
 def _held(path: Path, busy: str, doing: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock at `path`; a note beside it tells others who does."""
-    note = path.with_name(f"{path.name}-holder")
-    lock = filelock.FileLock(path, poll_interval=_POLL_SECONDS)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        told = busy.format(holder=_told(note))
-        if not wait:
-            raise RequestError(told) from None
-        _log.warning("waiting: %s", told.partition(":")[0])
-        lock.acquire(timeout=-1)
+    lock, note = _acquired(path, busy, wait), _note(path)
     try:
         note.write_text(f"{doing} (process {os.getpid()})", encoding="utf-8")
         yield
@@ -100,9 +93,26 @@ def _held(path: Path, busy: str, doing: str, wait: bool = False) -> Iterator[Non
         lock.release()
 
 
-def _told(note: Path) -> str:
+def _acquired(path: Path, busy: str, wait: bool = False) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(path, poll_interval=_POLL_SECONDS)
     try:
-        return note.read_text(encoding="utf-8")
+        lock.acquire(timeout=_LOOK_SECONDS, poll_interval=_LOOK_SECONDS / 4)
+    except filelock.Timeout:
+        told = busy.format(holder=_told(path))
+        if not wait:
+            raise RequestError(told) from None
+        _log.warning("waiting: %s", told.partition(":")[0])
+        lock.acquire(timeout=-1)
+    return lock
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}-holder")
+
+
+def _told(path: Path) -> str:
+    try:
+        return _note(path).read_text(encoding="utf-8")
     except OSError:
         return "something else"
 

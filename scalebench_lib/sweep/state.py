@@ -11,7 +11,7 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.pool import Key, Pooled, gathered, pool
 from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import reference_for
+from scalebench_lib.reference import reference_for, require_one_machine
 
 SPEC = "sweep.yaml"
 
@@ -99,11 +99,12 @@ class Judge:
 def sweep_state(out: Path) -> State:
     """Where the sweep in folder `out` stands, on the machine that measured it.
 
-    Raises `RequestError` where `out` holds no sweep.
+    Raises `RequestError` where `out` holds no sweep, or records of several machines.
     """
     if not (out / SPEC).exists():
         raise RequestError(f"{out} holds no sweep: start one with 'scalebench sweep {out}'")
     records = load_records(out)
+    require_one_machine(records)
     by_place: dict[str | None, list[Record]] = {}
     for record in records:
         by_place.setdefault(record.place, []).append(record)

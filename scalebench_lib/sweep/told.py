@@ -98,7 +98,7 @@ def run_shown(
         with job.alone(), shown(console) as show:
             job.run(show, budget_s)
         return [f"{one}: what it has left waits for the same command" for one in job.trouble]
-    with job.alone(if_busy), Kernels(warm) as how:
+    with job.alone(if_busy), Kernels(warm and bool(job.state.left)) as how:
         with shown(console) as show:
             job.run(show, how, budget_s)
         slow = "kernels were started afresh, which takes longer"

@@ -23,6 +23,8 @@ from scalebench_lib.sweep.locks import socket_folder
 PROVISIONER = "scalebench-warm"
 """The entry point's name; see ``pyproject.toml``."""
 
+_ZYGOTE = [sys.executable, "-m", "scalebench_lib.sweep.zygote"]
+
 START_SECONDS = 60.0
 
 ANSWER_SECONDS = 30.0
@@ -41,7 +43,7 @@ class ZygoteProcess:
         self.socket = str(self.folder / "zygote")
         self._errors = self.folder / "errors"
         self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "scalebench_lib.sweep.zygote", self.socket],
+            [*_ZYGOTE, self.socket],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
