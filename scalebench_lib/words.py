@@ -47,7 +47,7 @@ OPTIMIZATIONS = {
 """Optimization names and what they are; `measure.optimizations` applies them."""
 
 Allocator = Literal["default", "tcmalloc", "jemalloc"]
-"""What serves malloc; all but the system's own are preloaded (`sweep.allocators`)."""
+"""What serves malloc; all but the system's own are preloaded (`allocators`)."""
 
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
