@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from scalebench_lib.config import PRESETS, Sweep, Visit
+from scalebench_lib.config import PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
-from scalebench_lib.sweep.locks import IF_BUSY, require_free
+from scalebench_lib.sweep.locks import IF_BUSY, machine_to_itself, require_free
 from scalebench_lib.sweep.state import sweep_state
 from scalebench_lib.words import OPTIMIZATIONS
 
@@ -33,6 +33,8 @@ app = typer.Typer(
 console = Console(highlight=False)
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The sweep's folder.")]
+_IF_BUSY = "The machine: refuse, wait or beside."
+_OF_SEVERAL = "Where OUT has several."
 
 
 @app.command()
@@ -55,7 +57,7 @@ def sweep(
     rounds: Annotated[int | None, typer.Option(help="The most visits of a config: 5.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Such as 10m: start no more.")] = None,
     kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
-    if_busy: Annotated[str, typer.Option(help="The machine: refuse, wait or beside.")] = "refuse",
+    if_busy: Annotated[str, typer.Option(help=_IF_BUSY)] = "refuse",
     visit_timeout: Annotated[str | None, typer.Option(help="End a visit after: 10m.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
@@ -85,8 +87,7 @@ def sweep(
     given = {name: value for name, value in options.items() if value is not None}
     if kernels not in ("warm", "fresh"):
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
-    if if_busy not in IF_BUSY:
-        raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {if_busy!r}")
+    _require_if_busy(if_busy)
     budget, warm = told.seconds("time_budget", time_budget), kernels == "warm"
     request = _request(preset, spec, given)
     with told.prepared(request, out, retry_failed, scheduler, any_host, warm, if_busy) as job:
@@ -128,7 +129,8 @@ def status(out: Out) -> None:
     for visit, record in state.failed:
         console.print(f"{record.status}: {visit}: {record.reason}", soft_wrap=True)
     for visit in state.left:
-        console.print(f"left: {visit}, threads {_counts(visit)}", soft_wrap=True)
+        counts = ", ".join(map(str, visit.threads))
+        console.print(f"left: {visit}, threads {counts}", soft_wrap=True)
 
 
 @app.command("import")
@@ -151,28 +153,28 @@ def plan(
     threads: Annotated[str | None, typer.Option(help="Physical cores to use: all.")] = None,
     optimization: Annotated[str | None, typer.Option(help="Only this one: any.")] = None,
     slo_ms: Annotated[float | None, typer.Option(help="The latency limit in ms.")] = None,
-    model: Annotated[str | None, typer.Option(help="Where OUT has several.")] = None,
-    seq_len: Annotated[str | None, typer.Option(help="Where OUT has several.")] = None,
+    machine: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
+    model: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
+    seq_len: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
+    image_size: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
+    placement: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
     max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
+    if_busy: Annotated[str, typer.Option(help=_IF_BUSY)] = "refuse",
 ) -> None:
     """How to split a batch over instances of the model; with --verify, proved by running it."""
     from scalebench_lib.plan import decide as deciding
     from scalebench_lib.plan import report as telling
     from scalebench_lib.plan.proof import Limits
 
-    request = deciding.Request.of(
-        batch_size=batch_size,
-        threads=threads,
-        optimization=optimization,
-        slo_ms=slo_ms,
-        model=model,
-        seq_len=seq_len,
-    )
+    asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
+    of = {"machine": machine, "model": model, "seq_len": seq_len, "image_size": image_size}
+    request = deciding.Request.of(**asked, **of, placement=placement, slo_ms=slo_ms)
     limits = Limits.checked({"max_seconds": max_seconds})
+    _require_if_busy(if_busy)
     decision = deciding.decide(out, request)
     if verify:
-        with console.status("") as line:
+        with machine_to_itself(f"a plan of {out}", if_busy), console.status("") as line:
             decision = deciding.prove(decision, limits, line.update)
     console.print(telling.comparison(decision))
     for lines in (telling.sentences(decision), telling.commands(decision)):
@@ -295,6 +297,11 @@ def _tell(imported: Imported) -> None:
         console.print(f"note: {note}", soft_wrap=True)
 
 
+def _require_if_busy(word: str) -> None:
+    if word not in IF_BUSY:
+        raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {word!r}")
+
+
 def _listed(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]
 
@@ -304,10 +311,6 @@ def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
         raise RequestError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
     start = Sweep.load(spec).model_dump() if spec else PRESETS[preset]
     return Sweep.checked({**start, **given})
-
-
-def _counts(visit: Visit) -> str:
-    return ", ".join(map(str, visit.threads))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ All are for device ``cpu``. `measure.optimizations` applies them, or says why on
 """
 
 Allocator = Literal["default", "tcmalloc", "jemalloc"]
-"""What serves malloc; all but the system's own are preloaded (`sweep.allocators`)."""
+"""What serves malloc; all but the system's own are preloaded (`allocators`)."""
 
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""

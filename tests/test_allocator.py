@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from scalebench_lib.allocators import preload
 from scalebench_lib.errors import RequestError
 from scalebench_lib.measure import allocator
-from scalebench_lib.sweep.allocators import preload
 from tests.test_allocators import installed
 
 

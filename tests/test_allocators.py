@@ -7,12 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from scalebench_lib import allocators
+from scalebench_lib.allocators import library, preload, require_installed
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import load_records
 from scalebench_lib.results import load_results
-from scalebench_lib.sweep import allocators
-from scalebench_lib.sweep.allocators import library, preload, require_installed
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.runner import Job
 from tests.test_kernels import notebook
@@ -32,7 +32,7 @@ def installed() -> list[str]:
 def test_what_is_missing_names_the_package_to_install(monkeypatch) -> None:
     """In one line, before anything starts."""
     monkeypatch.setattr(allocators, "find_library", lambda _: None)
-    monkeypatch.setattr(allocators, "_LIBRARIES", {"jemalloc": ("libnowhere.so.9",)})
+    monkeypatch.setattr(allocators, "LIBRARIES", {"jemalloc": ("libnowhere.so.9",)})
     with pytest.raises(RequestError, match="'jemalloc' is not installed: 'apt install libjemall"):
         require_installed(["default", "jemalloc"])
 

@@ -1,6 +1,7 @@
 """Decisions on made-up sweeps; what cannot be had is answered with the nearest that can."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from scalebench_lib.errors import RequestError
 from scalebench_lib.plan import report
 from scalebench_lib.plan.decide import Limits, Request, decide, prove
+from scalebench_lib.plan.interference import Interference, observation
 from tests import madeup
 
 
@@ -69,6 +71,30 @@ def test_what_cannot_be_had_gets_one_line(sweep: Path, asked: dict, answer: str)
     with pytest.raises(RequestError, match=answer) as told:
         decide(sweep, Request.of(**asked))
     assert len(str(told.value).splitlines()) == 1
+
+
+def test_what_the_sweep_has_several_of_is_chosen(tmp_path: Path) -> None:
+    """Items of two sizes are never mixed in one plan."""
+    sizes = [madeup.small_records((1, 4), seq_len=tokens) for tokens in (16, 128)]
+    out = madeup.save_sweep(tmp_path, [record for records in sizes for record in records])
+    with pytest.raises(RequestError, match="more than one seq_len: choose one of 16, 128"):
+        decide(out, Request.of(batch_size=4))
+    short, long = (decide(out, Request.of(batch_size=4, seq_len=n)).best for n in (16, 128))
+    assert short.latency_ms < long.latency_ms
+
+
+def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(tmp_path: Path) -> None:
+    """What was measured counts more than what was predicted."""
+    out = madeup.save_sweep(tmp_path, madeup.small_records((1, 4, 8)))
+    first = decide(out, Request.of(slo_ms=200))
+    slow = observation(first.ground.profile, first.best.plan, madeup.START, (210.0, 209.0, 211.0))
+    Interference(observations=(slow,)).save(out)
+    again = decide(out, Request.of(slo_ms=200))
+    assert again.best.plan != first.best.plan
+    assert again.best.latency_ms <= 200
+    slower = replace(first.best.plan, predicted_ms=210.0)
+    late = replace(first, best=replace(first.best, plan=slower))
+    assert any("over the limit of 200 ms" in line for line in report.sentences(late))
 
 
 def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:

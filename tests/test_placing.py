@@ -1,7 +1,7 @@
 """Where instances run."""
 
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.plan.placing import placed, ranges
+from scalebench_lib.plan.placing import Placed, placed, ranges
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Option
 from tests import madeup
@@ -39,3 +39,5 @@ def test_commands_are_ready_to_be_run() -> None:
     assert one.taskset == "taskset -c 0-1"
     assert one.numactl == "numactl --physcpubind=0-1 --localalloc"
     assert one.environment == {"OMP_NUM_THREADS": "2"}
+    faster = Placed(Option(2, 1, 1.0, cores=2.0, allocator="tcmalloc"), (0, 1))
+    assert faster.environment["LD_PRELOAD"] == "libtcmalloc_minimal.so.4"

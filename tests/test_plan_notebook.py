@@ -1,13 +1,15 @@
 """The plan notebook runs headless on the example sweep, and tells its story."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 
-from scalebench_lib.plan.decide import Ground
+from scalebench_lib.plan.decide import Ground, Request
 from scalebench_lib.plan.explorer import _MOST, PlanExplorer
+from scalebench_lib.plan.picture import speedups
 from tests import madeup
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "plan.ipynb"
@@ -39,7 +41,7 @@ def test_it_shows_the_plan_and_its_pictures(sweep: Path, tmp_path: Path) -> None
 
 def test_controls_answer_and_say_why_not(sweep: Path) -> None:
     """The picture follows; what cannot be had is told in its place."""
-    explorer = PlanExplorer(Ground.load(sweep), batch_size=8)
+    explorer = PlanExplorer(Ground.load(sweep, Request()), batch_size=8)
     first = bytes(explorer.picture.value)
     assert first.startswith(b"\x89PNG")
     assert "serves batch 8" in explorer.message.value
@@ -50,6 +52,15 @@ def test_controls_answer_and_say_why_not(sweep: Path) -> None:
     explorer.cores.value = 2
     explorer.question.value = _MOST
     assert "inferences/s" in explorer.message.value
+
+
+def test_where_nothing_ran_on_all_cores_there_is_no_gain_to_show(sweep: Path) -> None:
+    """And the picture says so by being empty."""
+    ground = Ground.load(sweep, Request())
+    single = [option for option in ground.profile.options if option.threads == 1]
+    drawing, gains = speedups(replace(ground, profile=replace(ground.profile, options=single)))
+    assert gains == {}
+    assert drawing.png().startswith(b"\x89PNG")
 
 
 def test_the_source_has_one_cell_of_parameters() -> None:

@@ -61,11 +61,11 @@ def test_it_finds_what_trying_everything_finds(options, cores, batch_size, expon
 
 
 @settings(deadline=None, max_examples=40)
-@given(OPTIONS, st.integers(1, 3), st.floats(1, 60))
-def test_no_plan_within_the_limit_serves_more(options, cores, slo_ms) -> None:
+@given(OPTIONS, st.integers(1, 3), st.floats(1, 60), st.sampled_from([0.0, 0.2]))
+def test_no_plan_within_the_limit_serves_more(options, cores, slo_ms, exponent) -> None:
     """Of all batch sizes; and where there is none, it says so."""
-    plans = [plan for plan in every_plan(options, cores, 0.0) if plan.predicted_ms <= slo_ms]
-    planner = Planner(options, cores)
+    plans = [p for p in every_plan(options, cores, exponent) if p.predicted_ms <= slo_ms]
+    planner = Planner(options, cores, exponent)
     if not plans:
         with pytest.raises(RequestError):
             planner.under(slo_ms)
@@ -106,6 +106,8 @@ def test_what_cannot_be_reached_is_answered_with_the_nearest() -> None:
         planner.best(9)
     with pytest.raises(RequestError, match=r"the nearest is 12$"):
         planner.best(1000)
+    with pytest.raises(RequestError, match=r"the nearest is 12000000$"):
+        Planner([option(1, 4_000_000, 1.0)], 3).best(10**9)
     with pytest.raises(RequestError, match="no point was measured on 1 core or fewer"):
         Planner([option(2, 4, 1.0)], 1).best(4)
 

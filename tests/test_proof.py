@@ -5,18 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
+from scalebench_lib.plan import crew
 from scalebench_lib.plan import decide as deciding
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Option
 from scalebench_lib.plan.proof import Limits, Proof, Ratio, Run, speedup
 from tests import madeup
+from tests.standins import STAND_IN, instances
 
 MACHINE = Machine.here()
 TINY = Config(model="bert-tiny")
@@ -24,12 +25,6 @@ LIMITS = Limits(max_seconds=1.0, setup_s=120.0, batch_s=2.0)
 ONE, TWO, THREE = (Plan.of([Option(1, size, 5.0, cores=1.0)]) for size in (1, 2, 3))
 
 pytestmark = pytest.mark.skipif(not MACHINE.pinnable, reason="no affinity here")
-
-
-def instances() -> list[psutil.Process]:
-    """The processes of plans that this one has started."""
-    children = psutil.Process().children(recursive=True)
-    return [one for one in children if "scalebench_lib.plan.instance" in one.cmdline()]
 
 
 def hit(victims: dict[int, signal.Signals]) -> Callable[[str], None]:
@@ -44,8 +39,11 @@ def hit(victims: dict[int, signal.Signals]) -> Callable[[str], None]:
     return say
 
 
-def test_an_instance_that_dies_or_hangs_fails_its_plan_only() -> None:
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_instance_that_dies_or_hangs_fails_its_plan_only(real: bool, monkeypatch) -> None:
     """The third plan is measured, and no process is left. Process 0 is the probe."""
+    if not real:
+        monkeypatch.setattr(crew, "_COMMAND", STAND_IN)
     victims = {1: signal.SIGKILL, 2: signal.SIGSTOP}
     proof = Proof(TINY, MACHINE, 1, float("nan"), LIMITS, hit(victims))
     dead, hung, whole = proof.run([ONE, TWO, THREE])

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from pathlib import Path
 
+from scalebench_lib.allocators import LIBRARIES
 from scalebench_lib.errors import RequestError
 from scalebench_lib.words import Allocator
 
@@ -49,5 +50,4 @@ def require_loaded(allocator: Allocator) -> None:
 def _advice(allocator: Allocator) -> str:
     if allocator == "default":
         return "to measure the system's own, start without LD_PRELOAD"
-    stem = {"tcmalloc": "libtcmalloc_minimal.so.4", "jemalloc": "libjemalloc.so.2"}[allocator]
-    return f"start with LD_PRELOAD={stem} papermill …, or use 'scalebench sweep'"
+    return f"start with LD_PRELOAD={LIBRARIES[allocator][0]} papermill …, or use 'scalebench sweep'"

@@ -46,27 +46,39 @@ def thin(profile: Profile, cores: int, batch_size: int, exponent: float) -> Plan
     return _best(single, cores, batch_size, exponent)
 
 
+def fastest(planner: Planner, profile: Profile, batch_size: int, learned: Interference) -> Plan:
+    """The plan of `batch_size` that promises most; what was run counts as it was measured.
+
+    Raises `RequestError` where there is none.
+    """
+    first = planner.best(batch_size)
+    before = _run_before(planner, profile, batch_size, learned)
+    return _ranked([*before, first], profile, learned)[0]
+
+
 def candidates(
-    profile: Profile, cores: int, batch_size: int, learned: Interference, count: int
+    planner: Planner, profile: Profile, batch_size: int, learned: Interference
 ) -> list[Plan]:
-    """The `count` plans of `batch_size` that promise most, the best first, each of its own kind.
+    """Plans of `batch_size` by what they promise, the best first, each of its own kind.
 
     They are the best with instances of at most, and of at least, 1, 2, 4 … cores, the best that
     leave cores idle, and those that were run before. Raises `RequestError` where there is none.
     """
-    exponent = learned.exponent(profile)
-    first = Planner(profile.options, cores, exponent).best(batch_size)
-    others = _of_every_kind(profile.options, cores, batch_size, exponent)
-    before = _run_before(profile, cores, batch_size, learned, exponent)
-    found = {shape(plan.instances): plan for plan in (*before, *others, first)}
+    first = planner.best(batch_size)
+    others = _of_every_kind(profile.options, planner, batch_size)
+    before = _run_before(planner, profile, batch_size, learned)
+    return _ranked([*before, *others, first], profile, learned)
+
+
+def _ranked(plans: Iterable[Plan], profile: Profile, learned: Interference) -> list[Plan]:
+    """Each different plan, with what is known of it; the fastest, then the smallest first."""
+    found = {shape(plan.instances): plan for plan in plans}
     known = [learned.known(plan, profile) for plan in found.values()]
-    return sorted(known, key=lambda plan: (plan.predicted_ms, plan.cores))[:count]
+    return sorted(known, key=lambda plan: (plan.predicted_ms, plan.cores))
 
 
-def _of_every_kind(
-    options: Iterable[Option], cores: int, batch_size: int, exponent: float
-) -> Iterator[Plan]:
-    options = list(options)
+def _of_every_kind(options: Iterable[Option], planner: Planner, batch_size: int) -> Iterator[Plan]:
+    options, cores = list(options), planner.cores
     for power in range(cores.bit_length()):
         size = 2**power
         kinds: tuple[tuple[Callable[[Option], bool], int], ...] = (
@@ -75,7 +87,7 @@ def _of_every_kind(
             (lambda _: True, size),
         )
         for fits, budget in kinds:
-            if plan := _best(filter(fits, options), budget, batch_size, exponent):
+            if plan := _best(filter(fits, options), budget, batch_size, planner.exponent):
                 yield plan
 
 
@@ -86,13 +98,13 @@ def _best(options: Iterable[Option], cores: int, batch_size: int, exponent: floa
 
 
 def _run_before(
-    profile: Profile, cores: int, batch_size: int, learned: Interference, exponent: float
+    planner: Planner, profile: Profile, batch_size: int, learned: Interference
 ) -> Iterator[Plan]:
     """Plans that were run, if they fit the request, with the profile's latencies of today."""
     today = {shape([option]): option for option in profile.options}
     for one in learned.about(profile):
         options = [today.get(shape([option])) for option in one.instances]
         here = [option for option in options if option]
-        plan = Plan.of(here, exponent) if len(here) == len(options) else None
-        if plan and plan.batch_size == batch_size and plan.cores <= cores:
+        plan = Plan.of(here, planner.exponent) if len(here) == len(options) else None
+        if plan and plan.batch_size == batch_size and plan.cores <= planner.cores:
             yield plan

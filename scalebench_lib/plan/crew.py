@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
+from scalebench_lib.allocators import preload
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.plan.instance import Role
 from scalebench_lib.processes import cause_of_death, end
@@ -86,6 +88,7 @@ class _Member:
     """A process, the pipe to it, and what it writes to standard error."""
 
     def __init__(self, role: Role) -> None:
+        env = {**os.environ, **preload(role.config.allocator if role.config else "default")}
         self.pipe, theirs = Pipe()
         self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         with theirs:
@@ -96,6 +99,7 @@ class _Member:
                 stdout=subprocess.DEVNULL,
                 stderr=self._words,
                 start_new_session=True,
+                env=env,
             )
         self.send(role.model_dump(mode="json"))
 

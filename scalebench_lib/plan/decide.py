@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.plan.candidates import candidates, even, fat, thin
+from scalebench_lib.plan.candidates import candidates, even, fastest, fat, thin
 from scalebench_lib.plan.interference import Interference, Observation, observation, shape
 from scalebench_lib.plan.placing import Placed, placed
 from scalebench_lib.plan.planner import Plan, Planner
@@ -37,15 +36,18 @@ class Request(Words):
     """What is asked: the best plan for `batch_size`, or of most throughput within `slo_ms`.
 
     `threads` counts physical cores. What is not given is 0 or empty: all cores, any
-    optimization, and the only model and sequence length that there is.
+    optimization, and the only model, size of items and machine that there is.
     """
 
     batch_size: Whole = 0
     threads: Whole = 0
     optimization: str = ""
     slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.0
+    machine: str = ""
     model: str = ""
     seq_len: Whole = 0
+    image_size: Whole = 0
+    placement: str = ""
 
     @classmethod
     def of(cls, **values: Any) -> Request:
@@ -68,10 +70,10 @@ class Ground:
     learned: Interference
 
     @classmethod
-    def load(cls, out: Path, model: str = "", seq_len: int = 0) -> Ground:
-        """Read the sweep in folder `out`; `RequestError` says what it lacks, and what it has."""
+    def load(cls, out: Path, request: Request) -> Ground:
+        """Read what the sweep in `out` has for `request`; `RequestError` says what it lacks."""
         table, records = load_results(out), tuple(load_records(out))
-        profile = Profile.of(table, model=model or None, seq_len=seq_len or None)
+        profile = Profile.of(table, **request.model_dump())
         machine = _machine(profile, table, records)
         most = machine.max_threads(smt=False)
         return cls(out, profile, machine, most, records, Interference.load(out))
@@ -103,13 +105,21 @@ class Ground:
         runs = self.learned.about(self.profile)
         return sorted(runs, key=lambda run: sum(one.batch_size for one in run.instances))
 
+    def known(self, plan: Plan) -> Plan:
+        """`plan` with what its own run taught, if it was run."""
+        return self.learned.known(plan, self.profile)
+
+    def fastest(self, batch_size: int) -> Plan:
+        """The best plan for `batch_size`, with what is known of it."""
+        return fastest(self.planner, self.profile, batch_size, self.learned)
+
     def best(self, request: Request) -> Plan:
         """The best plan; `RequestError` where there is none, with the nearest that there is."""
         if not request.batch_size:
-            return self.planner.under(request.slo_ms)
-        best = self.candidates(request.batch_size)[0]
+            return self.planner.under(request.slo_ms, self.known)
+        best = self.fastest(request.batch_size)
         if request.slo_ms and best.predicted_ms > request.slo_ms:
-            less = self.planner.under(request.slo_ms)
+            less = self.planner.under(request.slo_ms, self.known)
             raise RequestError(
                 f"slo_ms: batch {request.batch_size} takes {best.predicted_ms:.4g} ms at least; "
                 f"within {request.slo_ms:g} ms the largest is batch {less.batch_size} "
@@ -119,17 +129,17 @@ class Ground:
 
     def candidates(self, batch_size: int) -> list[Plan]:
         """The plans that promise most, the best first."""
-        return candidates(self.profile, self.cores, batch_size, self.learned, CANDIDATES)
+        return candidates(self.planner, self.profile, batch_size, self.learned)[:CANDIDATES]
 
     def fat(self, batch_size: int) -> Plan | None:
         """The one-instance baseline with what is known of it, if it was profiled."""
         plan = fat(self.profile, self.cores, batch_size)
-        return plan and self.learned.known(plan, self.profile)
+        return plan and self.known(plan)
 
     def thin(self, batch_size: int) -> Plan | None:
         """The baseline of one thread an instance with what is known of it, if there is one."""
         plan = thin(self.profile, self.cores, batch_size, self.exponent)
-        return plan and self.learned.known(plan, self.profile)
+        return plan and self.known(plan)
 
     def proof(self, limits: Limits, say: Say) -> Proof:
         """The means to run plans here; `RequestError` where the sweep is of another machine."""
@@ -141,18 +151,11 @@ class Ground:
                 f"this sweep was measured on {self.machine.title}, which differs from this machine "
                 f"in its {differs}: verify there, or measure here"
             )
-        config = self._config()
+        record = next(one for one in self.records if one.points and self.profile.is_of(one))
+        config = record.config.model_copy(update={"smt": False})
         known = reference_for(self.out, list(self.records)).probe_ns
-        reference = known.get(Reference.key(config, self.cores), np.nan)
+        reference = known.get(Reference.key(config, self.cores, record.place), np.nan)
         return Proof(config, here, self.cores, reference, limits, say)
-
-    def _config(self) -> Config:
-        """What all instances have in common: model, weights, seed, tokens, placement."""
-        profile = self.profile
-        wanted = (profile.model, profile.seq_len, profile.placement)
-        alike = (record.config for record in self.records if record.points)
-        found = next(one for one in alike if (one.model, one.seq_len, one.placement) == wanted)
-        return found.model_copy(update={"smt": False})
 
 
 def _machine(profile: Profile, table: pd.DataFrame, records: Iterable[Record]) -> Machine:
@@ -233,7 +236,7 @@ def decide(out: Path, request: Request) -> Decision:
 
     Raises `RequestError` for what cannot be had, with the nearest that can.
     """
-    return choose(Ground.load(out, request.model, request.seq_len), request)
+    return choose(Ground.load(out, request), request)
 
 
 def choose(whole: Ground, request: Request) -> Decision:

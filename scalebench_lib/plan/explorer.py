@@ -8,9 +8,11 @@ from typing import Any
 import ipywidgets as widgets
 
 from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.notebook import somebody_watches
 from scalebench_lib.plan import picture
 from scalebench_lib.plan.decide import Decision, Ground, Request, choose
 from scalebench_lib.plan.report import sentences
+from scalebench_lib.rendered import WIDGET
 
 _FASTEST, _MOST = "the fastest for a batch", "the most within a limit"
 _ANY = "any"
@@ -19,7 +21,7 @@ _ANY = "any"
 class PlanExplorer(widgets.VBox):  # type: ignore[misc]
     """Asks `ground` for a plan: a batch size or a latency limit, cores, an optimization.
 
-    `message` says what is best, or why there is nothing; `picture` shows where it runs.
+    `message` says the `answer`, or why there is none; `picture` shows where it runs.
     """
 
     def __init__(self, ground: Ground, batch_size: int = 0) -> None:
@@ -27,8 +29,13 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
         self.question = widgets.ToggleButtons(
             options=[_FASTEST, _MOST], description="Wanted", **_look("max-content")
         )
-        sizes = [plan.batch_size for plan in ground.planner.plans(ground.planner.largest_batch)]
-        self.batch_size = _slider("Batch size", sizes, batch_size)
+        self.batch_size = widgets.BoundedIntText(
+            value=batch_size or ground.profile.batch_sizes[-1],
+            min=1,
+            max=ground.planner.largest_batch,
+            description="Batch size",
+            **_look("24rem"),
+        )
         frontier = ground.planner.frontier()
         limits = [(f"{plan.predicted_ms:.4g} ms", plan.predicted_ms) for plan in frontier]
         self.limit = _slider("Latency limit", limits, limits[-1][1])
@@ -53,7 +60,7 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
         try:
             self._show(choose(self._ground, self._request(by_batch)))
         except ScalebenchError as error:
-            self.message.value = _status(str(error))
+            self._say(str(error))
             self.picture.layout.display = "none"
 
     def _request(self, by_batch: bool) -> Request:
@@ -65,23 +72,28 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
             optimization=None if chosen == _ANY else chosen,
         )
 
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        """The controls, and their answer in words for where they are dead; headless, it alone."""
+        data: dict[str, Any] = super()._repr_mimebundle_(**options)
+        if not somebody_watches():
+            del data[WIDGET]
+        return {**data, "text/plain": self.answer}
+
     def _show(self, decision: Decision) -> None:
-        self.message.value = _status(". ".join(sentences(decision)) + ".")
+        self._say(". ".join(sentences(decision)) + ".")
         self.picture.value = picture.cores(decision).png()
         self.picture.layout.display = ""
 
+    def _say(self, answer: str) -> None:
+        self.answer = answer
+        self.message.value = f'<p role="status">{escape(answer)}</p>'
+
 
 def _slider(description: str, options: list[Any], value: Any) -> widgets.SelectionSlider:
-    values = [option[1] if isinstance(option, tuple) else option for option in options]
-    chosen = value if value in values else values[-1]
     return widgets.SelectionSlider(
-        options=options, value=chosen, description=description, **_look("32rem")
+        options=options, value=value, description=description, **_look("32rem")
     )
 
 
 def _look(width: str) -> dict[str, Any]:
     return {"style": {"description_width": "7rem"}, "layout": {"width": width}}
-
-
-def _status(text: str) -> str:
-    return f'<p role="status">{escape(text)}</p>'

@@ -2,8 +2,8 @@
 
 Runs as ``python -m scalebench_lib.plan.instance FD``. The first JSON message on that pipe is its
 `Role`. It answers with ``{"ready": seconds}``, and from then on each ``{"start_ns": n}`` with
-``{"began_ns": n, "ended_ns": n}`` on the clock that all processes share. Between messages it
-sleeps. It ends with its parent, or with the pipe.
+``{"ended_ns": n}`` on the clock that all processes share. Between messages it sleeps. It ends
+with its parent, or with the pipe.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ def _serve(pipe: Connection, role: Role, start: float) -> None:
         _send(pipe, ready=time.perf_counter() - start)
         while True:
             _wait_until(_receive(pipe)["start_ns"])
-            began = time.perf_counter_ns()
             work()
-            _send(pipe, began_ns=began, ended_ns=time.perf_counter_ns())
+            _send(pipe, ended_ns=time.perf_counter_ns())
 
 
 def _model(role: Role, config: Config) -> Callable[[], object]:
     """The optimized model on its CPUs, warm."""
-    from scalebench_lib.measure import models, optimizations
+    from scalebench_lib.measure import allocator, models, optimizations
     from scalebench_lib.measure.bench import Bench
 
+    allocator.require_loaded(config.allocator)
     threads = len(role.cpus)
     bench = Bench((threads,), lambda _: role.cpus, role.pinnable)
     bench.switch(threads)

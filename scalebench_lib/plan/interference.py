@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalebench_lib.errors import ScalebenchError, one_line
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.profile import Option, Profile
+from scalebench_lib.plan.profile import CHOICES, Option, Profile
 from scalebench_lib.record import write_atomically
+from scalebench_lib.words import DEFAULT_IMAGE_SIZE
 
 FILE = "interference.json"
 
@@ -42,6 +43,7 @@ class Observation(_Part):
     model: str
     seq_len: int
     placement: str
+    image_size: int = DEFAULT_IMAGE_SIZE
     instances: tuple[Option, ...]
     predicted_ms: float
     measured_ms: Annotated[float, Field(gt=0)]
@@ -89,7 +91,9 @@ class Interference(_Part):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise ScalebenchError(f"{path} is damaged: {one_line(error)}") from None
+            raise ScalebenchError(
+                f"{path} is damaged: {one_line(error)}; delete it, and 'plan --verify' learns anew"
+            ) from None
 
     def save(self, out: Path) -> None:
         """Keep it in folder `out`."""
@@ -102,8 +106,7 @@ class Interference(_Part):
 
     def about(self, profile: Profile) -> list[Observation]:
         """The observations of this profile's model, on its machine."""
-        wanted = (profile.machine, profile.model, profile.seq_len, profile.placement)
-        return [one for one in self.observations if _about(one) == wanted]
+        return [one for one in self.observations if _about(one) == _about(profile)]
 
     def exponent(self, profile: Profile) -> float:
         """The exponent for plans of this profile's options: a fit through the origin.
@@ -134,10 +137,7 @@ def observation(
     """A run of `plan`; `measured` is its latency, low and high in ms."""
     return Observation(
         when=when,
-        machine=profile.machine,
-        model=profile.model,
-        seq_len=profile.seq_len,
-        placement=profile.placement,
+        **{name: getattr(profile, name) for name in CHOICES},
         instances=plan.instances,
         predicted_ms=plan.predicted_ms,
         **dict(zip(("measured_ms", "low_ms", "high_ms"), measured, strict=True)),
@@ -151,5 +151,5 @@ def shape(instances: Iterable[Option]) -> Shape:
     return tuple(sorted(tuple(sorted(one.items())) for one in each))
 
 
-def _about(one: Observation) -> tuple[str, str, int, str]:
-    return one.machine, one.model, one.seq_len, one.placement
+def _about(one: Observation | Profile) -> tuple[Any, ...]:
+    return tuple(getattr(one, name) for name in CHOICES)

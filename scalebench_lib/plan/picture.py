@@ -103,15 +103,15 @@ def speedups(ground: Ground) -> tuple[Drawing, dict[int, float]]:
     for size in ground.profile.batch_sizes:
         fat = ground.fat(size)
         if fat and ground.planner.reachable(size):
-            found[size] = fat.predicted_ms / ground.candidates(size)[0].predicted_ms
+            found[size] = fat.predicted_ms / ground.fastest(size).predicted_ms
     figure, axes = _canvas("The best plan against one instance on all cores, by batch size")
+    _logarithmic(axes, "x", list(found) or ground.profile.batch_sizes)
     axes.axhline(1, color=_PALE, linewidth=1)
     axes.plot(list(found), list(found.values()), marker="o", color=_MARK)
     for size, ratio in found.items():
         axes.annotate(
             f"{ratio:.2f}×", (size, ratio), (0, 7), textcoords="offset points", ha="center"
         )
-    _logarithmic(axes, "x", list(found))
     most = max(found.values(), default=1.0)
     axes.set(xlabel="batch size", ylabel="times as fast as fat", ylim=(0, 1.15 * max(most, 1)))
     return figure, found

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from scalebench_lib.allocators import LIBRARIES
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Option
@@ -20,8 +21,10 @@ class Placed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The thread settings that every OpenMP or BLAS runtime reads."""
-        return {"OMP_NUM_THREADS": str(self.option.threads)}
+        """The threads, as every OpenMP or BLAS runtime reads them, and the allocator's library."""
+        library = LIBRARIES.get(self.option.allocator)
+        preloaded = {"LD_PRELOAD": library[0]} if library else {}
+        return {"OMP_NUM_THREADS": str(self.option.threads), **preloaded}
 
     @property
     def taskset(self) -> str:

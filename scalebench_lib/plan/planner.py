@@ -11,7 +11,7 @@ the table is made of ``latency / own ** exponent`` and stays exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -99,8 +99,8 @@ class Planner:
 
     def reachable(self, batch_size: int) -> bool:
         """Whether profiled batch sizes sum to `batch_size` on these cores."""
-        if not 1 <= batch_size <= self.largest_batch:
-            return False
+        if not 1 <= batch_size < self.largest_batch:
+            return batch_size == self.largest_batch > 0
         return bool(self._fewest(batch_size)[-1] // self._key_unit <= self._budget)
 
     @cached_property
@@ -113,18 +113,19 @@ class Planner:
         self._extend(min(upto, self.largest_batch))
         return (self.best(size) for size in range(1, upto + 1) if self.reachable(size))
 
-    def under(self, slo_ms: float) -> Plan:
+    def under(self, slo_ms: float, known: Callable[[Plan], Plan] = lambda plan: plan) -> Plan:
         """The plan of most throughput, of any batch size, that takes at most `slo_ms`.
 
-        Raises `RequestError` with the fastest there is where nothing meets the limit.
+        `known` may know better how long a plan takes. Raises `RequestError` with the fastest
+        there is where nothing meets the limit.
         """
-        frontier = self.frontier()
+        frontier = [known(plan) for plan in self.frontier()]
         if not frontier:
             raise RequestError(self._unreachable(1))
         within = [plan for plan in frontier if plan.predicted_ms <= slo_ms]
         if within:
-            return within[-1]
-        fastest = frontier[0]
+            return max(within, key=lambda plan: plan.throughput)
+        fastest = min(frontier, key=lambda plan: plan.predicted_ms)
         raise RequestError(
             f"slo_ms: nothing answers within {slo_ms:g} ms on {_cores(self.cores)}: the fastest is "
             f"batch {fastest.batch_size} in {fastest.predicted_ms:.4g} ms, {fastest}"

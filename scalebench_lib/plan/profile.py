@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from scalebench_lib.errors import RequestError, nearest
+from scalebench_lib.record import Record
+from scalebench_lib.words import DEFAULT_IMAGE_SIZE
 
-_CHOICES = ("machine", "model", "seq_len", "placement", "device")
+CHOICES = ("machine", "model", "seq_len", "image_size", "placement")
 """What all instances of a plan have in common."""
 
 _FINEST = 8
@@ -50,7 +52,7 @@ class Profile:
     model: str
     seq_len: int
     placement: str
-    device: str = "cpu"
+    image_size: int = DEFAULT_IMAGE_SIZE
 
     @property
     def optimizations(self) -> tuple[str, ...]:
@@ -72,36 +74,42 @@ class Profile:
                 f"optimization: no point was measured with {optimization!r}: "
                 f"{nearest(optimization, self.optimizations)}"
             )
-        return Profile(found, self.machine, self.model, self.seq_len, self.placement, self.device)
+        return replace(self, options=found)
+
+    def is_of(self, record: Record) -> bool:
+        """Whether `record` holds options of this profile."""
+        mine = {name: getattr(self, name) for name in CHOICES}
+        theirs = {**record.config.model_dump(), "machine": record.machine_name}
+        return mine.items() <= theirs.items()
 
     @classmethod
     def of(cls, table: pd.DataFrame, **wanted: Any) -> Profile:
         """The options in the results `table`; `wanted` chooses where it holds several.
 
-        Keys: machine, model, seq_len, placement, device. Placement is sequential where there is
-        a choice. Raises `RequestError` where nothing was measured, or a choice is open.
+        Keys: machine, model, seq_len, image_size, placement. Placement is sequential where there
+        is a choice. Raises `RequestError` where nothing was measured, or a choice is open.
         """
         rows = table[(table["status"] == "ok") & table["latency_ms"].notna()]
         if rows.empty:
             raise RequestError("the sweep holds no measured point: nothing can be planned from it")
         found: dict[str, Any] = {}
-        for column in _CHOICES:
+        for column in CHOICES:
             found[column] = _chosen(rows, column, wanted.get(column))
             rows = rows[rows[column] == found[column]]
         options = tuple(_option(row) for row in rows.to_dict("records"))
-        return cls(options, **{**found, "seq_len": int(found["seq_len"])})
+        return cls(options, **found)
 
 
 def _chosen(rows: pd.DataFrame, column: str, wanted: Any) -> Any:
-    known = sorted(rows[column].unique())
-    if wanted is None and len(known) > 1 and "sequential" in known:
+    known = sorted(rows[column].unique().tolist())
+    if not wanted and len(known) > 1 and "sequential" in known:
         return "sequential"
-    if wanted is None and len(known) == 1:
+    if not wanted and len(known) == 1:
         return known[0]
     if wanted in known:
         return wanted
     there = ", ".join(map(str, known))
-    if wanted is None:
+    if not wanted:
         raise RequestError(f"the sweep has more than one {column}: choose one of {there}")
     raise RequestError(f"{column}: no point was measured with {wanted!r}: there is {there}")
 

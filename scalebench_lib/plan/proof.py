@@ -20,7 +20,7 @@ import psutil
 from scipy import stats
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import MeasurementError
+from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.estimate import CONFIDENCE, enough_samples, median_interval, steadied
 from scalebench_lib.headline import Headline, PointSamples, headlines
 from scalebench_lib.machine import Machine
@@ -172,8 +172,9 @@ class Proof:
         self.say(f"starting {run.plan}")
         try:
             crew = stack.enter_context(Crew(self._roles(run.plan)))
-        except OSError as error:
-            run.reason = f"its processes could not be started: {error.strerror}"
+        except (OSError, RequestError) as error:
+            why = getattr(error, "strerror", error)
+            run.reason = f"its processes could not be started: {why}"
             return None
         _or_fail(run, crew, lambda: crew.ready(self.limits.setup_s))
         return None if run.reason else crew

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from scalebench_lib.plan.decide import Decision, Entry, Ground
 from scalebench_lib.plan.interference import Observation
 from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.profile import Option
 from scalebench_lib.plan.proof import Ratio
 from scalebench_lib.record import write_atomically
 
@@ -103,7 +105,8 @@ def comparison(decision: Decision) -> Table:
     table.add_column("against fat", overflow="fold")
     ordered = sorted(decision.entries, key=lambda one: (one is not decision.best, one.latency_ms))
     for entry in ordered:
-        table.add_row(*_cells(decision, entry), style="bold" if entry is decision.best else None)
+        style = "bold" if entry is decision.best else None
+        table.add_row(*map(escape, _cells(decision, entry)), style=style)
     return table
 
 
@@ -149,9 +152,14 @@ def commands(decision: Decision) -> Iterator[str]:
     yield "To run it, put before the command of each instance:"
     for number, one in enumerate(decision.placed, 1):
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
-        what = f"batch {one.option.batch_size}, {one.option.optimization}"
-        yield f"  {number}: {what}:  {settings} {one.taskset}"
+        yield f"  {number}: {_what(one.option)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
+
+
+def _what(option: Option) -> str:
+    threads = f"{option.threads} thread{'s' * (option.threads != 1)}"
+    named = f", {option.allocator}" * (option.allocator != "default")
+    return f"batch {option.batch_size}, {threads}, {option.optimization}{named}"
 
 
 def sentences(decision: Decision) -> Iterator[str]:
@@ -162,6 +170,11 @@ def sentences(decision: Decision) -> Iterator[str]:
         f"{best.plan} serves batch {best.plan.batch_size} in {best.latency_ms:.4g} ms ({how}), "
         f"{best.plan.batch_size / best.latency_ms * 1e3:.4g} inferences/s"
     )
+    if 0 < decision.request.slo_ms < best.latency_ms:
+        yield (
+            f"that is over the limit of {decision.request.slo_ms:g} ms: ask again, "
+            "what was measured counts now"
+        )
     for name in ("fat", "thin"):
         other = decision.named(name)
         if other is best:

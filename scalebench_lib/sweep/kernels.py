@@ -28,9 +28,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from scalebench_lib.allocators import preload
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.rendered import scrub, write
-from scalebench_lib.sweep.allocators import preload
 from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
 from scalebench_lib.sweep.locks import socket_folder
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from scalebench_lib.allocators import require_installed
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS, PROJECT
 from scalebench_lib.record import KernelKind, Software
-from scalebench_lib.sweep.allocators import require_installed
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import machine_to_itself
 from scalebench_lib.words import Allocator

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import Sweep, Visit
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
 from scalebench_lib.files import set_aside, write_atomically
@@ -32,7 +33,6 @@ from scalebench_lib.record import (
     next_visit,
 )
 from scalebench_lib.reference import reference_for
-from scalebench_lib.sweep.allocators import require_installed
 from scalebench_lib.sweep.folder import disk_errors_told, require_same, sweep_up, usable_records
 from scalebench_lib.sweep.forecast import Forecast, doomed, lacking_memory
 from scalebench_lib.sweep.kernels import Kernels

@@ -11,7 +11,7 @@ from pathlib import Path
 from scalebench_lib.errors import RequestError
 from scalebench_lib.words import Allocator
 
-_LIBRARIES = {
+LIBRARIES = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"),
     "jemalloc": ("libjemalloc.so.2",),
 }
@@ -52,7 +52,7 @@ def library(allocator: Allocator) -> str | None:
 
 
 def _candidates(allocator: Allocator) -> Iterator[str]:
-    for name in _LIBRARIES[allocator]:
+    for name in LIBRARIES[allocator]:
         for prefix in dict.fromkeys((sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix))):
             if (path := Path(prefix) / "lib" / name).exists():
                 yield str(path)
@@ -62,4 +62,4 @@ def _candidates(allocator: Allocator) -> Iterator[str]:
 
 
 def _is_allocator(path: str) -> bool:
-    return Path(path).name.startswith(tuple(f"lib{name}" for name in _LIBRARIES))
+    return Path(path).name.startswith(tuple(f"lib{name}" for name in LIBRARIES))
