@@ -3,7 +3,7 @@
 import pytest
 
 from scalebench_lib.analysis.page import write_page
-from scalebench_lib.analysis.roof import roofs
+from scalebench_lib.analysis.plates import roofs
 from scalebench_lib.analysis.selection import as_raw
 from scalebench_lib.results import results_table
 from tests.madeup import save_sweep, small_records

@@ -24,8 +24,7 @@ from markupsafe import Markup
 
 from scalebench_lib.analysis.findings import best_points, findings
 from scalebench_lib.analysis.payload import as_json, payload
-from scalebench_lib.analysis.plates import Plate, plates
-from scalebench_lib.analysis.roof import roofs as draw_roofs
+from scalebench_lib.analysis.plates import Plate, plates, roofs
 from scalebench_lib.analysis.selection import (
     METRICS,
     Measured,
@@ -34,6 +33,7 @@ from scalebench_lib.analysis.selection import (
     number,
     setting_words,
     settings,
+    varying,
 )
 from scalebench_lib.record import Record, write_atomically
 
@@ -49,6 +49,7 @@ _SETTINGS = {
     "model": "Model",
     "machine": "Machine",
     "seq_len": "Tokens",
+    "image_size": "Image size",
     "placement": "Placement",
     "allocator": "Allocator",
     "device": "Device",
@@ -62,8 +63,6 @@ _FILTERS = {
 _COLUMNS = {
     "optimization": "Optimization",
     "smt": "SMT",
-    "seq_len": "Tokens",
-    "allocator": "Allocator",
     "batch_size": "Batch size",
     "threads": "Threads",
     "status": "Status",
@@ -122,14 +121,14 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
     measured = Measured.load(out, any_machine)
     write_atomically(out / "results.csv", measured.table.to_csv(index=False))
     shown = _write_figures(out / "figures", measured)
-    roofs = _write_roofs(out / "figures", measured)
-    context = {**_context(measured, shown), **_live(measured), "roofs": roofs}
+    drawn = _write_roofs(out / "figures", measured)
+    context = {**_context(measured, shown), **_live(measured), "roofs": drawn}
     page = _TEMPLATES.get_template("index.html.j2").render(context)
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
     write_atomically(out / "index.html", page)
     _remove_stale(
-        out / "figures", {s.file for s in shown if s.png} | {roof["file"] for roof in roofs}
+        out / "figures", {s.file for s in shown if s.png} | {roof["file"] for roof in drawn}
     )
     return out / "index.html"
 
@@ -145,13 +144,13 @@ def _write_figures(folder: Path, measured: Measured) -> list[_Shown]:
     return shown
 
 
-def _write_roofs(folder: Path, measured: Measured) -> list[dict[str, str]]:
+def _write_roofs(folder: Path, measured: Measured) -> list[dict[str, Any]]:
     """One figure a model and setting whose distance from the machine's peak is known."""
     found = []
-    for figure in draw_roofs(measured.table, measured.source):
-        png = figure.png()
-        _replace(folder / f"{figure.name}.png", png)
-        found.append({"file": f"{figure.name}.png", "alt": figure.alt})
+    for setting, figure in roofs(measured.table, measured.source):
+        file, choices = f"{figure.name}.png", {"view": "peak", "threads": "best", **setting}
+        _replace(folder / file, figure.png())
+        found.append({"file": file, "alt": figure.alt, "choices": choices})
     return found
 
 
@@ -237,7 +236,7 @@ def _live(measured: Measured) -> dict[str, Any]:
     """What makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    found = payload(measured)
+    found, columns = payload(measured), _columns(measured.table)
     return {
         "css": _trusted(_read("web/page.css")),
         "script": _trusted(script),
@@ -246,14 +245,20 @@ def _live(measured: Measured) -> dict[str, Any]:
         "batches": found["batches"],
         "settings": _SETTINGS,
         "filters": _FILTERS,
-        "columns": _COLUMNS,
-        "points": list(_points(found["columns"])),
+        "columns": columns,
+        "words": [name for name in columns if isinstance(found["columns"][name][0], str)],
+        "points": list(_points([found["columns"][name] for name in columns])),
     }
 
 
-def _points(columns: dict[str, list[Any]]) -> Iterator[list[tuple[Any, str]]]:
+def _columns(table: pd.DataFrame) -> dict[str, str]:
+    """The headings of the table of every point; of settings only what tells points apart."""
+    return {name: _SETTINGS[name] for name in varying(table)} | _COLUMNS
+
+
+def _points(columns: list[list[Any]]) -> Iterator[list[tuple[Any, str]]]:
     """The table of every point: each cell's value to sort by, and its text."""
-    for values in zip(*(columns[name] for name in _COLUMNS), strict=True):
+    for values in zip(*columns, strict=True):
         yield [("" if value is None else value, _cell(value)) for value in values]
 
 

@@ -17,7 +17,7 @@ from scalebench_lib.pool import pool
 FIELDS = (
     *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
     *("reason", "samples", "disturbed", "visits", "latency_ms", "latency_ms_low"),
-    *("latency_ms_high", "latency_ms_raw", "peak_fraction", "sqnr_db", "coarse"),
+    *("latency_ms_high", "latency_ms_raw", "peak_fraction", "sqnr_db", "coarse", "item"),
 )
 """The columns of the results table that the page has."""
 
@@ -30,6 +30,7 @@ def payload(measured: Measured) -> dict[str, Any]:
     table = measured.table.assign(sqnr_db=errors_db(measured.table))
     return {
         "columns": {name: [_plain(value) for value in table[name]] for name in FIELDS},
+        "setting": ["model", *SETTING],
         "samples": _samples(measured),
         "looks": {name: look(table, name) for name in ordered_optimizations(table)},
         "batches": {

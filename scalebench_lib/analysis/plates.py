@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from scalebench_lib.analysis.figures import per_batch, per_optimization
+from scalebench_lib.analysis.figures import of_peak, per_batch, per_optimization
 from scalebench_lib.analysis.picture import Picture
 from scalebench_lib.analysis.selection import (
     METRICS,
@@ -78,8 +78,17 @@ def plates(table: pd.DataFrame) -> list[Plate]:
         for metric in METRICS
         for by in (_batch_plates, _optimization_plates)
         for setting, rows in settings(table[table["placement"] == placement])
-        for plate in by(rows, metric, setting, _suffixes(table, setting))
+        for plate in by(rows, metric, setting, suffixes(table, setting))
     ]
+
+
+def roofs(table: pd.DataFrame, source: str) -> Iterator[tuple[dict[str, Any], Picture]]:
+    """How close to the limit: each setting whose peak is known, and its figure, named."""
+    for setting, rows in settings(table):
+        if rows["peak_fraction"].notna().any():
+            picture = of_peak(rows, setting["model"], source=source)
+            picture.name = file_name(setting["model"], "peak", *suffixes(table, setting))
+            yield setting, picture
 
 
 def ordered_optimizations(table: pd.DataFrame) -> list[str]:
@@ -101,7 +110,7 @@ def _batch_plates(
     model = setting["model"]
     for size in sorted(rows["batch_size"].unique()):
         yield Plate(
-            name=_name(model, metric, str(size), *suffixes),
+            name=file_name(model, metric, str(size), *suffixes),
             alt=_alt(model, metric, f"BS={size}", *suffixes),
             short=" ".join([str(size), *suffixes]),
             metric=metric,
@@ -122,7 +131,7 @@ def _optimization_plates(
         chosen = rows[rows["optimization"] == optimization]
         for smt in sorted(chosen["smt"].unique()):
             yield Plate(
-                name=_name(model, metric, optimization, str(bool(smt)), *suffixes),
+                name=file_name(model, metric, optimization, str(bool(smt)), *suffixes),
                 alt=_alt(model, metric, *of_several, f"HT={bool(smt)}", *suffixes),
                 short=" ".join([optimization, f"HT={bool(smt)}", *suffixes]),
                 metric=metric,
@@ -134,7 +143,7 @@ def _optimization_plates(
             )
 
 
-def _suffixes(table: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
+def suffixes(table: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
     """What tells `setting` from the page's others; what is the default needs no word."""
     several = [column for column in _SUFFIXES if len(table[column].unique()) > 1]
     return [
@@ -145,7 +154,7 @@ def _suffixes(table: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
     ]
 
 
-def _name(*words: str) -> str:
+def file_name(*words: str) -> str:
     """A file's name; a model from elsewhere may hold a slash."""
     return re.sub(r"[^\w.-]+", "_", "-".join([slug(words[0]), *words[1:]]))
 
