@@ -24,6 +24,7 @@ page: $(READY) ## measure the whole BERT page, batch 1 to 1024
 trust: $(READY) ## show how far the numbers can be trusted here (about 15 minutes)
 	@mkdir -p outputs/trust
 	$(BIN)/papermill notebooks/trust.ipynb outputs/trust/trust.ipynb
+	$(BIN)/scalebench render outputs/trust/trust.ipynb
 
 lab: $(READY) ## explore in JupyterLab
 	$(BIN)/jupyter lab notebooks/analysis.ipynb

@@ -10,6 +10,7 @@ import pytest
 
 from scalebench_lib import cli
 from scalebench_lib.sweep.locks import PLACE
+from tests import chromium
 
 if TYPE_CHECKING:
     from scalebench_lib.sweep.kernels import Kernels
@@ -78,3 +79,13 @@ def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, in this process, takes the kernels that are there."""
     monkeypatch.setattr("scalebench_lib.sweep.told.Kernels", lambda _: nullcontext(warm))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One for a module, and ended with it: other tests need asyncio."""
+    if not chromium.found():
+        names = ", ".join(chromium.NAMES)
+        pytest.skip(f"no browser: none of {names} is on the PATH; .ci/run installs one as root")
+    with chromium.launched() as running:
+        yield running

@@ -77,7 +77,7 @@ def make(out: Path, records: int, samples: int) -> None:
                 Config(batch_size=size, optimization=optimization), machine(4, smt=False)
             )
             for number in range(1, VISITS + 1):
-                points = tuple(_varied(point, samples, noise) for point in one.points)
+                points = tuple(varied(point, samples, noise) for point in one.points)
                 seen = {"visit": number, "points": points, "probe_version": 1}
                 record = one.model_copy(update=seen)
                 record.save(out / "records")
@@ -99,7 +99,8 @@ def forget(out: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _varied(point: Point, samples: int, noise: np.random.Generator) -> Point:
+def varied(point: Point, samples: int, noise: np.random.Generator) -> Point:
+    """`point` with `samples` samples of a machine that drifts, and their probes."""
     slowness = np.exp(np.abs(noise.normal(0, 0.1, samples)))
     times = point.samples_ns[0] * slowness**0.55 * np.exp(noise.normal(0, 0.01, samples))
     starts = np.cumsum(times) - times

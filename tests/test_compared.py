@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from scalebench_lib.analysis.compare import Comparison, compare
-from scalebench_lib.analysis.compared import figure, markdown, save, summary
+from scalebench_lib.analysis.compared import figure, markdown, rows, save, summary
 from tests import drifting, madeup
 
 
@@ -39,6 +39,15 @@ def test_the_markdown_is_one_table_with_a_row_a_point(found: Comparison) -> None
     assert len(set(cells)) == 1
     assert markdown(found).count("**slower**") == 2
     assert "&lt;img&gt; \\| \\*memory\\*" in markdown(found)
+
+
+def test_points_that_differ_in_their_images_alone_are_told_apart(tmp_path: Path) -> None:
+    """Two image sizes, two rows that say which."""
+    records = [r for s in (64, 224) for r in madeup.small_records([1], image_size=s)]
+    sweeps = [madeup.save_sweep(tmp_path / name, records) for name in "ab"]
+    heading, *body = rows(compare(*sweeps))
+    place = heading.index("image size")
+    assert [row[place] for row in body] == [*["64"] * 4, *["224"] * 4]
 
 
 def test_it_is_saved_with_its_picture_and_its_data(found: Comparison, tmp_path: Path) -> None:

@@ -115,6 +115,14 @@ def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     assert shown(explorer) == {*general, "batch_size", "optimizations", "smts"}
 
 
+def test_eager_has_no_box_where_all_is_compared_with_it(explorer: Explorer) -> None:
+    """It would change nothing; in other views it is a line like any."""
+    box = explorer.optimizations.boxes["none"]
+    assert box.layout.display == "none"
+    explorer.view.value = "sizes"
+    assert not box.layout.display
+
+
 def test_a_setting_is_chosen_where_a_sweep_has_several(outputs: Path) -> None:
     """16 and 128 tokens are never drawn in one figure."""
     records = [*madeup.small_records([1]), *madeup.small_records([1], seq_len=128)]

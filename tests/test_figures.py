@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from scalebench_lib.analysis.figures import (
     by_batch_size,
+    of_peak,
     over_none,
     over_threads,
     per_batch,
@@ -263,7 +264,8 @@ def failed() -> pd.DataFrame:
     *good, bad = madeup.configs(on, [1, 8])
     records = [madeup.measured(c, on) for c in good]
     table = results_table([*records, madeup.missing(bad, on, "failed", "SQNR 14 dB")])
-    return table.assign(sqnr_db=np.where(table["status"] == "ok", 40.0, np.nan))
+    ok = np.where(table["status"] == "ok", 1.0, np.nan)
+    return table.assign(sqnr_db=40 * ok, peak_fraction=0.5 * ok)
 
 
 def crosses(figure: Picture) -> list[float]:
@@ -272,8 +274,9 @@ def crosses(figure: Picture) -> list[float]:
 
 
 def test_what_failed_is_a_cross_at_its_batch_size_and_never_a_point(failed: pd.DataFrame) -> None:
-    """Throughput and speed-up by batch size."""
-    for figure in (by_batch_size(failed, "bert"), over_none(failed, "bert")):
+    """Throughput, speed-up and share of the peak by batch size."""
+    for draw in (by_batch_size, over_none, of_peak):
+        figure = draw(failed, "bert")
         assert crosses(figure) == [8.0]
         drawn = next(v for k, v in lines(figure).items() if k.startswith("script"))
         assert drawn.get_xdata().tolist() == [1.0]

@@ -274,6 +274,22 @@ def test_one_sequence_length_needs_no_suffix() -> None:
     assert names[0] == "bert-latency-1"
 
 
+def test_several_image_sizes_are_told_apart_wherever_they_are_shown(tmp_path: Path) -> None:
+    """In the names of figures, the choices of the live page, and the table of every point."""
+    peaks = {threads: {"fp32": 100.0 * threads} for threads in (1, 2)}
+    records = [
+        record.model_copy(update={"peak_gflops": peaks})
+        for size in (224, 64)
+        for record in madeup.small_records([1], model="resnet50", image_size=size)
+    ]
+    parsed = Parsed(write_page(madeup.save_sweep(tmp_path, records)))
+    assert {"resnet50-latency-1-px64.png", "resnet50-peak-px64.png"} <= figures(tmp_path)
+    assert "image_size" in parsed.every("select", "name")
+    drawn = [f for tag, f in parsed.tags if tag == "figure" and f.get("data-view") == "peak"]
+    assert [figure["data-image_size"] for figure in drawn] == ["64", "224"]
+    assert "Image size" in parsed.text.split("Every point")[-1]
+
+
 def test_interleaved_placement_is_the_heading(tmp_path: Path) -> None:
     """A sweep that dealt its cores out across sockets has that word in its headings."""
     madeup.save_sweep(tmp_path, madeup.small_records([1], placement="interleave"))

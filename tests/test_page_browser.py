@@ -1,8 +1,8 @@
 """The page in a real browser, from a file and without a network: its controls work."""
 
 import re
-import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +12,6 @@ from tests import madeup
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 HOSTILE = "<script>document.title = 'run'</script>"
 
 
@@ -27,16 +25,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     peaks = {threads: {"fp32": 100.0 * threads} for threads in range(1, 5)}
     records = [record.model_copy(update={"peak_gflops": peaks}) for record in records]
     return write_page(madeup.save_sweep(out, records)).as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    """One chromium for all tests."""
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield running
-        running.close()
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -109,7 +97,8 @@ def test_a_points_interval_and_samples_are_seen_under_the_pointer(page: sync_api
 def test_the_table_is_sorted_and_filtered(page: sync_api.Page) -> None:
     """By a button at each column's head, and by selects and words."""
     head = page.locator("#results th", has_text="Latency, ms")
-    cells = page.locator("#results tbody tr td:nth-child(8)")
+    place = 1 + head.evaluate("head => head.cellIndex")
+    cells = page.locator(f"#results tbody tr td:nth-child({place})")
     values = "all => all.map(c => c.dataset.value).filter(v => v !== '').map(Number)"
     head.locator("button").click()
     up = cells.evaluate_all(values)
@@ -129,6 +118,22 @@ def test_the_gallery_is_drawn_when_it_is_reached(page: sync_api.Page) -> None:
         figure.scroll_into_view_if_needed()
         figure.locator(".picture").wait_for()
     assert page.locator("figure[data-view] svg[role=img]").count() > 8
+
+
+def test_each_setting_has_pictures_of_its_own(browser: sync_api.Browser, tmp_path: Path) -> None:
+    """Two image sizes, and an image size and no tokens in the captions."""
+    sizes = [madeup.small_records([1, 8], model="resnet50", image_size=size) for size in (64, 224)]
+    address = write_page(madeup.save_sweep(tmp_path, [*sizes[0], *sizes[1]])).as_uri()
+    opened = browser.new_page()
+    opened.goto(address)
+    drawn = []
+    for figure in opened.locator("figure[data-view]").all():
+        figure.scroll_into_view_if_needed()
+        drawn.append((figure.locator(".picture svg").inner_html(), figure.inner_text()))
+    assert len(drawn) == len({re.sub(r"plot-\w+-\d+", "", svg) for svg, _ in drawn}) == 12
+    assert sum("64 × 64 pixels" in text for _, text in drawn) == 6
+    assert not any("tokens" in text for _, text in drawn)
+    opened.close()
 
 
 def test_the_page_passes_an_accessibility_check(page: sync_api.Page) -> None:

@@ -42,7 +42,16 @@ second a slow-down by a fifth could, and "same" would mean nothing."""
 MOST_DISTURBED = 1 / 3
 """A headline holds with up to half of its samples disturbed; this keeps well away from that."""
 
-_WHAT = ("model", "seq_len", "optimization", "smt", "placement", "allocator", "device")
+_WHAT = (
+    "model",
+    "seq_len",
+    "image_size",
+    "optimization",
+    "smt",
+    "placement",
+    "allocator",
+    "device",
+)
 
 _Sides = tuple[dict[Key, Pooled], dict[Key, Pooled]]
 
@@ -197,7 +206,8 @@ _COLUMNS = [
 def _order(key: Key, *sides: dict[Key, Pooled]) -> tuple[Any, ...]:
     point = next(side[key] for side in sides if key in side)
     config = point.config
-    return config.model, config.seq_len, config.optimization, config.smt, config.batch_size, key[1]
+    size = config.seq_len, config.image_size
+    return config.model, size, config.optimization, config.smt, config.batch_size, key[1]
 
 
 def _point(key: Key, point: Pooled | None) -> dict[str, Any]:

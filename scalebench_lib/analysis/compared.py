@@ -69,8 +69,8 @@ def rows(found: Comparison) -> list[list[str]]:
 
 
 def _telling(table: pd.DataFrame) -> list[str]:
-    always, rest = ["optimization", "batch_size", "threads"], ["model", "seq_len", "smt"]
-    rest += ["placement", "allocator", "device"]
+    always, rest = ["optimization", "batch_size", "threads"], ["model", "seq_len", "image_size"]
+    rest += ["smt", "placement", "allocator", "device"]
     return [name for name in rest if len(table[name].unique()) > 1] + always
 
 
@@ -164,7 +164,8 @@ def _name(axes: Axes, table: pd.DataFrame, few: bool) -> None:
 
 def _named(row: dict[Any, Any], named: list[str]) -> list[str]:
     threads = f"{{}} thread{'s' * (row['threads'] != 1)}"
-    words = {"batch_size": "batch {}", "threads": threads, "seq_len": "{} tokens", "smt": "SMT {}"}
+    words = {"batch_size": "batch {}", "threads": threads, "smt": "SMT {}"}
+    words |= {"seq_len": "{} tokens", "image_size": "{} pixels"}
     return [words.get(name, "{}").format(_word(name, row[name])) for name in named]
 
 

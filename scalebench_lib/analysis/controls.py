@@ -71,6 +71,11 @@ class Checks(widgets.Box):  # type: ignore[misc]
         self.children = (self._label, *self.boxes.values())
         self._collect()
 
+    def hide(self, options: Sequence[Any]) -> None:
+        """Take the boxes of `options`, and only those, from sight; their ticks stay."""
+        for option, box in self.boxes.items():
+            box.layout.display = "none" if option in options else ""
+
     def _collect(self, _change: object = None) -> None:
         self.value = tuple(option for option, box in self.boxes.items() if box.value)
 

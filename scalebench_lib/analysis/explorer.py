@@ -209,6 +209,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
 
     def _redraw(self) -> None:
         show_only(self.controls, self._applying())
+        self.optimizations.hide(VIEWS[self.view.value].always)
         self.saved.value, complaints = "", []
         self._shown, chosen = [], [self.sweep.value, *self.beside.value]
         for folder in chosen:

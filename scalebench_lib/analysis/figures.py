@@ -1,6 +1,6 @@
 """The figures of a sweep, each a small function of the results table alone.
 
-`heat.heat_map`, `samples.distribution` and `roof.roof` are the others. Latency is in ms,
+`heat.heat_map` and `samples.distribution` are the others. Latency is in ms,
 throughput in inferences/s. `source` says where and when it was measured, under every picture
 (default: the table's machine). All raise `RequestError` where nothing of it was measured.
 """
@@ -142,6 +142,30 @@ def over_none(
     return draw(lines, Words(**words, y_axis="speed-up over eager (×)"), scale)
 
 
+def of_peak(
+    table: pd.DataFrame,
+    model: str,
+    *,
+    threads: int | None = None,
+    scale: Scale = "linear",
+    source: str | None = None,
+) -> Picture:
+    """Share of the machine's peak, in percent, by batch size: a line as in `by_batch_size`.
+
+    The peak is that of a large matrix product on as many threads, in the type that the
+    optimization computes in.
+    """
+    rows = choose(table, model=model)
+    found = measured_only(rows)
+    found = found[found["peak_fraction"].notna()]
+    if found.empty:
+        raise RequestError("the machine's peak is not known for any of these points")
+    lines = list(_config_lines(rows, _at(found, threads), _shares))
+    title = f"share of this machine's peak in its own type, {_counted(threads)}"
+    words = _words(rows, title, "batch size", source, doubling=True)
+    return draw(lines, Words(**words, y_axis="share of peak (%)"), scale)
+
+
 def _at(rows: pd.DataFrame, threads: int | None) -> pd.DataFrame:
     found = best_threads(rows, threads)
     if found.empty:
@@ -163,6 +187,12 @@ def _speedups(rows: pd.DataFrame) -> Values:
     names = ("speedup", "speedup_low", "speedup_high")
     middle, low, high = (rows[name].to_numpy(float) for name in names)
     return middle, low, high
+
+
+def _shares(rows: pd.DataFrame) -> Values:
+    share = 100 * rows["peak_fraction"].to_numpy(float)
+    middle, low, high = METRICS["latency"].of(rows)
+    return share, share * middle / high, share * middle / low
 
 
 def _batch_lines(rows: pd.DataFrame, of: Any) -> Iterator[Line]:

@@ -33,6 +33,7 @@ from scalebench_lib.analysis.selection import (
     number,
     setting_words,
     settings,
+    varying,
 )
 from scalebench_lib.record import Record, write_atomically
 
@@ -48,6 +49,7 @@ _SETTINGS = {
     "model": "Model",
     "machine": "Machine",
     "seq_len": "Tokens",
+    "image_size": "Image size",
     "placement": "Placement",
     "allocator": "Allocator",
     "device": "Device",
@@ -61,8 +63,6 @@ _FILTERS = {
 _COLUMNS = {
     "optimization": "Optimization",
     "smt": "SMT",
-    "seq_len": "Tokens",
-    "allocator": "Allocator",
     "batch_size": "Batch size",
     "threads": "Threads",
     "status": "Status",
@@ -225,7 +225,7 @@ def _live(measured: Measured) -> dict[str, Any]:
     """What makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    found = payload(measured)
+    found, columns = payload(measured), _columns(measured.table)
     return {
         "css": _trusted(_read("web/page.css")),
         "script": _trusted(script),
@@ -234,14 +234,20 @@ def _live(measured: Measured) -> dict[str, Any]:
         "batches": found["batches"],
         "settings": _SETTINGS,
         "filters": _FILTERS,
-        "columns": _COLUMNS,
-        "points": list(_points(found["columns"])),
+        "columns": columns,
+        "words": [name for name in columns if isinstance(found["columns"][name][0], str)],
+        "points": list(_points([found["columns"][name] for name in columns])),
     }
 
 
-def _points(columns: dict[str, list[Any]]) -> Iterator[list[tuple[Any, str]]]:
+def _columns(table: pd.DataFrame) -> dict[str, str]:
+    """The headings of the table of every point; of settings only what tells points apart."""
+    return {name: _SETTINGS[name] for name in varying(table)} | _COLUMNS
+
+
+def _points(columns: list[list[Any]]) -> Iterator[list[tuple[Any, str]]]:
     """The table of every point: each cell's value to sort by, and its text."""
-    for values in zip(*(columns[name] for name in _COLUMNS), strict=True):
+    for values in zip(*columns, strict=True):
         yield [("" if value is None else value, _cell(value)) for value in values]
 
 

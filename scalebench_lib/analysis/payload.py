@@ -23,7 +23,7 @@ from scalebench_lib.pool import pool
 FIELDS = (
     *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
     *("reason", "samples", "disturbed", "visits", "latency_ms", "latency_ms_low"),
-    *("latency_ms_high", "latency_ms_raw", "peak_fraction", "sqnr_db", "coarse"),
+    *("latency_ms_high", "latency_ms_raw", "peak_fraction", "sqnr_db", "coarse", "item"),
     "cpus_utilized",
 )
 """The columns of the results table that the page has."""
@@ -38,6 +38,7 @@ def payload(measured: Measured) -> dict[str, Any]:
     named = pd.concat([table, beside_each_other(table)])
     return {
         "columns": {name: [_plain(value) for value in table[name]] for name in FIELDS},
+        "setting": ["model", *SETTING],
         "samples": _samples(measured),
         "looks": {name: look(named, name) for name in ordered_optimizations(named)},
         "batches": {

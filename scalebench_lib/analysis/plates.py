@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from scalebench_lib.analysis.figures import over_none, per_batch, per_optimization
+from scalebench_lib.analysis.figures import of_peak, over_none, per_batch, per_optimization
 from scalebench_lib.analysis.picture import Picture
 from scalebench_lib.analysis.ratios import EAGER, over_eager
-from scalebench_lib.analysis.roof import roof
 from scalebench_lib.analysis.selection import (
     METRICS,
     MetricName,
@@ -97,9 +96,9 @@ def overviews(table: pd.DataFrame) -> Iterator[Plate]:
         if compared["optimization"].ne(EAGER).any():
             drawing = partial(over_none, rows, model)
             yield _overview("eager", "speedup", "Speed-up", rows, drawing, setting, suffixes)
-        known = rows[rows["peak_fraction"].notna()]
-        if len(known):
-            yield _overview("peak", "peak", "Peak", known, partial(roof, known), setting, suffixes)
+        if rows["peak_fraction"].notna().any():
+            drawing = partial(of_peak, rows, model)
+            yield _overview("peak", "peak", "Peak", rows, drawing, setting, suffixes)
 
 
 def _overview(

@@ -11,6 +11,7 @@ import pandas as pd
 from scalebench_lib.analysis.axis import Scale
 from scalebench_lib.analysis.figures import (
     by_batch_size,
+    of_peak,
     over_none,
     over_threads,
     per_batch,
@@ -20,7 +21,6 @@ from scalebench_lib.analysis.findings import extreme, point_words
 from scalebench_lib.analysis.heat import heat_map
 from scalebench_lib.analysis.picture import Picture
 from scalebench_lib.analysis.ratios import EAGER, best_threads, over_eager, over_one_thread
-from scalebench_lib.analysis.roof import roof
 from scalebench_lib.analysis.samples import distribution, samples_table
 from scalebench_lib.analysis.selection import (
     ALL,
@@ -71,7 +71,7 @@ class View:
     """A way to look at a sweep: its `title`, the controls that apply to it, and its picture.
 
     `data` gives the numbers in the picture from the rows chosen; `needs` says whether a results
-    table holds what it shows.
+    table holds what it shows; `always` are optimizations that it compares with, ticked or not.
     """
 
     title: str
@@ -79,6 +79,7 @@ class View:
     draw: Callable[[pd.DataFrame, Asked], Picture]
     data: Callable[[pd.DataFrame, Asked], pd.DataFrame] = lambda rows, asked: rows
     needs: Callable[[pd.DataFrame], bool] = lambda table: True
+    always: tuple[str, ...] = ()
 
 
 def _model(rows: pd.DataFrame) -> str:
@@ -87,13 +88,6 @@ def _model(rows: pd.DataFrame) -> str:
 
 def _sizes(rows: pd.DataFrame, asked: Asked) -> Picture:
     return by_batch_size(rows, _model(rows), asked.metric, threads=asked.at, **asked.words)
-
-
-def _roof(rows: pd.DataFrame, asked: Asked) -> Picture:
-    known = rows[rows["peak_fraction"].notna()]
-    if known.empty:
-        raise RequestError("the machine's peak is not known for any of these points")
-    return roof(known, asked.source)
 
 
 def _compares(table: pd.DataFrame) -> bool:
@@ -107,6 +101,7 @@ VIEWS: dict[str, View] = {
         lambda rows, asked: over_none(rows, _model(rows), threads=asked.at, **asked.words),
         lambda rows, asked: over_eager(rows, asked.at),
         _compares,
+        always=(EAGER,),
     ),
     "sizes": View(
         "By batch size",
@@ -143,8 +138,9 @@ VIEWS: dict[str, View] = {
     ),
     "peak": View(
         "Share of the machine's peak",
-        (*_LINES, "reach"),
-        _roof,
+        (*_LINES, "at", "scale"),
+        lambda rows, asked: of_peak(rows, _model(rows), threads=asked.at, **asked.words),
+        lambda rows, asked: best_threads(rows[rows["peak_fraction"].notna()], asked.at),
         needs=lambda table: bool(table["peak_fraction"].notna().any()),
     ),
     "samples": View(
@@ -190,8 +186,7 @@ def _wanted(view: str, asked: Asked) -> dict[str, list[Any]]:
     }
     if any(not values for values in wanted.values()):
         raise RequestError("Nothing is chosen: tick at least one box of each row.")
-    if view == "eager":
-        wanted["optimization"].append(EAGER)  # it is what the others are compared with
+    wanted["optimization"] += VIEWS[view].always
     return wanted
 
 

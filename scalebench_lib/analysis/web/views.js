@@ -4,7 +4,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const ROWS = DATA.columns.model.map((_, i) => Object.fromEntries([["i", i],
   ...Object.entries(DATA.columns).map(([name, values]) => [name, values[i]])]));
-const SETTING = ["model", "machine", "seq_len", "placement", "allocator", "device"];
+const SETTING = DATA.setting;
 const SEVERAL_SMT = new Set(ROWS.map(row => row.smt)).size > 1;
 const ALL = "all";
 const AXES = {latency: "latency of one batch (ms)", throughput: "throughput (inferences/s)"};
@@ -144,6 +144,11 @@ function missing(rows) {
   return rows.filter(row => row.status !== "ok").map(row => `batch ${row.batch_size}, ${configWords(row)}: ${row.status}, ${row.reason}`);
 }
 
+// What an item is, and how it was run: as under the PNG files.
+function settingWords(row) {
+  return row ? [row.item, `${row.placement} placement`, row.allocator !== "default" && `allocator ${row.allocator}`].filter(Boolean) : [];
+}
+
 // The alternative text: what a reader of the picture would take from it.
 function summary(picture) {
   if (picture.lines) return picture.lines.filter(line => line.points.length && !line.ideal).map(line => {
@@ -158,7 +163,7 @@ function summary(picture) {
 function show(figure, state) {
   const rows = inSetting(state), picture = VIEWS[state.view].make(rows, state), title = `${DATA.titles[state.model] || state.model} ${picture.title}`;
   const empty = !(picture.lines?.some(line => line.points.length && !line.ideal) || picture.cells?.length || picture.groups?.length);
-  const gone = missing(picture.chosen), where = `${DATA.source} · ${state.seq_len} tokens · ${state.numbers === "raw" ? "raw medians, no interval" : "at reference speed; bands and bars: 95 % interval; hollow: coarse"}`;
+  const gone = missing(picture.chosen), where = [DATA.source, ...settingWords(rows[0]), state.numbers === "raw" ? "raw medians, no interval" : "at reference speed; bands and bars: 95 % interval; hollow: coarse"].join(" · ");
   const holder = document.createElement("div"), heading = document.createElement("p"), caption = document.createElement("figcaption");
   heading.className = "picture-title"; heading.textContent = title;
   holder.className = "picture";
