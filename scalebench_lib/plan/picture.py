@@ -139,11 +139,12 @@ def frontier(ground: Ground, plans: Sequence[Plan]) -> Drawing:
             textcoords="offset points",
             ha="left" if plan is plans[0] else "right",
             fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     _logarithmic(axes, "x", [*alone, *latency])
     axes.set(xlabel="latency of one batch (ms)", ylabel="throughput (inferences/s)")
     axes.set_ylim(0, 1.2 * max(throughput))
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper left", frameon=False)
     return figure
 
 
