@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import keyword
 import os
 import shutil
@@ -25,6 +24,7 @@ import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -236,7 +236,9 @@ def _execute(kernel: _Manager, source: Path, draft: Path, parameters: dict[str, 
         raise _KilledError(cause_of_death(_exit_code(kernel), killed_before)) from None
     finally:
         _kill(kernel)
-        asyncio.run(_clean_up(kernel))
+        loop = ensure_event_loop()  # nbclient's, which it leaves open
+        loop.run_until_complete(_clean_up(kernel))
+        loop.close()
 
 
 @contextmanager
