@@ -43,7 +43,8 @@ def test_the_markdown_is_one_table_with_a_row_a_point(found: Comparison) -> None
 
 def test_points_that_differ_in_their_images_alone_are_told_apart(tmp_path: Path) -> None:
     """Two image sizes, two rows that say which."""
-    records = [r for s in (64, 224) for r in madeup.small_records([1], image_size=s)]
+    sizes = [{"model": "resnet50", "image_size": size} for size in (64, 224)]
+    records = [r for size in sizes for r in madeup.small_records([1], **size)]
     sweeps = [madeup.save_sweep(tmp_path / name, records) for name in "ab"]
     heading, *body = rows(compare(*sweeps))
     place = heading.index("image size")
