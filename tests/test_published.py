@@ -16,7 +16,6 @@ from scalebench_lib.imported import FILE, Imported
 from scalebench_lib.results import load_results
 from tests import madeup
 from tests.test_analysis_notebook import NOTEBOOK, outputs, printed
-from tests.test_cli import scalebench  # noqa: F401 - a fixture
 
 START = "benchmark,topology,pinning"
 END = "allocator,instance_id,interop_threads,intraop_threads,batch_size"

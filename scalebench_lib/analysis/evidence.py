@@ -80,10 +80,10 @@ def beside(table: pd.DataFrame) -> Picture:
 
 def about_beside(table: pd.DataFrame) -> str:
     """The medians of both kinds."""
-    medians = table.groupby(["model", "kind"], sort=False)["beside_s"].agg(["median", "size"])
+    found = table.groupby(["model", "kind"], sort=False, as_index=False)["beside_s"]
     kinds = [
-        f"{model}, {kind}: {row['median']:.2f} s ({row['size']:.0f} visits)"
-        for (model, kind), row in medians.iterrows()
+        f"{row['model']}, {row['kind']}: {row['median']:.2f} s ({row['size']:.0f} visits)"
+        for row in found.agg(["median", "size"]).to_dict("records")
     ]
     return f"Beside sampling, in the median: {'; '.join(kinds)}."
 
