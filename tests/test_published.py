@@ -216,7 +216,7 @@ def test_sweeps_with_nothing_in_common_are_told(tmp_path: Path) -> None:
         side_by_side(Measured.load(own), Measured.load(tmp_path / "out"))
 
 
-def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: Path) -> None:
     """Exit codes and one line for each refusal."""
     path, out = with_ht(tmp_path / "a.csv"), tmp_path / "out"
     code, told, _ = scalebench("import", path, "--out", out)
