@@ -30,6 +30,14 @@ _SETTLED = """async () => {
 }"""
 """After what the kernel was told before has been answered, and painted."""
 
+_TO_EXPLORER = """() => {
+  const notebook = jupyterapp.shell.currentWidget.content;
+  const isIt = cell => cell.model.sharedModel.getSource().startsWith('Explorer(');
+  notebook.activeCellIndex = notebook.widgets.findIndex(isIt);
+  return notebook.scrollToItem(notebook.activeCellIndex, 'start');
+}"""
+"""JupyterLab keeps in the page only what can be seen."""
+
 _SHOWN = """async () => {
   const images = [...document.querySelectorAll('img.widget-image')].filter(i => i.offsetParent);
   const digest = async image => {
@@ -108,6 +116,7 @@ class Lab:
         page.goto(address)
         page.wait_for_selector(".jp-NotebookPanel .jp-Toolbar-kernelName >> text=Python")
         self.command("runmenu:run-all")
+        page.evaluate(_TO_EXPLORER)
         page.wait_for_selector("img.widget-image")
         self.settle()
 

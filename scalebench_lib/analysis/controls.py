@@ -80,6 +80,13 @@ class Checks(widgets.Box):  # type: ignore[misc]
         self.value = tuple(option for option, box in self.boxes.items() if box.value)
 
 
+class PngImage(widgets.Image):  # type: ignore[misc]
+    """A PNG picture; its `tooltip` is its alternative text."""
+
+    description = traitlets.Unicode("").tag(sync=True)
+    """The browser's part of a tooltip reads it, though images have none: it would fail."""
+
+
 def _box(name: str, ticked: bool, react: Callable[[object], None]) -> widgets.Checkbox:
     layout = {"width": "max-content", "margin": "0 1rem 0 0"}
     box = widgets.Checkbox(ticked, description=name, indent=False, layout=layout)
@@ -92,7 +99,7 @@ def offer(control: Any, options: Sequence[Any], default: Any = None) -> None:
     values = [option[1] if isinstance(option, tuple) else option for option in options]
     wanted = control.value if control.value in values else default
     control.options = options
-    control.value = wanted if wanted in values else values[0]
+    control.index = values.index(wanted) if wanted in values else 0  # None as a value shows nothing
 
 
 def offer_range(control: Any, options: Sequence[Any]) -> None:

@@ -18,6 +18,7 @@ from IPython.display import display
 from scalebench_lib.analysis.axis import Span
 from scalebench_lib.analysis.controls import (
     Checks,
+    PngImage,
     buttons,
     choosable,
     dropdown,
@@ -111,7 +112,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self._quiet, self._shown = False, list[Shown]()
         self._make_controls()
         self.message, self.saved = widgets.HTML(), widgets.HTML()
-        self.picture = widgets.Image(format="png", layout=_BESIDE)
+        self.picture = PngImage(format="png", layout=_BESIDE)
         self.pictures = widgets.Box([self.picture], layout={"flex_flow": "row wrap"})
         buttons_row = widgets.HBox([self.save_picture, self.save_data, self.saved])
         super().__init__([*self.controls, self.message, self.pictures, buttons_row])
@@ -265,7 +266,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _show(self, complaints: list[str]) -> None:
         """Put the pictures where the old ones were; nothing else moves."""
         while len(self.pictures.children) < len(self._shown):
-            self.pictures.children += (widgets.Image(format="png", layout=_BESIDE),)
+            self.pictures.children += (PngImage(format="png", layout=_BESIDE),)
         self.pictures.children = self.pictures.children[: len(self._shown)]
         for image, shown in zip(self.pictures.children, self._shown, strict=True):
             image.value, image.tooltip = shown.picture.png(_DPI), shown.picture.alt
