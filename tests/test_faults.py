@@ -366,7 +366,7 @@ def test_a_kernel_that_is_moved_or_killed_fails_its_config_alone(tmp_path: Path)
     sweep = command("sweep", out, "--optimizations", "none", *options)
     done = lambda size: list(out.glob(f"records/*-bs{size}-*.json"))  # noqa: E731
     with subprocess.Popen(sweep, stdout=subprocess.DEVNULL) as run:
-        wait_until(lambda: done(1) or [move(one) for one in measuring(run)])
+        wait_until(lambda: done(1) or any(map(move, measuring(run))))
         wait_until(lambda: [one.kill() for one in measuring(run)])
         wait_until(lambda: done(2), seconds=5)
         assert run.wait(timeout=60) == 1

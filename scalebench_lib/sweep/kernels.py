@@ -26,6 +26,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
+from nbformat.reader import NotJSONError
 from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.allocators import preload
@@ -308,5 +309,6 @@ def _publish(draft: Path, target: Path) -> None:
     if not draft.exists():
         return
     folders = (target.parent, target.parent.parent, target.parent.parent.parent)
-    write(scrub(nbformat.read(draft, as_version=4), *(f for f in folders if f.name)), target)
+    with suppress(NotJSONError):  # a full disk has cut it: papermill's own error says so
+        write(scrub(nbformat.read(draft, as_version=4), *(f for f in folders if f.name)), target)
     draft.unlink()
