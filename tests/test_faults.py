@@ -23,7 +23,7 @@ from scalebench_lib.config import Config, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
-from scalebench_lib.plan.decide import Ground
+from scalebench_lib.plan.decide import Ground, Request
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import load_results, results_table
 from scalebench_lib.sweep import runner
@@ -257,7 +257,8 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     save_sweep(tmp_path, [one, two])
     compare_both = lambda out: compare(out, out)  # noqa: E731
     prepare = lambda out: Job.prepare(SWEEP, out)  # noqa: E731
-    for read in (prepare, sweep_state, load_results, Ground.load, compare_both):
+    plan = lambda out: Ground.load(out, Request(batch_size=2))  # noqa: E731
+    for read in (prepare, sweep_state, load_results, plan, compare_both):
         with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
             read(tmp_path)
     assert len(load_results(tmp_path, any_machine=True)["machine"].unique()) == 2
