@@ -22,13 +22,20 @@ QUIET = {
 }
 """What JupyterLab would ask a network for."""
 
+IN_ORDER = {"commsOverSubshells": "disabled"}
+"""So that what a control tells the kernel is answered before what is asked after it."""
+
 _COMMAND = "([name, what]) => jupyterapp.commands.execute(name, what)"
 _SETTLED = """async () => {
   const {kernel} = jupyterapp.shell.currentWidget.sessionContext.session;
-  await kernel.requestExecute({code: '', silent: true, store_history: false}).done;
+  for (const _ of [1, 2]) {
+    await kernel.requestExecute({code: '', silent: true, store_history: false}).done;
+    await new Promise(done => setTimeout(done, 50));
+  }
   await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
 }"""
-"""After what the kernel was told before has been answered, and painted."""
+"""After what the kernel was told has been answered, and painted; a widget holds a message back
+until the one before it has been answered."""
 
 _TO_EXPLORER = """() => {
   const notebook = jupyterapp.shell.currentWidget.content;
@@ -58,6 +65,9 @@ def jupyterlab(folder: Path, out: Path) -> Iterator[str]:
     (folder / "config" / "labconfig").mkdir(parents=True)
     page_config = json.dumps({"disabledExtensions": QUIET})
     (folder / "config" / "labconfig" / "page_config.json").write_text(page_config)
+    own = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    own.mkdir(parents=True)
+    (own / "kernels-settings.jupyterlab-settings").write_text(json.dumps(IN_ORDER))
     server = _started(folder)
     try:
         yield _address(folder / "runtime" / f"jpserver-{server.pid}.json", server)
@@ -151,4 +161,5 @@ class Lab:
 
 def label(control: Any) -> str:
     """What stands before a control, or behind a box."""
-    return str(control.locator("label, .widget-label").first.inner_text())
+    words = control.locator("label, .widget-label").all_inner_texts()
+    return " ".join(word.strip("\u200b \n") for word in words).strip()

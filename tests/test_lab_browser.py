@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 
@@ -33,7 +34,8 @@ STOP = "() => document.activeElement.dataset.stop"
 def lab(browser: sync_api.Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """On two sweeps, of which one has every axis; each test leaves the controls as they were."""
     folder, on = tmp_path_factory.mktemp("lab"), madeup.machine(cores=2)
-    others = ({}, {"seq_len": 128}, {"allocator": "tcmalloc"})
+    axes = product((16, 128), ("default", "tcmalloc"))
+    others = [{"seq_len": seq_len, "allocator": allocator} for seq_len, allocator in axes]
     configs = [config for fixed in others for config in madeup.configs(on, [1, 8], **fixed)]
     peaks = {threads: {"fp32": 100.0 * threads} for threads in range(1, 5)}
     records = [madeup.measured(config, on) for config in configs]
@@ -55,13 +57,12 @@ def themed(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def options(control: sync_api.Locator) -> Iterator[None]:
-    """Go through a dropdown with the arrow keys, and back to what it was."""
+    """Choose each option, and what it was; JupyterLab keeps the arrow keys to itself."""
     select = control.locator("select")
     kept, count = select.evaluate("s => [s.selectedIndex, s.options.length]")
-    for key, times in (("ArrowDown", count - 1 - kept), ("ArrowUp", count - 1)):
-        for _ in range(times):
-            select.press(key)
-            yield
+    for index in (other for other in range(count) if other != kept):
+        select.select_option(index=index)
+        yield
     select.select_option(index=kept)
 
 
@@ -85,6 +86,7 @@ def handles(control: sync_api.Locator) -> Iterator[None]:
             if handle.get_attribute("aria-valuetext") != before:
                 yield
                 handle.press(back)
+                yield
                 break
 
 

@@ -269,7 +269,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             self.pictures.children += (PngImage(format="png", layout=_BESIDE),)
         self.pictures.children = self.pictures.children[: len(self._shown)]
         for image, shown in zip(self.pictures.children, self._shown, strict=True):
-            image.value, image.tooltip = shown.picture.png(_DPI), shown.picture.alt
+            with image.hold_sync():  # each message would load the picture anew
+                image.value, image.tooltip = shown.picture.png(_DPI), shown.picture.alt
         view, several = self.view.value, len(self._shown) > 1
         told = [
             f"{shown.name}: " * several + seen(view, shown.data, self.metric.value)
