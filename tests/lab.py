@@ -22,8 +22,13 @@ QUIET = {
 }
 """What JupyterLab would ask a network for."""
 
-IN_ORDER = {"commsOverSubshells": "disabled"}
-"""So that what a control tells the kernel is answered before what is asked after it."""
+SETTINGS = {
+    # What a control tells the kernel is answered before what is asked after it.
+    "apputils-extension/kernels-settings": {"commsOverSubshells": "disabled"},
+    # Cells stay in the page when they cannot be seen.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+"""A test can wait for an answer then, and need not scroll."""
 
 _COMMAND = "([name, what]) => jupyterapp.commands.execute(name, what)"
 _SETTLED = """async () => {
@@ -36,14 +41,6 @@ _SETTLED = """async () => {
 }"""
 """After what the kernel was told has been answered, and painted; a widget holds a message back
 until the one before it has been answered."""
-
-_TO_EXPLORER = """() => {
-  const notebook = jupyterapp.shell.currentWidget.content;
-  const isIt = cell => cell.model.sharedModel.getSource().startsWith('Explorer(');
-  notebook.activeCellIndex = notebook.widgets.findIndex(isIt);
-  return notebook.scrollToItem(notebook.activeCellIndex, 'start');
-}"""
-"""JupyterLab keeps in the page only what can be seen."""
 
 _SHOWN = """async () => {
   const images = [...document.querySelectorAll('img.widget-image')].filter(i => i.offsetParent);
@@ -65,9 +62,10 @@ def jupyterlab(folder: Path, out: Path) -> Iterator[str]:
     (folder / "config" / "labconfig").mkdir(parents=True)
     page_config = json.dumps({"disabledExtensions": QUIET})
     (folder / "config" / "labconfig" / "page_config.json").write_text(page_config)
-    own = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    own.mkdir(parents=True)
-    (own / "kernels-settings.jupyterlab-settings").write_text(json.dumps(IN_ORDER))
+    for name, chosen in SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(chosen))
     server = _started(folder)
     try:
         yield _address(folder / "runtime" / f"jpserver-{server.pid}.json", server)
@@ -126,7 +124,6 @@ class Lab:
         page.goto(address)
         page.wait_for_selector(".jp-NotebookPanel .jp-Toolbar-kernelName >> text=Python")
         self.command("runmenu:run-all")
-        page.evaluate(_TO_EXPLORER)
         page.wait_for_selector("img.widget-image")
         self.settle()
 
