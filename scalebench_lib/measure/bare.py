@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.utils.benchmark import Timer
@@ -50,7 +51,7 @@ class _InTurn(TimingLoop):
 def main(config: Config, threads: tuple[int, ...], seconds: float) -> Times:
     """Time `config` unoptimized for `seconds` a loop and number of threads; ms."""
     machine = Machine.here()
-    place = lambda count: machine.cpus_for(count, config.smt, config.placement)  # noqa: E731
+    place = partial(machine.cpus_for, smt=config.smt, placement=config.placement)
     with torch.inference_mode():
         bench, model = Bench(threads, place, machine.pinnable), models.build(config)
         bench.switch(max(threads))

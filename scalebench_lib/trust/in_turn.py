@@ -101,11 +101,11 @@ def against_bare_loop(
 ) -> dict[str, pd.DataFrame]:
     """Medians of the timing loop over those of a ``bare`` loop, and of torch's own ``timer``.
 
-    All in one process a batch size, `seconds` each.
+    The three take turns in one process a batch size, for about `seconds` each.
     """
     rows: dict[str, list[dict[str, float]]] = {"bare": [], "timer": []}
     for batch_size in batch_sizes:
-        found = _bare(model, batch_size, seconds / len(rows) / len(two_counts()))
+        found = _bare(model, batch_size, seconds / (1 + len(rows)) / len(two_counts()))
         for (threads, times), (name, table) in product(found.items(), rows.items()):
             where = {"batch_size": batch_size, "threads": threads}
             table.append({**where, **_compared(times["loop"], times[name])})
