@@ -17,6 +17,7 @@ from scalebench_lib.estimate import median_interval, percentile
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
+from scalebench_lib.numerals import counted, number
 from scalebench_lib.software import Software as Software
 from scalebench_lib.verification import Verification as Verification
 from scalebench_lib.words import Words
@@ -84,12 +85,14 @@ class Point(Words):
     def __str__(self) -> str:
         found = self.statistics
         bounds = (
-            f" ({found.low / 1e6:.4g} … {found.high / 1e6:.4g})" if found.low and found.high else ""
+            f" ({number(found.low / 1e6, 4)} … {number(found.high / 1e6, 4)})"
+            if found.low and found.high
+            else ""
         )
         return (
-            f"{self.threads} thread{'s' * (self.threads != 1)} on CPU "
+            f"{counted(self.threads, 'thread')} on CPU "
             f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
-            f"median {found.median / 1e6:.4g} ms{bounds} of {len(self.samples_ns)} passes, "
+            f"median {number(found.median / 1e6, 4)} ms{bounds} of {len(self.samples_ns)} passes, "
             f"{'' if self.cpu_ns is None else f'CPU time / wall time {self.cpus_utilized:.2f}, '}"
             f"stopped by {self.stopped_by}"
         )

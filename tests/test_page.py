@@ -15,9 +15,9 @@ from scalebench_lib.analysis import page
 from scalebench_lib.analysis.findings import best_points, findings
 from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.plates import plates
-from scalebench_lib.analysis.selection import number
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import PROJECT
+from scalebench_lib.numerals import number
 from scalebench_lib.results import results_table
 from tests import madeup
 
@@ -351,15 +351,6 @@ def test_the_best_point_of_a_batch_has_its_lowest_latency() -> None:
     table = results_table(madeup.small_records([1, 4]))
     best = best_points(table).set_index("batch_size")["latency_ms"]
     assert best.to_dict() == table.groupby("batch_size")["latency_ms"].min().to_dict()
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.1234, "0.123"), (9.1, "9.10"), (99.96, "100"), (1234.5, "1,234"), (1e7, "10,000,000")],
-)
-def test_numbers_have_three_digits_and_no_exponent(value: float, text: str) -> None:
-    """As people write them."""
-    assert number(value) == text
 
 
 def test_a_page_that_fails_halfway_leaves_the_old_one(

@@ -9,8 +9,9 @@ import pandas as pd
 import seaborn as sns
 
 from scalebench_lib.analysis.picture import Line, Picture, Words, draw
-from scalebench_lib.analysis.selection import Measured, measured_only, model_title, number, parts
+from scalebench_lib.analysis.selection import Measured, measured_only, model_title, parts
 from scalebench_lib.errors import RequestError
+from scalebench_lib.numerals import number
 
 _MOST_BATCHES = 3
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from scalebench_lib.analysis.compare import WIDE, Comparison, Verdict
 from scalebench_lib.analysis.picture import STYLE, Picture
-from scalebench_lib.analysis.selection import number
+from scalebench_lib.numerals import number
 from scalebench_lib.record import write_atomically
 
 _LOOKS = {

@@ -11,7 +11,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from scalebench_lib.analysis.picture import STYLE, Picture
+from scalebench_lib.analysis.picture import STYLE, Picture, log_y
+from scalebench_lib.numerals import counted
 
 
 def _axes(title: str, x_axis: str, height: float = 3.2) -> tuple[Picture, Axes]:
@@ -37,7 +38,8 @@ def ratios(compared: dict[str, pd.DataFrame], title: str = "Ratio of raw medians
             axes.errorbar(table["ratio"], places, xerr=reach, fmt="o", color=colour, label=name)
         axes.axvline(1, color="0.4", linewidth=1)
         axes.axvspan(0.95, 1.05, color="0.9", zorder=0)
-        labels = [f"batch {row.batch_size}, {row.threads} threads" for row in first.itertuples()]
+        points = zip(first["batch_size"], first["threads"], strict=True)
+        labels = [f"batch {size}, {counted(threads, 'thread')}" for size, threads in points]
         axes.set_yticks(np.arange(len(labels)) + 0.1 * (len(compared) - 1), labels)
         axes.invert_yaxis()
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -90,8 +92,10 @@ def about_beside(table: pd.DataFrame) -> str:
 
 def hogs(table: pd.DataFrame) -> Picture:
     """What each estimate made of a disturbed visit, as change against the quiet one."""
-    long = table.melt(["hog", "threads"], ["mean", "raw median", "headline"], "estimate")
-    long["visit"] = long["hog"] + ", " + long["threads"].astype(str) + " threads"
+    hogged = table[table["hog"] != "quiet"]
+    long = hogged.melt(["hog", "threads"], ["mean", "raw median", "headline"], "estimate")
+    visits = zip(long["hog"], long["threads"], strict=True)
+    long["visit"] = [f"{kind}, {counted(threads, 'thread')}" for kind, threads in visits]
     with rc_context(STYLE):
         figure, axes = _axes("Change against the quiet visit", "")
         sns.barplot(long, y="visit", x="value", hue="estimate", palette="colorblind", ax=axes)
@@ -122,8 +126,9 @@ def passes(table: pd.DataFrame) -> Picture:
         figure.alt = "Every pass of each visit"
         rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
         for axes, kind in zip(rows, kinds, strict=True):
+            some = table[table["hog"] == kind]
             sns.scatterplot(
-                table[table["hog"] == kind],
+                some,
                 x="seconds",
                 y="latency_ms",
                 hue="threads",
@@ -136,7 +141,8 @@ def passes(table: pd.DataFrame) -> Picture:
                 legend="auto" if kind == kinds[0] else False,
             )
             axes.set_title(kind, loc="left", fontsize=10)
-            axes.set(ylabel="latency (ms)", yscale="log", xlabel="seconds into the visit")
+            axes.set(ylabel="latency (ms)", xlabel="seconds into the visit")
+            log_y(axes, some["latency_ms"].min(), some["latency_ms"].max())
             sns.despine(ax=axes)
         rows[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
         figure.subplots_adjust(left=0.1, right=0.84, bottom=0.1, top=0.94, hspace=0.35)

@@ -30,6 +30,7 @@ from scalebench_lib.analysis.selection import (
     parts,
 )
 from scalebench_lib.errors import RequestError
+from scalebench_lib.numerals import counted
 
 
 def per_batch(
@@ -176,7 +177,7 @@ def _at(rows: pd.DataFrame, threads: int | None) -> pd.DataFrame:
 def _counted(threads: int | None) -> str:
     if threads is None:
         return "each at its best thread count"
-    return f"{threads} thread{'s' * (threads != 1)}"
+    return counted(threads, "thread")
 
 
 def _config(optimization: str, smt: bool) -> str:

@@ -18,11 +18,11 @@ from scalebench_lib.analysis.selection import (
     config_words,
     errors_db,
     measured_only,
-    number,
     setting_words,
     settings,
     varying,
 )
+from scalebench_lib.numerals import counted, number
 
 _LIKE = ("batch_size", "optimization", "smt", "threads")
 
@@ -108,8 +108,7 @@ def extreme(table: pd.DataFrame, metric: MetricName) -> str:
 def point_words(rows: pd.DataFrame, point: Any) -> str:
     """``batch size 8, script, SMT on, 2 threads``; of SMT only where `rows` have it somewhere."""
     config = config_words(rows, point.optimization, point.smt)
-    threads = f"{point.threads} thread{'' if point.threads == 1 else 's'}"
-    return f"batch size {point.batch_size}, {config}, {threads}"
+    return f"batch size {point.batch_size}, {config}, {counted(point.threads, 'thread')}"
 
 
 def _ratios(rows: pd.DataFrame, column: str, one: Any, other: Any, alike: list[str]) -> Any:

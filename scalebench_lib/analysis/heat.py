@@ -19,8 +19,8 @@ from scalebench_lib.analysis.selection import (
     measured_only,
     missing_words,
     model_title,
-    number,
 )
+from scalebench_lib.numerals import number
 
 _ROW = 0.34
 _MOST_WRITTEN = 20

@@ -30,11 +30,11 @@ from scalebench_lib.analysis.selection import (
     Measured,
     missing_words,
     model_title,
-    number,
     setting_words,
     settings,
     varying,
 )
+from scalebench_lib.numerals import number
 from scalebench_lib.record import Record, write_atomically
 
 _OURS = re.compile(r".+-((latency|throughput)-.+|(peak|speedup)(-.+)?)\.png")

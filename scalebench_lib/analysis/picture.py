@@ -242,7 +242,7 @@ def _scale_x(axes: Axes, values: np.ndarray, words: Words) -> None:
 def _scale_y(axes: Axes, lines: Sequence[Line], scale: Scale) -> Span:
     span = scale if isinstance(scale, Span) else _span(lines, scale)
     if span.log:
-        _log_y(axes, span.low, span.high)
+        log_y(axes, span.low, span.high)
     else:
         axes.set_ylim(0, 1.1 * span.high)
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
@@ -257,7 +257,8 @@ def _span(lines: Sequence[Line], scale: str) -> Span:
     return Span(scale == "log" or wide, float(reach.min()), float(reach.max()))
 
 
-def _log_y(axes: Axes, least: float, most: float) -> None:
+def log_y(axes: Axes, least: float, most: float) -> None:
+    """A logarithmic axis around `least` and `most`, with plain numbers at its ticks."""
     decades = np.log10(most / least)
     steps = (1,) if decades > 4 else (1, 2, 5) if decades > 0.7 else range(1, 10)
     axes.set_yscale("log")
@@ -265,6 +266,7 @@ def _log_y(axes: Axes, least: float, most: float) -> None:
     axes.set_ylabel(f"{axes.get_ylabel()}, log scale")
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
 def plain(value: float, _position: int | None = None) -> str:

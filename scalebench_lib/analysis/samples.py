@@ -15,6 +15,7 @@ from scalebench_lib.analysis.looks import look
 from scalebench_lib.analysis.picture import STYLE, WIDTH, Picture, canvas, caption
 from scalebench_lib.analysis.selection import config_words, model_title, parts
 from scalebench_lib.errors import RequestError
+from scalebench_lib.numerals import counted
 from scalebench_lib.pool import Pooled, pool
 from scalebench_lib.record import Point, Record
 from scalebench_lib.reference import Reference
@@ -112,5 +113,5 @@ def _draw(axes: Axes, point: Point, colour: str) -> EndLabel:
     axes.axhline(found.median / 1e6, color=colour, linewidth=1)
     if found.low is not None and found.high is not None:
         axes.axhspan(found.low / 1e6, found.high / 1e6, color=colour, alpha=0.2, linewidth=0)
-    label = f"{point.threads} thread{'s' * (point.threads != 1)}"
+    label = counted(point.threads, "thread")
     return EndLabel(label, axes.get_xlim()[1], found.median / 1e6, colour)

@@ -233,8 +233,3 @@ def varying(table: pd.DataFrame) -> list[str]:
 def setting_words(table: pd.DataFrame, setting: dict[str, Any]) -> str:
     """What tells `setting` from the others of `table`: ``seq_len 128``; empty if it is alone."""
     return ", ".join(f"{name} {setting[name]}" for name in varying(table))
-
-
-def number(value: float) -> str:
-    """Three significant digits, never an exponent: ``0.123``, ``12.3``, ``1,230``."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"

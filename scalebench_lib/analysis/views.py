@@ -29,9 +29,9 @@ from scalebench_lib.analysis.selection import (
     as_raw,
     beside_each_other,
     measured_only,
-    number,
 )
 from scalebench_lib.errors import RequestError
+from scalebench_lib.numerals import number
 
 _LINES = ("batch_sizes", "optimizations", "smts")
 

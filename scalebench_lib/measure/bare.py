@@ -2,8 +2,8 @@
 
 Same process, same model, same pinned threads, turn by turn: only who looks at the clock differs.
 ``python -m scalebench_lib.measure.bare MODEL BATCH THREADS SECONDS`` (THREADS as in ``1,2``) prints
-the times in ms as JSON, by number of threads, of the timing ``loop``, the ``bare`` one and
-torch's own ``timer``.
+as JSON, by number of threads, the ratio of each turn's median in the timing loop to that of the
+turns beside it: of the ``bare`` loop, and of torch's own ``timer``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 
 import torch
 from torch.utils.benchmark import Timer
@@ -30,7 +31,7 @@ from scalebench_lib.measure.visit import ROTATION
 TURN_S = 0.5
 """The bare loop and torch's timer take turns as long as the timing loop's."""
 
-Times = dict[int, dict[str, list[float]]]
+Ratios = dict[int, dict[str, list[float]]]
 
 
 @dataclass
@@ -38,18 +39,24 @@ class _InTurn(TimingLoop):
     """After each turn of the timing loop, one of the `plain` pass in a bare loop, and torch's."""
 
     plain: Callable[[], object] = lambda: None
-    seconds: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    ratios: Ratios = field(default_factory=dict)
 
     def _turn(self, one: Series) -> None:
+        before = len(one.samples_ns)
         super()._turn(one)
-        times = self.seconds.setdefault(one.threads, {"bare": [], "timer": []})
-        times["bare"] += _loop(self.plain)
+        ours = median(one.samples_ns[before:]) / 1e9
         timer = Timer("run()", globals={"run": self.plain}, num_threads=one.threads)
-        times["timer"] += timer.blocked_autorange(min_run_time=TURN_S).times
+        times = {
+            "bare": _loop(self.plain),
+            "timer": timer.blocked_autorange(min_run_time=TURN_S).times,
+        }
+        found = self.ratios.setdefault(one.threads, {name: [] for name in times})
+        for name, theirs in times.items():
+            found[name].append(ours / median(theirs))
 
 
-def main(config: Config, threads: tuple[int, ...], seconds: float) -> Times:
-    """Time `config` unoptimized for `seconds` a loop and number of threads; ms."""
+def main(config: Config, threads: tuple[int, ...], seconds: float) -> Ratios:
+    """Time `config` unoptimized for `seconds` a loop and number of threads."""
     machine = Machine.here()
     place = partial(machine.cpus_for, smt=config.smt, placement=config.placement)
     with torch.inference_mode():
@@ -60,13 +67,8 @@ def main(config: Config, threads: tuple[int, ...], seconds: float) -> Times:
         bench.take(lambda: REGISTRY["none"].apply(subject), batches)
         loop = _InTurn(bench.pass_once, Probe(), bench.switch, threads, 1e-6, seconds)
         loop.plain = lambda: model.module(*batches[0])
-        series = loop.measure()
-    for one in series:
-        loop.seconds[one.threads]["loop"] = [ns / 1e9 for ns in one.samples_ns]
-    return {
-        count: {name: [1e3 * second for second in found] for name, found in times.items()}
-        for count, times in loop.seconds.items()
-    }
+        loop.measure()
+    return loop.ratios
 
 
 def _loop(run: Callable[[], object]) -> list[float]:

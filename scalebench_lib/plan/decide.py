@@ -15,6 +15,7 @@ from pydantic import Field
 
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
+from scalebench_lib.numerals import counted, number
 from scalebench_lib.plan.candidates import candidates, even, fastest, fat, thin
 from scalebench_lib.plan.interference import Interference, Observation, observation, shape
 from scalebench_lib.plan.placing import Placed, placed
@@ -82,8 +83,8 @@ class Ground:
         """Only the cores and the optimization that `request` allows."""
         if request.threads > self.cores:
             raise RequestError(
-                f"threads: {request.threads} is more than the {self.cores} "
-                f"core{'s' * (self.cores != 1)} of {self.profile.machine}, "
+                f"threads: {request.threads} is more than the "
+                f"{counted(self.cores, 'core')} of {self.profile.machine}, "
                 f"where this sweep was measured: use at most {self.cores}"
             )
         profile = self.profile.only(request.optimization or None)
@@ -121,9 +122,9 @@ class Ground:
         if request.slo_ms and best.predicted_ms > request.slo_ms:
             less = self.planner.under(request.slo_ms, self.known)
             raise RequestError(
-                f"slo_ms: batch {request.batch_size} takes {best.predicted_ms:.4g} ms at least; "
-                f"within {request.slo_ms:g} ms the largest is batch {less.batch_size} "
-                f"in {less.predicted_ms:.4g} ms, {less}"
+                f"slo_ms: batch {request.batch_size} takes {number(best.predicted_ms, 4)} ms "
+                f"at least; within {request.slo_ms:g} ms the largest is batch {less.batch_size} "
+                f"in {number(less.predicted_ms, 4)} ms, {less}"
             )
         return best
 

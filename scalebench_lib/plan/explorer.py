@@ -9,6 +9,7 @@ import ipywidgets as widgets
 
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.notebook import somebody_watches
+from scalebench_lib.numerals import number
 from scalebench_lib.plan import picture
 from scalebench_lib.plan.decide import Decision, Ground, Request, choose
 from scalebench_lib.plan.report import sentences
@@ -37,7 +38,7 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
             **_look("24rem"),
         )
         frontier = ground.planner.frontier()
-        limits = [(f"{plan.predicted_ms:.4g} ms", plan.predicted_ms) for plan in frontier]
+        limits = [(f"{number(plan.predicted_ms, 4)} ms", plan.predicted_ms) for plan in frontier]
         self.limit = _slider("Latency limit", limits, limits[-1][1])
         self.cores = _slider("Cores", list(range(1, ground.cores + 1)), ground.cores)
         self.optimization = widgets.Dropdown(

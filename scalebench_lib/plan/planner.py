@@ -19,6 +19,7 @@ from itertools import groupby
 import numpy as np
 
 from scalebench_lib.errors import RequestError
+from scalebench_lib.numerals import counted, number
 from scalebench_lib.plan.profile import Option, shares_of_a_core
 
 _NEVER = 2**29
@@ -127,8 +128,8 @@ class Planner:
             return max(within, key=lambda plan: plan.throughput)
         fastest = min(frontier, key=lambda plan: plan.predicted_ms)
         raise RequestError(
-            f"slo_ms: nothing answers within {slo_ms:g} ms on {_cores(self.cores)}: the fastest is "
-            f"batch {fastest.batch_size} in {fastest.predicted_ms:.4g} ms, {fastest}"
+            f"slo_ms: nothing answers within {slo_ms:g} ms on {counted(self.cores, 'core')}: the "
+            f"fastest is batch {fastest.batch_size} in {number(fastest.predicted_ms, 4)} ms, {fastest}"
         )
 
     def frontier(self) -> list[Plan]:
@@ -242,7 +243,7 @@ class Planner:
     def _unreachable(self, batch_size: int) -> str:
         """Why not, and what can be had."""
         if not self.largest_batch:
-            return f"no point was measured on {_cores(self.cores)} or fewer: use more"
+            return f"no point was measured on {counted(self.cores, 'core')} or fewer: use more"
         below = range(min(batch_size, self.largest_batch + 1) - 1, 0, -1)
         above = range(batch_size + 1, self.largest_batch + 1)
         near = [next(filter(self.reachable, sizes), None) for sizes in (below, above)]
@@ -250,9 +251,5 @@ class Planner:
         sizes = ", ".join(map(str, self.sizes))
         return (
             f"batch_size: {batch_size} cannot be made of the profiled batch sizes {sizes} on "
-            f"{_cores(self.cores)}: the nearest is {words}"
+            f"{counted(self.cores, 'core')}: the nearest is {words}"
         )
-
-
-def _cores(count: int) -> str:
-    return f"{count} core{'s' * (count != 1)}"

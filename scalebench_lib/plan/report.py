@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from scalebench_lib.numerals import counted, number
 from scalebench_lib.plan.decide import Decision, Entry, Ground
 from scalebench_lib.plan.interference import Observation
 from scalebench_lib.plan.planner import Plan
@@ -113,7 +114,7 @@ def comparison(decision: Decision) -> Table:
 def _title(decision: Decision) -> str:
     ground = decision.ground
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
-    cores = f"{ground.cores} core{'s' * (ground.cores != 1)}"
+    cores = counted(ground.cores, "core")
     size = decision.best.plan.batch_size
     return f"{ground.profile.model}, batch {size} on {cores}{limit}; times in ms"
 
@@ -135,12 +136,12 @@ def _cells(decision: Decision, entry: Entry) -> list[str]:
 def _measured(entry: Entry) -> str:
     if entry.measured_ms:
         value, low, high = entry.measured_ms
-        return f"{value:.4g} ±{(high - low) / 2 / value:.1%}"
+        return f"{number(value, 4)} ±{(high - low) / 2 / value:.1%}"
     return f"failed: {entry.run.reason}" if entry.run else ""
 
 
 def _ms(value: float) -> str:
-    return f"{value:.4g}" if np.isfinite(value) else "unknown"
+    return number(value, 4) if np.isfinite(value) else "unknown"
 
 
 def _short(ratio: Ratio) -> str:
@@ -150,14 +151,14 @@ def _short(ratio: Ratio) -> str:
 def commands(decision: Decision) -> Iterator[str]:
     """What to run: a line an instance, to put before one's own command."""
     yield "To run it, put before the command of each instance:"
-    for number, one in enumerate(decision.placed, 1):
+    for place, one in enumerate(decision.placed, 1):
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
-        yield f"  {number}: {_what(one.option)}:  {settings} {one.taskset}"
+        yield f"  {place}: {_what(one.option)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
 
 
 def _what(option: Option) -> str:
-    threads = f"{option.threads} thread{'s' * (option.threads != 1)}"
+    threads = counted(option.threads, "thread")
     named = f", {option.allocator}" * (option.allocator != "default")
     return f"batch {option.batch_size}, {threads}, {option.optimization}{named}"
 
@@ -167,8 +168,8 @@ def sentences(decision: Decision) -> Iterator[str]:
     best = decision.best
     how = "measured" if decision.proved else "predicted"
     yield (
-        f"{best.plan} serves batch {best.plan.batch_size} in {best.latency_ms:.4g} ms ({how}), "
-        f"{best.plan.batch_size / best.latency_ms * 1e3:.4g} inferences/s"
+        f"{best.plan} serves batch {best.plan.batch_size} in {number(best.latency_ms, 4)} ms "
+        f"({how}), {number(best.plan.batch_size / best.latency_ms * 1e3, 4)} inferences/s"
     )
     if 0 < decision.request.slo_ms < best.latency_ms:
         yield (
@@ -221,8 +222,8 @@ def about_frontier(plans: Sequence[Plan]) -> str:
     """The two ends of the frontier."""
     ends = {"soonest": plans[0], "most": plans[-1]}
     return "\n".join(
-        f"{name}: batch {plan.batch_size} in {plan.predicted_ms:.4g} ms, "
-        f"{plan.throughput:.4g} inferences/s, {plan}"
+        f"{name}: batch {plan.batch_size} in {number(plan.predicted_ms, 4)} ms, "
+        f"{number(plan.throughput, 4)} inferences/s, {plan}"
         for name, plan in ends.items()
     )
 

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
+from scalebench_lib.numerals import duration, number
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.cluster import cluster_at
 from scalebench_lib.sweep.fleet import Fleet
@@ -108,7 +109,7 @@ def run_shown(
 def _so_far(record: Record) -> str:
     if record.status != "ok":
         return record.status
-    return ", ".join(f"{p.threads}: {p.statistics.median / 1e6:.3g} ms" for p in record.points)
+    return ", ".join(f"{p.threads}: {number(p.statistics.median / 1e6)} ms" for p in record.points)
 
 
 def seconds(name: str, text: str | None) -> float:
@@ -119,10 +120,3 @@ def seconds(name: str, text: str | None) -> float:
     if not found or float(found[1]) == 0:
         raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``10 min`` or ``2.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -13,7 +13,7 @@ import pandas as pd
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.pool import pool
+from scalebench_lib.pool import Key, Pooled, pool_together
 from scalebench_lib.record import Record
 from scalebench_lib.reference import Reference
 from scalebench_lib.trust.bench import Bench, two_counts
@@ -61,11 +61,16 @@ def under_hogs(bench: Bench, seconds: float = 8.0) -> dict[str, Record]:
     return visits
 
 
+def _pooled(visits: dict[str, Record]) -> dict[str, dict[Key, Pooled]]:
+    """The points of each visit, at the quiet one's reference speed: they are to be compared."""
+    reference = Reference.of([visits["quiet"]])
+    points = pool_together([([record], reference) for record in visits.values()])
+    return dict(zip(visits, points, strict=True))
+
+
 def hogs_table(visits: dict[str, Record]) -> pd.DataFrame:
     """What a hog did to the mean, the raw median and the headline: change against quiet."""
-    reference = Reference.of([visits["quiet"]])
-    found = {kind: pool([record], reference) for kind, record in visits.items()}
-    rows = []
+    found, rows = _pooled(visits), []
     for kind, points in found.items():
         for (_, threads), point in points.items():
             quiet = next(p for (_, t), p in found["quiet"].items() if t == threads)
@@ -85,10 +90,9 @@ def hogs_table(visits: dict[str, Record]) -> pd.DataFrame:
 
 def passes(visits: dict[str, Record]) -> pd.DataFrame:
     """Every pass of these visits. Columns: hog, threads, seconds, latency_ms, disturbed."""
-    reference = Reference.of([visits["quiet"]])
     tables = []
-    for kind, record in visits.items():
-        for point in pool([record], reference).values():
+    for kind, points in _pooled(visits).items():
+        for point in points.values():
             assert point.headline is not None  # noqa: S101
             columns = {
                 "seconds": np.array(point.visits[0][1].started_ns) / 1e9,

@@ -1,7 +1,7 @@
 """Two ways to measure the same thing, taking turns of a second or few.
 
 So a machine that slows down for a while slows both alike. Tables have a row a point, with the
-columns batch_size, threads, ratio, low, high: a ratio of medians, and its 95 % interval.
+columns batch_size, threads, ratio, low, high: that of raw medians, and its 95 % interval.
 `seconds` are those of a visit, the time in which it stands still included.
 """
 
@@ -101,14 +101,16 @@ def against_bare_loop(
 ) -> dict[str, pd.DataFrame]:
     """Medians of the timing loop over those of a ``bare`` loop, and of torch's own ``timer``.
 
-    The three take turns in one process a batch size, for about `seconds` each.
+    The three take turns in one process a batch size, for about `seconds` together. A turn's median
+    is held against those of the turns right after it.
     """
     rows: dict[str, list[dict[str, float]]] = {"bare": [], "timer": []}
     for batch_size in batch_sizes:
         found = _bare(model, batch_size, seconds / (1 + len(rows)) / len(two_counts()))
-        for (threads, times), (name, table) in product(found.items(), rows.items()):
+        for (threads, ratios), (name, table) in product(found.items(), rows.items()):
+            ratio, low, high, _ = median_interval(ratios[name])
             where = {"batch_size": batch_size, "threads": threads}
-            table.append({**where, **_compared(times["loop"], times[name])})
+            table.append({**where, "ratio": ratio, "low": low, "high": high})
     return {name: pd.DataFrame(table) for name, table in rows.items()}
 
 

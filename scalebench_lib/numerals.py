@@ -1,0 +1,21 @@
+"""Numbers as they are told to people."""
+
+from __future__ import annotations
+
+
+def number(value: float, digits: int = 3) -> str:
+    """At least so many significant digits, never an exponent: ``0.123``, ``12.3``, ``1,230``."""
+    whole = value >= 10**digits / 10 - 0.05
+    return f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``10 min`` or ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
