@@ -127,9 +127,10 @@ class Planner:
         if within:
             return max(within, key=lambda plan: plan.throughput)
         fastest = min(frontier, key=lambda plan: plan.predicted_ms)
+        least = number(fastest.predicted_ms, 4)
         raise RequestError(
             f"slo_ms: nothing answers within {slo_ms:g} ms on {counted(self.cores, 'core')}: the "
-            f"fastest is batch {fastest.batch_size} in {number(fastest.predicted_ms, 4)} ms, {fastest}"
+            f"fastest is batch {fastest.batch_size} in {least} ms, {fastest}"
         )
 
     def frontier(self) -> list[Plan]:
