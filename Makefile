@@ -18,10 +18,10 @@ setup: $(READY) ## install into .venv, nothing else
 sweep: $(READY) ## measure this machine's quick BERT page (about 4 minutes on 2 cores)
 	$(BIN)/scalebench sweep outputs/quick --preset quick
 
-page: $(READY) ## measure the whole BERT page, batch 1 to 1024
+page: $(READY) ## measure the whole BERT page, batch 1 to 1024 (about 20 minutes on 2 cores)
 	$(BIN)/scalebench sweep outputs/page --preset page
 
-trust: $(READY) ## show how far the numbers can be trusted here (about 25 minutes on 2 cores)
+trust: $(READY) ## show how far the numbers can be trusted here (about 22 minutes on 2 cores)
 	@mkdir -p outputs/trust
 	$(BIN)/papermill notebooks/trust.ipynb outputs/trust/trust.ipynb
 	$(BIN)/scalebench render outputs/trust/trust.ipynb

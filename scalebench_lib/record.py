@@ -122,6 +122,11 @@ class Setup(Words):
     optimize_s: float
     first_pass_s: float
 
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.build_s + self.optimize_s + self.first_pass_s
+
     def __str__(self) -> str:
         return (
             f"built in {self.build_s:.2g} s, optimized in {self.optimize_s:.2g} s, "

@@ -8,8 +8,10 @@ import pytest
 
 from scalebench_lib.errors import RequestError
 from scalebench_lib.plan import report
-from scalebench_lib.plan.decide import Limits, Request, decide, prove
-from scalebench_lib.plan.interference import Interference, observation
+from scalebench_lib.plan.decide import decide, prove
+from scalebench_lib.plan.ground import Request
+from scalebench_lib.plan.interference import Interference, observation, shape
+from scalebench_lib.plan.proof import Limits
 from tests import madeup
 
 
@@ -92,6 +94,9 @@ def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(tmp_path: Pa
     again = decide(out, Request.of(slo_ms=200))
     assert again.best.plan != first.best.plan
     assert again.best.latency_ms <= 200
+    assert shape(first.best.plan.instances) not in {
+        shape(plan.instances) for plan in again.ground.frontier() if plan.predicted_ms < 209
+    }
     slower = replace(first.best.plan, predicted_ms=210.0)
     late = replace(first, best=replace(first.best, plan=slower))
     assert any("over the limit of 200 ms" in line for line in report.sentences(late))

@@ -23,7 +23,7 @@ from scalebench_lib.config import Config, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
-from scalebench_lib.plan.decide import Ground, Request
+from scalebench_lib.plan.ground import Ground, Request
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import load_results, results_table
 from scalebench_lib.sweep import runner

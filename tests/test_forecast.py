@@ -3,7 +3,13 @@
 import pytest
 
 from scalebench_lib.config import Config, Sweep, Visit
-from scalebench_lib.sweep.forecast import VISIT_OVERHEAD_S, Forecast, lacking_memory
+from scalebench_lib.record import Setup
+from scalebench_lib.sweep.forecast import (
+    OPTIMIZING_S,
+    VISIT_OVERHEAD_S,
+    Forecast,
+    lacking_memory,
+)
 from tests.madeup import latency_ms, machine, measured
 
 SMALL = machine(cores=2, smt=False)
@@ -37,6 +43,18 @@ def test_short_passes_take_their_time_limit_and_long_ones_their_minimum() -> Non
     assert short == pytest.approx(VISIT_OVERHEAD_S + 2 * 5, rel=0.05)
     long = forecast.visit_seconds(visit(1024, max_seconds=5))
     assert long > 2 * sum(latency_ms(Config(batch_size=1024), t) for t in (1, 2)) / 1e3
+
+
+def test_compilers_take_longer_and_how_long_is_learned() -> None:
+    """At first a guess; then what the latest visit took."""
+    compiled = Config(optimization="compile")
+    visits = [Visit(config=config, threads=(1,)) for config in (Config(), compiled)]
+    guessed = Forecast([])
+    plain, slow = map(guessed.visit_seconds, visits)
+    assert slow - plain == pytest.approx(OPTIMIZING_S["compile"])
+    setup = Setup(build_s=1, optimize_s=2, first_pass_s=30)
+    guessed.learn(measured(compiled, SMALL).model_copy(update={"setup": setup}))
+    assert guessed.visit_seconds(visits[1]) > 33
 
 
 def test_a_sweep_takes_as_long_as_its_visits() -> None:

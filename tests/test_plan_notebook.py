@@ -7,8 +7,8 @@ import nbformat
 import papermill
 import pytest
 
-from scalebench_lib.plan.decide import Ground, Request
 from scalebench_lib.plan.explorer import _MOST, PlanExplorer
+from scalebench_lib.plan.ground import Ground, Request
 from scalebench_lib.plan.picture import speedups
 from tests import madeup
 

@@ -15,9 +15,10 @@ def buttons(description: str, options: Sequence[Any] = ()) -> widgets.ToggleButt
     """One of a few, all seen at once."""
     style = {"description_width": _LABEL_WIDTH, "button_width": "max-content"}
     layout = {"width": "max-content", "flex_flow": "row nowrap"}
-    return widgets.ToggleButtons(
+    made = widgets.ToggleButtons(
         options=options, description=description, style=style, layout=layout
     )
+    return made.add_class("widget-inline-hbox")  # or its label stands left, others' right
 
 
 def dropdown(description: str, options: Sequence[Any] = ()) -> widgets.Dropdown:

@@ -11,7 +11,8 @@ from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.notebook import somebody_watches
 from scalebench_lib.numerals import number
 from scalebench_lib.plan import picture
-from scalebench_lib.plan.decide import Decision, Ground, Request, choose
+from scalebench_lib.plan.decide import Decision, choose
+from scalebench_lib.plan.ground import Ground, Request
 from scalebench_lib.plan.report import sentences
 from scalebench_lib.rendered import WIDGET
 
@@ -29,7 +30,7 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
         self._ground = ground
         self.question = widgets.ToggleButtons(
             options=[_FASTEST, _MOST], description="Wanted", **_look("max-content")
-        )
+        ).add_class("widget-inline-hbox")  # or its label stands left, others' right
         self.batch_size = widgets.BoundedIntText(
             value=batch_size or ground.profile.batch_sizes[-1],
             min=1,
@@ -37,7 +38,7 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
             description="Batch size",
             **_look("24rem"),
         )
-        frontier = ground.planner.frontier()
+        frontier = ground.frontier()
         limits = [(f"{number(plan.predicted_ms, 4)} ms", plan.predicted_ms) for plan in frontier]
         self.limit = _slider("Latency limit", limits, limits[-1][1])
         self.cores = _slider("Cores", list(range(1, ground.cores + 1)), ground.cores)

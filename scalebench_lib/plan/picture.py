@@ -17,7 +17,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from scalebench_lib.machine import Core
-from scalebench_lib.plan.decide import Decision, Ground
+from scalebench_lib.plan.decide import Decision
+from scalebench_lib.plan.ground import Ground
 from scalebench_lib.plan.interference import Observation
 from scalebench_lib.plan.placing import Placed
 from scalebench_lib.plan.planner import Plan

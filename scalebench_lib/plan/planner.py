@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -67,8 +67,12 @@ class Plan:
         return " + ".join(sorted({one.optimization for one in self.instances}))
 
     def __str__(self) -> str:
-        counted = [(shape, len(list(same))) for shape, same in groupby(map(str, self.instances))]
-        return " + ".join(f"{count} × {shape}" for shape, count in counted)
+        alike = [(shape, len(list(same))) for shape, same in groupby(map(str, self.instances))]
+        return " + ".join(f"{count} × {shape}" for shape, count in alike)
+
+
+Known = Callable[[Plan], Plan]
+"""A plan with what is known better than its prediction."""
 
 
 class Planner:
@@ -114,27 +118,33 @@ class Planner:
         self._extend(min(upto, self.largest_batch))
         return (self.best(size) for size in range(1, upto + 1) if self.reachable(size))
 
-    def under(self, slo_ms: float, known: Callable[[Plan], Plan] = lambda plan: plan) -> Plan:
+    def under(self, slo_ms: float, known: Known = lambda plan: plan) -> Plan:
         """The plan of most throughput, of any batch size, that takes at most `slo_ms`.
 
-        `known` may know better how long a plan takes. Raises `RequestError` with the fastest
-        there is where nothing meets the limit.
+        Raises `RequestError` with the fastest there is where nothing meets the limit.
         """
-        frontier = [known(plan) for plan in self.frontier()]
+        frontier = self.frontier(known)
         if not frontier:
             raise RequestError(self._unreachable(1))
         within = [plan for plan in frontier if plan.predicted_ms <= slo_ms]
         if within:
-            return max(within, key=lambda plan: plan.throughput)
-        fastest = min(frontier, key=lambda plan: plan.predicted_ms)
-        least = number(fastest.predicted_ms, 4)
+            return within[-1]
+        fastest, least = frontier[0], number(frontier[0].predicted_ms, 4)
         raise RequestError(
             f"slo_ms: nothing answers within {slo_ms:g} ms on {counted(self.cores, 'core')}: the "
             f"fastest is batch {fastest.batch_size} in {least} ms, {fastest}"
         )
 
-    def frontier(self) -> list[Plan]:
-        """Plans that none beats in both latency and throughput; ascending in both."""
+    def frontier(self, known: Known = lambda plan: plan) -> list[Plan]:
+        """Plans that none beats in both latency and throughput, as `known`; ascending in both."""
+        plans = sorted(
+            map(known, self._predicted_frontier()),
+            key=lambda plan: (plan.predicted_ms, -plan.throughput),
+        )
+        before = accumulate((plan.throughput for plan in plans), max, initial=0.0)
+        return [plan for plan, most in zip(plans, before, strict=False) if plan.throughput > most]
+
+    def _predicted_frontier(self) -> list[Plan]:
         most, cores = self._most[1:], np.arange(1, self._budget + 1)[:, None]
         latency = self._levels[None, :] * np.asarray(cores, dtype=float) ** self.exponent
         throughput = most / latency

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from scalebench_lib.numerals import counted, number
-from scalebench_lib.plan.decide import Decision, Entry, Ground
+from scalebench_lib.plan.decide import Decision, Entry
+from scalebench_lib.plan.ground import Ground
 from scalebench_lib.plan.interference import Observation
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Option

@@ -14,7 +14,17 @@ from scalebench_lib.record import Record
 from scalebench_lib.sweep.fate import KILLED, OUT_OF_MEMORY
 
 VISIT_OVERHEAD_S = 2.5
-"""A warm kernel, building and optimizing the model, its warm-up: seconds a visit."""
+"""A warm kernel, building the model, its warm-up: seconds a visit."""
+
+OPTIMIZING_S = {
+    "script": 1.0,
+    "compile": 20.0,
+    "onnxruntime": 4.0,
+    "onnxruntime-int8": 3.0,
+    "openvino": 6.0,
+    "openvino-bf16": 5.0,
+}
+"""Tracing, compiling, converting: seconds a visit before any is made. Later ones find caches."""
 
 FIRST_PASSES = 2
 """Passes before the first sample: the first one, and a warm-up."""
@@ -40,6 +50,7 @@ class Forecast:
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._per_flop: dict[tuple[str, bool, int], float] = {}
+        self._optimizing = dict(OPTIMIZING_S)
         self._speed: float | None = None
         for record in records:
             self.learn(record)
@@ -49,6 +60,8 @@ class Forecast:
         for point in record.points:
             key = (record.config.optimization, record.config.smt, point.threads)
             self._per_flop[key] = point.statistics.median / 1e9 / _work(record.config)
+        if record.setup:
+            self._optimizing[record.config.optimization] = record.setup.seconds
 
     def pass_seconds(self, config: Config, threads: int) -> float:
         """Seconds of one pass of the whole batch."""
@@ -58,7 +71,8 @@ class Forecast:
     def visit_seconds(self, visit: Visit) -> float:
         """Seconds of a whole visit at most: points may stop earlier, at their ``target_ci``."""
         first = min(self.pass_seconds(visit.config, threads) for threads in visit.threads)
-        return VISIT_OVERHEAD_S + FIRST_PASSES * first + sum(self._points(visit))
+        optimizing = self._optimizing.get(visit.config.optimization, 0.0)
+        return VISIT_OVERHEAD_S + optimizing + FIRST_PASSES * first + sum(self._points(visit))
 
     def visit_limit(self, visit: Visit) -> float:
         """Seconds after which a visit is sure to hang: never too few for honest work."""

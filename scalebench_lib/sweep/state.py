@@ -89,8 +89,8 @@ class Judge:
         """The next visit: its share of the time, or more where setting up would cost more."""
         share = self.sweep.max_seconds / self.sweep.rounds
         if latest and latest.setup:
-            setup = latest.setup.build_s + latest.setup.optimize_s + latest.setup.first_pass_s
-            share = min(max(share, setup / len(threads)), self.sweep.max_seconds)
+            share = max(share, latest.setup.seconds / len(threads))
+            share = min(share, self.sweep.max_seconds)
         number = 1 + max((len(point.visits) for point in points if point), default=0)
         change = {"threads": threads, "max_seconds": share, "number": number}
         return visit.model_copy(update=change)

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
-from scalebench_lib.numerals import duration, number
+from scalebench_lib.numerals import counted, duration, number
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.cluster import cluster_at
 from scalebench_lib.sweep.fleet import Fleet
@@ -109,7 +109,10 @@ def run_shown(
 def _so_far(record: Record) -> str:
     if record.status != "ok":
         return record.status
-    return ", ".join(f"{p.threads}: {number(p.statistics.median / 1e6)} ms" for p in record.points)
+    return ", ".join(
+        f"{counted(point.threads, 'thread')} {number(point.statistics.median / 1e6)} ms"
+        for point in record.points
+    )
 
 
 def seconds(name: str, text: str | None) -> float:
