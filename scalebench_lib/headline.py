@@ -39,7 +39,14 @@ FAR = 0.2
 
 SPIKE_SPREADS = 5.0
 SPIKE_LEAST = 0.06
-"""A sample is disturbed when it lies so many spreads, and so much, above its point's middle."""
+"""A sample is far out when it lies so many spreads, and so much, above its point's middle."""
+
+RARE = 0.1
+ROW = 9
+MOST = 0.8
+"""What is far out is disturbed where it is rare, no more than this share of its point's samples;
+or where most of so many in a row are far out: that comes from outside. What is often slow in
+between is the model's own way: inference engines may have two speeds."""
 
 VISIT_SD = 0.012
 VISIT_FREEDOM = 6
@@ -104,6 +111,21 @@ class _Samples:
         names, visit = np.unique(np.concatenate([p.visit for p in points]), return_inverse=True)
         self._visit, self._visits = self.points.of * names.size + visit, names.size
 
+    def in_a_row(self, values: np.ndarray) -> np.ndarray:
+        """The mean of `values` over each sample and those before it, or after it: the larger.
+
+        At most `ROW` samples of its own visit of a point.
+        """
+        starts = np.diff(self._visit, prepend=-1) != 0
+        begins, run = np.flatnonzero(starts), np.cumsum(starts) - 1
+        ends, here = np.append(begins[1:], values.size), np.arange(values.size)
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        first, last = np.maximum(here + 1 - ROW, begins[run]), np.minimum(here + ROW, ends[run])
+        before = (sums[here + 1] - sums[first]) / (here + 1 - first)
+        after = (sums[last] - sums[here]) / (last - here)
+        larger: np.ndarray = np.maximum(before, after)
+        return larger
+
     def visits(self, keep: np.ndarray) -> tuple[Groups, Groups]:
         """Of the samples that are kept: to which visit each belongs; to which point that does."""
         found, number = np.unique(self._visit[keep], return_inverse=True)
@@ -152,17 +174,26 @@ def _shrunk(moments: np.ndarray, prior: _Slope) -> _Slope:
 
 
 def _undisturbed(samples: _Samples, rest: np.ndarray) -> np.ndarray:
-    """Samples that are not far above their point's middle; the lower half says where that is.
+    """Samples that are not far out; or are so often, among others that are not."""
+    far = _far_out(samples, rest)
+    alone = far & (samples.in_a_row(far) < MOST)
+    own = alone & (samples.points.mean(alone) > RARE)[samples.points.of]
+    keep: np.ndarray = ~far | own
+    return keep
 
-    So up to half of the samples may be disturbed without moving the middle with them.
+
+def _far_out(samples: _Samples, rest: np.ndarray) -> np.ndarray:
+    """Samples far above their point's middle; the lower half says where that is.
+
+    So up to half of the samples may be far out without moving the middle with them.
     """
     points, kinds = samples.points, samples.kinds
     low, quarter = points.quantiles(rest, 0.05, 0.25)
     spread = kinds.mean((quarter - low) / _QUARTER_TO_LOW, weights=points.size)[kinds.of]
     middle = quarter + _MIDDLE_TO_QUARTER * spread
     limit = middle + np.maximum(SPIKE_SPREADS * spread, SPIKE_LEAST)
-    keep: np.ndarray = rest <= limit[points.of]
-    return keep
+    far: np.ndarray = rest > limit[points.of]
+    return far
 
 
 _MIDDLE_TO_QUARTER = float(special.ndtri(0.75))
