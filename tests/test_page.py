@@ -369,8 +369,12 @@ def test_a_page_that_fails_halfway_leaves_the_old_one(
     assert (small / "figures" / "bert-latency-1.png").exists()
 
 
-def test_the_example_in_the_repository_can_be_rendered(tmp_path: Path) -> None:
-    """Its records are older than some of the columns."""
+@pytest.mark.parametrize(
+    "folder", [PROJECT / "outputs" / "bert-example", PROJECT / "tests" / "old_sweep"]
+)
+def test_records_in_the_repository_can_be_rendered(folder: Path, tmp_path: Path) -> None:
+    """The example; and records older than some of the columns."""
     out = tmp_path / "example"
-    shutil.copytree(PROJECT / "outputs" / "bert-example", out)
+    shutil.copytree(folder, out)
     assert write_page(out).exists()
+    assert not list(out.rglob("*.invalid"))

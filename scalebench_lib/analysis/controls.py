@@ -47,7 +47,7 @@ class Checks(widgets.Box):  # type: ignore[misc]
     value = traitlets.Tuple()
 
     def __init__(self, description: str, ticked: bool = True) -> None:
-        super().__init__(layout={"flex_flow": "row wrap", "align_items": "center"})
+        super().__init__(layout={"align_items": "baseline"})
         self.boxes: dict[Any, widgets.Checkbox] = {}
         self._ticked = ticked
         self.least = 2 if ticked else 1
@@ -57,8 +57,11 @@ class Checks(widgets.Box):  # type: ignore[misc]
                 "width": _LABEL_WIDTH,
                 "justify_content": "flex-end",
                 "margin": "2px 8px 2px 2px",
+                "flex": "none",
             },
         )
+        self._row = widgets.Box(layout={"flex_flow": "row wrap", "align_items": "center"})
+        self.children = (self._label, self._row)
 
     def offer(self, options: Sequence[Any], names: Callable[[Any], str] = str) -> None:
         """Show a box for each of `options`; unticked ones stay so, unless none would be ticked."""
@@ -69,7 +72,7 @@ class Checks(widgets.Box):  # type: ignore[misc]
         if self._ticked and not any(box.value for box in self.boxes.values()):
             for box in self.boxes.values():
                 box.value = True
-        self.children = (self._label, *self.boxes.values())
+        self._row.children = tuple(self.boxes.values())
         self._collect()
 
     def hide(self, options: Sequence[Any]) -> None:
