@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -82,6 +83,15 @@ def test_a_kernel_that_is_killed_is_noticed(tmp_path: Path) -> None:
     assert time.time() - last_words.stat().st_mtime < 5
 
 
+@pytest.fixture
+def heeding_interrupts() -> Iterator[None]:
+    """Started in the background, a shell may have us ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_interrupts")
 def test_an_interrupt_takes_the_kernel_along(tmp_path: Path) -> None:
     """Ctrl-C reaches us, not the kernel: it has a process group of its own."""
     source = notebook(tmp_path / "in.ipynb", "open(word, 'w')", "import time; time.sleep(600)")
