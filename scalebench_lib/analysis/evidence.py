@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from scalebench_lib.analysis.picture import STYLE, Picture, log_y
 from scalebench_lib.numerals import counted
@@ -143,6 +143,7 @@ def passes(table: pd.DataFrame) -> Picture:
             axes.set_title(kind, loc="left", fontsize=10)
             axes.set(ylabel="latency (ms)", xlabel="seconds into the visit")
             log_y(axes, some["latency_ms"].min(), some["latency_ms"].max())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))  # the rows are low
             sns.despine(ax=axes)
         rows[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
         figure.subplots_adjust(left=0.1, right=0.84, bottom=0.1, top=0.94, hspace=0.35)
