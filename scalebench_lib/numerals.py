@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def number(value: float, digits: int = 3) -> str:
-    """At least so many significant digits, never an exponent: ``0.123``, ``12.3``, ``1,230``."""
+    """So many significant digits, or all of a whole number: ``0.123``, ``12.3``, ``1,234``."""
     whole = value >= 10**digits / 10 - 0.05
     return f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
 

@@ -54,7 +54,15 @@ def test_compilers_take_longer_and_how_long_is_learned() -> None:
     assert slow - plain == pytest.approx(OPTIMIZING_S["compile"])
     setup = Setup(build_s=1, optimize_s=2, first_pass_s=30)
     guessed.learn(measured(compiled, SMALL).model_copy(update={"setup": setup}))
-    assert guessed.visit_seconds(visits[1]) > 33
+    assert guessed.visit_seconds(visits[1]) > 32
+
+
+def test_the_first_pass_of_a_large_batch_says_nothing_about_a_small_one() -> None:
+    """It is long because the batch is."""
+    large = measured(Config(batch_size=1024), SMALL)
+    setup = Setup(build_s=0.2, optimize_s=0, first_pass_s=30)
+    told = Forecast([large.model_copy(update={"setup": setup})])
+    assert told.visit_seconds(visit(1)) == Forecast([large]).visit_seconds(visit(1))
 
 
 def test_a_sweep_takes_as_long_as_its_visits() -> None:

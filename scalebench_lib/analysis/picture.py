@@ -245,7 +245,7 @@ def _scale_y(axes: Axes, lines: Sequence[Line], scale: Scale) -> Span:
         log_y(axes, span.low, span.high)
     else:
         axes.set_ylim(0, 1.1 * span.high)
-    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
     return span
 
 

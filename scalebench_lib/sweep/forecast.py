@@ -24,7 +24,7 @@ OPTIMIZING_S = {
     "openvino": 6.0,
     "openvino-bf16": 5.0,
 }
-"""Tracing, compiling, converting: seconds a visit before any is made. Later ones find caches."""
+"""Tracing, compiling, converting: seconds a visit, until the config's latest visit tells."""
 
 FIRST_PASSES = 2
 """Passes before the first sample: the first one, and a warm-up."""
@@ -50,7 +50,7 @@ class Forecast:
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._per_flop: dict[tuple[str, bool, int], float] = {}
-        self._optimizing = dict(OPTIMIZING_S)
+        self._optimizing: dict[str, float] = {}
         self._speed: float | None = None
         for record in records:
             self.learn(record)
@@ -60,8 +60,9 @@ class Forecast:
         for point in record.points:
             key = (record.config.optimization, record.config.smt, point.threads)
             self._per_flop[key] = point.statistics.median / 1e9 / _work(record.config)
-        if record.setup:
-            self._optimizing[record.config.optimization] = record.setup.seconds
+        if record.setup and record.points:
+            passes = FIRST_PASSES * min(one.statistics.median for one in record.points) / 1e9
+            self._optimizing[record.config_id] = max(0.0, record.setup.seconds - passes)
 
     def pass_seconds(self, config: Config, threads: int) -> float:
         """Seconds of one pass of the whole batch."""
@@ -71,7 +72,8 @@ class Forecast:
     def visit_seconds(self, visit: Visit) -> float:
         """Seconds of a whole visit at most: points may stop earlier, at their ``target_ci``."""
         first = min(self.pass_seconds(visit.config, threads) for threads in visit.threads)
-        optimizing = self._optimizing.get(visit.config.optimization, 0.0)
+        guess = OPTIMIZING_S.get(visit.config.optimization, 0.0)
+        optimizing = self._optimizing.get(visit.config.id, guess)
         return VISIT_OVERHEAD_S + optimizing + FIRST_PASSES * first + sum(self._points(visit))
 
     def visit_limit(self, visit: Visit) -> float:
