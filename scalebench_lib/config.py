@@ -1,14 +1,14 @@
-"""What can be measured (`Config`), how long (`Visit`), and many of them at once (`Sweep`)."""
+"""What can be measured (`Config`), how long (`Trial`), and many of them at once (`Sweep`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -24,6 +24,7 @@ from scalebench_lib.words import (
     LONGEST,
     MODELS,
     PAGE_BATCH_SIZES,
+    OPTIMIZATIONS,
     TAKES_IMAGES,
     Allocator,
     BatchSize,
@@ -87,6 +88,11 @@ class Config(Words):
         )
 
     @property
+    def group(self) -> Config:
+        """What it is compared within: the config with the axes that lie within groups at rest."""
+        return self.model_copy(update=_WITHIN_GROUPS)
+
+    @property
     def item(self) -> str:
         """What an item of the batch is, as far as the config tells: ``16 tokens``."""
         if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
@@ -94,9 +100,30 @@ class Config(Words):
         return f"{self.seq_len} tokens"
 
 
-def visit_name(config_id: str, host: str | None, number: int) -> str:
-    """The stem of a visit's files; the host is part of it where a sweep is of several."""
-    return f"{config_id}{f'-{host}' if host else ''}-v{number}"
+_WITHIN_GROUPS = {"optimization": "none", "allocator": "default", "smt": False}
+"""The axes in which the configs of a group differ, at the base's values."""
+
+
+def base_of(configs: Iterable[Config]) -> Config:
+    """What the speed-ups of a group refer to: eager, default allocator, SMT off.
+
+    Where the group lacks one of these, the first known value that it has. Raises ValueError
+    where there is no config.
+    """
+    optimizations, allocators = list(OPTIMIZATIONS), list(get_args(Allocator))
+    return min(
+        configs,
+        key=lambda config: (
+            optimizations.index(config.optimization),
+            allocators.index(config.allocator),
+            config.smt,
+        ),
+    )
+
+
+def trial_name(config_id: str, host: str | None, number: int) -> str:
+    """The stem of a trial's files; the host is part of it where a sweep is of several."""
+    return f"{config_id}{f'-{host}' if host else ''}-t{number}"
 
 
 @cache
@@ -110,12 +137,14 @@ def _id(config: Config) -> str:
     return f"{slug(config.model)}-{config.optimization}-{smt}-bs{config.batch_size}-{digest}"
 
 
-class Visit(Words):
+class Trial(Words):
     """One run of a config in a process of its own, at each of `threads` (counts).
 
-    `max_seconds` is the time of a point in this visit. A `thorough` one also measures what does
-    not change from visit to visit: the machine's peak, FLOPs, and the error against fp64.
-    `host` is where it is made, in a sweep of several.
+    `number` counts the trials of this config in its folder, `round` those of the sweep;
+    `block` is what trials that take turns have in common. `max_seconds` is the computing time of
+    a point in this trial. A `thorough` one also measures what does not change from trial to
+    trial: the machine's peak, FLOPs, and the error against fp64. `host` is where it is made, in
+    a sweep of several.
     """
 
     config: Config
@@ -123,30 +152,32 @@ class Visit(Words):
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
     number: Whole = 1
+    round: Whole = 1
+    block: Annotated[str, Field(pattern=r"^([0-9a-f]{8})?$")] = ""
     thorough: bool = True
     host: str | None = None
 
     @property
     def name(self) -> str:
-        """The stem of the visit's files: ``bert-none-smt_off-bs8-1a2b3c-v1``."""
-        return visit_name(self.config.id, self.host, self.number)
+        """The stem of the trial's files: ``bert-none-smt_off-bs8-1a2b3c-t1``."""
+        return trial_name(self.config.id, self.host, self.number)
 
     def __str__(self) -> str:
         return f"{self.config}{f' on {self.host}' if self.host else ''}"
 
     def parameters(self) -> dict[str, Any]:
-        """The visit as papermill parameters of ``measure.ipynb``."""
+        """The trial as papermill parameters of ``measure.ipynb``."""
         return {
             **self.config.model_dump(),
-            **self.model_dump(include=_LIMITS),
+            **self.model_dump(include=_SAME_NAMES),
             "threads": list(self.threads),
-            "visit": self.number,
+            "trial": self.number,
         }
 
     @staticmethod
     def parameter_names() -> set[str]:
         """The names that `parameters` gives and `from_parameters` takes."""
-        return {*Config.model_fields, *_LIMITS, "threads", "visit"}
+        return {*Config.model_fields, *_SAME_NAMES, "threads", "trial"}
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any], machine: Machine) -> Self:
@@ -165,14 +196,14 @@ class Visit(Words):
             {
                 "config": config,
                 "threads": machine.thread_counts(rule, config.smt),
-                "number": values.get("visit", 1),
-                **{k: v for k, v in values.items() if k in _LIMITS},
+                "number": values.get("trial", 1),
+                **{k: v for k, v in values.items() if k in _SAME_NAMES},
             }
         )
 
 
-_LIMITS = {"target_ci", "max_seconds", "thorough"}
-"""The fields of a visit that are parameters of the notebook by the same name."""
+_SAME_NAMES = {"target_ci", "max_seconds", "round", "block", "thorough"}
+"""The fields of a trial that are parameters of the notebook by the same name."""
 
 
 class _Threads(Words):
@@ -182,8 +213,9 @@ class _Threads(Words):
 class Sweep(Words):
     """A set of configs measured into one folder: every combination of the axes.
 
-    Every config is visited up to `rounds` times, until its points are within `target_ci`;
-    `max_seconds` is a point's time over all its visits. `hosts` says whether ``each`` of several
+    Every config has a trial in each of `rounds`; a group's turns end when its points are within
+    `target_ci`, or have had their share of `max_seconds`, a point's computing time over all
+    rounds. `hosts` says whether ``each`` of several
     hosts measures every config, or ``any`` of them, all alike; ``one`` is this machine.
     """
 
@@ -203,22 +235,22 @@ class Sweep(Words):
     placement: Literal["sequential", "interleave"] = "sequential"
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
-    rounds: Annotated[Whole, Field(le=100)] = 5
+    rounds: Annotated[Whole, Field(le=100)] = 2
     hosts: Literal["one", "each", "any"] = "one"
 
-    def visits(self, machine: Machine) -> list[Visit]:
-        """The first visit of every config on `machine`, smaller batches first.
+    def trials(self, machine: Machine) -> list[Trial]:
+        """The first trial of every config on `machine`, smaller batches first.
 
         Raises `RequestError` where the machine lacks what is asked (SMT, CPUs), or the model's
         folder is not there.
         """
         require_model(self.model)
         return [
-            Visit(
+            Trial(
                 config=config,
                 threads=machine.thread_counts(self.threads, config.smt),
                 target_ci=self.target_ci,
-                max_seconds=self.max_seconds,
+                max_seconds=self.max_seconds / self.rounds,
             )
             for config in self._configs(machine)
         ]
@@ -279,7 +311,7 @@ def _merged_rule(one: Any, other: Any) -> Any:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"batch_sizes": (1, 4, 16, 64), "max_seconds": 4.0, "rounds": 2},
+    "quick": {"batch_sizes": (1, 4, 16, 64), "max_seconds": 4.0},
     "page": {},
 }
 """What each preset changes of a `Sweep`'s defaults."""

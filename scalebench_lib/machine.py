@@ -6,6 +6,7 @@ numbers are never used as CPU numbers: a core is the tuple of its CPU numbers.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -39,7 +40,9 @@ class Machine(BaseModel):
     """What a process may use of this machine, and where its numbers come from.
 
     `cores` holds only CPUs in the process's affinity mask; `quota` is the container's limit in
-    CPUs, `memory_bytes` the memory that may be used (its limit included).
+    CPUs, `memory_bytes` the memory that may be used (its limit included). Equal `identity`
+    means the same machine since the same start; unequal only that it may be another one.
+    `huge_pages` is the setting of transparent huge pages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +56,8 @@ class Machine(BaseModel):
     kernel: str
     architecture: str
     governor: str | None = None
+    huge_pages: str | None = None
+    identity: str | None = None
 
     @property
     def name(self) -> str:
@@ -156,6 +161,8 @@ class Machine(BaseModel):
             kernel=platform.release(),
             architecture=platform.machine(),
             governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            huge_pages=_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
+            identity=_identity(root),
         )
 
     def __str__(self) -> str:
@@ -211,6 +218,29 @@ def _text(path: Path) -> str | None:
         return path.read_text().strip() or None
     except OSError:
         return None
+
+
+def _chosen(text: str | None) -> str | None:
+    """What the kernel marks in ``always [madvise] never``."""
+    found = re.search(r"\[(\w+)\]", text or "")
+    return found[1] if found else None
+
+
+def _identity(root: Path) -> str | None:
+    """A digest that tells this machine, since its start, from others, and nothing else of it."""
+    files = (root / "etc/machine-id", root / "proc/sys/kernel/random/boot_id")
+    texts = [text for path in files if (text := _text(path))]
+    if not texts:
+        return None
+    return hashlib.sha256(" ".join(["scalebench", *texts]).encode()).hexdigest()[:12]
+
+
+def throttled_periods(root: Path = Path("/")) -> int | None:
+    """In how many periods a quota has stopped this process's control groups; None: not told."""
+    for folder in control_groups(root, "cpu"):
+        if found := re.search(r"^nr_throttled (\d+)$", _text(folder / "cpu.stat") or "", re.M):
+            return int(found[1])
+    return None
 
 
 def _cpu_model(root: Path) -> str:

@@ -1,19 +1,24 @@
-"""What a visit found: one JSON file, written once, never changed. It alone means "done"."""
+"""What a trial found: one JSON file, written once, never changed. It alone means "done"."""
 
 from __future__ import annotations
 
+import gc
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from scalebench_lib.config import Config, Visit, visit_name
-from scalebench_lib.errors import MeasurementError, ScalebenchError, one_line
-from scalebench_lib.estimate import median_interval, percentile
+from scalebench_lib.config import Config, Trial, trial_name
+from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
@@ -24,78 +29,62 @@ from scalebench_lib.words import Words
 
 KernelKind = Literal["fresh", "warm", "none"]
 Status = Literal["ok", "failed", "skipped"]
+EndedBy = Literal["target_ci", "max_seconds", "interrupted"]
+
+SCHEMA = 2
+"""Version 1 knew visits: trials by themselves, without blocks, in files that end in ``-v1``."""
+
+_OLD_TURN_NS = 500_000_000
+"""How long the thread counts of a visit took turns for."""
 
 
-class Statistics(Words):
-    """Raw statistics of a point's samples, in nanoseconds; every sample counts.
+class Turn(Words):
+    """A slice of time in which one point computed and everything else of the sweep stood still.
 
-    `low` and `high` bound the median with 95 % confidence, where there are samples enough.
+    `samples_ns` are the passes that count, in the order made; `start_ns` is the start of the first
+    by the machine's monotonic clock, which all trials of a block share. `cpu_ns` is the CPU time
+    of all threads for the samples, `waited_ns` how long threads that were ready had no CPU, and
+    `throttled` in how many periods a quota stopped the process meanwhile.
     """
 
-    median: float
-    low: float | None
-    high: float | None
-    minimum: int
-    mean: float
-    maximum: int
-    p90: float | None
-    p99: float | None
+    cycle: Annotated[int, Field(ge=1)]
+    start_ns: int
+    samples_ns: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    cpu_ns: Annotated[int, Field(ge=0)] | None = None
+    waited_ns: Annotated[int, Field(ge=0)] | None = None
+    throttled: int | None = None
 
-    @classmethod
-    def of(cls, samples_ns: tuple[int, ...]) -> Self:
-        """The statistics of `samples_ns` (at least one)."""
-        interval = median_interval(samples_ns)
-        return cls(
-            median=interval.value,
-            low=None if interval.coarse else interval.low,
-            high=None if interval.coarse else interval.high,
-            minimum=min(samples_ns),
-            mean=sum(samples_ns) / len(samples_ns),
-            maximum=max(samples_ns),
-            p90=percentile(samples_ns, 90),
-            p99=percentile(samples_ns, 99),
-        )
+    @property
+    def median_ns(self) -> float:
+        """The median of its samples."""
+        return float(median(self.samples_ns))
 
 
 class Point(Words):
-    """A config at one thread count: every timed pass, in nanoseconds, in the order measured.
+    """A config at one thread count: its turns, in the order made.
 
-    A sample is one pass, or the mean of `passes_per_sample` timed at once. `started_ns` are the
-    samples' starts since the visit's first, the probes the machine's speed right before and
-    after each; `warmup_ns` are passes that do not count. `cpu_ns` is the CPU time of the samples,
-    of all threads together; `spent_s` what the point cost in all, and `stopped_by` which limit
-    ended it.
+    A sample is one pass, or the mean of `passes_per_sample` timed at once. `warmup_ns` are passes
+    that do not count; `spent_s` is the time of all turns, warm-up included.
     """
 
     threads: Annotated[int, Field(ge=1)]
     cores: Annotated[float, Field(gt=0)]
     cpus: tuple[int, ...]
     pinned: bool
-    samples_ns: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
-    started_ns: tuple[int, ...]
-    probe_before_ns: tuple[int, ...] = ()
-    probe_after_ns: tuple[int, ...] = ()
     passes_per_sample: Annotated[int, Field(ge=1)] = 1
-    warmup_ns: tuple[int, ...]
-    cpu_ns: Annotated[int, Field(ge=0)] | None = None
+    warmup_ns: tuple[int, ...] = ()
     spent_s: float = 0.0
-    stopped_by: Literal["target_ci", "max_seconds"]
-    statistics: Statistics = Field(default_factory=lambda data: Statistics.of(data["samples_ns"]))
+    turns: Annotated[tuple[Turn, ...], Field(min_length=1)]
 
-    def __str__(self) -> str:
-        found = self.statistics
-        bounds = (
-            f" ({number(found.low / 1e6, 4)} … {number(found.high / 1e6, 4)})"
-            if found.low and found.high
-            else ""
-        )
-        return (
-            f"{counted(self.threads, 'thread')} on CPU "
-            f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
-            f"median {number(found.median / 1e6, 4)} ms{bounds} of {len(self.samples_ns)} passes, "
-            f"{'' if self.cpu_ns is None else f'CPU time / wall time {self.cpus_utilized:.2f}, '}"
-            f"stopped by {self.stopped_by}"
-        )
+    @cached_property
+    def samples_ns(self) -> tuple[int, ...]:
+        """Every sample of every turn."""
+        return tuple(chain.from_iterable(turn.samples_ns for turn in self.turns))
+
+    @property
+    def median_ns(self) -> float:
+        """The median of all samples."""
+        return float(median(self.samples_ns))
 
     @property
     def wall_ns(self) -> int:
@@ -103,20 +92,28 @@ class Point(Words):
         return sum(self.samples_ns) * self.passes_per_sample
 
     @property
+    def cpu_ns(self) -> int | None:
+        """CPU time of all samples, of all threads together; None where it is not known."""
+        times = [turn.cpu_ns for turn in self.turns]
+        return None if None in times else sum(filter(None, times))
+
+    @property
     def cpus_utilized(self) -> float:
         """CPU time / wall time of the samples, NaN where it is not known: threads at work."""
         return math.nan if self.cpu_ns is None else self.cpu_ns / self.wall_ns
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        sizes = {len(self.started_ns), len(self.probe_before_ns), len(self.probe_after_ns)}
-        if sizes - {0, len(self.samples_ns)}:
-            raise ValueError("each sample has its start and its probes")
-        return self
+    def __str__(self) -> str:
+        return (
+            f"{counted(self.threads, 'thread')} on CPU "
+            f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
+            f"median {number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} passes "
+            f"in {counted(len(self.turns), 'turn')}"
+            f"{'' if self.cpu_ns is None else f', CPU time / wall time {self.cpus_utilized:.2f}'}"
+        )
 
 
 class Setup(Words):
-    """Seconds spent before the first sample; what a visit costs beside its measurement."""
+    """Seconds spent before the first sample; what a trial costs beside its turns."""
 
     build_s: float
     optimize_s: float
@@ -135,21 +132,28 @@ class Setup(Words):
 
 
 class Record(Words):
-    """The result of one visit: what, when, where, with what, and every sample.
+    """The result of one trial: what, when, where, with what, and every sample.
 
-    `item` is what one of the batch is: ``16 tokens``. `flops` are those of one pass of the batch.
-    `peak_gflops` is what the machine itself reaches in a large matrix product, by thread count
-    and type (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``, ``version``,
-    ``precision``, and what else decides its speed. In a sweep of several hosts `host` names the
-    one that measured; with `any_host` they were alike, and count as one machine.
+    Records with one `block` took turns: their samples can be paired by cycle. `trial` counts the
+    trials of this config here, `round` those of the sweep. `item` is what one of the batch is:
+    ``16 tokens``. `model_hash` is of the model's structure and weights. `flops` are those of one
+    pass of the batch. `peak_gflops` is what the machine itself reaches in a large matrix product,
+    by thread count and type (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``,
+    ``version``, ``precision``, and what else decides its speed. `peak_memory_bytes` is the most
+    that the process held, `resident_bytes` what it held between turns. In a sweep of several
+    hosts `host` names the one that measured; with `any_host` they were alike, and count as one
+    machine.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA
     config: Config
     config_id: str
-    visit: Annotated[int, Field(ge=1)]
+    trial: Annotated[int, Field(ge=1)]
+    round: Annotated[int, Field(ge=1)] = 1
+    block: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")] | None = None
     status: Status
     reason: str | None = None
+    ended_by: EndedBy | None = None
     started: datetime
     finished: datetime
     machine: Machine
@@ -158,14 +162,21 @@ class Record(Words):
     software: Software
     kernel: KernelKind = "fresh"
     item: str | None = None
+    model_hash: str | None = None
     verification: Verification | None = None
     setup: Setup | None = None
     peak_memory_bytes: int | None = None
+    resident_bytes: int | None = None
     flops: int | None = None
-    probe_version: int | None = None
     peak_gflops: dict[int, dict[str, float]] = Field(default={})
     engine: dict[str, str] = Field(default={})
     points: tuple[Point, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_old_schema(cls, values: Any) -> Any:
+        old = isinstance(values, Mapping) and "visit" in values
+        return _from_visit(values) if old else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -178,18 +189,20 @@ class Record(Words):
     @classmethod
     def without_points(
         cls,
-        visit: Visit,
+        trial: Trial,
         machine: Machine,
         status: Status,
         reason: str,
         started: datetime,
         kernel: KernelKind = "fresh",
     ) -> Self:
-        """The record of a visit that never came to measure: failed, or skipped."""
+        """The record of a trial that never came to measure: failed, or skipped."""
         return cls(
-            config=visit.config,
-            config_id=visit.config.id,
-            visit=visit.number,
+            config=trial.config,
+            config_id=trial.config.id,
+            trial=trial.number,
+            round=trial.round,
+            block=trial.block or None,
             status=status,
             reason=reason,
             started=started,
@@ -200,29 +213,30 @@ class Record(Words):
         )
 
     def require_ok(self) -> None:
-        """Raise `MeasurementError` with the reason unless the visit succeeded."""
+        """Raise `MeasurementError` with the reason unless the trial succeeded."""
         if self.status != "ok":
             raise MeasurementError(self.reason)
 
     @property
     def name(self) -> str:
         """The stem of the record's file."""
-        return visit_name(self.config_id, self.host, self.visit)
+        name = trial_name(self.config_id, self.host, self.trial)
+        return name if self.schema_version == SCHEMA else re.sub(r"-t(\d+)$", r"-v\1", name)
 
     @property
-    def place(self) -> str | None:
+    def host_label(self) -> str | None:
         """The host whose numbers these are, where a sweep compares several."""
         return None if self.any_host else self.host
 
     @property
     def machine_name(self) -> str:
-        """What tables call the machine: its name, and its `place`'s."""
-        return f"{self.machine.name}-{self.place}" if self.place else self.machine.name
+        """What tables call the machine: its name, and its `host_label`'s."""
+        return f"{self.machine.name}-{self.host_label}" if self.host_label else self.machine.name
 
     @property
-    def pooled_as(self) -> str:
-        """What visits of the same thing share: config id and `place`."""
-        return f"{self.config_id}@{self.place}" if self.place else self.config_id
+    def point_key(self) -> str:
+        """What trials of the same thing share: config id and `host_label`."""
+        return f"{self.config_id}@{self.host_label}" if self.host_label else self.config_id
 
     def __str__(self) -> str:
         lines = [f"{self.config}: {self.reason or self.status}", *map(str, self.points)]
@@ -261,16 +275,53 @@ class Record(Words):
         return record
 
 
+def _from_visit(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of schema 1 in today's words: its probes are left out, its points are in turns."""
+    left_out = ("visit", "probe_version", "points")
+    points = [_in_turns(point) for point in values.get("points", ())]
+    kept = {name: value for name, value in values.items() if name not in left_out}
+    return {**kept, "trial": values["visit"], "round": values["visit"], "points": points}
+
+
+def _in_turns(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of schema 1; its CPU time, known as a whole, is dealt out by wall time."""
+    turns = list[dict[str, Any]]()
+    for start, sample in zip(old["started_ns"], old["samples_ns"], strict=True):
+        if not turns or start - turns[-1]["start_ns"] >= _OLD_TURN_NS:
+            turns.append({"cycle": len(turns) + 1, "start_ns": start, "samples_ns": []})
+        turns[-1]["samples_ns"].append(sample)
+    if old.get("cpu_ns") is not None:
+        share = old["cpu_ns"] / sum(old["samples_ns"])
+        for turn in turns:
+            turn["cpu_ns"] = round(share * sum(turn["samples_ns"]))
+    same = Point.model_fields.keys() & old.keys()
+    return {**{name: old[name] for name in same}, "turns": turns}
+
+
 def load_records(out: Path) -> list[Record]:
-    """All records of the sweep in folder `out`, by config and visit.
+    """All records of the sweep in folder `out`, by config and trial.
 
     A damaged one is set aside, to be measured again; a line on the log says so.
     """
-    from scalebench_lib import cache  # it is made of records
-
+    with _no_garbage():
+        found = [record for path in (out / "records").glob("*.json") if (record := _load(path))]
     return sorted(
-        cache.read(out, _load), key=lambda r: (*_size_order(r.config), r.place or "", r.visit)
+        found,
+        key=lambda r: (*_size_order(r.config), r.host_label or "", r.schema_version, r.trial),
     )
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Records make none: looking for it in thousands takes as long as reading them, each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def _load(path: Path) -> Record | None:
@@ -293,17 +344,35 @@ def _size_order(config: Config) -> tuple[Any, ...]:
     )
 
 
-def next_visit(out: Path, config: Config, host: str = "") -> int:
-    """The first visit number of `config` (at `host`) that has no record in folder `out`.
+def require_one_machine(records: Iterable[Record]) -> None:
+    """Raise `RequestError` where `records` come from several machines, naming what differs.
+
+    In a sweep of several hosts (its records name their `host_label`) each may be another machine.
+    """
+    firsts: dict[str | None, Record] = {}
+    for record in records:
+        first = firsts.setdefault(record.host_label, record)
+        differing = first.machine.differs_from(record.machine)
+        if len(firsts) > 1 and None in firsts:
+            first, differing = firsts[None], "their host"
+        if differing:
+            raise RequestError(
+                f"these are records of several machines: {first.name} and {record.name} differ in "
+                f"{differing}; 'scalebench report --any-machine' shows them together"
+            )
+
+
+def next_trial(out: Path, config: Config, host: str = "") -> int:
+    """The first trial number of `config` (at `host`) that has no record in folder `out`.
 
     ``*`` means all hosts together.
     """
-    numbers = _visits(out, f"{config.id}-{host}" if host else config.id)
+    numbers = _trials(out, f"{config.id}-{host}" if host else config.id)
     return max(numbers, default=0) + 1
 
 
-def _visits(out: Path, stem: str) -> Iterator[int]:
-    for path in (out / "records").glob(f"{stem}-v*.json"):
-        number = path.stem.rpartition("-v")[2]
+def _trials(out: Path, stem: str) -> Iterator[int]:
+    for path in (out / "records").glob(f"{stem}-t*.json"):
+        number = path.stem.rpartition("-t")[2]
         if number.isdigit():
             yield int(number)

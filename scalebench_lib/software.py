@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field
@@ -15,9 +18,28 @@ from scalebench_lib.words import Words
 
 _COMPARED = ("numpy", "torch", "transformers")
 _DECIDING = re.compile(
-    "(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN|MALLOC|TCMALLOC)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
+    "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC|TCMALLOC"
+    "|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
 )
-"""Environment variables that decide a process's speed."""
+_A_PLACE = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
+"""Environment variables that decide what is computed, or how fast; those that name places do not."""
+
+RUNNERS = "SCALEBENCH_ENVIRONMENT"
+"""The variable in which a runner tells its kernels, as JSON, the `deciding` ones as it had them:
+a kernel's own also hold what it was started with."""
+
+
+def deciding(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of `environment` decides; of preloaded libraries the file names alone."""
+    found = {
+        name: value
+        for name, value in sorted(environment.items())
+        if value and _DECIDING.match(name) and not _A_PLACE.search(name)
+    }
+    if libraries := found.get("LD_PRELOAD"):
+        found["LD_PRELOAD"] = ":".join(Path(one).name for one in re.split("[: ]+", libraries))
+    return found
+
 
 _ALLOCATORS_OWN = ("LD_PRELOAD", "MALLOC_")
 
@@ -39,11 +61,9 @@ class Software(Words):
             scalebench=__version__,
             versions={name: version(name) for name in _COMPARED},
             libraries=libraries or {},
-            environment={
-                name: value
-                for name, value in sorted(os.environ.items())
-                if value and _DECIDING.match(name)
-            },
+            environment=(
+                json.loads(os.environ[RUNNERS]) if RUNNERS in os.environ else deciding(os.environ)
+            ),
         )
 
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
