@@ -12,7 +12,7 @@ import numpy as np
 
 from scalebench_lib.config import Config, Sweep
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.record import Point, Record, Software
+from scalebench_lib.record import Point, Record, Software, Turn
 from scalebench_lib.words import PAGE_BATCH_SIZES
 
 START = datetime(2025, 3, 1, 9, 30, tzinfo=UTC)
@@ -23,6 +23,9 @@ SOFTWARE = Software(
     libraries={"openmp": "libgomp"},
     environment={"OMP_NUM_THREADS": "16"},
 )
+BLOCK = "0000000a"
+"""All made-up records took turns with each other."""
+
 SCRIPT_SPEEDUP = 1.12
 SMT_SPEEDUP = 1.18
 
@@ -48,11 +51,21 @@ def latency_ms(config: Config, threads: int) -> float:
 
 
 def samples_ns(config: Config, threads: int) -> tuple[int, ...]:
-    """8 noisy samples, or 3 of a pass that takes longer than two seconds."""
+    """8 noisy samples, one a turn, or 3 of a pass that takes longer than two seconds."""
     seed = [config.batch_size, config.seq_len, threads, *config.id.encode()]
     middle = latency_ms(config, threads)
     noise = np.random.default_rng(seed).normal(0, 0.015, size=3 if middle > 2000 else 8)
     return tuple(int(ns) for ns in middle * 1e6 * np.exp(noise))
+
+
+def turns(samples: Iterable[int]) -> tuple[Turn, ...]:
+    """A turn for each of `samples`, one after another, in cycles 1, 2, …"""
+    times = tuple(samples)
+    starts = np.cumsum((0, *times[:-1])).tolist()
+    return tuple(
+        Turn(cycle=cycle, start_ns=start, samples_ns=(ns,))
+        for cycle, (start, ns) in enumerate(zip(starts, times, strict=True), start=1)
+    )
 
 
 def point(config: Config, on: Machine, threads: int, pinned: bool = True) -> Point:
@@ -63,18 +76,17 @@ def point(config: Config, on: Machine, threads: int, pinned: bool = True) -> Poi
         cores=on.cores_of(threads, config.smt),
         cpus=on.cpus_for(threads, config.smt, config.placement) if pinned else (),
         pinned=pinned,
-        samples_ns=samples,
-        started_ns=tuple(np.cumsum((0, *samples[:-1])).tolist()),
+        turns=turns(samples),
         warmup_ns=samples[:1],
-        stopped_by="target_ci",
     )
 
 
 def measured(config: Config, on: Machine, pinned: bool = True) -> Record:
-    """The record of a visit of `config` that went well, at every thread count."""
+    """The record of a trial of `config` that went well, at every thread count."""
     counts = on.thread_counts("all", config.smt)
     return Record(
         status="ok",
+        ended_by="target_ci",
         points=tuple(point(config, on, threads, pinned) for threads in counts),
         peak_memory_bytes=(900 + 12 * config.batch_size) * 10**6,
         flops=config.batch_size * config.seq_len * 170_000_000,
@@ -91,7 +103,9 @@ def _identity(config: Config, on: Machine) -> dict:
     return {
         "config": config,
         "config_id": config.id,
-        "visit": 1,
+        "trial": 1,
+        "round": 1,
+        "block": BLOCK,
         "started": START,
         "finished": START + timedelta(minutes=5),
         "machine": on,
@@ -107,7 +121,7 @@ def configs(
 ) -> list[Config]:
     """Every combination of `batch_sizes`, `optimizations` and the SMT that `on` has."""
     sweep = Sweep(batch_sizes=tuple(batch_sizes), optimizations=tuple(optimizations))
-    return [visit.config.model_copy(update=fixed) for visit in sweep.visits(on)]
+    return [trial.config.model_copy(update=fixed) for trial in sweep.trials(on)]
 
 
 def full_records() -> list[Record]:
