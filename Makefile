@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep page trust lab test test-slow lint format clean
+.PHONY: help setup sweep page lab test test-slow lint format clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 11
@@ -20,11 +20,6 @@ sweep: $(READY) ## measure this machine's quick BERT page (about 4 minutes on 2 
 
 page: $(READY) ## measure the whole BERT page, batch 1 to 1024 (about 20 minutes on 2 cores)
 	$(BIN)/scalebench sweep outputs/page --preset page
-
-trust: $(READY) ## show how far the numbers can be trusted here (about 22 minutes on 2 cores)
-	@mkdir -p outputs/trust
-	$(BIN)/papermill notebooks/trust.ipynb outputs/trust/trust.ipynb
-	$(BIN)/scalebench render outputs/trust/trust.ipynb
 
 lab: $(READY) ## explore in JupyterLab
 	$(BIN)/jupyter lab notebooks/analysis.ipynb
