@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -88,7 +88,7 @@ class Interval:
 
     @classmethod
     def around(cls, value: float, variance: Variance) -> Self:
-        """The interval of `value`, whose logarithm has this `variance`."""
+        """Return the interval of `value`, whose logarithm has this `variance`."""
         return cls(value, *_limits(value, variance), variance)
 
     @property
@@ -123,6 +123,18 @@ class Ratio(Interval):
     via: str = ""
     assumed: bool = False
 
+    @classmethod
+    def around(
+        cls,
+        value: float,
+        variance: Variance,
+        how: How = "paired",
+        via: str = "",
+        assumed: bool = False,
+    ) -> Self:
+        """Return the ratio of this `value`, whose logarithm has this `variance`."""
+        return cls(value, *_limits(value, variance), variance, how, via, assumed)
+
     @property
     def differs(self) -> bool:
         """Whether the interval leaves out 1: otherwise no difference was measured."""
@@ -144,16 +156,12 @@ class Ratio(Interval):
 
     def inverse(self) -> Ratio:
         """Return the other latency over the one."""
-        return replace(Ratio.around(1 / self.value, self.variance), **self._origin)
+        return Ratio.around(1 / self.value, self.variance, self.how, self.via, self.assumed)
 
     def times(self, other: Ratio, via: str) -> Ratio:
         """Return the product of ratios a / `via` and `via` / b, whose errors are independent."""
-        product = Ratio.around(self.value * other.value, self.variance + other.variance)
-        return replace(product, how="via", via=via, assumed=self.assumed or other.assumed)
-
-    @property
-    def _origin(self) -> dict[str, Any]:
-        return {"how": self.how, "via": self.via, "assumed": self.assumed}
+        variance, assumed = self.variance + other.variance, self.assumed or other.assumed
+        return Ratio.around(self.value * other.value, variance, "via", via, assumed)
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,7 @@ def by_cycle(cycles: Sequence[int], logs: ArrayLike) -> np.ndarray:
 def ratio(parts: Parts, spread: Spread) -> Ratio:
     """The ratio of two points from the differences of their turns, those of a block together."""
     value = math.exp(float(np.median(np.concatenate(parts))))
-    return replace(Ratio.around(value, error(parts, spread)), assumed=spread.assumed)
+    return Ratio.around(value, error(parts, spread), assumed=spread.assumed)
 
 
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
