@@ -19,8 +19,9 @@ from scalebench_lib.config import PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
+from scalebench_lib.sweep.folder import in_flight
 from scalebench_lib.sweep.locks import IF_BUSY, machine_to_itself, require_free
-from scalebench_lib.sweep.state import sweep_state
+from scalebench_lib.sweep.schedule import sweep_schedule
 from scalebench_lib.words import OPTIMIZATIONS
 
 app = typer.Typer(
@@ -53,12 +54,15 @@ def sweep(
     allocators: Annotated[str | None, typer.Option(help="Such as default,tcmalloc.")] = None,
     placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
     target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="The most for a point.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="The most visits of a config: 5.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="Such as 10m: start no more.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Of a point, in all.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Fresh processes of a config: 2.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Such as 10m: end after it.")] = None,
     kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
     if_busy: Annotated[str, typer.Option(help=_IF_BUSY)] = "refuse",
-    visit_timeout: Annotated[str | None, typer.Option(help="End a visit after: 10m.")] = None,
+    trial_timeout: Annotated[
+        str | None, typer.Option("--trial-timeout", help="End what hangs after: 10m.")
+    ] = None,
+    visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
     scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
@@ -67,7 +71,10 @@ def sweep(
     """Measure a sweep into OUT, or go on with it, and render its page."""
     if not dry_run:
         require_free(out)
-    from scalebench_lib.sweep import told  # papermill takes seconds to import
+    if scheduler or any_host:
+        raise RequestError("scheduler: sweeps of several hosts rest in this version")
+    from scalebench_lib.sweep import progress  # papermill takes seconds to import
+    from scalebench_lib.sweep.runner import SweepRun
 
     options = {
         "model": model,
@@ -88,18 +95,18 @@ def sweep(
     if kernels not in ("warm", "fresh"):
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
     _require_if_busy(if_busy)
-    budget, warm = told.seconds("time_budget", time_budget), kernels == "warm"
-    request = _request(preset, spec, given)
-    with told.prepared(request, out, retry_failed, scheduler, any_host, warm, if_busy) as job:
-        job.visit_timeout = told.seconds("visit_timeout", visit_timeout) if visit_timeout else None
-        told.announce(job, console)
-        if dry_run:
-            return
-        for trouble in told.run_shown(job, budget, warm, if_busy, console):
-            _complain(trouble)
-    if job.records:
+    budget, warm = progress.seconds("time_budget", time_budget), kernels == "warm"
+    timeout = trial_timeout or visit_timeout
+    run = SweepRun.prepare(_request(preset, spec, given), out, retry_failed)
+    run.trial_timeout = progress.seconds("trial_timeout", timeout) if timeout else None
+    progress.announce(run, console)
+    if dry_run:
+        return
+    for trouble in progress.run_with_progress(run, budget, warm, if_busy, console):
+        _complain(trouble)
+    if run.records:
         report(out)
-    if complaints := told.outcome(job, out, console):
+    if complaints := progress.summary(run, console):
         _complain("; ".join(complaints))
         raise typer.Exit(1)
 
@@ -124,13 +131,16 @@ def status(out: Out) -> None:
     if imported:
         _tell(imported)
         return
-    state = sweep_state(out)
-    console.print(f"{len(state.done)} done, {len(state.failed)} failed, {len(state.left)} left")
-    for visit, record in state.failed:
-        console.print(f"{record.status}: {visit}: {record.reason}", soft_wrap=True)
-    for visit in state.left:
-        counts = ", ".join(map(str, visit.threads))
-        console.print(f"left: {visit}, threads {counts}", soft_wrap=True)
+    schedule = sweep_schedule(out)
+    done, failed, left = schedule.done, schedule.failed, schedule.left
+    console.print(f"{len(done)} done, {len(failed)} failed, {len(left)} left")
+    if doing := in_flight(out):
+        console.print(f"running: {doing}", soft_wrap=True, markup=False)
+    for trial, record in failed:
+        console.print(f"{record.status}: {trial}: {record.reason}", soft_wrap=True, markup=False)
+    for trial in left:
+        counts = ", ".join(map(str, trial.threads))
+        console.print(f"left: {trial}, threads {counts}", soft_wrap=True, markup=False)
 
 
 @app.command("import")

@@ -15,12 +15,7 @@ from scalebench_lib.errors import ScalebenchError
 
 _SEAL = re.compile(rb'(?s)(.*),\n "sha256": "([0-9a-f]{64})"\n}\n')
 
-_NOTEBOOK_SEAL = re.compile(rb'(?s)(.*"sha256": ")([0-9a-f]{64})(".*)')
-
-UNSEALED = "0" * 64
-"""Stands for the digest in what the digest is made of."""
-
-_UNFINISHED = (".*.json.*", ".*.ipynb", ".*.ipynb.*", ".*.yaml.*")
+_UNFINISHED = (".*.json", ".*.json.*", ".*.ipynb", ".*.ipynb.*", ".*.yaml.*")
 
 _log = logging.getLogger("scalebench")
 
@@ -80,24 +75,6 @@ def set_aside(path: Path, why: str) -> None:
     with suppress(OSError):  # where nothing can be written it is left out all the same
         path.rename(aside)
     _log.warning("%s: set aside as *.invalid", why)
-
-
-def sealed_notebook(text: str) -> str:
-    """A notebook's `text` with its digest where `UNSEALED` stands in its metadata."""
-    head, _, tail = text.rpartition(UNSEALED)
-    return head + hashlib.sha256(text.encode()).hexdigest() + tail
-
-
-def is_whole_notebook(path: Path) -> bool:
-    """Whether a notebook is as it was written: neither cut nor edited. The first had no seal."""
-    data = path.read_bytes()
-    if not (data.startswith(b"{") and data.endswith(b"\n}\n")):
-        return False
-    found = _NOTEBOOK_SEAL.fullmatch(data)
-    if not found:
-        return True
-    content = found[1] + UNSEALED.encode() + found[3]
-    return hashlib.sha256(content).hexdigest().encode() == found[2]
 
 
 def unfinished(out: Path) -> Iterator[Path]:

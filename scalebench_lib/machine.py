@@ -235,6 +235,20 @@ def _identity(root: Path) -> str | None:
     return hashlib.sha256(" ".join(["scalebench", *texts]).encode()).hexdigest()[:12]
 
 
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that a new process may fill now: the system's, and what is left of a limit."""
+    left = [int(psutil.virtual_memory().available)]
+    for folder in control_groups(root, "memory"):
+        limit = _memory_limit(folder)
+        used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+        if limit and used:
+            cached = re.search(
+                r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat") or "", re.M
+            )
+            left.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return max(0, min(left))
+
+
 def throttled_periods(root: Path = Path("/")) -> int | None:
     """In how many periods a quota has stopped this process's control groups; None: not told."""
     for folder in control_groups(root, "cpu"):

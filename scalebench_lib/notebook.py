@@ -8,10 +8,10 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-from scalebench_lib.config import Visit
+from scalebench_lib.config import Trial
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import next_visit
+from scalebench_lib.record import next_trial
 
 PROJECT = Path(__file__).resolve().parent.parent
 """The project's folder: the package is installed editable, the notebooks lie beside it."""
@@ -39,21 +39,21 @@ def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict
     }
 
 
-def measurement_request(namespace: Mapping[str, Any]) -> tuple[Visit, Machine, Path]:
-    """What ``measure.ipynb`` is asked to do, checked: the visit, the machine, the sweep's folder.
+def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, Path]:
+    """What ``measure.ipynb`` is asked to do, checked: the trial, the machine, the sweep's folder.
 
-    An empty `out` means ``outputs/by-hand``; `visit` 0 means the config's next one there.
+    An empty `out` means ``outputs/by-hand``; `trial` 0 means the config's next one there.
     Raises `RequestError` for an unknown parameter or a wrong value.
     """
-    values = parameters(namespace, {*Visit.parameter_names(), "out"})
+    values = parameters(namespace, {*Trial.parameter_names(), "out"})
     out = values.pop("out", "")
     if not isinstance(out, str) or not out.isprintable():
         raise RequestError(f"out: must be a folder's name, not {out!r}")
-    number = values.pop("visit", 0)
+    number = values.pop("trial", 0)
     number = 0 if str(number) == "0" else number
     machine = Machine.here()
-    visit = Visit.from_parameters({**values, "visit": 1 if number == 0 else number}, machine)
+    trial = Trial.from_parameters({**values, "trial": 1 if number == 0 else number}, machine)
     folder = Path(out) if out else OUTPUTS / "by-hand"
     if number == 0:
-        visit = visit.model_copy(update={"number": next_visit(folder, visit.config)})
-    return visit, machine, folder
+        trial = trial.model_copy(update={"number": next_trial(folder, trial.config)})
+    return trial, machine, folder

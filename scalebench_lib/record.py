@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,15 +23,15 @@ from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.numerals import counted, number
+from scalebench_lib.protocol import EndedBy
 from scalebench_lib.software import Software as Software
 from scalebench_lib.verification import Verification as Verification
 from scalebench_lib.words import Words
 
 KernelKind = Literal["fresh", "warm", "none"]
 Status = Literal["ok", "failed", "skipped"]
-EndedBy = Literal["target_ci", "max_seconds", "interrupted"]
 
-SCHEMA = 2
+SCHEMA: Final = 2
 """Version 1 knew visits: trials by themselves, without blocks, in files that end in ``-v1``."""
 
 _OLD_TURN_NS = 500_000_000

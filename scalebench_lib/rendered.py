@@ -12,7 +12,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.files import UNSEALED, sealed_notebook, write_atomically
+from scalebench_lib.files import write_atomically
 from scalebench_lib.notebook import PROJECT
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -44,9 +44,8 @@ def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write `notebook` to `path` whole or not at all, and so that a later edit is noticed."""
-    notebook.metadata["scalebench"] = {"sha256": UNSEALED}
-    write_atomically(path, sealed_notebook(nbformat.writes(notebook) + "\n"))
+    """Write `notebook` to `path` whole or not at all."""
+    write_atomically(path, nbformat.writes(notebook) + "\n")
 
 
 def _roots(folders: tuple[Path, ...]) -> Iterator[tuple[str, str]]:

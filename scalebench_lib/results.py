@@ -1,24 +1,47 @@
-"""The results table: one row a point, all its visits pooled; rebuilt from the records each time.
+"""What a sweep says: its points with all their trials, the ratios of any two, and the table.
 
-A sweep that was imported has no records: its rows are the published ones.
+All of it is rebuilt from the records each time. A sweep that was imported has no records: the
+rows of its table are the published ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from scalebench_lib.config import Config, base_of
 from scalebench_lib.errors import RequestError
-from scalebench_lib.estimate import ENOUGH_FOR_RANKS, percentile
 from scalebench_lib.imported import Imported, PublishedPoint
-from scalebench_lib.pool import Pooled, pool
-from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import Reference, reference_for, require_one_machine
+from scalebench_lib.record import Point, Record, load_records, require_one_machine
+from scalebench_lib.stats import (
+    MIN_TURNS,
+    Interval,
+    Parts,
+    Ratio,
+    Spread,
+    Variance,
+    by_cycle,
+    error,
+    outliers,
+    paired,
+    percentile,
+    ratio,
+)
 from scalebench_lib.words import DEFAULT_IMAGE_SIZE
+
+PointKey = tuple[str, int]
+"""A point's name: its records' `point_key` and its thread count."""
+
+_MOST_PAIRS = 2000
+"""So many pairs tell the spread of all."""
 
 _TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
 
@@ -29,15 +52,17 @@ _TYPES = {
     **dict.fromkeys(("seq_len", "image_size", "batch_size", "threads"), _COUNT),
     "cores": _NUMBER,
     "status": _TEXT,
-    **dict.fromkeys(("samples", "disturbed"), _COUNT),
+    **dict.fromkeys(("samples", "outliers"), _COUNT),
     **dict.fromkeys(("latency_ms", "latency_ms_low", "latency_ms_high"), _NUMBER),
-    **dict.fromkeys(("latency_ms_raw", "latency_ms_min", "latency_ms_mean"), _NUMBER),
-    **dict.fromkeys(("latency_ms_p90", "latency_ms_p99", "throughput", "gflops"), _NUMBER),
-    **dict.fromkeys(("peak_fraction", "exponent"), _NUMBER),
+    **dict.fromkeys(("latency_ms_min", "latency_ms_mean"), _NUMBER),
+    **dict.fromkeys(("latency_ms_p90", "latency_ms_p99", "throughput"), _NUMBER),
+    **dict.fromkeys(("speedup", "speedup_low", "speedup_high", "scaling"), _NUMBER),
+    "paired": _TEXT,
+    **dict.fromkeys(("gflops", "peak_fraction"), _NUMBER),
     **dict.fromkeys(("sqnr_db", "max_abs_error"), _NUMBER),
     **dict.fromkeys(("coarse", "pinned"), _YES_NO),
     "cpus_utilized": _NUMBER,
-    "visits": _COUNT,
+    "trials": _COUNT,
     "spent_s": _NUMBER,
     "peak_memory_mb": _NUMBER,
     **dict.fromkeys(("reason", "imported_from"), _TEXT),
@@ -47,123 +72,395 @@ _TYPES = {
 COLUMNS = tuple(_TYPES)
 """The columns of the results table, in order."""
 
+_ORDER = [
+    *("model", "seq_len", "image_size", "optimization", "smt", "allocator"),
+    *("batch_size", "threads"),
+]
 _NS_PER_MS = 1e6
 
+_Trials = Sequence[tuple[Record, Point]]
+_Group = tuple[Config, str | None]
 
-def results_table(records: Iterable[Record], reference: Reference | None = None) -> pd.DataFrame:
-    """Pool the visits in `records` into one row a point; `COLUMNS` says which columns.
 
-    Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``latency_ms`` is the
-    headline: at `reference` speed, by default the records' own; ``latency_ms_raw`` is the plain
-    median; ``peak_fraction`` is the share of the machine's peak in the config's own type;
-    ``cpus_utilized`` is CPU time / wall time. A config that failed or was skipped, and never
-    succeeded, is one row with its reason and no thread count.
+@dataclass(frozen=True, eq=False)
+class MeasuredPoint:
+    """A point with all its trials; `parts` are the logs of its turns' medians, trial by trial."""
+
+    trials: _Trials
+    parts: Parts
+    spread: Spread
+
+    @property
+    def config(self) -> Config:
+        """What was measured."""
+        return self.trials[0][0].config
+
+    @property
+    def threads(self) -> int:
+        """On how many threads."""
+        return self.trials[0][1].threads
+
+    @property
+    def host_label(self) -> str | None:
+        """The host, where a sweep compares several."""
+        return self.trials[0][0].host_label
+
+    @cached_property
+    def samples_ns(self) -> np.ndarray:
+        """Every sample of every trial, in the order made."""
+        every = chain.from_iterable(point.samples_ns for _, point in self.trials)
+        return np.fromiter(every, float)
+
+    @cached_property
+    def outlier(self) -> np.ndarray:
+        """Which samples are more than 1.5 times the median of their trial."""
+        return np.concatenate([outliers(point.samples_ns) for _, point in self.trials])
+
+    @cached_property
+    def latency(self) -> Interval:
+        """The median of all samples in ns, with its 95 % interval: of these rounds."""
+        return Interval.around(float(np.median(self.samples_ns)), error(self.parts, self.spread))
+
+    @property
+    def std_error(self) -> float:
+        """Standard error of the latency's logarithm."""
+        return self.latency.std_error
+
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of the standard error."""
+        return self.latency.df
+
+    @property
+    def half_width(self) -> float:
+        """Half the latency's interval over the latency."""
+        return self.latency.half_width
+
+    @property
+    def turns(self) -> int:
+        """Of all trials."""
+        return sum(len(point.turns) for _, point in self.trials)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether it has fewer than 6 turns."""
+        return self.turns < MIN_TURNS
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that its turns took."""
+        return sum(point.spent_s for _, point in self.trials)
+
+    @property
+    def cpus_utilized(self) -> float:
+        """CPU time / wall time of all samples; NaN where it is not known."""
+        points = [point for _, point in self.trials]
+        wall = sum(point.wall_ns for point in points)
+        return sum(point.cpus_utilized * point.wall_ns for point in points) / wall
+
+    @property
+    def group(self) -> _Group:
+        """What it is compared within."""
+        return self.config.group, self.host_label
+
+    @cached_property
+    def by_block(self) -> dict[str, np.ndarray]:
+        """The logs of its turns by block, each by cycle."""
+        turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+        for (record, point), logs in zip(self.trials, self.parts, strict=True):
+            cycles, values = turns[_block(record, point)]
+            cycles += [turn.cycle for turn in point.turns]
+            values += logs.tolist()
+        return {block: by_cycle(*found) for block, found in turns.items()}
+
+
+def _block(record: Record, point: Point) -> str:
+    """With whom the point's turns can be paired: a trial alone is a block of its own.
+
+    Records of schema 1 took no turns, not even between thread counts.
     """
-    records = list(records)
-    pooled = pool(records, reference)
-    measured = {name for name, _ in pooled}
-    peaks = _peaks(records)
-    rows = [_row(point, peaks) for point in pooled.values()]
-    rows += [
-        _missing_row(record)
-        for record in {r.pooled_as: r for r in records if r.pooled_as not in measured}.values()
-    ]
-    return _table(rows)
+    if record.schema_version == 1:
+        return f"{record.name} {point.threads}"
+    return record.block or record.name
 
 
-def imported_table(imported: Imported) -> pd.DataFrame:
-    """The results table of published points: ``latency_ms`` is their mean, without an interval.
+class Results:
+    """The points of a sweep, by key, and how they compare; of an import the table alone."""
 
-    What only samples can tell is empty; ``imported_from`` names the file.
+    def __init__(self, records: Sequence[Record], imported: Imported | None = None) -> None:
+        self.records = list(records)
+        self.imported = imported
+        self.points = _measured(self.records)
+        self._spreads: dict[tuple[bool, bool], Spread] = {}
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Results:
+        """The results of `records`."""
+        return cls(list(records))
+
+    @classmethod
+    def load(cls, out: Path, any_machine: bool = False) -> Results:
+        """The results of the sweep in folder `out`.
+
+        Raises `RequestError` where there is none, or, but for `any_machine`, one of several
+        machines.
+        """
+        imported = Imported.load(out)
+        if imported:
+            return cls([], imported)
+        records = load_records(out)
+        if not records:
+            raise RequestError(
+                f"{out} holds no records: measure first, with 'scalebench sweep {out}'"
+            )
+        if not any_machine:
+            require_one_machine(records)
+        return cls(records)
+
+    @property
+    def assumed_spread(self) -> bool:
+        """Whether the spread from process to process is assumed: no trial was repeated."""
+        return any(point.spread.assumed for point in self.points.values())
+
+    def ratio(self, one: PointKey, other: PointKey) -> Ratio:
+        """The latency of point `one` over that of `other`.
+
+        Paired by their turns where they met in a block; else via their group's base, where both
+        met it at its best thread count; else from their latencies.
+        """
+        if one == other:
+            return Ratio.around(1.0, Variance(0.0))
+        found = self._paired(one, other) or self._via_base(one, other)
+        return found or self._apart(one, other)
+
+    def speedup(self, key: PointKey) -> Ratio | None:
+        """The base's latency, at its best thread count, over this; None where it failed."""
+        base = self.base(key)
+        return base and self.ratio(base, key)
+
+    def scaling(self, key: PointKey) -> Ratio | None:
+        """The latency of the point's config on one thread over this; None without one."""
+        single = (key[0], 1)
+        return self.ratio(single, key) if single in self.points else None
+
+    def base(self, key: PointKey) -> PointKey | None:
+        """The base of the group of `key` at its best thread count, None where it failed."""
+        return self._bases[self.points[key].group]
+
+    def best_threads(self, point_key: str) -> PointKey | None:
+        """The point of the lowest latency among those of a config, None where it has none."""
+        return self._best.get(point_key)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row a point; `COLUMNS` says which columns.
+
+        Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``speedup`` is over the
+        base at its best thread count, ``paired`` says how the two were compared, ``scaling`` is
+        over the config's own one thread. ``peak_fraction`` is the share of the machine's peak in
+        the config's own type; ``cpus_utilized`` is CPU time / wall time. A config that failed or
+        was skipped, and never succeeded, is one row with its reason and no thread count.
+        """
+        if self.imported:
+            return _table(_published_row(self.imported, one) for one in self.imported.points)
+        peaks, measured = _peaks(self.records), {name for name, _ in self.points}
+        missing = {r.point_key: r for r in self.records if r.point_key not in measured}
+        rows = ({**_row(p, peaks), **self._compared(key)} for key, p in self.points.items())
+        return _table(chain(rows, map(_missing_row, missing.values())))
+
+    def _compared(self, key: PointKey) -> dict[str, Any]:
+        speedup, scaling = self.speedup(key), self.scaling(key)
+        return {
+            "speedup": speedup and speedup.value,
+            "speedup_low": speedup and speedup.low,
+            "speedup_high": speedup and speedup.high,
+            "paired": speedup.label if speedup else "",
+            "scaling": scaling and scaling.value,
+        }
+
+    @cached_property
+    def _best(self) -> dict[str, PointKey]:
+        best: dict[str, PointKey] = {}
+        for key, point in self.points.items():
+            kept = best.setdefault(key[0], key)
+            if point.latency.value < self.points[kept].latency.value:
+                best[key[0]] = key
+        return best
+
+    @cached_property
+    def _bases(self) -> dict[_Group, PointKey | None]:
+        configs: dict[_Group, dict[Config, str]] = defaultdict(dict)
+        for record in self.records:
+            group = (record.config.group, record.host_label)
+            configs[group][record.config] = record.point_key
+        return {group: self._best.get(each[base_of(each)]) for group, each in configs.items()}
+
+    def _paired(self, one: PointKey, other: PointKey) -> Ratio | None:
+        a, b = self.points[one], self.points[other]
+        parts = paired(a.by_block, b.by_block)
+        if not parts:
+            return None
+        return ratio(parts, self._spread(a.group == b.group, a.threads == b.threads))
+
+    def _via_base(self, one: PointKey, other: PointKey) -> Ratio | None:
+        base = self.base(one)
+        if base is None or base != self.base(other) or base in (one, other):
+            return None
+        first, second = self._paired(one, base), self._paired(base, other)
+        name = self.points[base].config.optimization
+        return first.times(second, name) if first and second else None
+
+    def _apart(self, one: PointKey, other: PointKey) -> Ratio:
+        a, b = self.points[one].latency, self.points[other].latency
+        variance = a.variance + b.variance
+        return Ratio.around(
+            a.value / b.value, variance, "not measured together", assumed=self.assumed_spread
+        )
+
+    def _spread(self, same_group: bool, same_threads: bool) -> Spread:
+        """The spread of pairs of one kind: from block to block those of one thread count, and
+        those of one group, differ less."""
+        kind = (same_group, same_threads)
+        if kind not in self._spreads:
+            contrasts = self._contrasts(*kind)
+            self._spreads[kind] = Spread.of(list(self._pairs(*kind)), contrasts)
+        return self._spreads[kind]
+
+    def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[Parts]:
+        """The differences of pairs of one kind: of all, or of many taken at random."""
+        points = list(self.points.values())
+        groups = {point.group: number for number, point in enumerate(points)}
+        of, threads = ([groups[p.group] for p in points], [p.threads for p in points])
+        one, other = np.triu_indices(len(points), 1)
+        alike = [np.take(values, one) == np.take(values, other) for values in (of, threads)]
+        chosen = np.flatnonzero((alike[0] == same_group) & (alike[1] == same_threads))
+        if chosen.size > _MOST_PAIRS:
+            chosen = np.random.default_rng(0).choice(chosen, _MOST_PAIRS, replace=False)
+        for a, b in zip(one[chosen], other[chosen], strict=True):
+            yield paired(points[a].by_block, points[b].by_block)
+
+    def _contrasts(self, same_group: bool, same_threads: bool) -> int:
+        """How many independent comparisons of a kind the blocks hold.
+
+        A process has its own speed: trials less 1, those of each group by themselves. A state of
+        the machine changes all pairs of two thread counts together: thread counts less 1.
+        """
+        members: dict[tuple[str, _Group | None], set[tuple[str, int]]] = defaultdict(set)
+        for key, point in self.points.items():
+            for block in point.by_block:
+                apart = point.group if same_group and same_threads else None
+                members[block, apart].add(key)
+        return sum(len({key[not same_threads] for key in keys}) - 1 for keys in members.values())
+
+
+def twins(one: Results, other: Results) -> dict[PointKey, Ratio]:
+    """The latency of each point of `one` over its twin's in `other`, where the two met.
+
+    Of two sweeps whose trials shared their blocks, as of two environments.
     """
-    return _table([_published_row(imported, point) for point in imported.points])
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
-    return table.sort_values(
-        [
-            "model",
-            "seq_len",
-            "image_size",
-            "optimization",
-            "smt",
-            "allocator",
-            "batch_size",
-            "threads",
-        ],
-        ignore_index=True,
-    )
+    parts = {
+        key: paired(point.by_block, other.points[key].by_block)
+        for key, point in one.points.items()
+        if key in other.points
+    }
+    parts = {key: each for key, each in parts.items() if each}
+    met = {(block, key[0]) for key in parts for block in one.points[key].by_block}
+    spread = Spread.of(list(parts.values()), len(met))
+    return {key: ratio(each, spread) for key, each in parts.items()}
 
 
 def load_results(out: Path, any_machine: bool = False) -> pd.DataFrame:
-    """The results table of the sweep in folder `out`.
-
-    Raises `RequestError` where there is none, or, but for `any_machine`, one of several machines.
-    """
-    imported = Imported.load(out)
-    if imported:
-        return imported_table(imported)
-    records = load_records(out)
-    if not records:
-        raise RequestError(f"{out} holds no records: measure first, with 'scalebench sweep {out}'")
-    if not any_machine:
-        require_one_machine(records)
-    return results_table(records, reference_for(out, records))
+    """The results table of the sweep in folder `out`; raises as `Results.load`."""
+    return Results.load(out, any_machine).table
 
 
-Peaks = dict[tuple[str, str], float]
+def results_table(records: Iterable[Record]) -> pd.DataFrame:
+    """The results table of `records`."""
+    return Results.of(records).table
 
 
-def _peaks(records: Iterable[Record]) -> Peaks:
+def _measured(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
+    trials: dict[PointKey, list[tuple[Record, Point]]] = defaultdict(list)
+    for record in records:
+        for point in record.points:
+            trials[record.point_key, point.threads].append((record, point))
+    parts = {
+        key: [np.log([turn.median_ns for turn in point.turns]) for _, point in each]
+        for key, each in trials.items()
+    }
+    # In a block all points of a thread count meet the same minutes: they count as one.
+    met = {(_block(*trial), trial[1].threads) for each in trials.values() for trial in each}
+    spread = Spread.of(parts.values(), len(met))
+    return {key: MeasuredPoint(each, parts[key], spread) for key, each in trials.items()}
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(_TYPES)
+    return table.sort_values(_ORDER, ignore_index=True)
+
+
+_Peaks = dict[tuple[str, str], float]
+
+
+def _threads_name(config: Config, threads: int, host: str | None) -> str:
+    """What decides the machine's peak: ``2``, ``2 smt``, ``2 interleave``, ``2 @host``."""
+    words = [str(threads), "smt" * config.smt, config.placement.replace("sequential", "")]
+    return " ".join(filter(None, [*words, f"@{host}" if host else ""]))
+
+
+def _peaks(records: Iterable[Record]) -> _Peaks:
     """The machine's best GFLOP/s by placement of threads and type, over the whole sweep."""
-    peaks: Peaks = {}
+    peaks: _Peaks = {}
     for record in records:
         for threads, by_type in record.peak_gflops.items():
             for dtype, gflops in by_type.items():
-                key = (Reference.key(record.config, threads, record.place), dtype)
+                key = (_threads_name(record.config, threads, record.host_label), dtype)
                 peaks[key] = max(gflops, peaks.get(key, 0.0))
     return peaks
 
 
-def _row(pooled: Pooled, peaks: Peaks) -> dict[str, Any]:
-    (record, point), samples = pooled.visits[0], pooled.samples_ns / _NS_PER_MS
-    headline = pooled.headline
-    assert headline is not None  # noqa: S101 - every point that was pooled has one
-    latency = headline.value / _NS_PER_MS
-    flops = next((record.flops for record, _ in pooled.visits if record.flops), None)
-    gflops = flops / headline.value if flops else None
-    name = Reference.key(pooled.config, pooled.threads, pooled.place)
+def _row(measured: MeasuredPoint, peaks: _Peaks) -> dict[str, Any]:
+    record, point = measured.trials[0]
+    latency = measured.latency.value / _NS_PER_MS
+    flops = next((record.flops for record, _ in measured.trials if record.flops), None)
+    gflops = flops / measured.latency.value if flops else None
+    name = _threads_name(measured.config, measured.threads, measured.host_label)
     peak = peaks.get((name, record.engine.get("precision", "fp32")))
     return {
         **_identity(record),
-        **_verified([visited for visited, _ in pooled.visits]),
-        "threads": pooled.threads,
+        **_verified([record for record, _ in measured.trials]),
+        **_times_ms(measured),
+        "threads": measured.threads,
         "cores": point.cores,
-        "samples": len(samples),
-        "disturbed": int(headline.disturbed.sum()),
-        "latency_ms": latency,
-        "latency_ms_low": headline.low / _NS_PER_MS,
-        "latency_ms_high": headline.high / _NS_PER_MS,
-        "coarse": len(samples) < ENOUGH_FOR_RANKS,
-        "latency_ms_raw": float(np.median(samples)),
-        "latency_ms_min": float(samples.min()),
-        "latency_ms_mean": float(samples.mean()),
-        "latency_ms_p90": percentile(samples, 90),
-        "latency_ms_p99": percentile(samples, 99),
-        "throughput": pooled.config.batch_size / latency * 1e3,
+        "outliers": int(measured.outlier.sum()),
+        "coarse": measured.coarse,
+        "throughput": measured.config.batch_size / latency * 1e3,
         "gflops": gflops,
         "peak_fraction": gflops / peak if gflops and peak else None,
-        "exponent": headline.exponent,
-        "pinned": all(point.pinned for _, point in pooled.visits),
-        "cpus_utilized": pooled.cpus_utilized,
-        "visits": len(pooled.visits),
-        "spent_s": pooled.spent_s,
+        "pinned": all(point.pinned for _, point in measured.trials),
+        "cpus_utilized": measured.cpus_utilized,
+        "trials": len(measured.trials),
+        "spent_s": measured.spent_s,
+    }
+
+
+def _times_ms(measured: MeasuredPoint) -> dict[str, Any]:
+    samples = measured.samples_ns / _NS_PER_MS
+    single = all(point.passes_per_sample == 1 for _, point in measured.trials)
+    return {
+        "samples": samples.size,
+        "latency_ms": measured.latency.value / _NS_PER_MS,
+        "latency_ms_low": measured.latency.low / _NS_PER_MS,
+        "latency_ms_high": measured.latency.high / _NS_PER_MS,
+        "latency_ms_min": float(samples.min()),
+        "latency_ms_mean": float(samples.mean()),
+        "latency_ms_p90": percentile(samples, 90) if single else None,
+        "latency_ms_p99": percentile(samples, 99) if single else None,
     }
 
 
 def _verified(records: Iterable[Record]) -> dict[str, float | None]:
-    """The worst of the visits; an SQNR against eager stands only where there is none to fp64."""
+    """The worst of the trials; an SQNR against eager stands only where there is none to fp64."""
     found = [record.verification for record in records if record.verification]
     best = [one for one in found if one.reference == "fp64"] or found
     sqnr = [one.sqnr_db for one in best if one.sqnr_db is not None]
@@ -174,10 +471,11 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
 
 
 def _missing_row(record: Record) -> dict[str, Any]:
-    return {**_identity(record), "samples": 0, "disturbed": 0, "visits": 0}
+    return {**_identity(record), "samples": 0, "outliers": 0, "trials": 0, "paired": ""}
 
 
 def _published_row(imported: Imported, point: PublishedPoint) -> dict[str, Any]:
+    """A published mean as the row of a point; what only samples can tell is empty."""
     return {
         **point.model_dump(),
         "machine": imported.machine_name,
@@ -189,7 +487,8 @@ def _published_row(imported: Imported, point: PublishedPoint) -> dict[str, Any]:
         "latency_ms": point.latency_ms_mean,
         "coarse": False,
         "throughput": point.batch_size / point.latency_ms_mean * 1e3,
-        "visits": point.rows,
+        "paired": "",
+        "trials": point.rows,
         "imported_from": imported.file,
     }
 

@@ -22,7 +22,7 @@ _DECIDING = re.compile(
     "|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
 )
 _A_PLACE = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
-"""Environment variables that decide what is computed, or how fast; those that name places do not."""
+"""Environment variables that decide what is computed, or how fast; names of places do not."""
 
 RUNNERS = "SCALEBENCH_ENVIRONMENT"
 """The variable in which a runner tells its kernels, as JSON, the `deciding` ones as it had them:

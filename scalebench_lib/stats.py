@@ -49,6 +49,7 @@ cases; with n - 1, those of 6 in 91 %.
 
 _SD_OVER_MAD = 1.4826  # of normal values
 _MEDIAN_OVER_MEAN = math.pi / 2  # variance of a median over that of a mean, of normal values
+_FARTHEST = 20.0  # a factor of 5e8 is as good as none
 
 Parts = Sequence[np.ndarray]
 """Logs of turn medians, an array for each trial; or their differences, one for each block."""
@@ -64,6 +65,8 @@ class Variance:
     def __add__(self, other: Variance) -> Variance:
         """The variance of a sum of independent terms, by Satterthwaite."""
         total = self.value + other.value
+        if math.isinf(total):
+            return Variance(total, min(self.df, other.df))
         doubt = self.value**2 / self.df + other.value**2 / other.df
         return Variance(total, total**2 / doubt if doubt else math.inf)
 
@@ -212,10 +215,17 @@ def paired(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> li
     return [part for part in differences if part.size]
 
 
-def by_cycle(cycles: Sequence[int], logs: ArrayLike) -> np.ndarray:
-    """The `logs` of turns at the place of their cycle, NaN where there was none."""
+def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
+    """The `logs` of turns at the place of their cycle, NaN where there was none.
+
+    Of several in one cycle, as where a config is in a block twice, their median.
+    """
     found = np.full(max(cycles) + 1, np.nan)
     found[list(cycles)] = logs
+    if len(set(cycles)) < len(cycles):
+        of = np.array(cycles)
+        for cycle in set(cycles):
+            found[cycle] = np.median(np.array(logs)[of == cycle])
     return found
 
 
@@ -235,8 +245,6 @@ def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
         raise ValueError("no turns")
     noise = _within(logs) if logs.size >= MIN_TURNS else Variance(math.inf, 1)
     value = math.exp(float(np.median(logs)))
-    if math.isinf(noise.value):
-        return Interval(value, 0.0, math.inf, noise)
     return Interval.around(value, noise * (_MEDIAN_OVER_MEAN / logs.size))
 
 
@@ -259,7 +267,9 @@ def percentile(samples: ArrayLike, q: float) -> float | None:
 
 
 def _limits(value: float, variance: Variance) -> tuple[float, float]:
-    reach = math.exp(min(variance.reach, 700.0))  # e^710 is no float any more
+    if variance.reach > _FARTHEST:
+        return 0.0, math.inf
+    reach = math.exp(variance.reach)
     return value / reach, value * reach
 
 

@@ -9,9 +9,17 @@ from contextlib import contextmanager
 
 import torch
 
+from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import Inputs
 from scalebench_lib.measure.optimizations import Optimized, Runner
-from scalebench_lib.measure.pinning import BoundTeam, Team, pin_engine, pin_team
+from scalebench_lib.measure.pinning import (
+    BoundTeam,
+    Team,
+    ThreadTimes,
+    busy_between,
+    pin_engine,
+    pin_team,
+)
 from scalebench_lib.measure.roof import peak_gflops
 
 
@@ -42,7 +50,7 @@ class Bench:
         """
         self.require_in_place()
         cpus = self.place(threads)
-        self.team = self.teams[threads] = pin_team(cpus, self.pinnable)
+        self.team = self.teams[threads] = self._team(threads, cpus)
         if self.optimized.per_thread_count and threads not in self.runners:
             with self._roaming(cpus):
                 self._open(threads)
@@ -50,6 +58,15 @@ class Bench:
             self.runner = self.runners[threads]
         if self.optimized.own_threads:
             self._pin_engine(threads, cpus)
+
+    def _team(self, threads: int, cpus: tuple[int, ...]) -> Team:
+        """Torch's threads on `cpus`: looked for only where those known before have ended."""
+        known = self.teams.get(threads)
+        if known is None or not known.alive:
+            return pin_team(cpus, self.pinnable)
+        torch.set_num_threads(threads)
+        known.pin()
+        return known
 
     def _open(self, threads: int) -> None:
         """With a pass: OpenVINO looks at its CPUs only then."""
@@ -61,9 +78,19 @@ class Bench:
         if self.team.cpus:
             self.team_of(len(self.team.cpus)).require_in_place()
 
+    def require_alone(self, before: ThreadTimes, after: ThreadTimes) -> None:
+        """Raise `MeasurementError` where others computed from `before` to `after` (`thread_times`)
+        than the threads that were pinned."""
+        team = self.team_of(len(self.team.cpus))
+        if team.tids and (others := busy_between(before, after) - set(team.tids)):
+            raise MeasurementError(
+                f"{len(others)} more threads computed than the {len(team.cpus)} asked for"
+            )
+
     def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
-        """An engine's threads are found once; torch's, for the probe, are pinned beside them."""
-        if threads not in self.engines:
+        """An engine's threads are found once, and anew where they have ended."""
+        known = self.engines.get(threads)
+        if known is None or not (known.alive or isinstance(known, BoundTeam)):
             self.engines[threads] = self._engine_team(cpus)
         self.team.pin()
         self.engines[threads].pin()
@@ -110,10 +137,10 @@ class Bench:
         """The threads that compute where `threads` are asked for."""
         return (self.engines or self.teams)[threads]
 
-    def roof(self) -> dict[int, dict[str, float]]:
-        """The machine's own peak at each number of threads."""
+    def roof(self, precision: str) -> dict[int, dict[str, float]]:
+        """The machine's own peak in `precision` at each number of threads, where it has it."""
         peaks = {}
         for threads in self.threads:
             self.switch(threads)
-            peaks[threads] = peak_gflops()
+            peaks[threads] = peak_gflops(precision)
         return peaks

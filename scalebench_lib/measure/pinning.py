@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,11 @@ class Team:
     def pinned(self) -> bool:
         """Whether each thread has a CPU to itself (False where the system has no affinity)."""
         return bool(self.tids)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its threads are still there: OpenMP ends some where it needs fewer."""
+        return self.pinned and all((_TASKS / str(tid)).exists() for tid in self.tids)
 
     def pin(self) -> None:
         """Put each thread on its CPU (again)."""
@@ -125,15 +130,25 @@ def _cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def cpu_times() -> dict[int, int]:
-    """CPU time so far of each thread of this process, in ns; empty without /proc."""
+ThreadTimes = Mapping[int, tuple[int, int]]
+"""Of each thread by its id, in ns: its CPU time, and how long it was ready but had no CPU."""
+
+
+def thread_times() -> dict[int, tuple[int, int]]:
+    """The `ThreadTimes` of this process so far; empty without /proc."""
     if not _TASKS.exists():
         return {}
     times = {}
     for tid in _tids():
         with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            times[tid] = _cpu_time(tid)
-    if not times:
+            computed, waited, *_ = (_TASKS / str(tid) / "schedstat").read_text().split()
+            times[tid] = int(computed), int(waited)
+    return times
+
+
+def _known_thread_times() -> dict[int, tuple[int, int]]:
+    times = thread_times()
+    if not times and _TASKS.exists():
         raise MeasurementError(
             "this kernel does not tell threads' CPU time (/proc/<pid>/task/*/schedstat), "
             "so they cannot be pinned one by one"
@@ -191,10 +206,16 @@ def _workers(count: int, run: Callable[[], object], share: float = _BUSY) -> tup
 
 def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
     """The ids of the threads that compute while `run` is called again and again for a moment."""
-    before, start = cpu_times(), time.perf_counter_ns()
+    before, start = _known_thread_times(), time.perf_counter_ns()
     while time.perf_counter_ns() - start < _SETTLE_NS:
         run()
-    grown = {tid: now - before.get(tid, 0) for tid, now in cpu_times().items()}
+    return busy_between(before, _known_thread_times(), share)
+
+
+def busy_between(before: ThreadTimes, after: ThreadTimes, share: float = _BUSY) -> set[int]:
+    """The ids of the threads that computed between two `thread_times`: those with more than
+    `share` of the busiest one's CPU time."""
+    grown = {tid: now - before.get(tid, (0, 0))[0] for tid, (now, _) in after.items()}
     most = max(grown.values(), default=0)
     return {tid for tid, ns in grown.items() if ns > share * most}
 
@@ -221,7 +242,3 @@ def _bound_to(tids: Iterable[int], run: Callable[[], object]) -> set[int]:
 
 def _tids() -> list[int]:
     return [int(name.name) for name in _TASKS.iterdir()]
-
-
-def _cpu_time(tid: int) -> int:
-    return int((_TASKS / str(tid) / "schedstat").read_text().split()[0])

@@ -6,26 +6,28 @@ import time
 
 import torch
 
-_SHAPE = (512, 1024, 2048)
-_REPEATS = 5
+_SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
+"""Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
+
+_REPEATS = 2
 
 
-def peak_gflops() -> dict[str, float]:
-    """The best GFLOP/s of a matrix product by type: ``fp32``, and what else the CPU is made for.
+def peak_gflops(precision: str = "fp32") -> dict[str, float]:
+    """The best GFLOP/s of a matrix product in `precision`, by its name.
 
-    That may be ``bf16`` and ``int8``; elsewhere torch would emulate them.
+    Empty where the CPU has no arithmetic of that type: torch would emulate it.
     """
-    types = {"fp32": torch.float32}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        types["bf16"] = torch.bfloat16
-    if torch.cpu._is_vnni_supported():
-        types["int8"] = torch.int8
-    return {name: _best(dtype) for name, dtype in types.items()}
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return {}
+    if precision == "int8" and not torch.cpu._is_vnni_supported():
+        return {}
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+    return {precision: max(_gflops(shape, types[precision]) for shape in _SHAPES)}
 
 
-def _best(dtype: torch.dtype) -> float:
-    rows, inner, columns = _SHAPE
-    left, right = (torch.ones(shape, dtype=dtype) for shape in ((rows, inner), (inner, columns)))
+def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
+    rows, inner, columns = shape
+    left, right = (torch.ones(size, dtype=dtype) for size in ((rows, inner), (inner, columns)))
     product = torch.mm if dtype.is_floating_point else torch._int_mm
     times = []
     for _ in range(1 + _REPEATS):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scalebench_lib.cache import damaged_notebooks
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError
-from scalebench_lib.files import set_aside, unfinished
+from scalebench_lib.files import unfinished
 from scalebench_lib.imported import FILE as IMPORTED
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import Record, Software, load_records
-from scalebench_lib.reference import require_one_machine
-from scalebench_lib.sweep.state import SPEC
+from scalebench_lib.record import (
+    SCHEMA,
+    Record,
+    Software,
+    load_records,
+    require_one_machine,
+)
+from scalebench_lib.sweep.locks import require_free
+from scalebench_lib.sweep.schedule import SPEC
 
 
 def _require_usable(out: Path) -> None:
@@ -36,11 +42,15 @@ def _require_usable(out: Path) -> None:
 def usable_records(sweep: Sweep, out: Path) -> list[Record]:
     """The records in `out`, which may hold nothing else than this sweep (`RequestError`)."""
     _require_usable(out)
-    if (out / SPEC).exists() and (kept := Sweep.load(out / SPEC).hosts) != sweep.hosts:
-        of = {"one": "one machine", "each": "each of several hosts", "any": "any of several hosts"}
-        raise RequestError(f"{out} holds another sweep, of {of[kept]}: use another folder")
-    _set_aside_with_notebook(out)
-    return load_records(out)
+    if (out / SPEC).exists() and Sweep.load(out / SPEC).hosts != "one":
+        raise RequestError(f"{out} holds a sweep of several hosts: use another folder")
+    records = load_records(out)
+    if any(record.schema_version != SCHEMA for record in records):
+        raise RequestError(
+            f"{out} was measured by an older scalebench: 'scalebench report {out}' reads it, "
+            "measure into another folder"
+        )
+    return records
 
 
 def sweep_up(out: Path) -> None:
@@ -70,15 +80,6 @@ def require_same(
             raise RequestError(f"{out} holds another sweep: {differing[0]}; use another folder")
 
 
-def _set_aside_with_notebook(out: Path) -> None:
-    """A visit whose executed notebook was damaged is measured again: they are one evidence."""
-    for notebook in damaged_notebooks(out):
-        record = out / "records" / f"{notebook.stem}.json"
-        set_aside(notebook, f"{notebook.name} is damaged")
-        if record.exists():
-            set_aside(record, f"{record.name} goes with its notebook, to be measured again")
-
-
 @contextmanager
 def disk_errors_told(out: Path) -> Iterator[None]:
     """What the disk refuses becomes a `ScalebenchError` of one line."""
@@ -89,3 +90,28 @@ def disk_errors_told(out: Path) -> Iterator[None]:
             f"stopped: cannot write to {out} ({error.strerror or error}); what is done is kept, "
             "and the same command goes on when that is mended"
         ) from None
+
+
+_IN_FLIGHT = ".running.json"
+"""Of a sweep that is running: what it does now."""
+
+
+def say_in_flight(out: Path, doing: str | None) -> None:
+    """Let `in_flight` tell that the sweep in folder `out` is `doing` this; None: no longer."""
+    with suppress(OSError):
+        if doing is None:
+            (out / _IN_FLIGHT).unlink(missing_ok=True)
+            return
+        draft = out / f"{_IN_FLIGHT}.draft"
+        draft.write_text(json.dumps(doing), encoding="utf-8")
+        draft.replace(out / _IN_FLIGHT)
+
+
+def in_flight(out: Path) -> str | None:
+    """What a sweep does in folder `out` now, in a line; None where none is running."""
+    try:
+        require_free(out)
+    except RequestError:
+        with suppress(OSError, ValueError):
+            return str(json.loads((out / _IN_FLIGHT).read_bytes()))
+    return None

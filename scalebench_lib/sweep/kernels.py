@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import keyword
 import os
 import shutil
@@ -9,12 +10,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import nbformat
@@ -26,7 +27,10 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
 from nbformat.reader import NotJSONError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.allocators import preload
@@ -35,8 +39,16 @@ from scalebench_lib.rendered import scrub, write
 from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
 from scalebench_lib.sweep.locks import socket_folder
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
+from scalebench_lib.words import Allocator
 
-_LAUNCH = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+_FRESH = (
+    "from scalebench_lib.processes import die_with_parent\n"
+    "from ipykernel.kernelapp import launch_new_instance\n"
+    "die_with_parent()\n"
+    "launch_new_instance()"
+)
+_LAUNCH = [sys.executable, "-P", "-c", _FRESH, "-f", "{connection_file}"]
+"""A kernel that a dead sweep left behind, stopped between turns, would stay for ever."""
 
 
 class _ThisPython(KernelSpecManager):
@@ -57,7 +69,7 @@ class _ThisPython(KernelSpecManager):
         )
 
 
-class _NotStartedError(DeadKernelError):
+class NotStartedError(DeadKernelError):
     """The kernel never answered."""
 
 
@@ -72,18 +84,145 @@ class _PromptClient(AsyncKernelClient):
                 await self.get_iopub_msg(timeout=0.2)
                 return
             if not await self.is_alive():
-                raise _NotStartedError("it died while it started")
-        raise _NotStartedError("it did not answer in time")
+                raise NotStartedError("it died while it started")
+        raise NotStartedError("it did not answer in time")
+
+    def start_channels(self, *args: Any, **kwargs: Any) -> None:
+        """All but the heartbeat, which would ping the kernel every second."""
+        super().start_channels(*args, **{**kwargs, "hb": False})
 
 
 class _Manager(AsyncKernelManager):
     """Keeps its client to close it: nbclient leaves that to whoever brings the kernel."""
 
     talking: AsyncKernelClient | None = None
+    folder: Path
+    """Holds the kernel's sockets, and nothing else."""
 
     def client(self, **kwargs: Any) -> Any:
         self.talking = super().client(**kwargs)
         return self.talking
+
+
+class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
+    """Sees a kernel's death at once, and does not ask every second whether it lives: a thread
+    that wakes up would disturb what is being timed."""
+
+    async def _async_poll_kernel_alive(self) -> None:
+        if hasattr(os, "pidfd_open"):
+            with suppress(ProcessLookupError):
+                await _ended(self.km.provisioner.process.pid)
+        await super()._async_poll_kernel_alive()
+
+
+async def _ended(pid: int) -> None:
+    """Wait for the end of a process, whoever's child it is."""
+    loop, descriptor = asyncio.get_running_loop(), os.pidfd_open(pid)
+    over = loop.create_future()
+    loop.add_reader(descriptor, over.cancel)
+    try:
+        await asyncio.wait([over])
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+class _Engine(NBClientEngine):  # type: ignore[misc]
+    """Papermill's own, with a client that is quiet."""
+
+    name = "scalebench"
+
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man: Any, kernel_name: str, km: Any = None, **_: Any
+    ) -> NotebookNode:
+        executed: NotebookNode = _QuietClient(nb_man, km=km, kernel_name=kernel_name).execute()
+        return executed
+
+
+papermill_engines.register(_Engine.name, _Engine)
+
+
+class NotebookRun:
+    """A notebook that is being executed in its own kernel, by papermill, in a thread.
+
+    While the kernel computes, nothing works here.
+    """
+
+    def __init__(
+        self, kernel: _Manager, source: Path, target: Path, parameters: dict[str, Any]
+    ) -> None:
+        self._kernel = kernel
+        self._oom_kills = oom_kills()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self.future = self._thread.submit(self._execute, source, target, parameters)
+        self._thread.shutdown(wait=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The kernel's process, which leads a group of its own; None before it has started."""
+        process = getattr(self._kernel.provisioner, "process", None)
+        return None if process is None else int(process.pid)
+
+    def mark(self) -> None:
+        """From now on a kill for lack of memory is this kernel's."""
+        self._oom_kills = oom_kills()
+
+    def kill(self) -> None:
+        """End the kernel, also one that is just starting, and wait until all of it has ended."""
+        while not self.future.done():
+            _kill(self._kernel)
+            time.sleep(0.02)
+
+    def result(self, limit_s: float = float("inf")) -> None:
+        """Wait for the end; raises as `Kernels.run`. An interrupt kills the kernel."""
+        deadline = time.monotonic() + limit_s
+        try:
+            while not self.future.done():
+                if time.monotonic() > deadline:
+                    raise MeasurementError(too_slow(limit_s))
+                wait([self.future], timeout=1.0)  # without end it would not see signals
+        except BaseException:
+            self.kill()
+            raise
+        try:
+            self.future.result()
+        except PapermillExecutionError as error:
+            if trouble := disk_trouble(error.ename, error.evalue):
+                raise trouble from None
+            raise MeasurementError(told_by(error.ename, error.evalue)) from None
+
+    def _execute(self, source: Path, target: Path, parameters: dict[str, Any]) -> None:
+        draft = target.with_name(f".{target.name}")
+        try:
+            papermill.execute_notebook(
+                nbformat.read(source, as_version=4),
+                str(draft).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
+                parameters=parameters,
+                progress_bar=False,
+                autosave_cell_every=0,
+                engine_name=_Engine.name,
+                km=self._kernel,
+            )
+        except NotStartedError:
+            raise
+        except DeadKernelError:
+            code = _exit_code(self._kernel)
+            raise KilledError(cause_of_death(code, self._oom_kills)) from None
+        finally:
+            _kill(self._kernel)
+            loop = ensure_event_loop()  # nbclient's, which it leaves open
+            loop.run_until_complete(_clean_up(self._kernel))
+            loop.close()
+            shutil.rmtree(self._kernel.folder, ignore_errors=True)
+            _publish(draft, target)
+
+
+def too_slow(limit_s: float) -> str:
+    """The reason of what was ended at its time limit."""
+    return (
+        f"not done after {limit_s:.0f} s, its time limit: '--trial-timeout' gives a slow model more"
+    )
 
 
 class Kernels:
@@ -124,87 +263,80 @@ class Kernels:
         target: Path,
         parameters: Mapping[str, Any],
         limit_s: float = float("inf"),
-        started: Callable[[int], None] = lambda process: None,
     ) -> None:
         """Execute notebook `source` with `parameters` in its own kernel, and save as `target`.
 
-        `started` is told the id of the kernel's process. Raises `MeasurementError` with the last
-        line of an exception in the notebook, or with the cause of the kernel's death; after
-        `limit_s` seconds it is killed. OSError means that the disk is full. An interrupt (Ctrl-C,
-        SIGTERM) kills the kernel and passes on.
+        Raises `MeasurementError` with the last line of an exception in the notebook, or with the
+        cause of the kernel's death; after `limit_s` seconds it is killed. OSError means that the
+        disk is full. An interrupt (Ctrl-C, SIGTERM) kills the kernel and passes on.
         """
-        parameters = _plain(parameters)
         try:
-            self._run(source, target, parameters, limit_s, started)
-        except (NoZygoteError, _NotStartedError) as error:
-            if not self._warm:
+            self.start(source, target, parameters).result(limit_s)
+        except (NoZygoteError, NotStartedError) as error:
+            if not self.fall_back(error):
                 raise MeasurementError(f"the kernel did not start: {error}") from None
-            self.trouble = f"no more warm kernels: {error}"
-            self.close()
-            self.run(source, target, parameters, limit_s, started)
+            self.run(source, target, parameters, limit_s)
 
-    def _zygote_for(self, env: dict[str, str]) -> ZygoteProcess | None:
-        key = env["LD_PRELOAD"]
-        try:
-            if self._warm and key not in self._zygotes:
-                self._zygotes[key] = ZygoteProcess(env)
-        except (NoZygoteError, OSError) as error:
-            self.trouble = str(error)
-            self.close()
-        return self._zygotes.get(key)
-
-    def _run(
+    def start(
         self,
         source: Path,
         target: Path,
-        parameters: dict[str, Any],
-        limit_s: float,
-        started: Callable[[int], None],
-    ) -> None:
-        env = preload(parameters.get("allocator", "default"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}")
-        try:
-            with self._manager(env) as kernel, ThreadPoolExecutor(max_workers=1) as pool:
-                future = pool.submit(_execute, kernel, source, draft, parameters)
-                with _kernel_ended_too(future, kernel):
-                    _tell(future, kernel, started)
-                    _wait(future, limit_s)
-        except PapermillExecutionError as error:
-            if trouble := disk_trouble(error.ename, error.evalue):
-                raise trouble from None
-            raise MeasurementError(told_by(error.ename, error.evalue)) from None
-        except _KilledError as error:
-            if self._has_died(env):
-                raise NoZygoteError("the process that they are forked from died") from None
-            raise MeasurementError(str(error)) from None
-        finally:
-            _publish(draft, target)
+        parameters: Mapping[str, Any],
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> NotebookRun:
+        """Begin to execute notebook `source` as `run` does; `environment` is added to the kernel's.
 
-    def _has_died(self, env: dict[str, str]) -> bool:
-        zygote = self._zygotes.get(env["LD_PRELOAD"])
+        What the run raises, and where `fall_back` helps, comes with its `result`.
+        """
+        parameters = _plain(parameters)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        env = preload(parameters.get("allocator", "default"))
+        kernel = self._manager(env, {**env, **environment})
+        return NotebookRun(kernel, source, target, parameters)
+
+    def fall_back(self, error: Exception) -> bool:
+        """Start kernels afresh from now on, because of `error`; False where they are already."""
+        if not self._warm:
+            return False
+        self.trouble = f"no more warm kernels: {error}"
+        self._warm = False  # those that were forked before go on
+        return True
+
+    def lost_zygote(self, allocator: Allocator) -> bool:
+        """Whether the process that kernels of `allocator` are forked from has died."""
+        zygote = self._zygotes.get(preload(allocator)["LD_PRELOAD"])
         return zygote is not None and zygote.process.poll() is not None
 
-    @contextmanager
-    def _manager(self, env: dict[str, str]) -> Iterator[_Manager]:
+    def _zygote_for(self, env: dict[str, str]) -> ZygoteProcess | None:
+        key = env["LD_PRELOAD"]
+        if not self._warm:
+            return None
+        try:
+            if key not in self._zygotes:
+                self._zygotes[key] = ZygoteProcess(env)
+        except (NoZygoteError, OSError) as error:
+            self.trouble = str(error)
+            self._warm = False
+        return self._zygotes.get(key)
+
+    def _manager(self, preloads: dict[str, str], env: dict[str, str]) -> _Manager:
         """A kernel to be started, with its sockets in a folder of its own."""
         metadata: dict[str, Any] = {}
-        if zygote := self._zygote_for(env):
+        if zygote := self._zygote_for(preloads):
             config = {"zygote": zygote.socket}
             metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
             folder = Path(tempfile.mkdtemp(dir=zygote.folder))
         else:
             folder = socket_folder()
-        try:
-            yield _Manager(
-                kernel_name="python3",
-                kernel_spec_manager=_ThisPython(metadata, env),
-                client_factory=_PromptClient,
-                transport="ipc",
-                connection_file=str(folder / "kernel.json"),
-            )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        kernel = _Manager(
+            kernel_name="python3",
+            kernel_spec_manager=_ThisPython(metadata, env),
+            client_factory=_PromptClient,
+            transport="ipc",
+            connection_file=str(folder / "kernel.json"),
+        )
+        kernel.folder = folder
+        return kernel
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,66 +347,8 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in parameters.items()}
 
 
-class _KilledError(MeasurementError):
+class KilledError(MeasurementError):
     """The kernel died; the message says why."""
-
-
-def _execute(kernel: _Manager, source: Path, draft: Path, parameters: dict[str, Any]) -> None:
-    """Runs in a thread of its own: nbclient takes over the signal handlers of the main one."""
-    killed_before = oom_kills()
-    try:
-        papermill.execute_notebook(
-            nbformat.read(source, as_version=4),
-            str(draft).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
-            parameters=parameters,
-            progress_bar=False,
-            autosave_cell_every=0,  # nothing else works while a point is timed
-            km=kernel,
-        )
-    except _NotStartedError:
-        raise
-    except DeadKernelError:
-        raise _KilledError(cause_of_death(_exit_code(kernel), killed_before)) from None
-    finally:
-        _kill(kernel)
-        loop = ensure_event_loop()  # nbclient's, which it leaves open
-        loop.run_until_complete(_clean_up(kernel))
-        loop.close()
-
-
-@contextmanager
-def _kernel_ended_too(future: Future[None], kernel: AsyncKernelManager) -> Iterator[None]:
-    """Whatever ends the wait for `future` ends the kernel, also one that is just starting."""
-    try:
-        yield
-    except BaseException:
-        while not future.done():
-            _kill(kernel)
-            time.sleep(0.05)
-        raise
-
-
-def _tell(future: Future[None], kernel: AsyncKernelManager, started: Callable[[int], None]) -> None:
-    """Tell `started` the kernel's process as soon as there is one."""
-    while not future.done():
-        process = getattr(kernel.provisioner, "process", None)
-        if process is not None:
-            return started(process.pid)
-        time.sleep(0.01)
-    return None
-
-
-def _wait(future: Future[None], limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while not future.done():
-        if time.monotonic() > deadline:
-            raise MeasurementError(
-                f"not done after {limit_s:.0f} s, its time limit: "
-                "'--visit-timeout' gives a slow model more"
-            )
-        with suppress(StillRunning):
-            future.result(timeout=1.0)  # a wait without end would not see signals
-    future.result()
 
 
 def _kill(kernel: AsyncKernelManager) -> None:

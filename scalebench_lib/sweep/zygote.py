@@ -36,7 +36,7 @@ IMPORTS = (
     "matplotlib_inline.backend_inline",
     "scalebench_lib.analysis.figures",
     "scalebench_lib.analysis.samples",
-    "scalebench_lib.measure.visit",
+    "scalebench_lib.measure.trial",
     "scalebench_lib.notebook",
     "scalebench_lib.results",
     "sqlite3",

@@ -1,29 +1,33 @@
-"""One visit: build, optimize, verify and time a config, and say what was found in a `Record`."""
+"""One trial: build, optimize, verify and time a config, and say what was found in a `Record`."""
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import IO, TypeVar
 
+import psutil
 import torch
 
-from scalebench_lib.config import Visit
+from scalebench_lib import protocol
+from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.machine import Machine
+from scalebench_lib.machine import Machine, throttled_periods
 from scalebench_lib.measure import allocator, models, optimizations
 from scalebench_lib.measure.bench import Bench
 from scalebench_lib.measure.optimizations import Subject
-from scalebench_lib.measure.pinning import Team, confine
-from scalebench_lib.measure.probe import PROBE_VERSION, Probe
-from scalebench_lib.measure.timing import LONG_PASS_NS, Series, TimingLoop
+from scalebench_lib.measure.pinning import Team, confine, thread_times
+from scalebench_lib.measure.turns import LONG_PASS_NS, PointTurns, TurnTaker, Usage, take_alone
 from scalebench_lib.measure.verify import Verifier
+from scalebench_lib.protocol import EndedBy
 from scalebench_lib.record import Point, Record, Setup, Software
 from scalebench_lib.verification import Verification
 
@@ -35,75 +39,100 @@ ROTATION = 4
 
 @dataclass
 class _Found:
-    """What a visit has found so far: a failure keeps what came before it."""
+    """What a trial has found so far: a failure keeps what came before it."""
 
     item: str | None = None
+    model_hash: str | None = None
     verification: Verification | None = None
     setup: Setup | None = None
+    resident_bytes: int | None = None
     flops: int | None = None
     engine: dict[str, str] = field(default_factory=dict)
     peak_gflops: dict[int, dict[str, float]] = field(default_factory=dict)
+    ended_by: EndedBy | None = None
     points: list[Point] = field(default_factory=list)
 
 
-def measure(visit: Visit, machine: Machine) -> Record:
-    """Measure `visit` in this process; a `MeasurementError` becomes a failed record.
+def measure(trial: Trial, machine: Machine) -> Record:
+    """Measure `trial` in this process; a `MeasurementError` becomes a failed record.
 
-    Raises `RequestError` where this process was started with another allocator.
+    Its turns come from the runner that the environment names; without one it is alone. Raises
+    `RequestError` where this process was started with another allocator, and
+    `ConnectionEndedError` where its runner is gone.
     """
-    allocator.require_loaded(visit.config.allocator)
+    allocator.require_loaded(trial.config.allocator)
     started, found, reason = datetime.now(UTC), _Found(), None
     try:
-        with _whole_machine_afterwards(machine), torch.inference_mode():
-            _measure(visit, machine, found)
+        with _runner() as runner, _whole_machine_afterwards(machine), torch.inference_mode():
+            _measure(trial, machine, found, runner)
         machine.require_unchanged()
     except MeasurementError as error:
         reason, found.points = str(error), []
     return Record(
-        config=visit.config,
-        config_id=visit.config.id,
-        visit=visit.number,
+        config=trial.config,
+        config_id=trial.config.id,
+        trial=trial.number,
+        round=trial.round,
+        block=trial.block or None,
         status="failed" if reason else "ok",
         reason=reason,
+        ended_by=None if reason else found.ended_by,
         started=started,
         finished=datetime.now(UTC),
         machine=machine,
         kernel="warm" if os.environ.get("SCALEBENCH_KERNEL") == "warm" else "fresh",
         software=Software.here(_libraries()),
         item=found.item,
+        model_hash=found.model_hash,
         verification=found.verification,
         setup=found.setup,
         peak_memory_bytes=_peak_memory_bytes(),
+        resident_bytes=found.resident_bytes,
         flops=found.flops,
-        probe_version=PROBE_VERSION,
         peak_gflops=found.peak_gflops,
         engine=found.engine,
         points=tuple(found.points),
     )
 
 
-def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
-    config = visit.config
+@contextmanager
+def _runner() -> Iterator[IO[str] | None]:
+    """The connection to the runner; None for a trial alone."""
+    path = os.environ.get(protocol.RUNNER)
+    if not path:
+        yield None
+        return
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(path)
+        except OSError as error:
+            raise protocol.ConnectionEndedError(f"the runner is gone: {error}") from None
+        with connection.makefile("rw") as stream:
+            yield stream
+
+
+def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None) -> None:
+    config = trial.config
     bench = Bench(
-        visit.threads,
+        trial.threads,
         lambda threads: machine.cpus_for(threads, config.smt, config.placement),
         machine.pinnable,
     )
     optimization = optimizations.REGISTRY[config.optimization]
-    bench.switch(max(visit.threads))
+    bench.switch(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
-    found.item = str(model.kind)
+    found.item, found.model_hash = str(model.kind), models.digest(model)
     batches = [model.inputs(config.batch_size, config.seed + k) for k in range(ROTATION)]
     verifier = Verifier(
         model,
         batches[0],
         optimization.precision,
         seed=config.seed + ROTATION,
-        thorough=visit.thorough,
+        thorough=trial.thorough,
         any_batch=optimization.any_batch,
     )
-    if visit.thorough:  # other visits would tell the same
-        found.flops, found.peak_gflops = verifier.flops, bench.roof()
+    if trial.thorough:  # other trials would tell the same
+        found.flops, found.peak_gflops = verifier.flops, bench.roof(optimization.precision)
     subject = Subject(model, batches[0], config)
     optimize_s, optimized = _timed(lambda: bench.take(lambda: optimization.apply(subject), batches))
     found.engine = {"precision": optimization.precision, **optimized.engine}
@@ -112,45 +141,55 @@ def _measure(visit: Visit, machine: Machine, found: _Found) -> None:
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
     found.verification = verifier.check(bench.runner, outputs)
+    del outputs, passes[:]
+    gc.collect()  # and no more until the end
+    found.resident_bytes = psutil.Process().memory_info().rss
+    taker = TurnTaker(
+        bench.pass_once,
+        bench.switch,
+        trial.threads,
+        usage=_usage,
+        check=lambda before, after: bench.require_alone(before.threads, after.threads),
+        warm=first_pass_s * 1e9 >= LONG_PASS_NS,
+    )
     with optimized.watched():
-        series = _time(bench, visit, warm=first_pass_s * 1e9 >= LONG_PASS_NS)
+        if runner is None:
+            reason = take_alone(taker, trial.target_ci, trial.max_seconds, trial.number)
+        else:
+            reason = _take_told(taker, bench, runner, first_pass_s)
         bench.require_in_place()
         verifier.recheck(bench.runner)
+    found.ended_by = reason
     found.points = [
         _point(one, bench.team_of(one.threads), machine.cores_of(one.threads, config.smt))
-        for one in series
+        for one in taker.points.values()
     ]
 
 
-def _time(bench: Bench, visit: Visit, warm: bool) -> list[Series]:
-    """Time passes at each thread count of the visit; `warm` if there was a warm-up."""
-    return TimingLoop(
-        run=bench.pass_once,
-        probe=Probe(),
-        warm=warm,
-        switch=bench.switch,
-        threads=visit.threads,
-        target_ci=visit.target_ci,
-        max_seconds=visit.max_seconds,
-        seed=visit.number,
-    ).measure()
+def _take_told(taker: TurnTaker, bench: Bench, runner: IO[str], first_pass_s: float) -> EndedBy:
+    """Say that the trial is ready, and take the turns that the runner asks for, until it ends."""
+    protocol.send(runner, protocol.Ready(ready=tuple(taker.threads), first_pass_s=first_pass_s))
+    while True:
+        told = protocol.receive(runner)
+        if isinstance(told, protocol.End):
+            return told.end
+        protocol.send(runner, taker.take(told.cycle, told.threads, told.seconds))
 
 
-def _point(series: Series, team: Team, cores: float) -> Point:
+def _usage() -> Usage:
+    return Usage(time.process_time_ns(), thread_times(), throttled_periods())
+
+
+def _point(taken: PointTurns, team: Team, cores: float) -> Point:
     return Point(
-        threads=series.threads,
+        threads=taken.threads,
         cores=cores,
         cpus=team.cpus,
         pinned=team.pinned,
-        samples_ns=tuple(series.samples_ns),
-        started_ns=tuple(series.started_ns),
-        probe_before_ns=tuple(series.probe_before_ns),
-        probe_after_ns=tuple(series.probe_after_ns),
-        passes_per_sample=series.passes_per_sample,
-        cpu_ns=series.cpu_ns,
-        warmup_ns=tuple(series.warmup_ns),
-        spent_s=series.spent_ns / 1e9,
-        stopped_by=series.stopped_by,
+        passes_per_sample=taken.passes_per_sample,
+        warmup_ns=tuple(taken.warmup_ns),
+        spent_s=taken.spent_ns / 1e9,
+        turns=tuple(taken.turns),
     )
 
 

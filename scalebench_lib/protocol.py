@@ -1,0 +1,123 @@
+"""What a sweep's runner and a trial in its kernel say to each other, and when a group is done.
+
+The trial connects to the Unix socket that the variable `RUNNER` names. One JSON object a line:
+
+    trial    {"ready": [1, 2], "first_pass_s": 0.05}         it is set up, and stands still
+    runner   {"cycle": 7, "threads": 2, "seconds": 0.3}      a turn
+    trial    {"median_ns": 4e7, "half_width": 0.01, "spent_s": 0.34}
+    runner   {"end": "max_seconds"}                          recheck, write the record
+
+A trial that fails closes its socket; where the runner is gone, the trial ends and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.stats import MIN_TURNS
+from scalebench_lib.words import Words
+
+RUNNER = "SCALEBENCH_RUNNER"
+"""The environment variable that names the runner's socket; without it a trial is alone."""
+
+TURN_S = 0.3
+"""A turn computes for so long: long beside a switch of processes, short beside the states of a
+machine, which last for seconds."""
+
+EndedBy = Literal["target_ci", "max_seconds", "interrupted"]
+"""Why there are no more turns: all is known, the time is up, or somebody wanted to stop."""
+
+
+class Ready(Words):
+    """A trial is set up at these thread counts; its first pass took so long, in seconds."""
+
+    ready: tuple[int, ...]
+    first_pass_s: float
+
+
+class Request(Words):
+    """A turn is asked for: `seconds` of passes at `threads` threads, or at least one pass."""
+
+    cycle: int
+    threads: int
+    seconds: float
+
+
+class Answer(Words):
+    """What a point has after its turn: the median of its samples, the half-width of its 95 %
+    interval over the median (None: too few turns), and the seconds that the turn took."""
+
+    median_ns: float
+    half_width: float | None
+    spent_s: float
+
+
+class End(Words):
+    """No more turns, and why."""
+
+    end: EndedBy
+
+
+Message = TypeVar("Message", bound=Words)
+
+
+class ConnectionEndedError(ScalebenchError):
+    """The other side is gone, or says what nobody understands."""
+
+
+def send(stream: IO[str], message: Words) -> None:
+    """Write `message` as a line."""
+    stream.write(message.model_dump_json() + "\n")
+    stream.flush()
+
+
+def receive(stream: IO[str]) -> Request | End:
+    """What the runner says next; `ConnectionEndedError` where it is gone."""
+    line = stream.readline()
+    return parse(line, End) if '"end"' in line else parse(line, Request)
+
+
+def parse(line: str | bytes, kind: type[Message]) -> Message:
+    """`line` as a message of this `kind`; `ConnectionEndedError` where it is none."""
+    if not line:
+        raise ConnectionEndedError("the other side is gone")
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError:
+        said = line[:80]
+        raise ConnectionEndedError(f"the other side said {said!r}") from None
+
+
+@dataclass
+class Progress:
+    """How far a point is in its block: turns, half-width (None: too few turns), seconds."""
+
+    turns: int = 0
+    half_width: float | None = None
+    spent_s: float = 0.0
+
+    def add(self, answer: Answer) -> None:
+        """Count a turn."""
+        self.turns += 1
+        self.half_width = answer.half_width
+        self.spent_s += answer.spent_s
+
+
+def ended_by(points: Iterable[Progress], target_ci: float, max_seconds: float) -> EndedBy | None:
+    """Why a group of `points` needs no further cycle: ``target_ci``, ``max_seconds``, or None.
+
+    `max_seconds` is the computing time of a point in this block; the group shares its sum.
+    """
+    points = list(points)
+    if all(
+        point.turns >= MIN_TURNS and point.half_width is not None and point.half_width <= target_ci
+        for point in points
+    ):
+        return "target_ci"
+    spent = sum(point.spent_s for point in points)
+    return "max_seconds" if spent >= max_seconds * len(points) else None

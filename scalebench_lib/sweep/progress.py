@@ -1,0 +1,146 @@
+"""Console output of a sweep: summary, progress, time left; and what others see of it meanwhile."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from scalebench_lib.config import Trial
+from scalebench_lib.errors import RequestError
+from scalebench_lib.numerals import counted, duration, number
+from scalebench_lib.record import Record
+from scalebench_lib.sweep.folder import say_in_flight
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.runner import Step, SweepRun
+
+_SHOW_EVERY_S = 1.0
+"""Drawing takes some ms, between turns."""
+
+_MOST_LINES = 16
+
+
+def announce(run: SweepRun, console: Console) -> None:
+    """Say what the sweep will measure, and how long that takes at most."""
+    schedule = run.schedule
+    console.print(f"{run.machine}", soft_wrap=True, markup=False)
+    console.print(
+        f"{counted(len(schedule.left), 'config')} to measure in "
+        f"{counted(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
+        f"{len(schedule.failed)} failed before: about {duration(run.forecast())}"
+    )
+
+
+def run_with_progress(
+    run: SweepRun, budget_s: float, warm: bool, if_busy: str, console: Console
+) -> list[str]:
+    """Run the sweep and show where it is; returns what there is to complain of, a line each."""
+    with run.alone(if_busy), Kernels(warm and bool(run.schedule.left)) as kernels:
+        with progress_shown(run.out, console) as show:
+            run.run(show, kernels, budget_s)
+        slow = "kernels were started afresh, which takes longer"
+        return [f"{kernels.trouble}; {slow}"] if kernels.trouble else []
+
+
+def summary(run: SweepRun, console: Console) -> list[str]:
+    """Say what is left; returns what went wrong."""
+    schedule, found = run.schedule, list[str]()
+    if schedule.left:
+        left = counted(len(schedule.left), "config")
+        console.print(f"{left} left: the same command goes on from here")
+    if failed := sum(record.status == "failed" for _, record in schedule.failed):
+        found.append(f"{counted(failed, 'config')} failed: 'scalebench status {run.out}' says why")
+    return found
+
+
+class _Shown:
+    """Draws each `Step` at most once a second; a line a record stays."""
+
+    def __init__(self, out: Path, console: Console, live: Live) -> None:
+        self._out, self._console, self._live = out, console, live
+        self._next = 0.0
+
+    def __call__(self, step: Step) -> None:
+        """Called between turns: nothing may go on afterwards."""
+        if step.record is not None:
+            line = f"round {step.round}, {step.record.config}: {_found(step.record)}"
+            self._console.print(line, soft_wrap=True, markup=False)
+        if step.doing != "in turn" or time.monotonic() >= self._next:
+            self._live.update(_drawn(step), refresh=self._console.is_terminal)
+            say_in_flight(self._out, _headline(step))
+            self._next = time.monotonic() + _SHOW_EVERY_S
+
+
+@contextmanager
+def progress_shown(out: Path, console: Console) -> Iterator[_Shown]:
+    """What to tell each `Step` of the sweep in folder `out`."""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        try:
+            yield _Shown(out, console, live)
+        finally:
+            say_in_flight(out, None)
+
+
+def _headline(step: Step) -> str:
+    trials = counted(len(step.block.members), "trial")
+    cycles = f", {counted(step.block.cycle, 'cycle')}" if step.block.cycle else ""
+    doing = f"{trials} in turn{cycles}" if step.doing == "in turn" else step.doing
+    return f"round {step.round}, {doing}, about {duration(step.seconds_left)} left"
+
+
+def _drawn(step: Step) -> Group:
+    bar = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
+    table = Table.grid(padding=(0, 2))
+    lines = list(step.block.medians())
+    for trial, threads, median_ns, progress in lines[:_MOST_LINES]:
+        table.add_row(*_point(trial, threads, median_ns, progress.half_width))
+    if len(lines) > _MOST_LINES:
+        table.add_row(Text(f"… and {len(lines) - _MOST_LINES} more"))
+    head = Table.grid(padding=(0, 2))
+    head.add_row(bar, Text(f"{step.done}/{step.total}"), Text(_headline(step)))
+    return Group(table, head)
+
+
+def _point(
+    trial: Trial, threads: int, median_ns: float, half_width: float | None
+) -> tuple[Any, ...]:
+    spread = "" if half_width is None else f"± {100 * half_width:.1f} %"
+    config = trial.config
+    smt, allocator = ", SMT" * config.smt, config.allocator.replace("default", "")
+    name = f"batch {config.batch_size}, {config.optimization}{smt}{allocator and ', '}{allocator}"
+    return (
+        Text(name),
+        Text(counted(threads, "thread")),
+        Text(f"{number(median_ns / 1e6)} ms", justify="right"),
+        Text(spread, justify="right"),
+    )
+
+
+def _found(record: Record) -> str:
+    if record.status != "ok":
+        return f"{record.status}: {record.reason}"
+    early = ", interrupted" if record.ended_by == "interrupted" else ""
+    points = ", ".join(
+        f"{counted(point.threads, 'thread')} {number(point.median_ns / 1e6)} ms"
+        for point in record.points
+    )
+    return f"{points}{early}"
+
+
+def seconds(name: str, text: str | None) -> float:
+    """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
+    if text is None:
+        return float("inf")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or float(found[1]) == 0:
+        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
