@@ -388,9 +388,9 @@ def _measured(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
         key: [np.log([turn.median_ns for turn in point.turns]) for _, point in each]
         for key, each in trials.items()
     }
-    # In a block all points of a thread count meet the same minutes: they count as one.
-    met = {(_block(*trial), trial[1].threads) for each in trials.values() for trial in each}
-    spread = Spread.of(parts.values(), len(met))
+    # All points of a block meet the same minutes, and differ from round to round together.
+    minutes = {record.block or record.name for each in trials.values() for record, _ in each}
+    spread = Spread.of(parts.values(), len(minutes))
     return {key: MeasuredPoint(each, parts[key], spread) for key, each in trials.items()}
 
 
