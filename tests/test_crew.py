@@ -18,13 +18,13 @@ from tests.test_allocators import installed
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
-PROBE = Role(config=None, threads=1, cpus=(0,))
+ROLE = Role(config=Config(model="bert-tiny"), cpus=(0,))
 
 
 def test_a_crew_computes_from_a_common_start(monkeypatch) -> None:
     """The batch ends with the last one; the processes end with the crew."""
     monkeypatch.setattr(crew, "_COMMAND", STAND_IN)
-    with Crew([PROBE] * 3) as three:
+    with Crew([ROLE] * 3) as three:
         three.ready(30)
         assert len(instances()) == 3
         assert three.run(30) >= 5_000_000
@@ -42,7 +42,7 @@ def test_an_instance_that_never_gets_ready_is_told(code: str, told: str, monkeyp
     """With its last words, or after its time; and it is ended."""
     command = (sys.executable, "-c", f"{code}  # {STAND_IN[2].splitlines()[0]}")
     monkeypatch.setattr(crew, "_COMMAND", command)
-    with Crew([PROBE]) as one, pytest.raises(MeasurementError, match=told):
+    with Crew([ROLE]) as one, pytest.raises(MeasurementError, match=told):
         one.ready(30 if "luck" in code else 0.5)
     assert instances() == []
 
@@ -52,8 +52,8 @@ def test_instances_end_with_the_command_however_it_ends() -> None:
     code = (
         "import os, signal\n"
         "from tests.standins import instances\n"
-        "from tests.test_crew import PROBE, Crew\n"
-        "crew = Crew([PROBE])\n"
+        "from tests.test_crew import ROLE, Crew\n"
+        "crew = Crew([ROLE])\n"
         "crew.ready(60)\n"
         "print(instances()[0].pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
@@ -76,9 +76,9 @@ def test_an_instance_is_started_with_its_allocator(monkeypatch) -> None:
     look = "import os, sys; sys.exit(os.environ['LD_PRELOAD'])"
     monkeypatch.setattr(crew, "_COMMAND", (sys.executable, "-c", look))
     for name in installed():
-        role = Role(config=Config(allocator=name), threads=1, cpus=(0,))
+        role = Role(config=Config(allocator=name), cpus=(0,))
         with Crew([role]) as one, pytest.raises(MeasurementError, match=f"lib{name}"):
             one.ready(30)
     monkeypatch.setitem(LIBRARIES, "jemalloc", ("libnowhere.so.9",))
     with pytest.raises(RequestError, match="'jemalloc' is not installed"):
-        Crew([Role(config=Config(allocator="jemalloc"), threads=1, cpus=(0,))])
+        Crew([Role(config=Config(allocator="jemalloc"), cpus=(0,))])

@@ -13,6 +13,7 @@ from scalebench_lib.plan.ground import Request
 from scalebench_lib.plan.interference import Interference, observation, shape
 from scalebench_lib.plan.proof import Limits
 from tests import madeup
+from tests.test_interference import took
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(tmp_path: Pa
     """What was measured counts more than what was predicted."""
     out = madeup.save_sweep(tmp_path, madeup.small_records((1, 4, 8)))
     first = decide(out, Request.of(slo_ms=200))
-    slow = observation(first.ground.profile, first.best.plan, madeup.START, (210.0, 209.0, 211.0))
+    slow = observation(first.ground.profile, first.best.plan, madeup.START, took(210.0))
     Interference(observations=(slow,)).save(out)
     again = decide(out, Request.of(slo_ms=200))
     assert again.best.plan != first.best.plan

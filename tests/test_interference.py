@@ -6,6 +6,7 @@ from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.plan.interference import FILE, Interference, observation
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Option, Profile
+from scalebench_lib.stats import Interval, Variance
 from tests import madeup
 
 TWO = Plan.of([Option(1, 4, 100.0, cores=1.0)] * 2)
@@ -13,9 +14,14 @@ FAT = Plan.of([Option(2, 8, 120.0, cores=2.0)])
 PROFILE = Profile((*TWO.instances, *FAT.instances), "there", "bert", 16, "sequential")
 
 
+def took(ms: float) -> Interval:
+    """A latency in ms, known to 1 %."""
+    return Interval.around(ms, Variance(1e-4))
+
+
 def learned(*runs: tuple[Plan, float]) -> Interference:
     """After `runs`: plans and what they took."""
-    seen = [observation(PROFILE, plan, madeup.START, (ms, ms - 1, ms + 1)) for plan, ms in runs]
+    seen = [observation(PROFILE, plan, madeup.START, took(ms)) for plan, ms in runs]
     return Interference().with_runs(seen)
 
 

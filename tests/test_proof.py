@@ -4,7 +4,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from scalebench_lib.config import Config
@@ -12,10 +11,12 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan import crew
 from scalebench_lib.plan import decide as deciding
+from scalebench_lib.plan import proof as proving
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Option
-from scalebench_lib.plan.proof import Limits, Proof, Ratio, Run, speedup
+from scalebench_lib.plan.proof import Limits, Proof, Run, speedup
+from scalebench_lib.record import Turn
 from tests import madeup
 from tests.standins import STAND_IN, instances
 
@@ -28,10 +29,10 @@ pytestmark = pytest.mark.skipif(not MACHINE.pinnable, reason="no affinity here")
 
 
 def hit(victims: dict[int, signal.Signals]) -> Callable[[str], None]:
-    """Listens to a proof, and sends signals to its n-th processes when the rounds begin."""
+    """Listens to a proof, and sends signals to its n-th processes when the cycles begin."""
 
     def say(text: str) -> None:
-        if text.startswith("round") and victims:
+        if text.startswith("cycle") and victims:
             running = instances()
             for victim in list(victims):
                 running[victim].send_signal(victims.pop(victim))
@@ -41,17 +42,17 @@ def hit(victims: dict[int, signal.Signals]) -> Callable[[str], None]:
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_instance_that_dies_or_hangs_fails_its_plan_only(real: bool, monkeypatch) -> None:
-    """The third plan is measured, and no process is left. Process 0 is the probe."""
+    """The third plan is measured, and no process is left."""
     if not real:
         monkeypatch.setattr(crew, "_COMMAND", STAND_IN)
-    victims = {1: signal.SIGKILL, 2: signal.SIGSTOP}
-    proof = Proof(TINY, MACHINE, 1, float("nan"), LIMITS, hit(victims))
+    victims = {0: signal.SIGKILL, 1: signal.SIGSTOP}
+    proof = Proof(TINY, MACHINE, LIMITS, hit(victims))
     dead, hung, whole = proof.run([ONE, TWO, THREE])
     assert "was killed by SIGKILL" in dead.reason
     assert "did not answer within 2 s" in hung.reason
-    assert dead.headline is hung.headline is None
+    assert dead.latency_ms is hung.latency_ms is None
     assert whole.reason is None
-    assert whole.measured_ms[1] < whole.measured_ms[0] < whole.measured_ms[2]
+    assert whole.latency_ms.low < whole.latency_ms.value < whole.latency_ms.high
     assert speedup(whole, dead) is None
     assert instances() == []
 
@@ -68,8 +69,8 @@ def test_a_plan_is_proved_and_its_slow_down_kept(tmp_path: Path) -> None:
     assert proved.proved
     fat = proved.named("fat")
     assert fat.measured_ms or fat.run.reason  # a busy machine may not give it all its threads
-    run = [one for one in proved.entries if one.measured_ms]
-    assert proved.best.latency_ms == min(one.latency_ms for one in run)
+    measured = [one for one in proved.entries if one.measured_ms]
+    assert proved.best.latency_ms == min(one.latency_ms for one in measured)
     assert Interference.load(out).observations
     assert instances() == []
     again = deciding.decide(out, deciding.Request.of(batch_size=2))
@@ -79,28 +80,52 @@ def test_a_plan_is_proved_and_its_slow_down_kept(tmp_path: Path) -> None:
 def test_a_plan_that_does_not_fit_into_memory_is_told(monkeypatch) -> None:
     """Before anything of it is started."""
     huge = Plan.of([Option(1, 1, 5.0, cores=1.0, memory_mb=1e9)])
-    proof = Proof(TINY, MACHINE, 1, float("nan"), LIMITS)
+    proof = Proof(TINY, MACHINE, LIMITS)
     runs = [Run(huge), Run(ONE)]
     assert next(iter(proof._waves(runs))) == []
     assert "its instances need" in runs[0].reason
 
 
-def test_a_speed_up_is_paired_turn_by_turn() -> None:
+def run(times_ms: list[float], first_cycle: int = 1) -> Run:
+    """A plan that was run, a batch a turn."""
+    return Run(
+        ONE,
+        turns=[
+            Turn(cycle=cycle, start_ns=0, samples_ns=(int(ms * 1e6),))
+            for cycle, ms in enumerate(times_ms, first_cycle)
+        ],
+    )
+
+
+def test_a_speed_up_is_paired_by_cycle() -> None:
     """A machine that slows both alike does not widen it."""
-    drift = [1.0, 1.5, 1.2]
-    runs = []
-    for factor in (1.0, 2.0):
-        run = Run(ONE, turns=[0, 1, 2], steady_ns=np.array(drift) * factor * 1e6)
-        run.headline = type("Found", (), {"value": factor * 1e6})()
-        runs.append(run)
-    ratio = speedup(*runs)
-    assert ratio.value == 2.0
+    drift = [1.0, 1.5, 1.2, 1.0, 1.4, 1.1, 1.2]
+    ratio = speedup(run(drift), run([2 * ms for ms in drift]))
+    assert ratio.how == "paired"
+    assert ratio.value == pytest.approx(2.0)
     assert ratio.high - ratio.low < 1e-9
-    assert str(Ratio(2.0, 1.9, 2.1)) == "2.00× (1.90 … 2.10)"
+
+
+def test_plans_of_different_waves_are_not_called_paired() -> None:
+    """They shared no cycle: their latencies are compared, with both intervals."""
+    times = [1.0, 1.02, 1.01, 0.99, 1.03, 1.0]
+    ratio = speedup(run(times), run([2 * ms for ms in times], first_cycle=7))
+    assert ratio.how == "not measured together"
+    assert ratio.value == pytest.approx(2.0)
+    assert ratio.low < 1.95 < 2.05 < ratio.high
+
+
+def test_all_plans_of_a_proof_have_equally_many_turns(monkeypatch) -> None:
+    """At least 6, however little time there is; every cycle holds each plan once."""
+    monkeypatch.setattr(crew, "_COMMAND", STAND_IN)
+    monkeypatch.setattr(proving, "TURN_NS", 20_000_000)
+    runs = Proof(TINY, MACHINE, Limits(max_seconds=0.01)).run([ONE, TWO])
+    cycles = [[turn.cycle for turn in one.turns] for one in runs]
+    assert cycles == [[1, 2, 3, 4, 5, 6]] * 2
 
 
 def test_when_nothing_can_be_run_it_says_why(tmp_path: Path) -> None:
     """One line, with each reason."""
-    run = Run(ONE, reason="no luck")
+    failed = Run(ONE, reason="no luck")
     with pytest.raises(MeasurementError, match=r"no plan could be run: .*no luck"):
-        deciding._fastest([deciding.Entry(ONE, ("fat",), run)])
+        deciding._fastest([deciding.Entry(ONE, ("fat",), failed)])

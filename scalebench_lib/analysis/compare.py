@@ -1,8 +1,7 @@
 """Two sweeps, point by point: is B slower than A? With an interval for every answer.
 
-Both sides are read at one reference speed, with one set of exponents, so that a machine that was
-slow on one of the two days does not count. The ratio of a point is B's headline over A's: above
-1, B takes longer. Its 95 % interval comes from the errors of both headlines' logarithms.
+The ratio of a point is B's latency over A's: above 1, B takes longer. The two shared no minutes,
+so its 95 % interval comes from the independent errors of both latencies' logarithms.
 
 A point is called faster or slower only when its change is larger than `threshold` and clear of
 noise. Many points are compared at once, so clear means more than leaving one interval: the false
@@ -23,11 +22,9 @@ import pandas as pd
 from scipy import stats
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.estimate import CONFIDENCE
-from scalebench_lib.headline import Headline
-from scalebench_lib.pool import Key, Pooled, pool, pool_together
-from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import Reference, reference_for, require_one_machine
+from scalebench_lib.record import Record, load_records, require_one_machine
+from scalebench_lib.results import MeasuredPoint, PointKey, Results
+from scalebench_lib.stats import CONFIDENCE, Ratio
 
 Verdict = Literal["slower", "faster", "same", "not comparable"]
 
@@ -39,8 +36,8 @@ WIDE, TOO_WIDE = 0.10, 0.20
 """Half of a ratio's interval. From the first on, the point says what could hide in it; beyond the
 second a slow-down by a fifth could, and "same" would mean nothing."""
 
-MOST_DISTURBED = 1 / 3
-"""A headline holds with up to half of its samples disturbed; this keeps well away from that."""
+MOST_OUTLIERS = 1 / 3
+"""A median holds with up to half of its passes slowed down; this keeps well away from that."""
 
 _WHAT = (
     "model",
@@ -53,16 +50,16 @@ _WHAT = (
     "device",
 )
 
-_Sides = tuple[dict[Key, Pooled], dict[Key, Pooled]]
+_Points = dict[PointKey, MeasuredPoint]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What comparing sweep `a` with sweep `b` found.
 
-    `table` has one row a point: its config, ``latency_ms_a`` and ``_b`` at the reference speed,
-    ``ratio`` (B over A), ``ratio_low`` and ``ratio_high``, ``verdict``, and ``why`` where it
-    needs a word. `differences` are what machine and software do not share.
+    `table` has one row a point: its config, ``latency_ms_a`` and ``_b``, ``ratio`` (B over A),
+    ``ratio_low`` and ``ratio_high``, ``verdict``, and ``why`` where it needs a word.
+    `differences` are what machine and software do not share.
     """
 
     a: str
@@ -105,14 +102,14 @@ def compare(a: Path, b: Path, threshold: float = THRESHOLD, anyway: bool = False
         raise RequestError(
             f"{a} and {b} differ in {'; '.join(differences)}: compare them anyway with --anyway"
         )
-    sides = _pooled(a, *shared)
+    one, other = (Results.of(side).points for side in shared)
     return Comparison(
         a=a.resolve().name,
         b=b.resolve().name,
         machine=_titles(before),
         threshold=threshold,
         differences=differences,
-        table=_table(*sides, _reasons(after), _reasons(before), threshold),
+        table=_table(one, other, _reasons(after), _reasons(before), threshold),
     )
 
 
@@ -154,7 +151,6 @@ def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
         told: dict[str, object] = {
             "OS kernel": record.machine.kernel,
             "governor": record.machine.governor,
-            "probe version": record.probe_version,
         }
         for name, value in record.software.model_dump().items():
             told |= value if isinstance(value, dict) else {name: value}
@@ -163,24 +159,14 @@ def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
     return found
 
 
-def _pooled(a: Path, before: list[Record], after: list[Record]) -> _Sides:
-    """Both sides at one reference speed; each at its own where the machines are two."""
-    one, other = Reference.of(before), Reference.of(after)
-    if not one.fits(other):
-        return pool(before), pool(after)
-    common = reference_for(a, before).completed_by(other)
-    first, second = pool_together([(before, common), (after, common)])
-    return first, second
-
-
 def _reasons(records: Iterable[Record]) -> dict[str, str]:
     """Why a config was never measured, by its id."""
     return {r.config_id: f"{r.status}: {r.reason}" for r in records if r.status != "ok"}
 
 
 def _table(
-    before: dict[Key, Pooled],
-    after: dict[Key, Pooled],
+    before: _Points,
+    after: _Points,
     gone_after: dict[str, str],
     gone_before: dict[str, str],
     threshold: float,
@@ -193,7 +179,7 @@ def _table(
             side, gone = ("B", gone_after) if other is None else ("A", gone_before)
             rows.append({**row, "why": f"{gone.get(key[0], 'not measured')} in {side}"})
         else:
-            rows.append({**row, **_ratio(one.headline, other.headline)})
+            rows.append({**row, **_ratio(one, other)})
     return _judged(pd.DataFrame(rows, columns=_COLUMNS), threshold)
 
 
@@ -203,37 +189,35 @@ _COLUMNS = [
 ]
 
 
-def _order(key: Key, *sides: dict[Key, Pooled]) -> tuple[Any, ...]:
+def _order(key: PointKey, *sides: _Points) -> tuple[Any, ...]:
     point = next(side[key] for side in sides if key in side)
     config = point.config
     size = config.seq_len, config.image_size
     return config.model, size, config.optimization, config.smt, config.batch_size, key[1]
 
 
-def _point(key: Key, point: Pooled | None) -> dict[str, Any]:
+def _point(key: PointKey, point: MeasuredPoint | None) -> dict[str, Any]:
     assert point is not None  # noqa: S101 - the key is from one side or the other
     config = point.config.model_dump(include={*_WHAT, "batch_size"})
     return {"config_id": key[0], "threads": key[1], **config, "why": ""}
 
 
-def _ratio(one: Headline | None, other: Headline | None) -> dict[str, Any]:
-    """The ratio of two headlines with its 95 % interval, and how likely it is by chance."""
-    assert one is not None and other is not None  # noqa: PT018, S101 - every pooled point has one
-    change = float(np.log(other.value / one.value))
-    error, freedom = float(np.hypot(one.error, other.error)), min(one.freedom, other.freedom)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+def _ratio(one: MeasuredPoint, other: MeasuredPoint) -> dict[str, Any]:
+    """The ratio of two latencies with its 95 % interval, and how likely it is by chance."""
+    a, b = one.latency, other.latency
+    ratio = Ratio.around(b.value / a.value, a.variance + b.variance, "not measured together")
     found = {
-        "latency_ms_a": one.value / 1e6,
-        "latency_ms_b": other.value / 1e6,
-        "ratio": np.exp(change),
-        "ratio_low": np.exp(change - reach),
-        "ratio_high": np.exp(change + reach),
-        "chance": 2 * float(stats.t.sf(abs(change) / error, freedom)),
+        "latency_ms_a": a.value / 1e6,
+        "latency_ms_b": b.value / 1e6,
+        "ratio": ratio.value,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "chance": ratio.p_value,
     }
-    disturbed = max(one.disturbed.mean(), other.disturbed.mean())
-    if disturbed > MOST_DISTURBED:
-        return {**found, "why": f"{disturbed:.0%} of the samples of one side were disturbed"}
-    half = float(np.sinh(reach))
+    outliers = max(one.outlier.mean(), other.outlier.mean())
+    if outliers > MOST_OUTLIERS:
+        return {**found, "why": f"{outliers:.0%} of the passes of one side are outliers"}
+    half = ratio.half_width
     if not half <= TOO_WIDE:
         return {**found, "why": f"interval too wide: ±{half:.0%}; measure for longer"}
     return {**found, "note": f"wide: ±{half:.0%}" * (half > WIDE)}

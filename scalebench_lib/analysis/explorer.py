@@ -48,8 +48,6 @@ from scalebench_lib.rendered import WIDGET
 _DPI = 100
 """Less than on the page, for a quicker answer."""
 
-_REFERENCE, _RAW = "at reference speed", "raw medians"
-_PUBLISHED = "published means"
 _SMT = {False: "off", True: "on"}
 _BEST = "each at its best thread count"
 
@@ -96,6 +94,7 @@ class Shown:
     name: str
     picture: Picture
     data: pd.DataFrame
+    measured: Measured
 
 
 class Explorer(widgets.VBox):  # type: ignore[misc]
@@ -134,7 +133,6 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.at = dropdown("Threads")
         self.reach = range_slider("Threads")
         self.scale = buttons("Scale", ["auto", "linear", "log"])
-        self.numbers = buttons("Numbers", [_REFERENCE, _RAW])
         self.save_picture = widgets.Button(description="Save picture (PNG)")
         self.save_data = widgets.Button(description="Save data (CSV)")
 
@@ -144,7 +142,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         where = [self.sweep, self.beside, *self.filters.values(), self.view, self.metric]
         one = [self.batch_size, self.optimization, self.smt]
         several = [self.batch_sizes, self.optimizations, self.smts, self.at, self.reach]
-        return [*where, *one, *several, self.scale, self.numbers]
+        return [*where, *one, *several, self.scale]
 
     def _listen(self) -> None:
         """Sweep and filters change what there is to choose from; the rest only the picture."""
@@ -176,13 +174,11 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             others = [path for path in self._folders if path != self.sweep.value]
             self.beside.offer(others, lambda path: path.name)
         try:
-            measured = self._load(self.sweep.value)
+            self._load(self.sweep.value)
         except ScalebenchError as error:
             self._say_why_not(str(error))
-            return
-        with self._quietly():
-            offer(self.numbers, [_PUBLISHED] if measured.imported else [_REFERENCE, _RAW])
-        self._choose_setting()
+        else:
+            self._choose_setting()
 
     def _choose_setting(self) -> None:
         """Offer what was measured; each filter narrows what the next can offer."""
@@ -234,14 +230,11 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _asked(self, folder: Path) -> Asked:
         several = f"{folder.name} · " * bool(self.beside.value)
         source = f"{several}{self._load(folder).source}"
-        if len(self.numbers.options) > 1 and "numbers" in VIEWS[self.view.value].controls:
-            source += f" · {self.numbers.value}"
         names = ("metric", "batch_size", "optimization", "smt", "batch_sizes", "optimizations")
         values = {name: getattr(self, name).value for name in (*names, "smts", "at", "reach")}
         return Asked(
             **values,
             scale=self.scale.value,
-            raw=self.numbers.value == _RAW,
             setting={name: control.value for name, control in self.filters.items()},
             source=source,
         )
@@ -249,7 +242,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _draw(self, folder: Path, asked: Asked) -> Shown:
         name, view = self.view.value, VIEWS[self.view.value]
         rows = rows_of(self._table(folder, name), name, asked)
-        return Shown(folder.name, view.draw(rows, asked), view.data(rows, asked))
+        measured = self._load(folder)
+        return Shown(folder.name, view.draw(rows, asked), view.data(rows, asked), measured)
 
     def _share_axis(self) -> None:
         """Draw several sweeps on one y axis, so that heights can be compared."""
@@ -273,7 +267,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 image.value, image.tooltip = shown.picture.png(_DPI), shown.picture.alt
         view, several = self.view.value, len(self._shown) > 1
         told = [
-            f"{shown.name}: " * several + seen(view, shown.data, self.metric.value)
+            f"{shown.name}: " * several + seen(view, shown.data, self.metric.value, shown.measured)
             for shown in self._shown
         ]
         self.message.value = _status(" ".join([*told, *complaints]))

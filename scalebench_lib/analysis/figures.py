@@ -15,7 +15,7 @@ import pandas as pd
 from scalebench_lib.analysis.axis import Scale
 from scalebench_lib.analysis.looks import batch_colour, look
 from scalebench_lib.analysis.picture import Line, Picture, Words, draw
-from scalebench_lib.analysis.ratios import EAGER, best_threads, over_eager, over_one_thread
+from scalebench_lib.analysis.ratios import best_threads, how_words, over_eager, over_one_thread
 from scalebench_lib.analysis.selection import (
     METRICS,
     MetricName,
@@ -89,7 +89,7 @@ def over_threads(
     counts = sorted(found["threads"].unique().astype(int))
     lines = [Line.ideal_of("ideal", counts, counts), *_batch_lines(found, _speedups)]
     title = f"speed-up over 1 thread: {_config(optimization, smt)}"
-    words = _words(rows, title, "threads", source)
+    words = _words(rows, title, "threads", source, ratios=found)
     return draw(lines, Words(**words, y_axis="speed-up over 1 thread (×)"), scale)
 
 
@@ -130,16 +130,16 @@ def over_none(
     rows = choose(table, model=model)
     _at(measured_only(rows), threads)
     found = over_eager(rows, threads).dropna(subset="speedup")
-    if found[found["optimization"] != EAGER].empty:
+    others, compared = (frame[~frame["is_base"]] for frame in (rows, found))
+    if compared.empty:
         raise RequestError("there is no optimization to compare with eager ('none')")
     sizes = sorted(found["batch_size"].unique().astype(int))
-    others, compared = (frame[frame["optimization"] != EAGER] for frame in (rows, found))
     lines = [
         Line.ideal_of("eager", [sizes[0], sizes[-1]], [1, 1]),
         *_config_lines(others, compared, _speedups, errors=True),
     ]
     title = f"speed-up over eager by batch size, {_counted(threads)}"
-    words = _words(rows, title, "batch size", source, doubling=True)
+    words = _words(rows, title, "batch size", source, doubling=True, ratios=compared)
     return draw(lines, Words(**words, y_axis="speed-up over eager (×)"), scale)
 
 
@@ -237,12 +237,18 @@ def _line(rows: pd.DataFrame, x: str, of: Any, label: str, colour: str, marker: 
 
 
 def _words(
-    rows: pd.DataFrame, title: str, by: str, source: str | None, doubling: bool = False
+    rows: pd.DataFrame,
+    title: str,
+    by: str,
+    source: str | None,
+    doubling: bool = False,
+    ratios: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
+    how = "" if ratios is None else how_words(ratios["speedup_paired"].dropna())
     return {
         "title": f"{model_title(only_value(rows, 'model'))} {title}",
         "x_axis": by,
-        "source": source_words(rows, source),
+        "source": source_words(rows, source) + (f" · ratios: {how}" if how else ""),
         "missing": missing_words(rows),
         "doubling": doubling,
     }

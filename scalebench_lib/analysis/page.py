@@ -69,11 +69,14 @@ _COLUMNS = {
     "latency_ms": "Latency, ms",
     "latency_ms_low": "Low",
     "latency_ms_high": "High",
-    "latency_ms_raw": "Raw, ms",
+    "speedup": "× eager",
+    "speedup_low": "× low",
+    "speedup_high": "× high",
+    "speedup_paired": "Ratio",
     "sqnr_db": "SQNR, dB",
     "cpus_utilized": "CPU / wall time",
     "samples": "Samples",
-    "disturbed": "Disturbed",
+    "outliers": "Outliers",
 }
 
 
@@ -120,7 +123,7 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
     the folder has no records, or, but for `any_machine`, those of several machines.
     """
     measured = Measured.load(out, any_machine)
-    write_atomically(out / "results.csv", measured.table.to_csv(index=False))
+    write_atomically(out / "results.csv", measured.results.table.to_csv(index=False))
     figures, table = out / "figures", measured.table
     shown, over = (_write_figures(figures, measured, some(table)) for some in (plates, overviews))
     context = {**_context(measured, shown), **_live(measured), "overviews": over}
@@ -160,12 +163,12 @@ def _context(measured: Measured, shown: list[_Shown]) -> dict[str, Any]:
     return {
         "title": ", ".join(model_title(model) for model in sorted(table["model"].unique())),
         "measured": measured,
-        "findings": findings(table),
-        "best": list(_best_tables(table)),
+        "findings": findings(measured),
+        "best": list(_best_tables(measured)),
         "missing": missing_words(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
         "samples": int(table["samples"].sum()),
-        "disturbed": int(table["disturbed"].sum()),
+        "outliers": int(table["outliers"].sum()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": _sections(shown, measured.without_smt),
         "provenance": _provenance(measured),
@@ -185,11 +188,12 @@ def _sections(shown: list[_Shown], without_smt: str | None) -> list[_Section]:
     return list(sections.values())
 
 
-def _best_tables(table: pd.DataFrame) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
-    for setting, part in settings(table):
+def _best_tables(measured: Measured) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
+    for setting, part in settings(measured.table):
         if (part["status"] == "ok").any():
-            best = best_points(part).astype(object)
-            yield setting_words(table, setting), best.where(best.notna(), None).to_dict("records")
+            best = best_points(measured, part).astype(object)
+            words = setting_words(measured.table, setting)
+            yield words, best.where(best.notna(), None).to_dict("records")
 
 
 def _provenance(measured: Measured) -> list[tuple[str, list[str]]]:

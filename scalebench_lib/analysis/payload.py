@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from scalebench_lib.analysis.looks import batch_colour, look
 from scalebench_lib.analysis.plates import ordered_optimizations
+from scalebench_lib.analysis.ratios import RATIO_COLUMNS
 from scalebench_lib.analysis.selection import (
     SETTING,
     Measured,
@@ -18,15 +19,16 @@ from scalebench_lib.analysis.selection import (
     errors_db,
     model_title,
 )
-from scalebench_lib.pool import pool
 
 FIELDS = (
     *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
-    *("reason", "samples", "disturbed", "visits", "latency_ms", "latency_ms_low"),
-    *("latency_ms_high", "latency_ms_raw", "peak_fraction", "sqnr_db", "coarse", "item"),
-    "cpus_utilized",
+    *("reason", "samples", "outliers", "trials", "latency_ms", "latency_ms_low"),
+    *("latency_ms_high", "peak_fraction", "sqnr_db", "coarse", "item", "cpus_utilized"),
+    *("is_base", *RATIO_COLUMNS),
 )
-"""The columns of the results table that the page has."""
+"""The columns of the table that the page has."""
+
+_NOTES = "bands and bars: 95 % interval, of these rounds; hollow: coarse"
 
 MOST_SAMPLES = 200
 """Of each point; more would make the page large, and are thinned evenly."""
@@ -47,6 +49,7 @@ def payload(measured: Measured) -> dict[str, Any]:
         },
         "titles": {name: model_title(name) for name in table["model"].unique()},
         "source": measured.source,
+        "notes": "" if measured.imported else _NOTES,
     }
 
 
@@ -59,16 +62,15 @@ def as_json(value: Any) -> Markup:
 
 
 def _samples(measured: Measured) -> dict[str, list[Any]]:
-    """By row of the table: latencies in ms, and which of them were disturbed."""
+    """By row of the table: latencies in ms, and which of them are outliers."""
     named = measured.table[["machine", "config_id", "threads"]].itertuples(index=False, name=None)
     rows = {key: row for row, key in enumerate(named)}
     found: dict[str, list[Any]] = {}
-    for point in pool(measured.records, measured.reference).values():
-        key = (point.visits[0][0].machine_name, point.config.id, point.threads)
+    for point in measured.results.points.values():
+        key = (point.trials[0][0].machine_name, point.config.id, point.threads)
         thin = slice(None, None, -(-len(point.samples_ns) // MOST_SAMPLES))
-        whole = point.headline.disturbed if point.headline else np.empty(0)
         values = [_short(ns / 1e6) for ns in point.samples_ns[thin]]
-        found[str(rows[key])] = [values, np.flatnonzero(whole[thin]).tolist()]
+        found[str(rows[key])] = [values, np.flatnonzero(point.outlier[thin]).tolist()]
     return found
 
 

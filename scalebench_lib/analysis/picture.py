@@ -156,9 +156,9 @@ def _notes(lines: Sequence[Line], words: Words, intervals: str) -> list[str]:
     """The lines under a picture: where from, how to read it, and what is missing."""
     how = []
     if any(np.isfinite(line.low).any() for line in lines):
-        how.append(f"{intervals}: 95 % interval of the median, where wider than the mark.")
+        how.append(f"{intervals}: 95 % interval, of these rounds, where wider than the mark.")
     if any(line.coarse.any() for line in lines):
-        how.append("Hollow marks: coarse, fewer than 6 samples.")
+        how.append("Hollow marks: coarse, fewer than 6 turns.")
     if any(line.gone.size for line in lines):
         how.append("Crosses: failed or skipped.")
     told = filter(None, [" ".join(how)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -16,42 +16,38 @@ from scalebench_lib.analysis.picture import STYLE, WIDTH, Picture, canvas, capti
 from scalebench_lib.analysis.selection import config_words, model_title, parts
 from scalebench_lib.errors import RequestError
 from scalebench_lib.numerals import counted
-from scalebench_lib.pool import Pooled, pool
 from scalebench_lib.record import Point, Record
-from scalebench_lib.reference import Reference
+from scalebench_lib.results import Results
+from scalebench_lib.stats import turns_interval
 
-_DISTURBED = "#d03a4a"
+_OUTLIER = "#d03a4a"
 _SPREAD = 0.28
 """Dots of a point are strewn so far to each side of its middle."""
 
 
-def samples_table(records: Sequence[Record], reference: Reference | None = None) -> pd.DataFrame:
-    """Every sample of `records`, a row each: its config, ``threads``, ``visit``, ``latency_ms``,
-    and ``disturbed``, whether the headline at `reference` speed left it out."""
-    return pd.concat(list(_samples(records, reference)), ignore_index=True)
+def samples_table(results: Results) -> pd.DataFrame:
+    """Every sample of `results`, a row each: its config, ``threads``, ``trial``, ``latency_ms``,
+    and ``outlier``, whether it is above 1.5 times its point's median."""
+    return pd.concat(list(_samples(results)), ignore_index=True)
 
 
-def _samples(records: Sequence[Record], reference: Reference | None) -> Iterator[pd.DataFrame]:
-    for (config_id, threads), point in pool(records, reference).items():
+def _samples(results: Results) -> Iterator[pd.DataFrame]:
+    for (_, threads), point in results.points.items():
+        counts = [len(found.samples_ns) for _, found in point.trials]
         yield pd.DataFrame(
             {
                 **point.config.model_dump(exclude={"weights", "seed"}),
-                "config_id": config_id,
+                "config_id": point.config.id,
                 "threads": threads,
-                "visit": _visits(point),
+                "trial": np.repeat([record.trial for record, _ in point.trials], counts),
                 "latency_ms": point.samples_ns / 1e6,
-                "disturbed": False if point.headline is None else point.headline.disturbed,
+                "outlier": point.outlier,
             }
         )
 
 
-def _visits(point: Pooled) -> np.ndarray:
-    counts = [len(found.samples_ns) for _, found in point.visits]
-    return np.repeat([record.visit for record, _ in point.visits], counts)
-
-
 def distribution(samples: pd.DataFrame, model: str, batch_size: int, source: str) -> Picture:
-    """The samples of one batch size in ms, a column a point; disturbed ones are red crosses.
+    """The samples of one batch size in ms, a column a point; outliers are red crosses.
 
     `samples` is what `samples_table` gives, of one setting. Raises `RequestError` where there
     are none of them.
@@ -60,8 +56,8 @@ def distribution(samples: pd.DataFrame, model: str, batch_size: int, source: str
     if rows.empty:
         raise RequestError(f"no samples of {model} at batch size {batch_size}")
     title = f"{model_title(model)}, batch size {batch_size}: every pass"
-    many = f"{len(rows):,} passes, {int(rows['disturbed'].sum()):,} of them disturbed (crosses)"
-    notes = [source, f"{many}; bars: raw medians of all. A column a point, threads in its name."]
+    many = f"{len(rows):,} passes, {int(rows['outlier'].sum()):,} of them outliers (crosses)"
+    notes = [source, f"{many}; bars: medians of all. A column a point, threads in its name."]
     with rc_context(STYLE):
         figure, axes = canvas(title, len(notes) + 5, ylabel="latency of a pass (ms)")
         groups = list(parts(rows, ["optimization", "smt", "threads"]))
@@ -79,10 +75,10 @@ def distribution(samples: pd.DataFrame, model: str, batch_size: int, source: str
 
 def _strew(axes: Axes, place: int, part: pd.DataFrame, colour: str) -> None:
     strewn = place + _SPREAD * np.sin(2.4 * np.arange(len(part)))
-    odd = part["disturbed"].to_numpy(bool)
+    odd = part["outlier"].to_numpy(bool)
     values = part["latency_ms"].to_numpy(float)
     axes.plot(strewn[~odd], values[~odd], ".", color=colour, markersize=4, alpha=0.55)
-    axes.plot(strewn[odd], values[odd], "x", color=_DISTURBED, markersize=5, gid="disturbed")
+    axes.plot(strewn[odd], values[odd], "x", color=_OUTLIER, markersize=5, gid="outlier")
     axes.hlines(np.median(values), place - 0.4, place + 0.4, color="0.2", linewidth=1.2)
 
 
@@ -90,13 +86,14 @@ def samples(record: Record) -> Picture:
     """The passes of `record` over time, in ms and s: dots, their median and its 95 % interval."""
     figure = Picture(figsize=(8.4, 4.0))
     figure.alt = f"Every pass of {record.config}"
+    began = min(point.turns[0].start_ns for point in record.points)
     with rc_context(STYLE):
         axes = figure.add_subplot(
             xlabel="seconds since the first pass", ylabel="latency of a pass (ms)"
         )
         colours = sns.color_palette("colorblind", len(record.points))
         ends = [
-            _draw(axes, point, colour)
+            _draw(axes, point, began, colour)
             for point, colour in zip(record.points, colours.as_hex(), strict=True)
         ]
         axes.set_title(figure.alt, loc="left", fontsize=11, weight="bold")
@@ -107,11 +104,23 @@ def samples(record: Record) -> Picture:
     return figure
 
 
-def _draw(axes: Axes, point: Point, colour: str) -> EndLabel:
-    found, seconds = point.statistics, np.asarray(point.started_ns) / 1e9
-    axes.plot(seconds, np.asarray(point.samples_ns) / 1e6, ".", color=colour, alpha=0.6)
-    axes.axhline(found.median / 1e6, color=colour, linewidth=1)
-    if found.low is not None and found.high is not None:
+def _draw(axes: Axes, point: Point, began_ns: int, colour: str) -> EndLabel:
+    found, middle = turns_interval([turn.median_ns for turn in point.turns]), point.median_ns / 1e6
+    axes.plot(
+        *(_seconds(point, began_ns), np.asarray(point.samples_ns) / 1e6, "."),
+        color=colour,
+        alpha=0.6,
+    )
+    axes.axhline(middle, color=colour, linewidth=1)
+    if np.isfinite(found.high):
         axes.axhspan(found.low / 1e6, found.high / 1e6, color=colour, alpha=0.2, linewidth=0)
-    label = counted(point.threads, "thread")
-    return EndLabel(label, axes.get_xlim()[1], found.median / 1e6, colour)
+    return EndLabel(counted(point.threads, "thread"), axes.get_xlim()[1], middle, colour)
+
+
+def _seconds(point: Point, began_ns: int) -> np.ndarray:
+    """When each sample began, counted from `began_ns`: those of a turn follow one another."""
+    each = [
+        turn.start_ns + point.passes_per_sample * np.cumsum((0, *turn.samples_ns[:-1]))
+        for turn in point.turns
+    ]
+    return (np.concatenate(each) - began_ns) / 1e9

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from scalebench_lib.analysis.ratios import Row, with_ratios
 from scalebench_lib.errors import RequestError
 from scalebench_lib.imported import Imported
-from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import Reference, reference_for
-from scalebench_lib.results import load_results
+from scalebench_lib.record import Record
+from scalebench_lib.results import PointKey, Results
+from scalebench_lib.stats import Ratio, Variance
 from scalebench_lib.words import MODELS, slug
 
 MetricName = Literal["latency", "throughput"]
@@ -60,19 +63,51 @@ METRICS: dict[MetricName, Metric] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A sweep as the analysis sees it: its results table, and its records or what was imported."""
+    """A sweep as the analysis sees it: its results, with its ratios as columns of its table."""
 
-    table: pd.DataFrame
-    records: list[Record]
-    imported: Imported | None = None
-    reference: Reference | None = None
+    results: Results
 
     @classmethod
     def load(cls, out: Path, any_machine: bool = False) -> Measured:
-        """Read the sweep in folder `out`; `RequestError` as `load_results`."""
-        table, records = load_results(out, any_machine), load_records(out)
-        reference = reference_for(out, records) if records else None
-        return cls(table, records, Imported.load(out), reference)
+        """Read the sweep in folder `out`; `RequestError` as `Results.load`."""
+        return cls(Results.load(out, any_machine))
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all trials; none of an import."""
+        return self.results.records
+
+    @property
+    def imported(self) -> Imported | None:
+        """What was imported in place of measured."""
+        return self.results.imported
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The results table, with the columns of `with_ratios`."""
+        return with_ratios(self.results.table, self.ratio)
+
+    def ratio(self, one: Row, other: Row) -> Ratio:
+        """The latency of row `one` of the table over that of row `other`.
+
+        Published means have no interval, and were not measured together.
+        """
+        a, b = self._key(one), self._key(other)
+        if a in self.results.points and b in self.results.points:
+            return self.results.ratio(a, b)
+        unknown = Variance(0.0 if a == b else math.nan)
+        return Ratio.around(
+            one["latency_ms"] / other["latency_ms"], unknown, "not measured together"
+        )
+
+    def _key(self, row: Row) -> PointKey:
+        name = row["machine"], row["config_id"]
+        return self._point_keys.get(name, "@".join(name)), int(row["threads"])
+
+    @cached_property
+    def _point_keys(self) -> dict[tuple[str, str], str]:
+        points = self.results.points.items()
+        return {(one.trials[0][0].machine_name, one.config.id): name for (name, _), one in points}
 
     @property
     def machines(self) -> list[str]:
@@ -201,16 +236,6 @@ def missing_words(rows: pd.DataFrame) -> list[str]:
         f"{row['status']}, {row['reason']}"
         for row in gone.to_dict("records")
     ]
-
-
-def as_raw(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with plain medians in place of headlines; those have no interval."""
-    raw = table["latency_ms_raw"]
-    throughput = table["batch_size"] / raw * 1e3
-    none = pd.array([pd.NA] * len(table), dtype="Float64")
-    return table.assign(
-        latency_ms=raw, latency_ms_low=none, latency_ms_high=none, throughput=throughput
-    )
 
 
 def parts(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:

@@ -17,7 +17,7 @@ from scalebench_lib.analysis.figures import (
     per_batch,
     per_optimization,
 )
-from scalebench_lib.analysis.findings import extreme, point_words
+from scalebench_lib.analysis.findings import extreme, interval_words, point_words
 from scalebench_lib.analysis.heat import heat_map
 from scalebench_lib.analysis.picture import Picture
 from scalebench_lib.analysis.ratios import EAGER, best_threads, over_eager, over_one_thread
@@ -26,7 +26,6 @@ from scalebench_lib.analysis.selection import (
     ALL,
     Measured,
     MetricName,
-    as_raw,
     beside_each_other,
     measured_only,
 )
@@ -51,7 +50,6 @@ class Asked:
     at: int | None
     reach: tuple[int, int]
     scale: Scale
-    raw: bool
     setting: dict[str, Any]
     source: str = ""
 
@@ -97,7 +95,7 @@ def _compares(table: pd.DataFrame) -> bool:
 VIEWS: dict[str, View] = {
     "eager": View(
         "Speed-up over eager",
-        (*_LINES, "at", "scale", "numbers"),
+        (*_LINES, "at", "scale"),
         lambda rows, asked: over_none(rows, _model(rows), threads=asked.at, **asked.words),
         lambda rows, asked: over_eager(rows, asked.at),
         _compares,
@@ -105,33 +103,33 @@ VIEWS: dict[str, View] = {
     ),
     "sizes": View(
         "By batch size",
-        ("metric", *_LINES, "at", "scale", "numbers"),
+        ("metric", *_LINES, "at", "scale"),
         _sizes,
         lambda rows, asked: best_threads(rows, asked.at),
     ),
     "batch": View(
         "One batch size, by cores",
-        ("metric", "batch_size", "optimizations", "smts", "reach", "scale", "numbers"),
+        ("metric", "batch_size", "optimizations", "smts", "reach", "scale"),
         lambda rows, asked: per_batch(
             rows, _model(rows), asked.metric, asked.batch_size, **asked.words
         ),
     ),
     "optimization": View(
         "One optimization, by threads",
-        ("metric", "optimization", "smt", "batch_sizes", "reach", "scale", "numbers"),
+        ("metric", "optimization", "smt", "batch_sizes", "reach", "scale"),
         lambda rows, asked: per_optimization(
             rows, _model(rows), asked.metric, *asked.config, **asked.words
         ),
     ),
     "scaling": View(
         "Speed-up over one thread",
-        ("optimization", "smt", "batch_sizes", "scale", "numbers"),
+        ("optimization", "smt", "batch_sizes", "scale"),
         lambda rows, asked: over_threads(rows, _model(rows), *asked.config, **asked.words),
         lambda rows, asked: over_one_thread(rows),
     ),
     "heat": View(
         "Heat map: batch size × threads",
-        ("metric", "optimization", "smt", "batch_sizes", "reach", "numbers"),
+        ("metric", "optimization", "smt", "batch_sizes", "reach"),
         lambda rows, asked: heat_map(
             rows, _model(rows), asked.metric, *asked.config, source=asked.source
         ),
@@ -155,7 +153,7 @@ VIEWS: dict[str, View] = {
 
 def table_of(measured: Measured, view: str) -> pd.DataFrame:
     """What `view` draws from: a row a point, or a row a sample in view ``samples``."""
-    return samples_table(measured.records) if view == "samples" else measured.table
+    return samples_table(measured.results) if view == "samples" else measured.table
 
 
 def rows_of(table: pd.DataFrame, view: str, asked: Asked) -> pd.DataFrame:
@@ -173,7 +171,7 @@ def rows_of(table: pd.DataFrame, view: str, asked: Asked) -> pd.DataFrame:
     if "reach" in controls:
         within = rows["threads"].isna() | rows["threads"].between(*asked.reach)
         rows = rows[within.astype(bool)]
-    return as_raw(rows) if asked.raw and "numbers" in controls else rows
+    return rows
 
 
 def _wanted(view: str, asked: Asked) -> dict[str, list[Any]]:
@@ -202,15 +200,16 @@ def _choose_some(rows: pd.DataFrame, wanted: dict[str, list[Any]]) -> pd.DataFra
     return rows
 
 
-def seen(view: str, data: pd.DataFrame, metric: MetricName) -> str:
+def seen(view: str, data: pd.DataFrame, metric: MetricName, measured: Measured) -> str:
     """A sentence on what is seen in a picture of `view`, computed from its `data`."""
     if view == "samples":
-        return f"{len(data):,} passes, {int(data['disturbed'].sum()):,} of them disturbed."
+        return f"{len(data):,} passes, {int(data['outlier'].sum()):,} of them outliers."
     if "speedup" in data and data["speedup"].notna().any():
         top = data.sort_values("speedup").dropna(subset="speedup").iloc[-1]
-        return f"Largest speed-up: {number(top['speedup'])}×, with {point_words(data, top)}."
+        value = f"{number(top['speedup'])}×{interval_words(top)}"
+        return f"Largest speed-up: {value}, with {point_words(data, top)}."
     if view == "peak":
         top = data.sort_values("peak_fraction").dropna(subset="peak_fraction").iloc[-1]
         share = number(100 * top["peak_fraction"])
         return f"Largest share: {share} % of the peak, with {point_words(data, top)}."
-    return extreme(data, metric)
+    return extreme(measured, data, metric)

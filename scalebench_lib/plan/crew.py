@@ -88,7 +88,7 @@ class _Member:
     """A process, the pipe to it, and what it writes to standard error."""
 
     def __init__(self, role: Role) -> None:
-        env = {**os.environ, **preload(role.config.allocator if role.config else "default")}
+        env = {**os.environ, **preload(role.config.allocator)}
         self.pipe, theirs = Pipe()
         self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         with theirs:

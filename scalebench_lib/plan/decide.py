@@ -16,7 +16,8 @@ from scalebench_lib.plan.ground import Ground, Request
 from scalebench_lib.plan.interference import Interference, observation, shape
 from scalebench_lib.plan.placing import Placed, placed
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.proof import Limits, Ratio, Run, Say, speedup
+from scalebench_lib.plan.proof import Limits, Run, Say, speedup
+from scalebench_lib.stats import Interval, Ratio, Variance
 
 __all__ = ["Decision", "Entry", "Ground", "Limits", "Request", "choose", "decide", "prove"]
 
@@ -30,14 +31,14 @@ class Entry:
     run: Run | None = None
 
     @property
-    def measured_ms(self) -> tuple[float, float, float] | None:
-        """Latency, low and high as measured, if it was."""
-        return self.run.measured_ms if self.run and self.run.headline else None
+    def measured_ms(self) -> Interval | None:
+        """Latency as measured, if it was."""
+        return self.run.latency_ms if self.run else None
 
     @property
     def latency_ms(self) -> float:
         """The best that is known: measured, or else predicted; nan where neither is."""
-        return self.measured_ms[0] if self.measured_ms else self.plan.predicted_ms
+        return self.measured_ms.value if self.measured_ms else self.plan.predicted_ms
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def _predicted_speedup(plan: Plan, other: Plan) -> Ratio | None:
     if np.isnan(value):
         return None
     reach = float(np.hypot(_reach(plan), _reach(other)))
-    return Ratio(value, value * float(np.exp(-reach)), value * float(np.exp(reach)))
+    low, high = value * float(np.exp(-reach)), value * float(np.exp(reach))
+    return Ratio(value, low, high, Variance((reach / 1.96) ** 2), "not measured together")
 
 
 def _reach(plan: Plan) -> float:
@@ -154,9 +156,9 @@ def _learn(ground: Ground, runs: Iterable[Run]) -> None:
     """Keep what was measured with the sweep; read again first, another proof may have ended."""
     now = datetime.now(UTC)
     seen = [
-        observation(ground.profile, run.plan, now, run.measured_ms)
+        observation(ground.profile, run.plan, now, found)
         for run in runs
-        if run.headline and np.isfinite(run.plan.predicted_ms)
+        if (found := run.latency_ms) and np.isfinite(run.plan.predicted_ms)
     ]
     if seen:
         Interference.load(ground.out).with_runs(seen).save(ground.out)

@@ -20,9 +20,8 @@ from scalebench_lib.plan.interference import Interference, Observation
 from scalebench_lib.plan.planner import Plan, Planner
 from scalebench_lib.plan.profile import Profile
 from scalebench_lib.plan.proof import Limits, Proof, Say
-from scalebench_lib.record import Record, load_records
-from scalebench_lib.reference import Reference, reference_for
-from scalebench_lib.results import load_results
+from scalebench_lib.record import Record
+from scalebench_lib.results import Results
 from scalebench_lib.words import Whole, Words
 
 CANDIDATES = 3
@@ -69,10 +68,11 @@ class Ground:
     @classmethod
     def load(cls, out: Path, request: Request) -> Ground:
         """Read what the sweep in `out` has for `request`; `RequestError` says what it lacks."""
-        table, records = load_results(out), tuple(load_records(out))
-        profile = Profile.of(table, **request.model_dump())
-        machine = _machine(profile, table, records)
+        results = Results.load(out)
+        profile = Profile.of(results.table, **request.model_dump())
+        machine = _machine(profile, results.table, results.records)
         most = machine.max_threads(smt=False)
+        records = tuple(results.records)
         return cls(out, profile, machine, most, records, Interference.load(out))
 
     def narrowed(self, request: Request) -> Ground:
@@ -153,10 +153,7 @@ class Ground:
                 f"in its {differs}: verify there, or measure here"
             )
         record = next(one for one in self.records if one.points and self.profile.is_of(one))
-        config = record.config.model_copy(update={"smt": False})
-        known = reference_for(self.out, list(self.records)).probe_ns
-        reference = known.get(Reference.key(config, self.cores, record.place), np.nan)
-        return Proof(config, here, self.cores, reference, limits, say)
+        return Proof(record.config, here, limits, say)
 
 
 def _machine(profile: Profile, table: pd.DataFrame, records: Iterable[Record]) -> Machine:

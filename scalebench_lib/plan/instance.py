@@ -1,4 +1,4 @@
-"""One instance of a plan, or the probe beside them: a process that computes when it is told to.
+"""One instance of a plan: a process that computes when it is told to.
 
 Runs as ``python -m scalebench_lib.plan.instance FD``. The first JSON message on that pipe is its
 `Role`. It answers with ``{"ready": seconds}``, and from then on each ``{"start_ns": n}`` with
@@ -32,10 +32,9 @@ _WARMUP_S = 1.0
 
 
 class Role(Words):
-    """What the process is: a copy of the model of `config`, or the probe where that is None."""
+    """What the process is: a copy of the model of `config`, and its CPUs, one a thread."""
 
-    config: Config | None
-    threads: int
+    config: Config
     cpus: tuple[int, ...]
     pinnable: bool = True
 
@@ -54,7 +53,7 @@ def _serve(pipe: Connection, role: Role, start: float) -> None:
     import torch
 
     with torch.inference_mode():
-        work = _probe(role) if role.config is None else _model(role, role.config)
+        work = _model(role, role.config)
         _send(pipe, ready=time.perf_counter() - start)
         while True:
             _wait_until(_receive(pipe)["start_ns"])
@@ -79,14 +78,6 @@ def _model(role: Role, config: Config) -> Callable[[], object]:
     bench.check(bench.pass_once)
     _warm_up(bench.pass_once)
     return bench.pass_once
-
-
-def _probe(role: Role) -> Callable[[], object]:
-    from scalebench_lib.measure.pinning import pin_team
-    from scalebench_lib.measure.probe import Probe
-
-    pin_team(role.cpus, role.pinnable)
-    return Probe()
 
 
 def _warm_up(run: Callable[[], object]) -> None:

@@ -19,6 +19,7 @@ from scalebench_lib.errors import ScalebenchError, one_line
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import CHOICES, Option, Profile
 from scalebench_lib.record import write_atomically
+from scalebench_lib.stats import Interval
 from scalebench_lib.words import DEFAULT_IMAGE_SIZE
 
 FILE = "interference.json"
@@ -131,16 +132,16 @@ class Interference(_Part):
         return plan
 
 
-def observation(
-    profile: Profile, plan: Plan, when: datetime, measured: tuple[float, float, float]
-) -> Observation:
-    """A run of `plan`; `measured` is its latency, low and high in ms."""
+def observation(profile: Profile, plan: Plan, when: datetime, measured: Interval) -> Observation:
+    """A run of `plan`; `measured` is its latency in ms."""
     return Observation(
         when=when,
         **{name: getattr(profile, name) for name in CHOICES},
         instances=plan.instances,
         predicted_ms=plan.predicted_ms,
-        **dict(zip(("measured_ms", "low_ms", "high_ms"), measured, strict=True)),
+        measured_ms=measured.value,
+        low_ms=measured.low,
+        high_ms=measured.high,
     )
 
 

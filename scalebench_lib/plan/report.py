@@ -18,8 +18,8 @@ from scalebench_lib.plan.ground import Ground
 from scalebench_lib.plan.interference import Observation
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Option
-from scalebench_lib.plan.proof import Ratio
 from scalebench_lib.record import write_atomically
+from scalebench_lib.stats import Ratio
 
 FILE = "plan.json"
 
@@ -78,10 +78,12 @@ def as_json(decision: Decision) -> dict[str, Any]:
 
 
 def _times(entry: Entry) -> dict[str, Any]:
-    measured = entry.measured_ms or (None, None, None)
+    found = entry.measured_ms
     return {
         "predicted_ms": _known(entry.plan.predicted_ms),
-        **dict(zip(("measured_ms", "measured_ms_low", "measured_ms_high"), measured, strict=True)),
+        "measured_ms": found and found.value,
+        "measured_ms_low": found and found.low,
+        "measured_ms_high": found and found.high,
         "failed": entry.run.reason if entry.run else None,
     }
 
@@ -89,7 +91,8 @@ def _times(entry: Entry) -> dict[str, Any]:
 def _ratio(ratio: Ratio | None) -> dict[str, float | None] | None:
     if ratio is None:
         return None
-    return {"value": ratio.value, "low": _known(ratio.low), "high": _known(ratio.high)}
+    limits = {"low": _known(ratio.low), "high": _known(ratio.high)}
+    return {"value": ratio.value, **limits, "paired": ratio.how == "paired"}
 
 
 def _known(value: float) -> float | None:
@@ -136,8 +139,7 @@ def _cells(decision: Decision, entry: Entry) -> list[str]:
 
 def _measured(entry: Entry) -> str:
     if entry.measured_ms:
-        value, low, high = entry.measured_ms
-        return f"{number(value, 4)} ±{(high - low) / 2 / value:.1%}"
+        return f"{number(entry.measured_ms.value, 4)} ±{entry.measured_ms.half_width:.1%}"
     return f"failed: {entry.run.reason}" if entry.run else ""
 
 
@@ -146,7 +148,8 @@ def _ms(value: float) -> str:
 
 
 def _short(ratio: Ratio) -> str:
-    return str(ratio) if np.isfinite(ratio.high) else f"{ratio.value:.2f}×"
+    interval = f" ({ratio.low:.2f} … {ratio.high:.2f})" if ratio.low > 0 else ""
+    return f"{ratio.value:.2f}×{interval}"
 
 
 def commands(decision: Decision) -> Iterator[str]:
@@ -182,12 +185,18 @@ def sentences(decision: Decision) -> Iterator[str]:
         if other is best:
             yield f"it is the {name} plan itself: splitting differently gains nothing here"
         elif other and (ratio := decision.over(other)):
-            yield f"{_short(ratio)} as fast as {name}, {other.plan}"
+            yield f"{_compared(ratio)} {name}, {other.plan}"
         else:
             yield f"against {name}: {_why_not(decision, name)}"
     idle = decision.ground.cores - best.plan.cores
     if idle >= 1:
         yield f"{idle:g} of {decision.ground.cores} cores are left idle, on purpose"
+
+
+def _compared(ratio: Ratio) -> str:
+    if ratio.differs or not ratio.low:
+        return f"{_short(ratio)} as fast as"
+    return f"no measurable difference, {_short(ratio)}, to"
 
 
 def _why_not(decision: Decision, name: str) -> str:

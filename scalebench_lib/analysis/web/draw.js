@@ -117,7 +117,7 @@ function drawCells({cells, gone, xLabel, yLabel, width, reverse}) {
 
 function drawDots({groups, yLabel, scale, width}) {
   const dots = groups.flatMap((group, i) => group.values.map((y, k) => (
-    {x: i + 0.28 * Math.sin(2.4 * k), y, odd: group.odd.has(k), colour: group.colour, told: `${group.label}\n${number(y)} ms${group.odd.has(k) ? ", disturbed" : ""}`})));
+    {x: i + 0.28 * Math.sin(2.4 * k), y, odd: group.odd.has(k), colour: group.colour, told: `${group.label}\n${number(y)} ms${group.odd.has(k) ? ", outlier" : ""}`})));
   const ys = dots.map(d => d.y), log = scale === "log" || (scale === "auto" && d3.max(ys) / d3.min(ys) > 10);
   return unlabelled(Plot.plot({...base(width, 16), marginBottom: 130, height: 470, y: axis(yLabel, log, ys), color: {type: "identity"},
     x: {label: null, domain: [-0.6, groups.length - 0.4], ticks: d3.range(groups.length), tickFormat: i => groups[i].label, tickRotate: -50},

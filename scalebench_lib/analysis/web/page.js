@@ -36,7 +36,7 @@ function numbers(rows, now) {
   document.getElementById("numbers").replaceChildren(...rows.filter(row => row.status === "ok").map(row => {
     const value = metricOf(row, now), line = document.createElement("tr");
     line.append(cell(configWords(row), "th"), cell(row.batch_size), cell(row.threads), cell(number(value.y)),
-      cell(value.low && value.high ? `${number(value.low)} – ${number(value.high)}` : "none"), cell(row.samples), cell(row.disturbed));
+      cell(value.low && value.high ? `${number(value.low)} – ${number(value.high)}` : "none"), cell(row.samples), cell(row.outliers));
     return line;
   }));
   document.getElementById("numbers-unit").textContent = AXES[now.metric];
@@ -95,7 +95,7 @@ function start() {
   refill(); redraw();
   const again = gallery();
   form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("input", event => { if (SETTING.includes(event.target.name)) refill(); redraw(); if (["scale", "numbers"].includes(event.target.name)) again(); });
+  form.addEventListener("input", event => { if (SETTING.includes(event.target.name)) refill(); redraw(); if (event.target.name === "scale") again(); });
   let waiting; addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => { redraw(); again(); }, 150); });
   const table = document.getElementById("results"); sortable(table); filterable(table);
 }

@@ -21,25 +21,18 @@ function inSetting(state) {
   return together ? rows.map(row => row.allocator === "default" ? row : {...row, optimization: `${row.optimization}, ${row.allocator}`}) : rows;
 }
 
-function latencyOf(row, numbers) {
-  return numbers === "raw" ? {y: row.latency_ms_raw, low: null, high: null}
-    : {y: row.latency_ms, low: row.latency_ms_low || null, high: row.latency_ms_high};
-}
+function latencyOf(row) { return {y: row.latency_ms, low: row.latency_ms_low || null, high: row.latency_ms_high}; }
 
 function turned({y, low, high}, by) { return {y: by / y, low: high ? by / high : null, high: low ? by / low : null}; }
 
 function metricOf(row, state) {
-  const latency = latencyOf(row, state.numbers);
+  const latency = latencyOf(row);
   return state.metric === "throughput" ? turned(latency, 1e3 * row.batch_size) : latency;
 }
 
-// Independent errors add in logarithms; a point over itself has none.
-function speedup(row, basis, numbers) {
-  if (row === basis) return {y: 1, low: 1, high: 1};
-  const a = latencyOf(basis, numbers), b = latencyOf(row, numbers), y = a.y / b.y;
-  if (!(a.low && a.high && b.low && b.high)) return {y, low: null, high: null};
-  const down = Math.hypot(Math.log(a.y / a.low), Math.log(b.high / b.y)), up = Math.hypot(Math.log(a.high / a.y), Math.log(b.y / b.low));
-  return {y, low: y * Math.exp(-down), high: y * Math.exp(up)};
+// A ratio of the row as Python got it from both points' turns: `name` says over what.
+function ratioOf(row, name) {
+  return row[name] === null ? null : {y: row[name], low: row[`${name}_low`], high: row[`${name}_high`], how: row[`${name}_paired`]};
 }
 
 function configWords(row) { return SEVERAL_SMT ? `${row.optimization}, SMT ${row.smt ? "on" : "off"}` : row.optimization; }
@@ -48,7 +41,8 @@ function told(row, value, unit) {
   const lines = [`${configWords(row)}, batch ${row.batch_size}, ${row.threads} thread${row.threads === 1 ? "" : "s"}`,
     `${number(value.y)} ${unit}`];
   if (value.low && value.high) lines.push(`95 % interval ${number(value.low)} – ${number(value.high)}`);
-  lines.push(`${row.samples} samples${row.disturbed ? `, ${row.disturbed} disturbed` : ""}${row.coarse ? ", coarse" : ""}`);
+  if (value.how) lines.push(value.how);
+  lines.push(`${row.samples} samples${row.outliers ? `, ${row.outliers} outliers` : ""}${row.coarse ? ", coarse" : ""}`);
   if (row.sqnr_db !== null) lines.push(`SQNR ${number(row.sqnr_db)} dB`);
   return lines.join("\n");
 }
@@ -98,14 +92,11 @@ const VIEWS = {
     return {title: `${state.metric} by batch size, ${threadsWords(state)}`, lines, xLabel: "batch size", yLabel: AXES[state.metric], doubling: true, chosen};
   }},
   eager: {name: "Speed-up over eager", controls: ["threads"], make(rows, state) {
-    const points = best(rows, state.threads), eager = new Map(points.filter(r => r.optimization === "none").map(r => [`${r.batch_size}|${r.smt}`, r]));
-    const chosen = [...points, ...rows.filter(row => row.status !== "ok")].filter(row => row.optimization !== "none");
+    const name = state.threads === "best" ? "speedup" : "same_threads";
+    const chosen = [...best(rows, state.threads), ...rows.filter(row => row.status !== "ok")].filter(row => !row.is_base);
     const lines = byConfig(chosen, (label, part) => {
       const worst = d3.min(part, row => row.sqnr_db);
-      return makeLine(part, "batch_size", worst ? `${label} · ${worst.toFixed(0)} dB` : label, configLook(part[0]), row => {
-        const basis = eager.get(`${row.batch_size}|${row.smt}`);
-        return basis && speedup(row, basis, state.numbers);
-      }, "× eager");
+      return makeLine(part, "batch_size", worst ? `${label} · ${worst.toFixed(0)} dB` : label, configLook(part[0]), row => ratioOf(row, name), "× eager");
     });
     const xs = d3.extent(lines.flatMap(line => line.points), p => p.x);
     if (lines.some(line => line.points.length)) lines.push(ideal("eager", xs, () => 1));
@@ -113,9 +104,8 @@ const VIEWS = {
   }},
   scaling: {name: "Speed-up over one thread", controls: ["optimization", "smt"], make(rows, state) {
     const chosen = rows.filter(row => row.optimization === state.optimization && String(row.smt) === state.smt);
-    const single = new Map(chosen.filter(row => row.threads === 1).map(row => [row.batch_size, row]));
-    const lines = d3.groups(chosen, row => row.batch_size).sort((a, b) => a[0] - b[0]).map(([size, part]) => makeLine(part, "threads", `batch ${size}`, batchLook(size),
-      row => single.has(row.batch_size) && speedup(row, single.get(row.batch_size), state.numbers), "× 1 thread"));
+    const lines = d3.groups(chosen, row => row.batch_size).sort((a, b) => a[0] - b[0])
+      .map(([size, part]) => makeLine(part, "threads", `batch ${size}`, batchLook(size), row => ratioOf(row, "scaling"), "× 1 thread"));
     if (lines.some(line => line.points.length)) lines.push(ideal("ideal", unique(chosen, "threads"), x => x));
     return {title: `speed-up over 1 thread, ${state.optimization}`, lines, xLabel: "threads", yLabel: "speed-up over 1 thread (×)", chosen};
   }},
@@ -129,7 +119,7 @@ const VIEWS = {
   peak: {name: "Share of the machine's peak", controls: ["threads"], make(rows, state) {
     const chosen = best(rows, state.threads).filter(row => row.peak_fraction !== null);
     const lines = byConfig(chosen, (label, part) => makeLine(part, "batch_size", label, configLook(part[0]),
-      row => turned(latencyOf(row, state.numbers), 100 * row.peak_fraction * row.latency_ms), "% of peak"));
+      row => turned(latencyOf(row), 100 * row.peak_fraction * row.latency_ms), "% of peak"));
     return {title: `share of this machine's peak in its own type, ${threadsWords(state)}`, lines, xLabel: "batch size", yLabel: "share of peak (%)", doubling: true, chosen};
   }},
   samples: {name: "Every sample of a batch size", controls: ["batch", "optimization", "smt"], make(rows, state) {
@@ -144,6 +134,12 @@ function missing(rows) {
   return rows.filter(row => row.status !== "ok").map(row => `batch ${row.batch_size}, ${configWords(row)}: ${row.status}, ${row.reason}`);
 }
 
+// How the ratios of a picture were got, each way once.
+function howWords(picture) {
+  const hows = new Set((picture.lines || []).flatMap(line => line.points.map(p => p.how)).filter(Boolean));
+  return hows.size ? `ratios: ${[...hows].join(", ")}` : "";
+}
+
 // What an item is, and how it was run: as under the PNG files.
 function settingWords(row) {
   return row ? [row.item, `${row.placement} placement`, row.allocator !== "default" && `allocator ${row.allocator}`].filter(Boolean) : [];
@@ -156,14 +152,14 @@ function summary(picture) {
     return `${line.label}: ${number(first.y)} at ${plain(first.x)}` + (last === first ? "" : `, ${number(last.y)} at ${plain(last.x)}`);
   }).join("; ");
   if (picture.cells) return `From ${number(d3.min(picture.cells, c => c.value))} to ${number(d3.max(picture.cells, c => c.value))} over ${picture.cells.length} points`;
-  return picture.groups.map(group => `${group.label}: median ${number(d3.median(group.values))} ms of ${group.values.length}, ${group.odd.size} disturbed`).join("; ");
+  return picture.groups.map(group => `${group.label}: median ${number(d3.median(group.values))} ms of ${group.values.length}, ${group.odd.size} outliers`).join("; ");
 }
 
 // The picture of `state` in `figure`, with its title, alternative text and caption.
 function show(figure, state) {
   const rows = inSetting(state), picture = VIEWS[state.view].make(rows, state), title = `${DATA.titles[state.model] || state.model} ${picture.title}`;
   const empty = !(picture.lines?.some(line => line.points.length && !line.ideal) || picture.cells?.length || picture.groups?.length);
-  const gone = missing(picture.chosen), where = [DATA.source, ...settingWords(rows[0]), state.numbers === "raw" ? "raw medians, no interval" : "at reference speed; bands and bars: 95 % interval; hollow: coarse"].join(" · ");
+  const gone = missing(picture.chosen), where = [DATA.source, ...settingWords(rows[0]), howWords(picture), DATA.notes].filter(Boolean).join(" · ");
   const holder = document.createElement("div"), heading = document.createElement("p"), caption = document.createElement("figcaption");
   heading.className = "picture-title"; heading.textContent = title;
   holder.className = "picture";
