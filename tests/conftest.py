@@ -76,9 +76,17 @@ def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def heeding_interrupts() -> Iterator[None]:
+    """Started in the background, a shell may have us ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, in this process, takes the kernels that are there."""
-    monkeypatch.setattr("scalebench_lib.sweep.told.Kernels", lambda _: nullcontext(warm))
+    monkeypatch.setattr("scalebench_lib.sweep.progress.Kernels", lambda _: nullcontext(warm))
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,7 @@ class Block:
             answer = member.process.turn(self.cycle, threads, TURN_S)
         except MeasurementError as error:
             member.failure = str(error)
+            member.process.kill()  # it may still compute, and holds memory
             return
         member.points[threads].add(answer)
         member.medians_ns[threads] = answer.median_ns

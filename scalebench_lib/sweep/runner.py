@@ -222,23 +222,27 @@ class _Round:
         Of a time budget at most half goes by so: without turns there is nothing to keep.
         """
         half = (time.monotonic() + self.stop.deadline) / 2
-        while self.queue and time.monotonic() <= half:
+        unpaired = False
+        while self.queue and not unpaired and time.monotonic() <= half:
             trial = self.queue[0]
             base = self._missing_base(block, trial)
-            if reason := self.schedule.skip_reason(trial):
+            if reason := self.of.schedule.skip_reason(trial):
                 self._without_points(self._numbered(trial, block), "skipped", reason, "none")
             elif block.members and not self._room(block, trial, base):
                 return
             else:
-                self._set_up_with(base, trial, block)
+                unpaired = self._set_up_with(base, trial, block)
             self.queue.pop(0)
 
-    def _set_up_with(self, base: Trial | None, trial: Trial, block: Block) -> None:
-        """Set up `trial`, beside `base` where the memory holds both."""
+    def _set_up_with(self, base: Trial | None, trial: Trial, block: Block) -> bool:
+        """Set up `trial`, beside `base`; returns whether it stays alone, since the memory does not
+        hold both."""
         beside = self._set_up(block, base, again=True) if base else None
-        if beside and not self._fits([trial], block):
+        unpaired = beside is not None and not self._fits([trial], block)
+        if beside and unpaired:
             block.remove(beside)
         self._set_up(block, trial)
+        return unpaired
 
     def _missing_base(self, block: Block, trial: Trial) -> Trial | None:
         """The base that `trial` needs beside it and `block` lacks; None where it cannot be had."""
@@ -335,7 +339,8 @@ class _Round:
         return record
 
     def _tell(self, doing: str, block: Block, record: Record | None = None) -> None:
-        done = self.total - len(self.queue) - len(block.running)
+        running = sum(not member.again for member in block.running)
+        done = self.total - len(self.queue) - running
         step = Step(self.number, doing, block, done, self.total, self._seconds_left(block), record)
         self._progressed(step)
 

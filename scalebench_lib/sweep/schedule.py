@@ -17,7 +17,14 @@ from scalebench_lib.config import Config, Sweep, Trial, base_of
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.protocol import TURN_S
-from scalebench_lib.record import SCHEMA, Point, Record, load_records, require_one_machine
+from scalebench_lib.record import (
+    SCHEMA,
+    Point,
+    Record,
+    Status,
+    load_records,
+    require_one_machine,
+)
 from scalebench_lib.sweep.fate import KILLED, OUT_OF_MEMORY
 
 SPEC = "sweep.yaml"
@@ -73,12 +80,13 @@ class Schedule:
         return self._bases[trial.config.group]
 
     def skip_reason(self, trial: Trial) -> str | None:
-        """Why `trial` is not tried: a smaller batch alike has just died of it. Or None."""
+        """Why `trial` is not tried: a smaller batch alike has died, and is not retried. Or None."""
         if trial.config.id in self._measured_ids:
             return None
         for record in self._latest.values():
             died = (record.reason or "").startswith((OUT_OF_MEMORY, KILLED))
-            if died and _same_but_batch(record.config, trial.config):
+            final = died and record.config_id not in self.retry
+            if final and _same_but_batch(record.config, trial.config):
                 reason = str(record.reason).partition(":")[0]
                 return f"batch {record.config.batch_size} ended so: {reason}"
         return None
@@ -99,12 +107,12 @@ class Schedule:
         return {record.config_id for record in self.records if record.status == "ok"}
 
     @cached_property
-    def _blocks(self) -> dict[str, set[str]]:
-        """The ids of the configs that were measured in each block."""
-        blocks: dict[str, set[str]] = {}
+    def _blocks(self) -> dict[str, dict[str, Status]]:
+        """What became of the configs of each block, by their ids."""
+        blocks: dict[str, dict[str, Status]] = {}
         for record in self.records:
-            if record.block and record.status == "ok":
-                blocks.setdefault(record.block, set()).add(record.config_id)
+            if record.block:
+                blocks.setdefault(record.block, {})[record.config_id] = record.status
         return blocks
 
     def _failed(self, trial: Trial) -> bool:
@@ -135,7 +143,8 @@ class Schedule:
             return False
         base, block = self.base(trial).config.id, self._blocks[str(record.block)]
         # Alone in its block: it does not fit into memory together with its base.
-        return base not in self._measured_ids or base in block or len(block) == 1
+        alone = base not in block and list(block.values()).count("ok") == 1
+        return base not in self._measured_ids or block.get(base) == "ok" or alone
 
     def _too_long(self, trial: Trial) -> bool:
         """Whether a single cycle of its group takes more than its time for all rounds."""
