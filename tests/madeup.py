@@ -81,6 +81,12 @@ def point(config: Config, on: Machine, threads: int, pinned: bool = True) -> Poi
     )
 
 
+def with_turns(point: Point, turns: Iterable[Turn]) -> Point:
+    """`point` with other turns; a plain copy would keep the samples that it remembers."""
+    values = {name: getattr(point, name) for name in Point.model_fields}
+    return Point.model_construct(**{**values, "turns": tuple(turns)})
+
+
 def measured(config: Config, on: Machine, pinned: bool = True) -> Record:
     """The record of a trial of `config` that went well, at every thread count."""
     counts = on.thread_counts("all", config.smt)

@@ -161,17 +161,17 @@ def record(config: Config, number: int, points: dict[int, tuple[np.ndarray, np.n
             "round": number,
             "block": f"{number:08x}",
             "points": tuple(
-                madeup.point(config, ON, threads).model_copy(update={"turns": _turns(*found)})
+                madeup.with_turns(madeup.point(config, ON, threads), _turns(*found))
                 for threads, found in points.items()
             ),
         }
     )
 
 
-def with_turns(found: Record, keep: Callable[[int], bool]) -> Record:
+def only_cycles(found: Record, keep: Callable[[int], bool]) -> Record:
     """`found` without the turns of cycles that are not to `keep`."""
     points = [
-        point.model_copy(update={"turns": tuple(t for t in point.turns if keep(t.cycle))})
+        madeup.with_turns(point, (turn for turn in point.turns if keep(turn.cycle)))
         for point in found.points
     ]
     return found.model_copy(update={"points": tuple(points)})

@@ -1,15 +1,56 @@
-"""The results table."""
+"""Results: points with all their trials, how two compare, and the table."""
 
 import statistics
+import time
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
-from scalebench_lib.results import COLUMNS, load_results, results_table
-from tests.madeup import machine, measured, missing, small_records
+from scalebench_lib.record import Record, Turn
+from scalebench_lib.results import COLUMNS, Results, load_results, results_table, twins
+from tests import madeup, simulated
+from tests.madeup import machine, measured, missing, save_sweep, small_records, with_turns
+from tests.simulated import only_cycles
 
 SMALL = machine(cores=2, smt=False)
+NONE, SCRIPT = (Config(batch_size=4, optimization=name) for name in ("none", "script"))
+BF16 = Config(batch_size=4, optimization="bf16")
+
+
+def again(record: Record, block: str = "0000000b", **changed: object) -> Record:
+    """The same once more, in another block, a round later."""
+    later = {"trial": 2, "round": 2, "block": block}
+    return record.model_copy(update={**later, **changed})
+
+
+def in_block(record: Record, block: str | None) -> Record:
+    """`record`, as if it had been measured in `block`."""
+    return record.model_copy(update={"block": block})
+
+
+def key(config: Config, threads: int = 2) -> tuple[str, int]:
+    """A point's name."""
+    return config.id, threads
+
+
+def with_samples(turn: Turn, samples: Iterable[float]) -> Turn:
+    """`turn` with other samples."""
+    return turn.model_copy(update={"samples_ns": tuple(map(int, samples))})
+
+
+def slower(record: Record, factor: float) -> Record:
+    """The same turns, each `factor` times as long."""
+    points = [
+        with_turns(
+            point,
+            [with_samples(turn, [ns * factor for ns in turn.samples_ns]) for turn in point.turns],
+        )
+        for point in record.points
+    ]
+    return record.model_copy(update={"points": tuple(points)})
 
 
 def test_one_row_a_point_with_all_columns() -> None:
@@ -20,27 +61,28 @@ def test_one_row_a_point_with_all_columns() -> None:
     assert not table["latency_ms"].isna().any()
 
 
-def test_visits_of_a_point_are_pooled() -> None:
-    """A later visit sharpens the point; it is not a row of its own."""
-    first = measured(Config(batch_size=4), SMALL)
-    second = first.model_copy(update={"visit": 2})
-    table = results_table([first, second])
-    assert list(table["visits"]) == [2, 2]
+def test_trials_of_a_point_are_one_row() -> None:
+    """A later trial sharpens the point; it is not a row of its own."""
+    first = measured(NONE, SMALL)
+    table = results_table([first, again(first)])
+    assert list(table["trials"]) == [2, 2]
     assert list(table["samples"]) == [16, 16]
+    point = Results.of([first, again(first)]).points[key(NONE)]
+    assert (point.turns, point.samples_ns.size, point.outlier.size) == (16, 16, 16)
 
 
 def test_latency_and_throughput_belong_together() -> None:
-    """Throughput is batch size over latency, in inferences/s."""
-    table = results_table([measured(Config(batch_size=4), SMALL)])
-    samples = measured(Config(batch_size=4), SMALL).points[0].samples_ns
+    """Latency is the median of all samples; throughput is batch size over it, in inferences/s."""
+    table = results_table([measured(NONE, SMALL)])
+    samples = measured(NONE, SMALL).points[0].samples_ns
     row = table.iloc[0]
     assert row["latency_ms"] == pytest.approx(statistics.median(samples) / 1e6)
     assert row["throughput"] == pytest.approx(4 / row["latency_ms"] * 1e3)
     assert row["latency_ms_low"] <= row["latency_ms"] <= row["latency_ms_high"]
 
 
-def test_points_of_three_samples_are_coarse_and_have_an_interval() -> None:
-    """It comes from the spread of points like them."""
+def test_points_of_three_turns_are_coarse_and_have_an_interval() -> None:
+    """It comes from the spread of all."""
     table = results_table(small_records(batch_sizes=(1, 4, 512)))
     coarse = table[table["coarse"]]
     assert set(coarse["batch_size"]) == {512}
@@ -48,18 +90,236 @@ def test_points_of_three_samples_are_coarse_and_have_an_interval() -> None:
     assert (width < 0.2).all()
 
 
+def test_a_second_round_replaces_what_was_assumed() -> None:
+    """As soon as any trial is repeated."""
+    records = small_records()
+    assert Results.of(records).assumed_spread
+    assert Results.of(records).ratio(key(NONE), key(SCRIPT)).assumed
+    both = Results.of([*records, *map(again, records)])
+    assert not both.assumed_spread
+    assert not both.ratio(key(NONE), key(SCRIPT)).assumed
+
+
+def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
+    """Whose own is exactly 1."""
+    table = results_table(small_records([4])).set_index(["optimization", "threads"])
+    base = table.loc[("none", 2)]
+    assert tuple(base[["speedup", "speedup_low", "speedup_high"]]) == (1, 1, 1)
+    faster = table.loc[("script", 2)]
+    assert faster["speedup_low"] < madeup.SCRIPT_SPEEDUP < faster["speedup_high"]
+    assert table.loc[("none", 1), "speedup"] < 0.6
+    assert set(table["paired"]) == {"paired"}
+
+
+def test_scaling_is_over_the_own_single_thread() -> None:
+    """Empty without one."""
+    found = measured(SCRIPT, SMALL)
+    table = results_table([found]).set_index("threads")
+    assert table.loc[1, "scaling"] == 1
+    assert 1.5 < table.loc[2, "scaling"] < 2
+    only_two = found.model_copy(update={"points": found.points[1:]})
+    assert results_table([only_two])["scaling"].isna().all()
+
+
+def test_a_point_with_itself_is_exactly_one() -> None:
+    """Without an interval."""
+    found = Results.of(small_records()).ratio(key(NONE), key(NONE))
+    assert (found.value, found.low, found.high, found.how) == (1, 1, 1, "paired")
+
+
+def test_the_other_way_round_is_the_inverse() -> None:
+    """Whichever is asked for."""
+    results = Results.of(small_records())
+    there, back = results.ratio(key(NONE), key(SCRIPT)), results.ratio(key(SCRIPT), key(NONE))
+    assert there.value == pytest.approx(1 / back.value)
+    assert there.low == pytest.approx(1 / back.high)
+
+
+def test_what_never_met_is_compared_via_the_base() -> None:
+    """Each was in a block with the base: the machine was twice as slow in the second."""
+    base = measured(NONE, SMALL)
+    first = [base, measured(SCRIPT, SMALL)]
+    second = [slower(again(found), 2) for found in (base, measured(BF16, SMALL))]
+    second[1] = second[1].model_copy(update={"trial": 1})
+    found = Results.of([*first, *second]).ratio(key(SCRIPT), key(BF16))
+    assert found.label == "via none"
+    assert found.value == pytest.approx(1 / madeup.SCRIPT_SPEEDUP, rel=0.03)
+    direct = Results.of([*first, *second]).ratio(key(SCRIPT), key(NONE))
+    assert found.std_error > direct.std_error
+
+
+def test_without_a_base_latencies_are_compared() -> None:
+    """And it is said."""
+    records = [measured(SCRIPT, SMALL), in_block(measured(BF16, SMALL), "0000000c")]
+    results = Results.of(records)
+    found = results.ratio(key(SCRIPT), key(BF16))
+    assert found.how == "not measured together"
+    a, b = (results.points[key(config)].latency for config in (SCRIPT, BF16))
+    assert found.value == a.value / b.value
+    assert found.std_error == pytest.approx(np.hypot(a.std_error, b.std_error))
+
+
+def test_groups_of_one_block_are_paired_and_others_are_not() -> None:
+    """Batch 1 with batch 4; never through a base."""
+    one, four = measured(Config(batch_size=1), SMALL), measured(NONE, SMALL)
+    assert Results.of([one, four]).ratio((one.config_id, 2), key(NONE)).how == "paired"
+    apart = Results.of([one, in_block(four, "0000000c")])
+    assert apart.ratio((one.config_id, 2), key(NONE)).how == "not measured together"
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+def test_a_base_that_failed_gives_no_speedup(status: str) -> None:
+    """No other config takes its place."""
+    records = [missing(NONE, SMALL, status, "no luck"), measured(SCRIPT, SMALL)]
+    table = results_table(records)
+    assert table["speedup"].isna().all()
+    assert set(table["paired"]) == {""}
+    assert Results.of(records).base(key(SCRIPT)) is None
+
+
+def test_a_group_without_eager_refers_to_the_first_known() -> None:
+    """Here TorchScript."""
+    results = Results.of([measured(SCRIPT, SMALL), measured(BF16, SMALL)])
+    assert results.base(key(BF16)) == key(SCRIPT)
+    assert results.best_threads(SCRIPT.id) == key(SCRIPT)
+    assert results.best_threads("unknown") is None
+
+
+def test_hosts_are_groups_of_their_own() -> None:
+    """The base of one says nothing of another."""
+    here, there = (measured(NONE, SMALL).model_copy(update={"host": name}) for name in "ab")
+    results = Results.of([here, in_block(there, "0000000c")])
+    assert results.base((f"{NONE.id}@a", 1)) == (f"{NONE.id}@a", 2)
+    assert results.base((f"{NONE.id}@b", 1)) == (f"{NONE.id}@b", 2)
+
+
+def ratio_of(records: Iterable[Record]) -> float:
+    """Of none over script."""
+    return Results.of(records).ratio(key(NONE), key(SCRIPT)).value
+
+
+def test_a_half_written_block_leaves_nothing_wrong() -> None:
+    """Of the second block only the base was saved: the pairs are those of the first."""
+    first = [measured(NONE, SMALL), measured(SCRIPT, SMALL)]
+    assert ratio_of([*first, slower(again(first[0]), 2)]) == ratio_of(first)
+
+
+def test_a_missing_cycle_leaves_nothing_wrong() -> None:
+    """What one of the two did in it has no pair."""
+    odd = (1, 5)
+    none, script = measured(NONE, SMALL), measured(SCRIPT, SMALL)
+    short = only_cycles(script, lambda cycle: cycle not in odd)
+    points = [
+        with_turns(
+            point,
+            [
+                with_samples(turn, [10 * ns for ns in turn.samples_ns])
+                if turn.cycle in odd
+                else turn
+                for turn in point.turns
+            ],
+        )
+        for point in none.points
+    ]
+    found = ratio_of([none.model_copy(update={"points": tuple(points)}), short])
+    assert found == ratio_of([none, short])
+
+
+def test_old_records_are_never_paired() -> None:
+    """Not even their own thread counts: they took no turns."""
+    old = {"schema_version": 1, "block": None}
+    records = [measured(config, SMALL).model_copy(update=old) for config in (NONE, SCRIPT)]
+    results = Results.of(records)
+    assert results.ratio(key(NONE), key(SCRIPT)).how == "not measured together"
+    assert results.ratio(key(NONE, 1), key(NONE, 2)).how == "not measured together"
+
+
+def test_thread_counts_of_a_trial_alone_are_paired() -> None:
+    """In a notebook run by hand they take turns with each other, and with nobody else."""
+    alone = [in_block(measured(config, SMALL), None) for config in (NONE, SCRIPT)]
+    results = Results.of(alone)
+    assert results.ratio(key(NONE, 1), key(NONE, 2)).how == "paired"
+    assert results.ratio(key(NONE), key(SCRIPT)).how == "not measured together"
+
+
+def test_twins_of_two_sweeps_are_paired() -> None:
+    """A/A: every config twice in each block; nine of ten intervals hold 1."""
+    held = []
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        on, sides = simulated.states(random), ([], [])
+        for number in (1, 2):
+            both = simulated.block(on, random, number, 1000.0 * number, 15)
+            other = simulated.block(on, random, number, 1000.0 * number, 15)
+            sides[0].extend(both)
+            sides[1].extend(other)
+        found = twins(*map(Results.of, sides))
+        assert len(found) == 12
+        held += [one.low <= 1 <= one.high for one in found.values()]
+    assert np.mean(held) >= 0.9
+
+
+def test_percentiles_are_of_single_passes() -> None:
+    """Means of several timed at once have no tail."""
+    many = measured(NONE, SMALL)
+    turns = [with_samples(turn, 9 * turn.samples_ns) for turn in many.points[0].turns]
+    point = with_turns(many.points[0], turns)
+    of_means = point.model_copy(update={"passes_per_sample": 3})
+    for one, known in ((point, True), (of_means, False)):
+        row = results_table([many.model_copy(update={"points": (one,)})]).notna().iloc[0]
+        assert row["latency_ms_p90"] == known
+        assert not row["latency_ms_p99"]
+
+
+def test_outliers_are_counted_and_kept() -> None:
+    """Against the median of their own trial: a slow round is none."""
+    first = measured(NONE, SMALL)
+    point = first.points[0]
+    spiked = with_samples(point.turns[0], [2 * point.median_ns])
+    points = (with_turns(point, (spiked, *point.turns[1:])), first.points[1])
+    one = first.model_copy(update={"points": points})
+    table = results_table([one, slower(again(first), 2)])
+    assert list(table["outliers"]) == [1, 0]
+    assert list(table["samples"]) == [16, 16]
+
+
 def test_what_failed_is_a_row_with_its_reason() -> None:
     """Until the config succeeds."""
-    config = Config(batch_size=4)
-    failed = missing(config, SMALL, "failed", "no luck")
+    failed = missing(NONE, SMALL, "failed", "no luck")
     table = results_table([failed])
     assert (table.loc[0, "status"], table.loc[0, "reason"]) == ("failed", "no luck")
     assert table.loc[0, "samples"] == 0
-    retried = measured(config, SMALL).model_copy(update={"visit": 2})
+    retried = measured(NONE, SMALL).model_copy(update={"trial": 2})
     assert set(results_table([failed, retried])["status"]) == {"ok"}
+
+
+def test_no_records_have_an_empty_table() -> None:
+    """With all columns."""
+    assert tuple(results_table([]).columns) == COLUMNS
+    assert not Results.of([]).assumed_spread
 
 
 def test_a_folder_without_records_says_what_to_do(tmp_path) -> None:
     """One line."""
     with pytest.raises(RequestError, match="holds no records: measure first"):
         load_results(tmp_path)
+
+
+def test_records_of_two_machines_are_refused(tmp_path) -> None:
+    """Unless they are asked for."""
+    other = again(measured(NONE, machine(cores=4, smt=False)))
+    save_sweep(tmp_path, [measured(NONE, SMALL), other])
+    with pytest.raises(RequestError, match="several machines"):
+        load_results(tmp_path)
+    assert len(Results.load(tmp_path, any_machine=True).records) == 2
+
+
+def test_two_thousand_points_take_seconds() -> None:
+    """11 batch sizes, 4 optimizations, 48 placements, two rounds."""
+    on = machine()
+    configs = madeup.configs(on, optimizations=("none", "script", "bf16", "openvino"))
+    records = [measured(config, on) for config in configs]
+    records += [again(record) for record in records]
+    began = time.process_time()
+    assert len(Results.of(records).table) == 2112
+    assert time.process_time() - began < 8
