@@ -6,7 +6,7 @@ machine at that moment, and noise. Machines have steps, ramps, or states; some h
 that are slower, or passes far out.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -79,6 +79,9 @@ def one_slower(random: np.random.Generator) -> Machine:
     return Machine(lambda at, _: np.zeros_like(at), slow_process=0.03)
 
 
+Slower = Mapping[str, float] | float
+"""A factor on the latencies of all configs, or of some by their id."""
+
 MACHINES = (steady, steps, ramps, states, far_out, one_slower)
 
 
@@ -88,13 +91,14 @@ class Sweep:
 
     machine: Machine
     records: list[Record]
+    slower: Slower = 1.0
 
     @cached_property
     def truth(self) -> dict[PointKey, np.ndarray]:
         """The log of each point's latency over the whole life of the machine, without noise."""
         at = np.linspace(0, HORIZON_S, 20_000)
         return {
-            key: np.log(madeup.latency_ms(config, threads) * 1e6) + self.machine.speed(at, number)
+            key: _log_ns(config, threads, self.slower) + self.machine.speed(at, number)
             for number, (key, config, threads) in enumerate(_points(CONFIGS))
         }
 
@@ -118,20 +122,31 @@ def sweep(
     rounds: int = 2,
     cycles: int = 15,
     gap_s: float = 300.0,
+    slower: Slower = 1.0,
 ) -> Sweep:
-    """Measure `CONFIGS` on a machine of some `kind`, in rounds minutes apart."""
+    """Measure `CONFIGS` on a machine of some `kind`, in rounds minutes apart.
+
+    Sweeps of unequal seeds share no block.
+    """
     random = np.random.default_rng(seed)
     machine, records = kind(random), list[Record]()
     now = random.uniform(0, 0.7 * HORIZON_S)
     for number in range(1, rounds + 1):
+        name = f"{seed % 2**24:06x}{number:02x}"
+        records += block(machine, random, number, now, cycles, slower, name)
         turns = len(CONFIGS) * len(THREADS) * cycles
-        records += block(machine, random, number, now, cycles)
         now += turns * TURN_S + random.uniform(0.2, 1.8) * gap_s
-    return Sweep(machine, records)
+    return Sweep(machine, records, slower)
 
 
 def block(
-    machine: Machine, random: np.random.Generator, number: int, now_s: float, cycles: int
+    machine: Machine,
+    random: np.random.Generator,
+    number: int,
+    now_s: float,
+    cycles: int,
+    slower: Slower = 1.0,
+    name: str = "",
 ) -> list[Record]:
     """The records of one block: every config in a process of its own, all in turn."""
     names, count = list(_points(CONFIGS)), len(CONFIGS) * len(THREADS)
@@ -144,28 +159,25 @@ def block(
     logs = own + random.normal(0, machine.noise_sd, starts.shape)
     logs += np.log(2) * (random.random(starts.shape) < machine.outliers)
     for point, (_, config, threads) in enumerate(names):
-        logs[:, point] += np.log(madeup.latency_ms(config, threads) * 1e6)
+        logs[:, point] += _log_ns(config, threads, slower)
         logs[:, point] += machine.speed(starts[:, point], point)
-    return [
-        record(config, number, {t: (starts[:, at + i], logs[:, at + i]) for i, t in counts})
-        for at, config in zip(range(0, count, len(THREADS)), CONFIGS, strict=True)
-        for counts in [list(enumerate(THREADS))]
-    ]
+    found = {key: (starts[:, i], logs[:, i]) for i, (key, _, _) in enumerate(names)}
+    return [record(config, number, name or f"{number:08x}", found) for config in CONFIGS]
 
 
-def record(config: Config, number: int, points: dict[int, tuple[np.ndarray, np.ndarray]]) -> Record:
-    """The record of a trial in round `number`: starts in s and logs of ns, by thread count."""
-    return madeup.measured(config, ON).model_copy(
-        update={
-            "trial": number,
-            "round": number,
-            "block": f"{number:08x}",
-            "points": tuple(
-                madeup.with_turns(madeup.point(config, ON, threads), _turns(*found))
-                for threads, found in points.items()
-            ),
-        }
+def record(
+    config: Config,
+    number: int,
+    block_name: str,
+    found: Mapping[PointKey, tuple[np.ndarray, np.ndarray]],
+) -> Record:
+    """The record of a trial in round `number`: starts in s and logs of ns by point."""
+    points = (
+        madeup.with_turns(madeup.point(config, ON, threads), _turns(*found[config.id, threads]))
+        for threads in THREADS
     )
+    update = {"trial": number, "round": number, "block": block_name, "points": tuple(points)}
+    return madeup.measured(config, ON).model_copy(update=update)
 
 
 def only_cycles(found: Record, keep: Callable[[int], bool]) -> Record:
@@ -175,6 +187,11 @@ def only_cycles(found: Record, keep: Callable[[int], bool]) -> Record:
         for point in found.points
     ]
     return found.model_copy(update={"points": tuple(points)})
+
+
+def _log_ns(config: Config, threads: int, slower: Slower) -> float:
+    factor = slower if isinstance(slower, float) else slower.get(config.id, 1.0)
+    return float(np.log(1e6 * factor * madeup.latency_ms(config, threads)))
 
 
 def _turns(starts_s: np.ndarray, logs: np.ndarray) -> tuple[Turn, ...]:
