@@ -40,7 +40,7 @@ from scalebench_lib.words import DEFAULT_IMAGE_SIZE
 PointKey = tuple[str, int]
 """A point's name: its records' `point_key` and its thread count."""
 
-_MOST_PAIRS = 2000
+_MOST_PAIRS = 1000
 """So many pairs tell the spread of all."""
 
 _TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
@@ -158,7 +158,7 @@ class MeasuredPoint:
         wall = sum(point.wall_ns for point in points)
         return sum(point.cpus_utilized * point.wall_ns for point in points) / wall
 
-    @property
+    @cached_property
     def group(self) -> _Group:
         """What it is compared within."""
         return self.config.group, self.host_label

@@ -225,13 +225,13 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
     if len(set(cycles)) < len(cycles):
         of = np.array(cycles)
         for cycle in set(cycles):
-            found[cycle] = np.median(np.array(logs)[of == cycle])
+            found[cycle] = _median(np.array(logs)[of == cycle])
     return found
 
 
 def ratio(parts: Parts, spread: Spread) -> Ratio:
     """The ratio of two points from the differences of their turns, those of a block together."""
-    value = math.exp(float(np.median(np.concatenate(parts))))
+    value = math.exp(_median(np.concatenate(parts)))
     return Ratio.around(value, error(parts, spread), assumed=spread.assumed)
 
 
@@ -244,14 +244,14 @@ def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     if not logs.size:
         raise ValueError("no turns")
     noise = _within(logs) if logs.size >= MIN_TURNS else Variance(math.inf, 1)
-    value = math.exp(float(np.median(logs)))
+    value = math.exp(_median(logs))
     return Interval.around(value, noise * (_MEDIAN_OVER_MEAN / logs.size))
 
 
 def outliers(samples: ArrayLike) -> np.ndarray:
     """Which samples of one trial take more than `OUTLIER` times their median."""
     values = np.asarray(samples, dtype=float)
-    far: np.ndarray = values > OUTLIER * np.median(values)
+    far: np.ndarray = values > OUTLIER * _median(values)
     return far
 
 
@@ -264,6 +264,12 @@ def percentile(samples: ArrayLike, q: float) -> float | None:
     values = np.asarray(samples, dtype=float)
     supported = special.bdtr(1, values.size, 1 - q / 100) <= 0.01
     return float(np.percentile(values, q)) if supported else None
+
+
+def _median(values: np.ndarray) -> float:
+    """The median, for short arrays at a fifth of the time of numpy's."""
+    ordered, half = np.sort(values), values.size // 2
+    return float(ordered[half] + ordered[-half - 1]) / 2
 
 
 def _limits(value: float, variance: Variance) -> tuple[float, float]:
@@ -282,7 +288,7 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _within(part: np.ndarray) -> Variance:
     """The variance within a part, from its MAD."""
-    deviation = float(np.median(np.abs(part - np.median(part))))
+    deviation = _median(np.abs(part - _median(part)))
     return Variance((_SD_OVER_MAD * deviation) ** 2, MAD_EFFICIENCY * (part.size - 1))
 
 
@@ -295,7 +301,7 @@ def _pooled_within(parts: Iterable[np.ndarray]) -> Variance:
     differences = np.concatenate(apart) if apart else np.array([])
     if not differences.size:
         return Variance(ASSUMED_SPREAD**2, ASSUMED_DF)
-    deviation = float(np.median(np.abs(differences)))
+    deviation = _median(np.abs(differences))
     return Variance((_SD_OVER_MAD * deviation) ** 2 / 2, MAD_EFFICIENCY * differences.size)
 
 
@@ -304,7 +310,7 @@ def _between(points: Sequence[Parts], within: Variance) -> float:
     squares, freedom = 0.0, 0
     for parts in points:
         if len(parts) > 1:
-            medians = [float(np.median(part)) for part in parts]
+            medians = [_median(part) for part in parts]
             noise = [_own_or(within, part).value / part.size for part in parts]
             expected = _MEDIAN_OVER_MEAN * sum(noise) / len(parts)
             squares += (len(parts) - 1) * (float(np.var(medians, ddof=1)) - expected)
