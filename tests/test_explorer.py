@@ -53,7 +53,6 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
         ("optimization", "optimization", "none"),
         ("optimization", "smt", True),
         ("optimization", "scale", "linear"),
-        ("optimization", "numbers", "raw medians"),
         ("optimization", "reach", (2, 4)),
         ("optimization", "view", "batch"),
         ("batch", "metric", "throughput"),
@@ -108,7 +107,7 @@ def test_another_sweep_brings_its_own_choices(explorer: Explorer) -> None:
 
 def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     """What does nothing here is not there."""
-    general = {"sweep", "beside", "metric", "view", "reach", "scale", "numbers"}
+    general = {"sweep", "beside", "metric", "view", "reach", "scale"}
     explorer.view.value = "optimization"
     assert shown(explorer) == {*general, "optimization", "smt", "batch_sizes"}
     explorer.view.value = "batch"

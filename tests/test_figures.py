@@ -19,23 +19,29 @@ from scalebench_lib.analysis.figures import (
 from scalebench_lib.analysis.heat import heat_map
 from scalebench_lib.analysis.labels import spread
 from scalebench_lib.analysis.picture import Picture
-from scalebench_lib.analysis.samples import distribution, samples_table
-from scalebench_lib.analysis.selection import MetricName
+from scalebench_lib.analysis.samples import distribution, samples, samples_table
+from scalebench_lib.analysis.selection import Measured, MetricName
 from scalebench_lib.errors import RequestError
-from scalebench_lib.results import results_table
+from scalebench_lib.record import Record
+from scalebench_lib.results import Results
 from tests import madeup
+
+
+def table_of(records: list[Record]) -> pd.DataFrame:
+    """The table that figures are drawn from."""
+    return Measured.of(records).table
 
 
 @pytest.fixture(scope="module")
 def full() -> pd.DataFrame:
     """The table of a machine with 16 cores, 32 threads and every batch size."""
-    return results_table(madeup.full_records())
+    return table_of(madeup.full_records())
 
 
 @pytest.fixture(scope="module")
 def small() -> pd.DataFrame:
     """The table of a machine with 2 cores and no SMT."""
-    return results_table(madeup.small_records())
+    return table_of(madeup.small_records())
 
 
 def lines(figure: Picture) -> dict[str, Line2D]:
@@ -79,7 +85,7 @@ def test_an_optimization_has_a_line_for_each_batch_over_threads(full: pd.DataFra
     assert figure.axes[0].get_xlabel() == "threads"
 
 
-def test_the_drawn_latency_is_the_headline_of_the_table(small: pd.DataFrame) -> None:
+def test_the_drawn_latency_is_that_of_the_table(small: pd.DataFrame) -> None:
     """Milliseconds, straight from the table."""
     rows = small[(small["batch_size"] == 4) & (small["optimization"] == "script")]
     drawn = lines(per_batch(small, "bert", "latency", 4))["script"]
@@ -189,7 +195,7 @@ def test_a_failed_config_is_named_under_the_picture() -> None:
     none, script = madeup.configs(on, [8])
     reason = "needs $30$ GiB of $24$"
     gone = madeup.missing(script, on, "skipped", reason)
-    figure = per_batch(results_table([madeup.measured(none, on), gone]), "bert", "latency", 8)
+    figure = per_batch(table_of([madeup.measured(none, on), gone]), "bert", "latency", 8)
     assert f"batch 8, script: skipped, {reason}" in notes(figure)
     assert set(lines(figure)) == {"none"}
 
@@ -199,7 +205,7 @@ def test_where_all_failed_the_error_says_why() -> None:
     on = madeup.machine(cores=2, smt=False)
     gone = [madeup.missing(c, on, "failed", "out of memory") for c in madeup.configs(on, [8])]
     with pytest.raises(RequestError, match=r"batch 8, none: failed, out of memory"):
-        per_batch(results_table(gone), "bert", "latency", 8)
+        per_batch(table_of(gone), "bert", "latency", 8)
 
 
 def test_an_unknown_batch_size_names_those_there_are(small: pd.DataFrame) -> None:
@@ -210,7 +216,7 @@ def test_an_unknown_batch_size_names_those_there_are(small: pd.DataFrame) -> Non
 
 def test_a_mixed_table_is_refused() -> None:
     """Points of 16 and of 128 tokens never share a line."""
-    mixed = results_table([*madeup.small_records(), *madeup.small_records(seq_len=128)])
+    mixed = table_of([*madeup.small_records(), *madeup.small_records(seq_len=128)])
     with pytest.raises(ValueError, match="seq_len"):
         per_batch(mixed, "bert", "latency", 4)
 
@@ -219,7 +225,7 @@ def test_unpinned_results_say_so() -> None:
     """Where threads could move between CPUs, every picture says it."""
     on = madeup.machine(cores=2, smt=False)
     records = [madeup.measured(config, on, pinned=False) for config in madeup.configs(on, [1])]
-    figure = per_batch(results_table(records), "bert", "latency", 1)
+    figure = per_batch(table_of(records), "bert", "latency", 1)
     assert "NOT PINNED" in notes(figure)
 
 
@@ -233,7 +239,7 @@ def test_the_caption_says_where_and_how_long(small: pd.DataFrame) -> None:
 def test_one_thread_count_is_enough_for_a_picture() -> None:
     """A machine with a single CPU has no line to draw, but points."""
     on = madeup.machine(cores=1, smt=False)
-    table = results_table([madeup.measured(config, on) for config in madeup.configs(on, [1])])
+    table = table_of([madeup.measured(config, on) for config in madeup.configs(on, [1])])
     assert per_batch(table, "bert", "latency", 1).png().startswith(b"\x89PNG")
 
 
@@ -263,7 +269,7 @@ def failed() -> pd.DataFrame:
     on = madeup.machine(cores=2, smt=False)
     *good, bad = madeup.configs(on, [1, 8])
     records = [madeup.measured(c, on) for c in good]
-    table = results_table([*records, madeup.missing(bad, on, "failed", "SQNR 14 dB")])
+    table = table_of([*records, madeup.missing(bad, on, "failed", "SQNR 14 dB")])
     ok = np.where(table["status"] == "ok", 1.0, np.nan)
     return table.assign(sqnr_db=40 * ok, peak_fraction=0.5 * ok)
 
@@ -300,10 +306,25 @@ def test_the_speedup_over_one_thread_has_the_ideal_beside_it(small: pd.DataFrame
     assert ideal.get_ydata().tolist() == ideal.get_xdata().tolist() == [1, 2]
 
 
-def test_without_one_thread_there_is_nothing_to_be_faster_than(small: pd.DataFrame) -> None:
+def test_without_one_thread_there_is_nothing_to_be_faster_than() -> None:
     """The error says what to measure."""
+    records = [
+        record.model_copy(update={"points": record.points[1:]})
+        for record in madeup.small_records([4])
+    ]
     with pytest.raises(RequestError, match="one thread"):
-        over_threads(small[small["threads"] > 1], "bert", "script", False)
+        over_threads(table_of(records), "bert", "script", False)
+
+
+def test_a_caption_says_how_ratios_were_got(small: pd.DataFrame) -> None:
+    """Paired where the points took turns; else what else."""
+    assert "ratios: paired" in notes(over_none(small, "bert"))
+    apart = [
+        record.model_copy(update={"block": f"{place:08x}"})
+        for place, record in enumerate(madeup.small_records([1]))
+    ]
+    assert "ratios: not measured together" in notes(over_none(table_of(apart), "bert"))
+    assert "ratios:" not in notes(by_batch_size(small, "bert"))
 
 
 def test_a_heat_map_has_a_cell_for_each_point(failed: pd.DataFrame) -> None:
@@ -315,15 +336,25 @@ def test_a_heat_map_has_a_cell_for_each_point(failed: pd.DataFrame) -> None:
     assert crosses(figure) == [0.5, 1.5]
 
 
-def test_disturbed_samples_are_marked_in_their_distribution() -> None:
+def test_outliers_are_marked_in_their_distribution() -> None:
     """One spike among quiet passes, and it alone."""
     records = madeup.small_records([4])
     point = records[0].points[0]
-    slow = (*point.samples_ns[:-1], 3 * point.samples_ns[-1])
-    spiked = point.model_copy(update={"samples_ns": slow})
+    quiet = [turn.samples_ns[0] for turn in point.turns]
+    slow = (*quiet[:-1], 3 * quiet[-1])
+    spiked = point.model_copy(update={"turns": madeup.turns(slow)})
     points = (spiked, *records[0].points[1:])
     records[0] = records[0].model_copy(update={"points": points})
-    table = samples_table(records)
-    assert table.loc[table["disturbed"], "latency_ms"].tolist() == [slow[-1] / 1e6]
+    table = samples_table(Results.of(records))
+    assert table.loc[table["outlier"], "latency_ms"].tolist() == [slow[-1] / 1e6]
     figure = distribution(table, "bert", 4, "here")
-    assert sum(line.get_ydata().size for line in texts(figure, "disturbed")) == 1
+    assert sum(line.get_ydata().size for line in texts(figure, "outlier")) == 1
+
+
+def test_the_passes_of_a_record_are_drawn_over_time() -> None:
+    """Each where its turn was."""
+    record = madeup.small_records([4])[0]
+    drawn = samples(record).axes[0].get_lines()[0]
+    assert drawn.get_xdata().tolist() == [
+        pytest.approx(turn.start_ns / 1e9) for turn in record.points[0].turns
+    ]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from scalebench_lib.analysis import page
 from scalebench_lib.analysis.findings import best_points, findings
 from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.plates import plates
+from scalebench_lib.analysis.selection import Measured
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import PROJECT
 from scalebench_lib.numerals import number
-from scalebench_lib.results import results_table
+from scalebench_lib.record import Record
 from tests import madeup
 
 BATCH_SIZES = [2**k for k in range(11)]
@@ -58,6 +60,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path: Path) -> Path:
     """The folder of a quick sweep of 2 cores without SMT; its page is not yet written."""
     return madeup.save_sweep(tmp_path, madeup.small_records([1, 4]))
+
+
+def table_of(records: list[Record]) -> pd.DataFrame:
+    """The table that a page is drawn from."""
+    return Measured.of(records).table
 
 
 def figures(out: Path) -> set[str]:
@@ -262,7 +269,7 @@ def test_a_folder_without_records_is_refused_and_left_alone(tmp_path: Path) -> N
 def test_several_sequence_lengths_get_a_suffix_unless_default() -> None:
     """16 tokens keep their name; 128 are told apart in name and alternative text."""
     records = [*madeup.small_records([1]), *madeup.small_records([1], seq_len=128)]
-    named = {plate.name: plate.alt for plate in plates(results_table(records))}
+    named = {plate.name: plate.alt for plate in plates(table_of(records))}
     assert named["bert-latency-1"] == "BERT Latency BS=1"
     assert named["bert-latency-1-seq128"] == "BERT Latency BS=1 seq128"
     assert named["bert-throughput-script-False-seq128"] == "BERT Throughput HT=False seq128"
@@ -270,7 +277,7 @@ def test_several_sequence_lengths_get_a_suffix_unless_default() -> None:
 
 def test_one_sequence_length_needs_no_suffix() -> None:
     """Whatever it is: the page's caption tells it."""
-    names = [p.name for p in plates(results_table(madeup.small_records([1], seq_len=128)))]
+    names = [p.name for p in plates(table_of(madeup.small_records([1], seq_len=128)))]
     assert names[0] == "bert-latency-1"
 
 
@@ -301,12 +308,12 @@ def test_interleaved_placement_is_the_heading(tmp_path: Path) -> None:
 def test_none_alone_has_figures_of_its_own() -> None:
     """Eager stands to compare with, but a sweep of nothing else must not be an empty page."""
     alone = [r for r in madeup.small_records([1]) if r.config.optimization == "none"]
-    assert "bert-latency-none-False" in [plate.name for plate in plates(results_table(alone))]
+    assert "bert-latency-none-False" in [plate.name for plate in plates(table_of(alone))]
 
 
 def test_several_optimizations_are_told_apart_in_the_alternative_text() -> None:
     """With one it would say nothing; with two, HT=False alone would not do."""
-    table = results_table(madeup.small_records([1]))
+    table = table_of(madeup.small_records([1]))
     other = table[table["optimization"] == "script"].assign(optimization="faster")
     alts = [plate.alt for plate in plates(pd.concat([table, other]))]
     assert "BERT Latency Opt=script HT=False" in alts
@@ -315,14 +322,14 @@ def test_several_optimizations_are_told_apart_in_the_alternative_text() -> None:
 
 def test_a_models_name_cannot_lead_out_of_the_folder() -> None:
     """Imported tables hold names that nobody checked."""
-    table = results_table(madeup.small_records([1])).assign(model="../../etc/model")
+    table = table_of(madeup.small_records([1])).assign(model="../../etc/model")
     assert {plate.name for plate in plates(table) if "/" in plate.name} == set()
 
 
 def test_findings_are_computed_from_the_table() -> None:
     """They name the best points, and give the speedups that the records were made with."""
-    table = results_table(madeup.full_records())
-    found = findings(table)
+    measured = Measured.of(madeup.full_records())
+    found, table = findings(measured), measured.table
     fastest = table.loc[table["latency_ms"].idxmin()]
     assert found[0].startswith(f"Lowest latency: {number(fastest['latency_ms'])} ms")
     ratio = re.search(r"script takes ([\d.]+) of the time of none", "\n".join(found))
@@ -331,26 +338,84 @@ def test_findings_are_computed_from_the_table() -> None:
     assert any(sentence.startswith("SMT on takes") for sentence in found)
 
 
+def test_a_winner_within_noise_is_not_called_the_fastest() -> None:
+    """Where the ratio to the runner-up holds 1, that is what is said, and in the table too."""
+    small = madeup.small_records([1])
+    assert any(told.startswith("Fastest at batch size 1: script") for told in findings_of(small))
+    twins = [small[0], as_script(small[0])]
+    told = "\n".join(findings_of(twins))
+    assert "Fastest" not in told
+    assert "No measurable difference at batch size 1 between" in told
+    assert "script: no measurable difference to none" in told
+    assert best_points(Measured.of(twins))["ties"].item() in ("none", "script")
+
+
+def as_script(record: Record) -> Record:
+    """The same passes, of TorchScript that lost a thousandth."""
+    config = record.config.model_copy(update={"optimization": "script"})
+    slower = with_passes(record, lambda place, ns: ns * 1001 // 1000)
+    return slower.model_copy(update={"config": config, "config_id": config.id})
+
+
+def with_passes(record: Record, change: Callable[[int, int], int]) -> Record:
+    """`record` with each pass, in ns, made another by its place."""
+    points = []
+    for point in record.points:
+        passes = [ns for turn in point.turns for ns in turn.samples_ns]
+        turns = madeup.turns(change(place, ns) for place, ns in enumerate(passes))
+        points.append(point.model_copy(update={"turns": turns}))
+    return record.model_copy(update={"points": tuple(points)})
+
+
+def findings_of(records: list[Record]) -> list[str]:
+    """What is found in a sweep of `records`."""
+    return findings(Measured.of(records))
+
+
+def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
+    """Of one round the spread is assumed; of two it is measured."""
+    one = madeup.small_records([1])
+    two = [*one, *(r.model_copy(update={"trial": 2, "round": 2, "block": "0000000b"}) for r in one)]
+    assert any(told.startswith("One round only") for told in findings_of(one))
+    assert not any(told.startswith("One round only") for told in findings_of(two))
+    assert any("paired" in told for told in findings_of(one))
+
+
+def test_where_the_mean_differs_from_the_median_both_are_said() -> None:
+    """A quota stops every fourth pass for as long as three take."""
+    (record, *_) = madeup.small_records([1])
+    throttled = with_passes(record, lambda place, ns: 4 * ns if place % 4 == 3 else ns)
+    told = "\n".join(findings_of([throttled]))
+    assert re.search(r"Lowest latency: [\d.]+ ms \(mean [\d.]+ ms\)", told)
+    assert re.search(r"inferences/s \([\d.]+ sustained\)", told)
+    assert "At 2 of 2 points the mean of the passes differs" in told
+
+
+def test_findings_of_records_of_the_old_schema_say_that_they_were_not_paired() -> None:
+    """They took no turns."""
+    told = "\n".join(findings(Measured.load(PROJECT / "tests" / "old_sweep")))
+    assert "whose configs did not take turns" in told
+    assert "paired" not in told
+
+
 def test_findings_compare_allocators_with_all_else_equal() -> None:
     """These were made up alike, so they differ by noise."""
     records = [*madeup.small_records([1]), *madeup.small_records([1], allocator="tcmalloc")]
-    told = findings(results_table(records))[-1]
-    ratio = re.match(r"tcmalloc takes ([\d.]+) of the time of the default allocator", told)
-    assert ratio
-    assert float(ratio[1]) == pytest.approx(1, rel=0.05)
+    told = [one for one in findings_of(records) if one.startswith("tcmalloc")]
+    assert re.match(r"tcmalloc: no measurable difference to the default allocator", told[-1])
 
 
 def test_findings_say_nothing_of_what_was_not_measured() -> None:
     """Without SMT and without optimizations there is nothing to compare."""
     alone = [r for r in madeup.small_records([1]) if r.config.optimization == "none"]
-    assert not any("takes" in sentence for sentence in findings(results_table(alone)))
+    assert not any("takes" in sentence for sentence in findings_of(alone))
 
 
 def test_the_best_point_of_a_batch_has_its_lowest_latency() -> None:
     """One row for each batch size."""
-    table = results_table(madeup.small_records([1, 4]))
-    best = best_points(table).set_index("batch_size")["latency_ms"]
-    assert best.to_dict() == table.groupby("batch_size")["latency_ms"].min().to_dict()
+    measured = Measured.of(madeup.small_records([1, 4]))
+    best = best_points(measured).set_index("batch_size")["latency_ms"]
+    assert best.to_dict() == measured.table.groupby("batch_size")["latency_ms"].min().to_dict()
 
 
 def test_a_page_that_fails_halfway_leaves_the_old_one(

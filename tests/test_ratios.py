@@ -1,13 +1,14 @@
-"""Speed-ups are ratios of latencies, with the intervals of both sides in theirs."""
+"""Speed-ups are the ratios of `Results`, as columns of the table."""
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.ratios import over_eager, over_one_thread, ratio
-from scalebench_lib.results import results_table
+from scalebench_lib.analysis.ratios import how_words, over_eager, over_one_thread
+from scalebench_lib.analysis.selection import Measured
 from tests import madeup
 
-TABLE = results_table(madeup.small_records())
+MEASURED = Measured.of(madeup.small_records())
+TABLE = MEASURED.table
 
 
 def test_the_speedup_over_eager_is_the_one_that_was_made() -> None:
@@ -18,12 +19,47 @@ def test_the_speedup_over_eager_is_the_one_that_was_made() -> None:
     )
     assert found.loc["none", ["speedup", "speedup_low", "speedup_high"]].eq(1).all(axis=None)
     assert (found.loc["script", "speedup_low"] < found.loc["script", "speedup_high"]).all()
+    assert set(found["speedup_paired"]) == {"paired"}
+
+
+def test_at_the_best_thread_count_it_is_what_the_results_say() -> None:
+    """Of the base at its best thread count over the point."""
+    results, found = MEASURED.results, over_eager(TABLE).set_index("config_id")
+    for name, row in found.iterrows():
+        key = (name, row["threads"])
+        ratio = results.ratio(results.base(key), key)
+        assert (row["speedup"], row["speedup_low"]) == (ratio.value, ratio.low)
 
 
 def test_without_eager_there_is_no_speedup() -> None:
-    """An empty value, not a one."""
-    alone = TABLE[TABLE["optimization"] == "script"]
-    assert over_eager(alone)["speedup"].isna().all()
+    """An empty value, not a one; and nothing is called eager."""
+    alone = [r for r in madeup.small_records() if r.config.optimization == "script"]
+    table = Measured.of(alone).table
+    assert over_eager(table)["speedup"].isna().all()
+    assert not table["is_base"].any()
+
+
+def test_where_eager_failed_it_is_the_base_all_the_same() -> None:
+    """Nothing can be said of a speed-up over it, and no other takes its place."""
+    on = madeup.machine(cores=2, smt=False)
+    none, script = madeup.configs(on, [8])
+    gone = madeup.missing(none, on, "failed", "out of memory")
+    table = Measured.of([gone, madeup.measured(script, on)]).table
+    assert table.loc[table["is_base"], "status"].tolist() == ["failed"]
+    assert table["speedup"].isna().all()
+
+
+def test_smt_on_and_other_allocators_are_compared_with_the_same_eager() -> None:
+    """SMT off, on the default allocator."""
+    on = madeup.machine(cores=2)
+    configs = [*madeup.configs(on, [1]), *madeup.configs(on, [1], allocator="jemalloc")]
+    table = Measured.of([madeup.measured(config, on) for config in configs]).table
+    base = table[table["is_base"]]
+    assert base[["optimization", "smt", "allocator"]].drop_duplicates().to_numpy().tolist() == [
+        ["none", False, "default"]
+    ]
+    best = base["latency_ms"].min()
+    assert table["speedup"].to_numpy(float) == pytest.approx(best / table["latency_ms"], rel=0.05)
 
 
 def test_one_thread_over_itself_is_one() -> None:
@@ -33,8 +69,8 @@ def test_one_thread_over_itself_is_one() -> None:
     assert found.loc[found["threads"] == 2, "speedup"].between(1, 2).all()
 
 
-def test_independent_errors_add_in_squares() -> None:
-    """3 % and 4 % make 5 %."""
-    sides = [tuple(np.array([v]) for v in (1, np.exp(-w), np.exp(w))) for w in (0.03, 0.04)]
-    value, low, high = ratio(*sides)
-    assert (value[0], np.log(low[0]), np.log(high[0])) == pytest.approx((1, -0.05, 0.05))
+def test_how_ratios_were_got_is_counted_where_it_differs() -> None:
+    """With eager by its own name."""
+    assert how_words([]) == ""
+    assert how_words(["paired", "paired"]) == "paired"
+    assert how_words(pd.Series(["paired", "via none", "paired"])) == "2 paired, 1 via eager"

@@ -4,7 +4,7 @@ import pytest
 
 from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.plates import overviews
-from scalebench_lib.analysis.selection import as_raw
+from scalebench_lib.analysis.selection import Measured
 from scalebench_lib.results import results_table
 from tests.madeup import save_sweep, small_records
 
@@ -36,7 +36,7 @@ def test_low_precision_is_held_against_its_own_peak() -> None:
 
 def test_without_a_peak_there_is_no_figure() -> None:
     """And no share."""
-    assert {plate.by for plate in overviews(results_table(small_records()))} == {"eager"}
+    assert {plate.by for plate in overviews(Measured.of(small_records()).table)} == {"eager"}
 
 
 def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:
@@ -44,14 +44,3 @@ def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:
     page = write_page(save_sweep(tmp_path, with_peaks())).read_text()
     assert "How close to the limit" in page
     assert (tmp_path / "figures/bert-peak.png").exists()
-
-
-def test_raw_medians_take_the_place_of_headlines() -> None:
-    """With the throughput that belongs to them, and no interval."""
-    table = results_table(small_records())
-    raw = as_raw(table.assign(latency_ms_raw=table["latency_ms"] * 2))
-    assert (raw["latency_ms"] == table["latency_ms"] * 2).all()
-    assert raw["throughput"].to_numpy(float) == pytest.approx(
-        (table["throughput"] / 2).to_numpy(float)
-    )
-    assert raw["latency_ms_low"].isna().all()

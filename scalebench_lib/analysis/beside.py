@@ -27,10 +27,14 @@ def speedups(measured: Measured, model: str) -> pd.DataFrame:
     """
     rows = measured_only(measured.table)
     rows = rows[(rows["model"] == model) & ~rows["smt"].astype(bool)]
-    best = rows.groupby(["batch_size", "threads"])["latency_ms"].min().astype(float).reset_index()
-    single = best[best["threads"] == 1].set_index("batch_size")["latency_ms"]
-    speedup = best["batch_size"].map(single) / best["latency_ms"]
-    return best.assign(speedup=speedup).dropna()[["batch_size", "threads", "speedup"]]
+    best = rows.loc[rows.groupby(["batch_size", "threads"])["latency_ms"].idxmin()]
+    single = {row["batch_size"]: row for row in best[best["threads"] == 1].to_dict("records")}
+    found = [
+        (row["batch_size"], row["threads"], measured.ratio(single[row["batch_size"]], row).value)
+        for row in best.to_dict("records")
+        if row["batch_size"] in single
+    ]
+    return pd.DataFrame(found, columns=["batch_size", "threads", "speedup"])
 
 
 def side_by_side(own: Measured, other: Measured) -> tuple[Picture, list[str]]:

@@ -109,11 +109,9 @@ def _fastest(measured: Measured, rows: pd.DataFrame) -> Iterator[str]:
     """The fastest optimization of each batch size: those that failed verification are not rows."""
     if rows["optimization"].nunique() < 2:
         return
-    best = best_points(measured, rows)
-    for (optimization, smt, ties), part in best.groupby(
-        ["optimization", "smt", "ties"], sort=False
-    ):
-        name = config_words(rows, optimization, smt)
+    alike = best_points(measured, rows).groupby(["optimization", "smt", "ties"], sort=False)
+    for (_, _, ties), part in alike:
+        name = config_words(rows, part["optimization"].iloc[0], part["smt"].iloc[0])
         sizes = f"at batch size {', '.join(str(size) for size in part['batch_size'])}"
         told = _in_brackets(list(_merits(part)))
         if ties:
@@ -181,8 +179,8 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
     worst = far.sort_values("off").iloc[-1]
     yield (
         f"At {len(far)} of {counted(len(rows), 'point')} the mean of the passes differs from their "
-        f"median by more than its interval and {100 * FAR:.0f} %: some passes stood still (throttled), or "
-        f"were disturbed. Most with {point_words(rows, worst)}: mean "
+        f"median by more than its interval and {100 * FAR:.0f} %: some stood still "
+        f"(throttled), or were disturbed. Most with {point_words(rows, worst)}: mean "
         f"{number(worst.latency_ms_mean)} ms, median {number(worst.latency_ms)} ms; sustained "
         f"{number(_sustained(worst))} inferences/s."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +71,11 @@ class Measured:
     def load(cls, out: Path, any_machine: bool = False) -> Measured:
         """Read the sweep in folder `out`; `RequestError` as `Results.load`."""
         return cls(Results.load(out, any_machine))
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Measured:
+        """A sweep of these `records`."""
+        return cls(Results.of(records))
 
     @property
     def records(self) -> list[Record]:

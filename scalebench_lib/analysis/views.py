@@ -204,7 +204,7 @@ def seen(view: str, data: pd.DataFrame, metric: MetricName, measured: Measured) 
     """A sentence on what is seen in a picture of `view`, computed from its `data`."""
     if view == "samples":
         return f"{len(data):,} passes, {int(data['outlier'].sum()):,} of them outliers."
-    if "speedup" in data and data["speedup"].notna().any():
+    if view in ("eager", "scaling"):
         top = data.sort_values("speedup").dropna(subset="speedup").iloc[-1]
         value = f"{number(top['speedup'])}×{interval_words(top)}"
         return f"Largest speed-up: {value}, with {point_words(data, top)}."
