@@ -13,6 +13,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import Inputs
 from scalebench_lib.measure.optimizations import Optimized, Runner
 from scalebench_lib.measure.pinning import (
+    SPIN_NS,
     BoundTeam,
     Team,
     ThreadTimes,
@@ -82,7 +83,8 @@ class Bench:
         """Raise `MeasurementError` where others computed from `before` to `after` (`thread_times`)
         than the threads that were pinned."""
         team = self.team_of(len(self.team.cpus))
-        if team.tids and (others := busy_between(before, after) - set(team.tids)):
+        busy = busy_between(before, after, least_ns=SPIN_NS)
+        if team.tids and (others := busy - set(team.tids)):
             raise MeasurementError(
                 f"{len(others)} more threads computed than the {len(team.cpus)} asked for"
             )

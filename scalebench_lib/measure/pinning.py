@@ -27,6 +27,10 @@ _BUSY = 0.2
 """Share of the busiest thread's CPU time from which on a thread counts as computing. Not of the
 wall time: on a machine that others use too, no thread may get much of that."""
 
+SPIN_NS = 30_000_000
+"""OpenMP's threads spin for 10 ms behind their last work, and ticks are up to 10 ms apart: in a
+turn, a thread with less CPU time than this has not computed."""
+
 _SHARING = 0.02
 """An engine that shares out small work gives its other threads little of it, but some."""
 
@@ -212,12 +216,14 @@ def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
     return busy_between(before, _known_thread_times(), share)
 
 
-def busy_between(before: ThreadTimes, after: ThreadTimes, share: float = _BUSY) -> set[int]:
+def busy_between(
+    before: ThreadTimes, after: ThreadTimes, share: float = _BUSY, least_ns: int = 0
+) -> set[int]:
     """The ids of the threads that computed between two `thread_times`: those with more than
-    `share` of the busiest one's CPU time."""
+    `share` of the busiest one's CPU time, and more than `least_ns`."""
     grown = {tid: now - before.get(tid, (0, 0))[0] for tid, (now, _) in after.items()}
-    most = max(grown.values(), default=0)
-    return {tid for tid, ns in grown.items() if ns > share * most}
+    least = max(least_ns, share * max(grown.values(), default=0))
+    return {tid for tid, ns in grown.items() if ns > least}
 
 
 def _bound_to(tids: Iterable[int], run: Callable[[], object]) -> set[int]:

@@ -123,7 +123,7 @@ class TrialProcess:
         limit_s = self._limit_s or TURN_LIMIT_S + seconds + SLOWER_THAN_FIRST * slowest
         self._wake()
         self._send(Request(cycle=cycle, threads=threads, seconds=seconds))
-        answer = self._receive(Answer, limit_s)
+        answer = self._receive(Answer, time.monotonic(), limit_s)
         self._rest()
         return answer
 
@@ -151,9 +151,9 @@ class TrialProcess:
             {RUNNER: str(path), RUNNERS: json.dumps(dict(environment))},
         )
         limit_s = self._limit_s or SETUP_LIMIT_S
-        self._wait_for(self._server, limit_s, stopping)
+        self._wait_for(self._server, start, limit_s, stopping)
         self._connection, _ = self._server.accept()
-        ready = self._receive(Ready, limit_s - (time.monotonic() - start), stopping)
+        ready = self._receive(Ready, start, limit_s, stopping)
         self.first_pass_s = ready.first_pass_s
         self._rest()
         self.setup_s = time.monotonic() - start
@@ -174,18 +174,24 @@ class TrialProcess:
             self._connection.sendall(message.model_dump_json().encode() + b"\n")
 
     def _receive(
-        self, kind: type[Told], limit_s: float, stopping: Callable[[], bool] | None = None
+        self,
+        kind: type[Told],
+        start: float,
+        limit_s: float,
+        stopping: Callable[[], bool] | None = None,
     ) -> Told:
-        """What it says next; while it is timed, nothing here looks or listens."""
+        """What it says next, `limit_s` after `start` at the latest; while it is timed, nothing
+        here looks or listens."""
         assert self._connection is not None  # noqa: S101 - it has been set up
-        deadline = time.monotonic() + limit_s
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
+            left = start + limit_s - time.monotonic()
             if stopping is not None:
-                self._wait_for(self._connection, left, stopping)
+                self._wait_for(self._connection, start, limit_s, stopping)
             elif left <= 0 or not select.select([self._connection], [], [], left)[0]:
                 self._too_slow(limit_s)
-            received = self._connection.recv(65536)
+            received = b""
+            with suppress(ConnectionError):  # it has died, and left something unread
+                received = self._connection.recv(65536)
             if not received:
                 self._fail()
             self._buffer += received
@@ -195,17 +201,19 @@ class TrialProcess:
         except ConnectionEndedError as error:
             raise MeasurementError(str(error)) from None
 
-    def _wait_for(self, sign: socket.socket, limit_s: float, stopping: Callable[[], bool]) -> None:
+    def _wait_for(
+        self, sign: socket.socket, start: float, limit_s: float, stopping: Callable[[], bool]
+    ) -> None:
         """Wait until `sign` can be read, while the kernel is being set up."""
         assert self._run is not None  # noqa: S101 - it has been started
-        deadline, preferred = time.monotonic() + limit_s, False
+        preferred = False
         while not select.select([sign], [], [], _LOOK_S)[0]:
             if self.pid and not preferred:
                 prefer_to_kill(self.pid, preferred=True)
                 preferred = True
             if stopping():
                 raise StoppedError
-            if time.monotonic() > deadline:
+            if time.monotonic() > start + limit_s:
                 self._too_slow(limit_s)
             if self._run.future.done():
                 self._fail()
