@@ -24,7 +24,7 @@ from scalebench_lib import files
 from scalebench_lib.config import Config, Sweep
 from scalebench_lib.record import Point
 from scalebench_lib.rendered import write
-from tests.madeup import machine, measured
+from tests.madeup import machine, measured, turns
 
 VISITS = 5
 OPTIMIZATIONS = ("none", "script")
@@ -100,18 +100,10 @@ def forget(out: Path) -> None:
 
 
 def varied(point: Point, samples: int, noise: np.random.Generator) -> Point:
-    """`point` with `samples` samples of a machine that drifts, and their probes."""
-    slowness = np.exp(np.abs(noise.normal(0, 0.1, samples)))
-    times = point.samples_ns[0] * slowness**0.55 * np.exp(noise.normal(0, 0.01, samples))
-    starts = np.cumsum(times) - times
-    seen = {
-        "samples_ns": times,
-        "started_ns": starts,
-        "probe_before_ns": 4e6 * slowness,
-        "probe_after_ns": 4e6 * slowness,
-    }
-    change = {name: tuple(values.astype(int).tolist()) for name, values in seen.items()}
-    return Point(**{**point.model_dump(exclude={"statistics"}), **change})
+    """`point` with `samples` samples, one a turn, of a machine that drifts."""
+    middle = point.turns[0].samples_ns[0]
+    times = middle * np.exp(np.abs(noise.normal(0, 0.05, samples)) + noise.normal(0, 0.01, samples))
+    return Point(**{**dict(point), "turns": turns(times.astype(int).tolist())})
 
 
 def timed(step: str, out: Path) -> None:

@@ -13,8 +13,8 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import load_records
 from scalebench_lib.sweep import doctor
 from scalebench_lib.sweep.locks import folder_to_itself
-from tests import drifting
 from tests.madeup import machine, missing, save_sweep, small_records
+from tests.test_compare import sweep
 from tests.waiting import wait_until
 
 MACHINE = Machine.here()
@@ -185,10 +185,10 @@ def test_a_second_sweep_into_a_folder_is_refused_before_anything_is_loaded(tmp_p
 
 def test_compare_tells_and_exits_by_what_it_found(scalebench, tmp_path: Path) -> None:
     """0 for the same, 1 for slower, 2 for what must not be compared."""
-    same, slower = drifting.sweep(1), drifting.sweep(2, 1.2)
+    before, same, slower = sweep(0), sweep(1), sweep(2, 1.2)
     one, two, three = (
         save_sweep(tmp_path / name, records)
-        for name, records in (("one", drifting.sweep(0)), ("two", same), ("three", slower))
+        for name, records in (("one", before), ("two", same), ("three", slower))
     )
     other = [r.model_copy(update={"machine": machine(cores=4)}) for r in same]
     code, printed, _ = scalebench("compare", one, two)

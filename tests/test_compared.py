@@ -9,17 +9,18 @@ from PIL import Image
 
 from scalebench_lib.analysis.compare import Comparison, compare
 from scalebench_lib.analysis.compared import figure, markdown, rows, save, summary
-from tests import drifting, madeup
+from tests import madeup, simulated
+from tests.test_compare import sweep
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """One config slower by a fifth, and one that failed."""
     folder = tmp_path_factory.mktemp("compared")
-    slow, gone = drifting.CONFIGS[0], drifting.CONFIGS[1]
-    after = [r for r in drifting.sweep(1, {slow.id: 1.2}) if r.config != gone]
-    after.append(madeup.missing(gone, drifting.MACHINE, "failed", "<img> | *memory*"))
-    a = madeup.save_sweep(folder / "monday", drifting.sweep(0))
+    slow, gone = simulated.CONFIGS[0], simulated.CONFIGS[1]
+    after = [r for r in sweep(1, {slow.id: 1.2}) if r.config != gone]
+    after.append(madeup.missing(gone, simulated.ON, "failed", "<img> | *memory*"))
+    a = madeup.save_sweep(folder / "monday", sweep(0))
     return compare(a, madeup.save_sweep(folder / "friday", after))
 
 

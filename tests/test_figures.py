@@ -340,9 +340,8 @@ def test_outliers_are_marked_in_their_distribution() -> None:
     """One spike among quiet passes, and it alone."""
     records = madeup.small_records([4])
     point = records[0].points[0]
-    quiet = [turn.samples_ns[0] for turn in point.turns]
-    slow = (*quiet[:-1], 3 * quiet[-1])
-    spiked = point.model_copy(update={"turns": madeup.turns(slow)})
+    slow = (*point.samples_ns[:-1], 3 * point.samples_ns[-1])
+    spiked = madeup.with_turns(point, madeup.turns(slow))
     points = (spiked, *records[0].points[1:])
     records[0] = records[0].model_copy(update={"points": points})
     table = samples_table(Results.of(records))

@@ -26,7 +26,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def record(config) -> Record:
         found = madeup.measured(config, on)
         points = tuple(varied(point, SAMPLES, noise) for point in found.points)
-        return found.model_copy(update={"points": points, "probe_version": 1})
+        return found.model_copy(update={"points": points})
 
     records = map(record, madeup.configs(on, optimizations=names))
     return madeup.save_sweep(tmp_path_factory.mktemp("many") / "sweep", records)

@@ -2,9 +2,9 @@
 
 import base64
 import hashlib
+import operator
 import re
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from scalebench_lib.notebook import PROJECT
 from scalebench_lib.numerals import number
 from scalebench_lib.record import Record
 from tests import madeup
+from tests.test_compare import with_passes
 
 BATCH_SIZES = [2**k for k in range(11)]
 
@@ -353,18 +354,8 @@ def test_a_winner_within_noise_is_not_called_the_fastest() -> None:
 def as_script(record: Record) -> Record:
     """The same passes, of TorchScript that lost a thousandth."""
     config = record.config.model_copy(update={"optimization": "script"})
-    slower = with_passes(record, lambda place, ns: ns * 1001 // 1000)
+    slower = with_passes(record, lambda passes: [ns * 1001 // 1000 for ns in passes])
     return slower.model_copy(update={"config": config, "config_id": config.id})
-
-
-def with_passes(record: Record, change: Callable[[int, int], int]) -> Record:
-    """`record` with each pass, in ns, made another by its place."""
-    points = []
-    for point in record.points:
-        passes = [ns for turn in point.turns for ns in turn.samples_ns]
-        turns = madeup.turns(change(place, ns) for place, ns in enumerate(passes))
-        points.append(point.model_copy(update={"turns": turns}))
-    return record.model_copy(update={"points": tuple(points)})
 
 
 def findings_of(records: list[Record]) -> list[str]:
@@ -384,7 +375,8 @@ def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
 def test_where_the_mean_differs_from_the_median_both_are_said() -> None:
     """A quota stops every fourth pass for as long as three take."""
     (record, *_) = madeup.small_records([1])
-    throttled = with_passes(record, lambda place, ns: 4 * ns if place % 4 == 3 else ns)
+    stops = [1, 1, 1, 4, 1, 1, 1, 4]
+    throttled = with_passes(record, lambda passes: map(operator.mul, passes, stops))
     told = "\n".join(findings_of([throttled]))
     assert re.search(r"Lowest latency: [\d.]+ ms \(mean [\d.]+ ms\)", told)
     assert re.search(r"inferences/s \([\d.]+ sustained\)", told)
