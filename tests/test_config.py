@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scalebench_lib.config import Config, Sweep, Visit
+from scalebench_lib.config import Config, Sweep, Trial, base_of
 from scalebench_lib.errors import RequestError
 from tests.madeup import machine
 
@@ -53,36 +53,37 @@ def test_a_wrong_word_gets_the_nearest_right_one(values: dict, hint: str) -> Non
     assert hint in str(caught.value)
 
 
-def test_a_visit_survives_the_way_through_papermill() -> None:
-    """Its parameters, checked again in the kernel, give the same visit."""
-    visit = Visit(config=Config(batch_size=8), threads=(1, 2), max_seconds=3, number=4)
-    assert Visit.from_parameters(visit.parameters(), SMALL) == visit
+def test_a_trial_survives_the_way_through_papermill() -> None:
+    """Its parameters, checked again in the kernel, give the same trial."""
+    config = Config(batch_size=8)
+    trial = Trial(config=config, threads=(1, 2), max_seconds=3, number=4, round=2, block="0a1b2c3d")
+    assert Trial.from_parameters(trial.parameters(), SMALL) == trial
 
 
-def test_a_visit_refuses_unknown_parameters_and_threads() -> None:
+def test_a_trial_refuses_unknown_parameters_and_threads() -> None:
     """papermill only warns about unknown names."""
     with pytest.raises(RequestError, match="unknown parameter 'treads': did you mean 'threads'"):
-        Visit.from_parameters({"treads": 2}, SMALL)
+        Trial.from_parameters({"treads": 2}, SMALL)
     with pytest.raises(RequestError, match="threads: 3 is more than the 2 CPUs"):
-        Visit.from_parameters({"threads": [1, 3]}, SMALL)
+        Trial.from_parameters({"threads": [1, 3]}, SMALL)
     with pytest.raises(RequestError, match="'auto', 'all' or whole numbers"):
-        Visit.from_parameters({"threads": "many"}, SMALL)
+        Trial.from_parameters({"threads": "many"}, SMALL)
 
 
 def test_a_sweep_goes_up_by_batch_size_and_combines_all_axes() -> None:
     """Small batches first: they tell whether the large ones will fit."""
     sweep = Sweep(batch_sizes=(8, 1), smt="both", seq_lens=(16, 128))
-    configs = [visit.config for visit in sweep.visits(machine())]
+    configs = [trial.config for trial in sweep.trials(machine())]
     assert len(set(configs)) == len(configs) == 2 * 2 * 2 * 2
     assert [config.batch_size for config in configs] == [1] * 8 + [8] * 8
 
 
 def test_smt_is_measured_where_there_is_smt() -> None:
     """``auto`` asks the machine; asking for what it lacks is refused."""
-    assert {visit.config.smt for visit in Sweep().visits(machine())} == {False, True}
-    assert {visit.config.smt for visit in Sweep().visits(SMALL)} == {False}
+    assert {trial.config.smt for trial in Sweep().trials(machine())} == {False, True}
+    assert {trial.config.smt for trial in Sweep().trials(SMALL)} == {False}
     with pytest.raises(RequestError, match="smt: 'both' needs hyper-threading"):
-        Sweep(smt="both").visits(SMALL)
+        Sweep(smt="both").trials(SMALL)
 
 
 def test_a_sweep_comes_back_from_its_file(tmp_path) -> None:
@@ -143,7 +144,7 @@ def test_a_model_that_cannot_be_named_is_refused(name: str) -> None:
 def test_a_folder_that_holds_no_model_is_refused(tmp_path, monkeypatch) -> None:
     """And one beside us is told from a name by its slash."""
     with pytest.raises(RequestError, match=r"is no folder with a config\.json"):
-        Sweep(model=str(tmp_path)).visits(SMALL)
+        Sweep(model=str(tmp_path)).trials(SMALL)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -153,7 +154,42 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path, monkeypatch) -> None:
 def test_a_size_that_a_model_does_not_know_is_refused() -> None:
     """It would measure the same thing twice."""
     with pytest.raises(RequestError, match="seq_len: resnet50 takes images"):
-        Sweep(model="resnet50", seq_lens=(16, 128)).visits(SMALL)
+        Sweep(model="resnet50", seq_lens=(16, 128)).trials(SMALL)
     with pytest.raises(RequestError, match="image_size: gpt2 takes text"):
         Config.checked({"model": "gpt2", "image_size": 64})
     assert "64 × 64 pixels" in str(Config(model="resnet50", image_size=64))
+
+
+def test_a_block_is_named_by_eight_hex_digits() -> None:
+    """Or not at all: a trial by itself has none."""
+    assert Trial(config=Config(), threads=(1,)).block == ""
+    with pytest.raises(RequestError, match="block"):
+        Trial.from_parameters({"block": "../x"}, SMALL)
+
+
+def test_the_seconds_of_a_point_are_shared_by_the_rounds_of_its_sweep() -> None:
+    """Each trial has its part."""
+    trials = Sweep(rounds=4, max_seconds=10.0).trials(SMALL)
+    assert {trial.max_seconds for trial in trials} == {2.5}
+
+
+def test_configs_of_a_group_differ_in_optimization_allocator_and_smt_alone() -> None:
+    """All else makes groups."""
+    within = [{"optimization": "bf16"}, {"allocator": "tcmalloc"}, {"smt": True}]
+    between = [{"batch_size": 2}, {"seq_len": 128}, {"seed": 1}, {"placement": "interleave"}]
+    assert {Config(**change).group for change in within} == {Config().group}
+    assert Config().group not in {Config(**change).group for change in between}
+
+
+def test_the_base_of_a_group_is_eager_with_the_default_allocator_and_without_smt() -> None:
+    """Each of these, else the first word that the group has."""
+    group = [
+        Config(optimization=name, allocator=allocator, smt=smt)
+        for name in ("bf16", "script", "none")
+        for allocator in ("tcmalloc", "default")
+        for smt in (True, False)
+    ]
+    assert base_of(group) == Config()
+    assert base_of(group[:-4]) == Config(optimization="script")
+    only_smt = [config for config in group if config.smt]
+    assert base_of(only_smt) == Config(smt=True)

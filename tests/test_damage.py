@@ -12,14 +12,14 @@ DAMAGE = {
     "nothing": b"",
     "noise": bytes(range(256)),
     "a list": b"[1, 2]",
-    "another schema": b'{"schema_version": 2, "seed": NaN}',
+    "another schema": b'{"schema_version": 3, "seed": NaN}',
     "numbers for keys": b"1: 2",
     "no date": b"seed: 2020-13-45",
     "depth": b"[" * 100_000,
     "a folder": None,
 }
-RECORD = "records/one-v1.json"
-FILES = (RECORD, "sweep.yaml", "reference.json", "imported.json", "interference.json")
+RECORD = "records/one-t1.json"
+FILES = (RECORD, "sweep.yaml", "imported.json", "interference.json")
 COMMANDS = (
     ("status", "OUT"),
     ("report", "OUT"),

@@ -3,12 +3,10 @@
 import os
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from scalebench_lib.files import DamagedError, is_whole_notebook, sealed, set_aside, unsealed
+from scalebench_lib.files import DamagedError, sealed, set_aside, unfinished, unsealed
 from scalebench_lib.record import Record, load_records
-from scalebench_lib.rendered import write
 from tests.madeup import save_sweep, small_records
 
 
@@ -53,7 +51,7 @@ def test_what_is_damaged_is_set_aside_and_the_rest_is_read(saved: Path, caplog) 
 
 def test_a_record_under_another_name_is_damaged(saved: Path) -> None:
     """A copy would count twice."""
-    copy = saved.with_name("copy of it-v1.json")
+    copy = saved.with_name("copy of it-t1.json")
     copy.write_bytes(saved.read_bytes())
     with pytest.raises(DamagedError, match="it holds"):
         Record.load(copy)
@@ -65,31 +63,15 @@ def test_a_seal_comes_off_as_it_was_put_on() -> None:
     assert unsealed(b'{"a": 1}') == b'{"a": 1}'
 
 
-def test_a_notebook_cut_anywhere_is_noticed(tmp_path: Path) -> None:
-    """By its end."""
-    path, text = tmp_path / "n.ipynb", '{\n "cells": [\n  {\n   "a": 1\n  }\n ]\n}\n'
-    path.write_text(text)
-    assert is_whole_notebook(path)
-    for end in range(len(text)):
-        path.write_text(text[:end])
-        assert not is_whole_notebook(path)
-
-
-def test_a_notebook_that_was_edited_is_noticed(tmp_path: Path) -> None:
-    """In its cells or in its seal; written again as it is, as JupyterLab would, it is whole."""
-    path, book = tmp_path / "n.ipynb", nbformat.v4.new_notebook()
-    book.cells = [nbformat.v4.new_markdown_cell('12 ms, "sha256": "' + "0" * 64 + '"')]
-    write(book, path)
-    assert is_whole_notebook(path)
-    nbformat.write(nbformat.read(path, as_version=4), path)
-    assert is_whole_notebook(path)
-    whole = path.read_text()
-    for old, new in (("12 ms", "11 ms"), ('": "', '": "a'), ("  }\n", "  } \n")):
-        path.write_text(whole.replace(old, new, 1))
-        assert path.read_text() != whole
-        assert not is_whole_notebook(path)
-    nbformat.write(nbformat.v4.new_notebook(), path)
-    assert is_whole_notebook(path), "the first ones had no seal"
+def test_what_a_kill_leaves_half_written_is_known(tmp_path: Path) -> None:
+    """By its name: drafts of records, notebooks and the sweep's own file."""
+    for name in ("records/.a.json.x1", "notebooks/.b.ipynb", ".sweep.yaml.y2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("records/a.json", "notebooks/b.ipynb", "sweep.yaml", ".lock"):
+        (tmp_path / name).touch()
+    found = {str(path.relative_to(tmp_path)) for path in unfinished(tmp_path)}
+    assert found == {"records/.a.json.x1", "notebooks/.b.ipynb", ".sweep.yaml.y2"}
 
 
 def test_where_nothing_can_be_written_damage_is_left_out(tmp_path, monkeypatch, caplog) -> None:

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "scalebench_lib"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in LIBRARY.rglob("*.py")
+}
 WINGS = ("measure", "sweep", "analysis", "plan")
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 
@@ -42,7 +48,7 @@ def test_wings_meet_on_the_ground_floor_only(path: Path) -> None:
 
 def test_only_measuring_loads_torch() -> None:
     """So that help, a report and the analysis notebook start fast."""
-    modules = ("cli", "analysis.page", "analysis.explorer", "plan.decide", "sweep.told")
+    modules = ("cli", "analysis.page", "analysis.explorer", "plan.decide", "sweep.progress")
     code = "".join(
         f"import sys, scalebench_lib.{name}\nassert 'torch' not in sys.modules, '{name}'\n"
         for name in modules
@@ -51,10 +57,36 @@ def test_only_measuring_loads_torch() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_modules_are_short() -> None:
-    """A module that needs more is two."""
-    lengths = {p.name: len(p.read_text().splitlines()) for p in LIBRARY.rglob("*.py")}
-    assert {name: n for name, n in lengths.items() if n > 320} == {}
+def loaded_with(path: Path) -> set[str]:
+    """The modules of the library that importing the file at `path` imports, at its level."""
+    found = set()
+    for node in _at_import(ast.parse(path.read_text(encoding="utf-8")).body):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= names or {node.module}
+    return found & MODULES.keys()
+
+
+def _at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module's `body` that run when it is imported."""
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        for block in ("body", "orelse", "finalbody"):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield from _at_import(getattr(node, block, []))
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Who reads the house can begin at its ground."""
+    sorter = TopologicalSorter({name: loaded_with(path) for name, path in MODULES.items()})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(error.args[1]))
 
 
 def requirements(lines: list) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import NOTEBOOKS, OUTPUTS, measurement_request, parameters
-from scalebench_lib.record import next_visit
+from scalebench_lib.record import next_trial
 
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
@@ -18,11 +18,12 @@ def test_parameters_are_the_plain_values_of_a_namespace() -> None:
     assert parameters(namespace) == {"a": 1, "b": "x"}
 
 
-def test_an_empty_request_is_the_next_visit_by_hand() -> None:
+def test_an_empty_request_is_the_next_trial_by_hand() -> None:
     """As when the notebook is run in JupyterLab."""
-    visit, _, folder = measurement_request({"batch_size": 3})
+    trial, _, folder = measurement_request({"batch_size": 3})
     assert folder == OUTPUTS / "by-hand"
-    assert visit.number == next_visit(folder, visit.config)
+    assert trial.number == next_trial(folder, trial.config)
+    assert (trial.round, trial.block, trial.thorough) == (1, "", True)
 
 
 def test_a_folder_that_is_no_name_is_refused() -> None:

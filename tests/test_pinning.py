@@ -12,7 +12,14 @@ import torch
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import pinning
 from scalebench_lib.measure.bench import Bench
-from scalebench_lib.measure.pinning import confine, pin_engine, pin_team
+from scalebench_lib.measure.pinning import (
+    SPIN_NS,
+    Team,
+    confine,
+    pin_engine,
+    pin_team,
+    thread_times,
+)
 
 ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 pytestmark = pytest.mark.skipif(not ALLOWED, reason="this system has no affinity")
@@ -86,6 +93,51 @@ def test_threads_that_somebody_moves_are_noticed_at_the_next_turn() -> None:
         bench.switch(1)
 
 
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
+def test_threads_are_looked_for_once_as_long_as_they_live(monkeypatch) -> None:
+    """A search takes many ms, too much for every turn; each turn still counts its threads."""
+    searched: list[int] = []
+
+    def pin(cpus: tuple[int, ...], pinnable: bool) -> Team:
+        searched.append(len(cpus))
+        return pin_team(cpus, pinnable)
+
+    monkeypatch.setattr("scalebench_lib.measure.bench.pin_team", pin)
+    bench = Bench((1, 2), lambda count: tuple(ALLOWED[:count]), pinnable=True)
+    for count in (2, 1, 2, 1, 2):
+        bench.switch(count)
+        assert torch.get_num_threads() == count
+        assert os.sched_getaffinity(bench.team.tids[-1]) == {ALLOWED[count - 1]}
+    assert searched == [2, 1]
+    monkeypatch.setattr(Team, "alive", False)
+    bench.switch(1)
+    assert searched == [2, 1, 1], "threads that have ended are looked for anew"
+
+
+def test_others_that_compute_between_two_looks_are_strangers() -> None:
+    """Not those that only spin for a moment behind their work, nor who is idle."""
+    bench = Bench((1,), lambda _: (ALLOWED[0],), pinnable=True)
+    bench.switch(1)
+    (own,) = bench.team.tids
+    before = {own: (0, 0), own + 1: (0, 0)}
+    bench.require_alone(before, {own: (100_000_000, 0), own + 1: (SPIN_NS, 0)})
+    bench.require_alone(before, {own: (9_000_000_000, 0), own + 1: (1_000_000_000, 0)})
+    bench.require_alone({}, {})
+    with pytest.raises(MeasurementError, match="^1 more threads computed than the 1 asked for"):
+        bench.require_alone(before, {own: (100_000_000, 0), own + 1: (2 * SPIN_NS, 0)})
+    with pytest.raises(MeasurementError, match="more threads computed"):
+        bench.require_alone(before, {own: (100_000_000, 0), own + 2: (2 * SPIN_NS, 0)})
+
+
+def test_each_thread_has_its_cpu_time_and_how_long_it_waited() -> None:
+    """Both only grow."""
+    before = thread_times()
+    _much(work)
+    after, own = thread_times(), threading.get_native_id()
+    assert after[own][0] - before[own][0] > 10_000_000
+    assert after[own][1] >= before[own][1] >= 0
+
+
 def test_a_changed_thread_count_is_noticed() -> None:
     """``assert torch.get_num_threads, n`` is always true."""
     team = pin_team(ALLOWED[:1], pinnable=True)
@@ -104,11 +156,7 @@ def test_without_affinity_threads_are_counted_and_not_pinned() -> None:
 
 def test_a_kernel_that_hides_cpu_times_is_named(monkeypatch) -> None:
     """Rather than measured unpinned and called pinned."""
-
-    def missing(_: int) -> int:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(pinning, "_cpu_time", missing)
+    monkeypatch.setattr(pinning, "thread_times", dict)
     with pytest.raises(MeasurementError, match="does not tell threads' CPU time"):
         pin_team(ALLOWED[:1], pinnable=True)
 
