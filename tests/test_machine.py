@@ -1,12 +1,13 @@
 """Topologies that we do not have, as made-up files of the kernel."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from scalebench_lib import machine as machine_module
 from scalebench_lib.errors import RequestError
-from scalebench_lib.machine import Machine
+from scalebench_lib.machine import Machine, available_bytes, throttled_periods
 
 
 def kernel_files(root: Path, cpus: dict[int, tuple[int, int, str]]) -> Path:
@@ -186,3 +187,84 @@ def test_two_machines_are_told_apart(here) -> None:
 def test_its_name_can_be_shared(here) -> None:
     """The model and the size, never the host's name."""
     assert here(far_apart()).name == "intel-xeon-6130-16c32t"
+
+
+def identity_files(root: Path, machine_id: str, boot_id: str) -> Path:
+    """A tree under `root` whose files name a machine, and its start."""
+    for name, text in (("etc/machine-id", machine_id), ("proc/sys/kernel/random/boot_id", boot_id)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    return root
+
+
+def test_a_machine_is_told_from_others_without_being_named(tmp_path: Path) -> None:
+    """Equal digests mean the same machine since the same start; nothing can be read off them."""
+    names = {
+        "one": ("a1", "b1"),
+        "again": ("a1", "b1"),
+        "other": ("a2", "b1"),
+        "later": ("a1", "b2"),
+    }
+    found = {
+        name: Machine.here(identity_files(tmp_path / name, *ids)).identity
+        for name, ids in names.items()
+    }
+    assert found["one"] == found["again"]
+    assert len(set(found.values())) == 3
+    assert all(re.fullmatch("[0-9a-f]{12}", identity) for identity in found.values())
+    assert Machine.here(tmp_path / "nowhere").identity is None
+
+
+def test_another_identity_alone_is_no_other_machine(here) -> None:
+    """It may have been started anew: that is said, never refused."""
+    found = here(no_smt(4))
+    assert found.differs_from(found.model_copy(update={"identity": "0" * 12})) is None
+
+
+def test_the_setting_of_huge_pages_is_known(tmp_path: Path) -> None:
+    """The one that the kernel marks."""
+    path = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
+    path.parent.mkdir(parents=True)
+    path.write_text("always [madvise] never\n")
+    assert Machine.here(tmp_path).huge_pages == "madvise"
+    path.write_text("nonsense")
+    assert Machine.here(tmp_path).huge_pages is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_limit_leaves_is_what_is_available(tmp_path: Path, version: int) -> None:
+    """Files that the kernel can forget count as free."""
+    folder, names = tmp_path / "sys/fs/cgroup/box", ("memory.max", "memory.current")
+    line = "0::/box"
+    if version == 1:
+        folder = tmp_path / "sys/fs/cgroup/memory/box"
+        names, line = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "4:memory:/box"
+    folder.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{line}\n")
+    for name, value in zip(names, ("10000", "7000"), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    assert available_bytes(tmp_path) == 3000
+    (folder / "memory.stat").write_text("anon 1\ninactive_file 500\n")
+    assert available_bytes(tmp_path) == 3500
+    (folder / names[1]).write_text("20000\n")
+    assert available_bytes(tmp_path) == 0
+
+
+def test_without_a_limit_the_system_tells_what_is_available(tmp_path: Path) -> None:
+    """More than nothing, on a machine that runs tests."""
+    assert available_bytes(tmp_path) > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "folder"), [("0::/box", "box"), ("3:cpu,cpuacct:/box", "cpu/box")]
+)
+def test_periods_in_which_a_quota_stops_us_are_counted(tmp_path: Path, line, folder) -> None:
+    """Where the control group tells."""
+    assert throttled_periods(tmp_path) is None
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{line}\n")
+    (tmp_path / "sys/fs/cgroup" / folder).mkdir(parents=True)
+    stat = tmp_path / "sys/fs/cgroup" / folder / "cpu.stat"
+    stat.write_text("nr_periods 90\nnr_throttled 7\nthrottled_usec 5\n")
+    assert throttled_periods(tmp_path) == 7

@@ -1,5 +1,7 @@
 """The models and their inputs."""
 
+import re
+
 import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -9,7 +11,7 @@ from transformers.models.resnet import ResNetConfig
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import BERT_TINY, KNOWN, build
+from scalebench_lib.measure.models import BERT_TINY, KNOWN, Model, build, digest
 from scalebench_lib.words import MODELS
 
 TINY = Config(model="bert-tiny")
@@ -49,6 +51,38 @@ def test_random_weights_are_those_of_their_seed() -> None:
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
     assert torch.isfinite(weights(1)).all()
+
+
+def test_the_digest_of_a_model_is_that_of_its_structure_and_its_weights() -> None:
+    """The same seed gives the same; any weight, any layer changes it."""
+    model = build(TINY)
+    before = digest(model)
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    assert digest(build(TINY)) == before
+    assert digest(build(TINY.model_copy(update={"batch_size": 8, "seq_len": 32}))) == before
+    assert digest(build(TINY.model_copy(update={"seed": 1}))) != before
+    with torch.no_grad():
+        weight = model.module.state_dict()["model.encoder.layer.1.output.dense.weight"]
+        weight[-1, -1] += 1e-6
+        changed = digest(model)
+        weight[-1, -1] = build(TINY).module.state_dict()[
+            "model.encoder.layer.1.output.dense.weight"
+        ][-1, -1]
+    assert changed != before
+    assert digest(model) == before
+    model.module.model.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.ReLU()
+    assert digest(model) != before, "the same weights compute something else"
+
+
+def test_the_digest_takes_weights_of_any_type() -> None:
+    """As bf16 and counts of batches are."""
+    digests = set()
+    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        module = torch.nn.Module()
+        module.register_buffer("weights", torch.ones(4, 1, dtype=dtype).expand(4, 3))
+        module.register_buffer("scalar", torch.tensor(1, dtype=dtype))
+        digests.add(digest(Model(module, build(TINY).kind)))
+    assert len(digests) == 3
 
 
 def test_tiled_weights_are_distributed_as_bert_asks() -> None:

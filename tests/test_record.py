@@ -2,41 +2,60 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from scalebench_lib.config import Config, Visit
-from scalebench_lib.errors import MeasurementError, ScalebenchError
-from scalebench_lib.record import Record, load_records, next_visit, write_atomically
+from scalebench_lib.config import Config, Sweep, Trial
+from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
+from scalebench_lib.record import (
+    Point,
+    Record,
+    Turn,
+    load_records,
+    next_trial,
+    require_one_machine,
+    write_atomically,
+)
+from scalebench_lib.sweep.runner import SweepRun
 from tests.madeup import machine, measured, save_sweep, small_records
 
 SMALL = machine(cores=2, smt=False)
+OLD_SWEEP = Path(__file__).parent / "old_sweep"
 
 
 @pytest.fixture
 def record() -> Record:
-    """A record of a visit that went well."""
+    """A record of a trial that went well."""
     return measured(Config(batch_size=4), SMALL)
 
 
 def test_a_record_comes_back_as_it_was(tmp_path, record: Record) -> None:
-    """Every sample, every statistic."""
+    """Every sample of every turn."""
     assert Record.load(record.save(tmp_path)) == record
 
 
 def test_a_record_is_never_overwritten(tmp_path, record: Record) -> None:
-    """A second visit is v2."""
-    record.save(tmp_path)
+    """A second trial is t2."""
+    assert record.save(tmp_path).name == f"{record.config_id}-t1.json"
     with pytest.raises(ScalebenchError, match="never changed"):
         record.save(tmp_path)
 
 
-def test_statistics_are_those_of_the_samples(record: Record) -> None:
-    """Computed when the point is made; percentiles only where the samples support them."""
-    found = record.points[0].statistics
-    assert found.minimum == min(record.points[0].samples_ns)
-    assert found.low <= found.median <= found.high
-    assert found.p90 is None
+def test_a_point_tells_what_its_turns_add_up_to() -> None:
+    """Samples are means of several passes, where passes are short."""
+    turns = (
+        Turn(cycle=1, start_ns=0, samples_ns=(100, 200), cpu_ns=500),
+        Turn(cycle=3, start_ns=900, samples_ns=(300,), cpu_ns=700),
+    )
+    point = Point(threads=2, cores=2, cpus=(0, 1), pinned=True, passes_per_sample=2, turns=turns)
+    assert point.samples_ns == (100, 200, 300)
+    assert point.median_ns == 200
+    assert [turn.median_ns for turn in point.turns] == [150, 300]
+    assert (point.wall_ns, point.cpu_ns, point.cpus_utilized) == (1200, 1200, 1.0)
+    assert "median 0.0002000 ms of 3 passes in 2 turns" in str(point)
+    unknown = point.model_copy(update={"turns": (turns[0].model_copy(update={"cpu_ns": None}),)})
+    assert unknown.cpu_ns is None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +66,9 @@ def test_statistics_are_those_of_the_samples(record: Record) -> None:
         {"status": "failed"},
         {"surprise": 1},
         {"points": []},
+        {"block": "not hex!"},
+        {"ended_by": "boredom"},
+        {"trial": 0},
     ],
 )
 def test_a_record_that_contradicts_itself_is_damaged(tmp_path, record: Record, change) -> None:
@@ -56,6 +78,17 @@ def test_a_record_that_contradicts_itself_is_damaged(tmp_path, record: Record, c
     with pytest.raises(ScalebenchError, match=f"^{path.name} is damaged") as caught:
         Record.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("turn", [{"samples_ns": []}, {"samples_ns": [0]}, {"cycle": 0}])
+def test_a_turn_without_a_pass_is_damage(tmp_path, record: Record, turn: dict) -> None:
+    """As is a cycle before the first."""
+    path = record.save(tmp_path)
+    values = json.loads(path.read_text())
+    values["points"][0]["turns"][0] |= turn
+    path.write_text(json.dumps(values))
+    with pytest.raises(ScalebenchError, match="is damaged"):
+        Record.load(path)
 
 
 def test_half_a_record_is_damaged(tmp_path, record: Record) -> None:
@@ -81,12 +114,12 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_visits_are_counted_from_the_files(tmp_path, record: Record) -> None:
+def test_trials_are_counted_from_the_files(tmp_path, record: Record) -> None:
     """The next number is one after the last."""
-    assert next_visit(tmp_path, record.config) == 1
+    assert next_trial(tmp_path, record.config) == 1
     record.save(tmp_path / "records")
-    assert next_visit(tmp_path, record.config) == 2
-    assert next_visit(tmp_path, Config(batch_size=40)) == 1
+    assert next_trial(tmp_path, record.config) == 2
+    assert next_trial(tmp_path, Config(batch_size=40)) == 1
 
 
 def test_records_are_listed_by_batch_size(tmp_path) -> None:
@@ -95,9 +128,52 @@ def test_records_are_listed_by_batch_size(tmp_path) -> None:
     assert [r.config.batch_size for r in load_records(tmp_path)][:3] == [1, 4, 16]
 
 
-def test_a_visit_that_never_measured_says_why() -> None:
+def test_a_trial_that_never_measured_says_why() -> None:
     """Such a record has no points, and asking it for success raises its reason."""
-    visit = Visit(config=Config(), threads=(1,))
-    record = Record.without_points(visit, SMALL, "failed", "no luck", datetime.now(UTC))
+    trial = Trial(config=Config(), threads=(1,), round=2, block="0a1b2c3d")
+    record = Record.without_points(trial, SMALL, "failed", "no luck", datetime.now(UTC))
+    assert (record.round, record.block, record.ended_by) == (2, "0a1b2c3d", None)
     with pytest.raises(MeasurementError, match="no luck"):
         record.require_ok()
+
+
+def test_records_of_the_old_schema_are_read_as_trials_that_never_met() -> None:
+    """Their samples in turns, by the time between them; the CPU time of all of them the same."""
+    records = load_records(OLD_SWEEP)
+    assert len(records) == 4
+    assert {(r.schema_version, r.block, r.ended_by) for r in records} == {(1, None, None)}
+    for record in records:
+        values = json.loads((OLD_SWEEP / "records" / f"{record.name}.json").read_text())
+        assert record.name.endswith(f"-v{record.trial}")
+        assert record.round == record.trial == values["visit"]
+        for point, old in zip(record.points, values["points"], strict=True):
+            assert list(point.samples_ns) == old["samples_ns"]
+            starts = [turn.start_ns for turn in point.turns]
+            assert starts == sorted(starts)
+            assert set(starts) <= set(old["started_ns"])
+            assert [turn.cycle for turn in point.turns] == list(range(1, len(starts) + 1))
+            if old.get("cpu_ns") is not None:
+                assert point.cpu_ns == pytest.approx(old["cpu_ns"], abs=len(starts))
+
+
+def test_an_old_record_is_written_as_what_it_is() -> None:
+    """Read again, it is the same: a table may be made of it."""
+    record = load_records(OLD_SWEEP)[0]
+    assert Record.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_sweep_does_not_go_on_into_a_folder_of_the_old_schema() -> None:
+    """In one line, with what to do."""
+    with pytest.raises(RequestError, match="measured by an older scalebench") as caught:
+        SweepRun.prepare(Sweep.load(OLD_SWEEP / "sweep.yaml"), OLD_SWEEP)
+    assert "report" in str(caught.value)
+    assert "another folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_records_of_several_machines_are_told(record: Record) -> None:
+    """By what differs."""
+    other = record.model_copy(update={"machine": machine(cores=4)})
+    require_one_machine([record, record])
+    with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
+        require_one_machine([record, other])
