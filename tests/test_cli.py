@@ -12,6 +12,7 @@ import pytest
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import load_records
 from scalebench_lib.sweep import doctor
+from scalebench_lib.sweep.folder import say_in_flight
 from scalebench_lib.sweep.locks import folder_to_itself
 from tests.madeup import machine, missing, save_sweep, small_records
 from tests.test_compare import sweep
@@ -42,7 +43,9 @@ def command(*arguments: object) -> list[str]:
         (["--preset", "quik"], "did you mean 'quick'?"),
         (["--rounds", "0"], "rounds: must be a whole number of at least 1"),
         (["--time-budget", "soon"], "time_budget: must be like 90s, 10m or 2h, not 'soon'"),
-        (["--visit-timeout", "0"], "visit_timeout: must be like 90s, 10m or 2h, not '0'"),
+        (["--trial-timeout", "0"], "trial_timeout: must be like 90s, 10m or 2h, not '0'"),
+        (["--scheduler", "tcp://there:8786"], "scheduler: sweeps of several hosts rest"),
+        (["--any-host"], "scheduler: sweeps of several hosts rest"),
         (["--if-busy", "hope"], "if_busy: must be refuse, wait, beside, not 'hope'"),
         (["--weights", "a\nb"], "weights: holds characters that cannot be printed"),
         (["--batch-sizes", "999999999"], "batch_sizes"),
@@ -117,6 +120,20 @@ def test_status_tells_what_failed_and_what_is_left(scalebench, tmp_path: Path) -
     assert "script, SMT off: no luck" in printed
 
 
+def test_status_tells_what_a_sweep_is_doing_now(scalebench, tmp_path: Path) -> None:
+    """Only while it does it."""
+    save_sweep(tmp_path, small_records(batch_sizes=(1,)))
+    say_in_flight(tmp_path, "round 2, 3 trials in turn, 5 cycles, about 4 min left")
+    assert "running" not in scalebench("status", tmp_path)[1]
+    with folder_to_itself(tmp_path):
+        code, printed, _ = scalebench("status", tmp_path)
+    assert code == 0
+    assert "running: round 2, 3 trials in turn, 5 cycles, about 4 min left" in printed
+    say_in_flight(tmp_path, None)
+    with folder_to_itself(tmp_path):
+        assert "running" not in scalebench("status", tmp_path)[1]
+
+
 @pytest.mark.usefixtures("kernels_for_all")
 def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
     scalebench, tmp_path: Path
@@ -146,7 +163,7 @@ def test_a_sweep_with_a_failure_does_the_rest_and_exits_with_1(scalebench, tmp_p
     out = tmp_path / "sweep"
     code, _, err = scalebench("sweep", out, "--batch-sizes", "1", *QUICK, "--weights", "pretrained")
     assert code == 1
-    assert "2 of the configs failed" in err
+    assert "2 configs failed" in err
     assert "has no published ones" in (out / "index.html").read_text()
 
 
@@ -158,7 +175,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     arguments = command("sweep", out, *options)
     run = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     family = psutil.Process(run.pid).children
-    wait_until(lambda: ["ipykernel_launcher" in child.cmdline() for child in family()])
+    wait_until(lambda: ["launch_new_instance" in " ".join(child.cmdline()) for child in family()])
     family = family(recursive=True)
     run.send_signal(sent)
     _, errors = run.communicate(timeout=30)

@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -81,14 +80,6 @@ def test_a_kernel_that_is_killed_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match=r"^killed by signal 9 \(SIGKILL\)"):
         run_notebook(source, tmp_path / "out.ipynb", {"word": str(last_words)})
     assert time.time() - last_words.stat().st_mtime < 5
-
-
-@pytest.fixture
-def heeding_interrupts() -> Iterator[None]:
-    """Started in the background, a shell may have us ignore them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeding_interrupts")

@@ -39,7 +39,8 @@ def test_papermill_alone_measures_a_config(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     (record,) = load_records(tmp_path)
-    assert (record.status, record.visit, record.config.batch_size) == ("ok", 1, 2)
+    assert (record.status, record.trial, record.config.batch_size) == ("ok", 1, 2)
+    assert (record.block, record.round, len(record.points)) == (None, 1, 1)
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2

@@ -94,15 +94,15 @@ def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(light_zygote, tmp_path)
         assert "does not answer" in kernels.trouble
 
 
-def test_a_zygote_that_dies_under_a_running_kernel_costs_no_visit(light_zygote, tmp_path) -> None:
-    """It takes the kernel along; the notebook is run again in a fresh one."""
-    kill = (
-        "import os, signal, time\nif os.environ.get('SCALEBENCH_KERNEL') == 'warm':\n"
-        "    os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)\nprint(7)"
-    )
+def test_a_zygote_that_dies_under_a_running_kernel_takes_it_along(light_zygote, tmp_path) -> None:
+    """That is known; the next kernel is a fresh one."""
+    kill = "import os, signal, time; os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"
     with Kernels(warm=True) as kernels:
-        assert told(kernels, tmp_path, kill) == 7
-        assert "forked from died" in kernels.trouble
+        assert not kernels.lost_zygote("default")
+        with pytest.raises(MeasurementError, match=r"^killed by signal 9 \(SIGKILL\)"):
+            told(kernels, tmp_path, kill)
+        assert kernels.lost_zygote("default")
+        assert told(kernels, tmp_path, "print(7)") == 7
         assert kernels.kind == "fresh"
 
 
