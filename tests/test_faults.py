@@ -1,6 +1,5 @@
 """Faults in the middle of a sweep. The slow ones cause them for real."""
 
-import errno
 import os
 import random
 import re
@@ -19,30 +18,27 @@ import psutil
 import pytest
 
 from scalebench_lib.analysis.compare import compare
-from scalebench_lib.config import Config, Sweep
-from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.config import Config, Sweep, Trial
+from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
 from scalebench_lib.plan.ground import Ground, Request
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import load_results, results_table
 from scalebench_lib.sweep import runner
-from scalebench_lib.sweep.runner import Job
-from scalebench_lib.sweep.state import sweep_state
+from scalebench_lib.sweep.folder import in_flight
+from scalebench_lib.sweep.runner import SweepRun
+from scalebench_lib.sweep.schedule import sweep_schedule
+from tests.fake_trials import SMALL, FakeTrial, FakeTrials
 from tests.kill_often import one_sweep
 from tests.madeup import machine, measured, save_sweep
 from tests.test_cli import QUICK, command
-from tests.test_runner import SMALL, SWEEP, FakeKernels, noisy, quiet
+from tests.test_runner import run
 from tests.waiting import wait_until
 
-ONCE = SWEEP.model_copy(update={"rounds": 1, "batch_sizes": (1, 4, 8)})
+ONCE = Sweep(batch_sizes=(1, 4, 8), optimizations=("none",), max_seconds=1, rounds=1)
 ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-
-def visited(parameters: dict, on: Machine) -> Record:
-    """The record of a visit, as this process would leave it."""
-    found = measured(Config(batch_size=parameters["batch_size"]), on)
-    return found.model_copy(update={"software": Software.here(), "visit": parameters["visit"]})
+MINE = Machine.here()
 
 
 @contextmanager
@@ -71,100 +67,67 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: SMALL))
 
 
-@pytest.mark.parametrize("reason", ["out of memory: told so", "killed by signal 9 (SIGKILL)"])
-def test_larger_batches_are_not_tried_after_a_kill(small, tmp_path, reason: str) -> None:
-    """Of the same model and optimization; the rest goes on."""
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
+    """Trials whose records are of this very machine, as it was."""
+    record = FakeTrial.record
 
-    def act(parameters: dict) -> None:
-        if parameters["batch_size"] == 4 and parameters["optimization"] == "none":
-            raise runner.MeasurementError(reason)
-        record = noisy(parameters)
-        config = record.config.model_copy(update={"optimization": parameters["optimization"]})
-        update = {"config": config, "config_id": config.id}
-        record.model_copy(update=update).save(tmp_path / "records")
+    def of_here(self: FakeTrial, reason: str) -> Record:
+        return record(self, reason).model_copy(update={"machine": MINE})
 
-    sweep = ONCE.model_copy(update={"optimizations": ("none", "script")})
-    found = Job.prepare(sweep, tmp_path).run(quiet, FakeKernels(act))
-    status = {(r.config.optimization, r.config.batch_size): r.status for r in found}
-    assert status["none", 8] == "skipped"
-    assert [s for key, s in status.items() if key[0] == "script"] == ["ok"] * 3
-    assert f"batch 4 ended so: {reason.partition(':')[0]}" in [r.reason for r in found]
+    monkeypatch.setattr(FakeTrial, "record", of_here)
+    return FakeTrials()
 
 
-def test_a_full_disk_stops_the_sweep_in_one_line_and_it_goes_on_later(small, tmp_path) -> None:
-    """No failed record is left for what was not the config's fault."""
-
-    def act(parameters: dict) -> None:
-        if parameters["batch_size"] == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        noisy(parameters).save(tmp_path / "records")
-
-    with pytest.raises(ScalebenchError, match=r"stopped: .*No space left on device") as caught:
-        Job.prepare(ONCE, tmp_path).run(quiet, FakeKernels(act))
-    assert "\n" not in str(caught.value)
-    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
-    Job.prepare(ONCE, tmp_path).run(quiet, kernels)
-    assert [run["batch_size"] for run in kernels.runs] == [4, 8]
+def sizes(records: list[Record]) -> list[int]:
+    """Their batch sizes, in order."""
+    return [record.config.batch_size for record in records]
 
 
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
-def test_a_cpu_that_is_taken_away_stops_the_sweep(tmp_path: Path) -> None:
+def test_a_cpu_that_is_taken_away_stops_the_sweep(ours: FakeTrials, tmp_path: Path) -> None:
     """For real: nothing is mixed, what is done is kept; with the CPU back it goes on."""
-    here, out = Machine.here(), tmp_path / "sweep"
-    sweep = ONCE.model_copy(update={"threads": (1,)})
-
-    def act(parameters: dict) -> None:
-        visited(parameters, here).save(out / "records")
-        os.sched_setaffinity(0, ALLOWED[:1])
-
+    out, sweep = tmp_path / "sweep", ONCE.model_copy(update={"threads": (1,), "rounds": 2})
+    ours.happens = lambda phase, *_: os.sched_setaffinity(0, ALLOWED[:1])
     try:
         with pytest.raises(ScalebenchError, match=r"no longer what it was .cores"):
-            Job.prepare(sweep, out).run(quiet, FakeKernels(act))
+            run(ours, out, sweep)
         with pytest.raises(ScalebenchError, match=r"changed in the middle .cores"):
-            here.require_unchanged()
+            MINE.require_unchanged()
         with pytest.raises(ScalebenchError, match=r"another machine .cores"):
-            Job.prepare(sweep, out)
+            run(ours, out, sweep)
     finally:
         os.sched_setaffinity(0, ALLOWED)
-    assert len(load_records(out)) == 1
-    kernels = FakeKernels(lambda p: visited(p, here).save(out / "records"))
-    Job.prepare(sweep, out).run(quiet, kernels)
-    assert [run["batch_size"] for run in kernels.runs] == [4, 8]
+    assert {record.round for record in load_records(out)} == {1}
+    ours.happens = lambda *_: None
+    assert sizes(run(ours, out, sweep)) == [1, 4, 8]
 
 
-def test_a_quota_that_is_lowered_stops_the_sweep(tmp_path: Path) -> None:
+def test_a_quota_that_is_lowered_stops_the_sweep(ours: FakeTrials, tmp_path: Path) -> None:
     """For real, by a control group that this process is put into."""
-    here = Machine.here()
-
     with control_group("cpu") as group:
         period = int((group / "cpu.cfs_period_us").read_text())
         (group / "cpu.cfs_quota_us").write_text(str(period * 3 // 4))
-
-        def act(parameters: dict) -> None:
-            visited(parameters, here).save(tmp_path / "records")
-            (group / "cgroup.procs").write_text(str(os.getpid()))
-
+        ours.happens = lambda *_: (group / "cgroup.procs").write_text(str(os.getpid()))
         try:
             with pytest.raises(ScalebenchError, match=r"no longer what it was .quota"):
-                Job.prepare(ONCE.model_copy(update={"threads": (1,)}), tmp_path).run(
-                    quiet, FakeKernels(act)
-                )
+                run(ours, tmp_path, ONCE.model_copy(update={"threads": (1,), "rounds": 2}))
         finally:
             (group.parent / "cgroup.procs").write_text(str(os.getpid()))
-    assert len(load_records(tmp_path)) == 1
+    assert {record.round for record in load_records(tmp_path)} == {1}
 
 
-def test_a_record_of_a_machine_that_had_changed_is_set_aside(small, tmp_path) -> None:
+def test_a_record_of_a_machine_that_had_changed_is_set_aside(small, tmp_path, monkeypatch) -> None:
     """It was made after the sweep had looked."""
-    other = SMALL.model_copy(update={"quota": 1.0})
-
-    def act(parameters: dict) -> None:
-        noisy(parameters).model_copy(update={"machine": other}).save(tmp_path / "records")
-
+    record, other = FakeTrial.record, SMALL.model_copy(update={"quota": 1.0})
+    changed = lambda *args: record(*args).model_copy(update={"machine": other})  # noqa: E731
+    monkeypatch.setattr(FakeTrial, "record", changed)
+    trials = FakeTrials()
     with pytest.raises(ScalebenchError, match=r"no longer what it was .quota"):
-        Job.prepare(ONCE, tmp_path).run(quiet, FakeKernels(act))
+        run(trials, tmp_path, ONCE)
     assert load_records(tmp_path) == []
     assert len(list((tmp_path / "records").glob("*.invalid"))) == 1
+    assert trials.alive == []
 
 
 class JumpingClock(datetime):
@@ -185,29 +148,46 @@ def test_no_number_changes_when_the_wall_clock_jumps(small, tmp_path, monkeypatc
     monkeypatch.setattr(time, "time", lambda: wall() - 1e9)
     for name, clock in (("steady", datetime), ("jumping", JumpingClock)):
         monkeypatch.setattr(runner, "datetime", clock)
-        out = tmp_path / name / "sweep"
-        act = lambda p, out=out: noisy(p).save(out / "records")  # noqa: E731
-        tables.append(results_table(Job.prepare(ONCE, out).run(quiet, FakeKernels(act))))
+        found = run(FakeTrials(), tmp_path / name / "sweep", ONCE)
+        tables.append(results_table([one.model_copy(update={"block": "0" * 8}) for one in found]))
     assert tables[0].equals(tables[1])
 
 
-def test_a_visit_whose_notebook_is_damaged_is_measured_again(small, tmp_path) -> None:
-    """Record and notebook are one evidence; both are kept aside."""
-    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
-    [first, *_] = Job.prepare(ONCE, tmp_path).run(quiet, kernels)
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / f"{first.name}.ipynb").write_text('{\n "cells": [')
-    Job.prepare(ONCE, tmp_path).run(quiet, kernels)
-    assert [run["batch_size"] for run in kernels.runs] == [1, 4, 8, 1]
-    assert len(list(tmp_path.glob("*/*.invalid"))) == 2
+def test_a_damaged_record_is_set_aside_and_measured_again(small, tmp_path) -> None:
+    """With its base beside it."""
+    sweep = ONCE.model_copy(update={"optimizations": ("none", "script")})
+    records = run(FakeTrials(), tmp_path, sweep)
+    [damaged] = [
+        r for r in records if (r.config.optimization, r.config.batch_size) == ("script", 4)
+    ]
+    (tmp_path / "records" / f"{damaged.name}.json").write_text("{")
+    again = run(FakeTrials(), tmp_path, sweep)
+    assert sorted((r.config.optimization, r.config.batch_size) for r in again) == [
+        ("none", 4),
+        ("script", 4),
+    ]
+    assert len(list(tmp_path.glob("*/*.invalid"))) == 1
+
+
+def test_a_record_that_is_cut_short_by_a_death_is_a_failure(small, tmp_path) -> None:
+    """Nobody takes half of it for a trial; the half is kept aside."""
+
+    def happens(phase: str, trial: Trial, cycle: int) -> None:
+        if phase == "end" and trial.config.batch_size == 4:
+            (tmp_path / "records" / f"{trial.name}.json").write_text("{")
+            raise MeasurementError("killed by signal 9 (SIGKILL)")
+
+    records = run(FakeTrials(happens), tmp_path, ONCE)
+    assert [r.status for r in records] == ["ok", "failed", "ok"]
+    assert load_records(tmp_path) == records
+    assert len(list(tmp_path.glob("*/*.invalid"))) == 1
 
 
 def test_a_folder_that_a_kill_left_half_made_is_taken_up(small, tmp_path) -> None:
     """With its lock and half a file in it, which goes."""
     (tmp_path / ".lock").touch()
     (tmp_path / ".sweep.yaml.abc").write_text("half")
-    kernels = FakeKernels(lambda p: noisy(p).save(tmp_path / "records"))
-    Job.prepare(ONCE, tmp_path).run(quiet, kernels)
+    run(FakeTrials(), tmp_path, ONCE)
     assert not (tmp_path / ".sweep.yaml.abc").exists()
 
 
@@ -217,7 +197,7 @@ def test_another_thread_environment_is_another_sweep(small, tmp_path, monkeypatc
     save_sweep(tmp_path, [record.model_copy(update={"software": Software.here()})])
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     with pytest.raises(RequestError, match=r"other software .OMP_WAIT_POLICY"):
-        Job.prepare(SWEEP, tmp_path)
+        SweepRun.prepare(ONCE, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +211,9 @@ def test_another_thread_environment_is_another_sweep(small, tmp_path, monkeypatc
         {"weights": "a\nb"},
         {"weights": "x\0"},
         {"out": "a\0b"},
-        {"visit": -1},
+        {"trial": -1},
+        {"round": 0},
+        {"block": "../.."},
         {"seed": 2**40},
         {"threads": ["1; import os"]},
         {"x; import os": 1},
@@ -247,8 +229,8 @@ def test_the_kernel_checks_again_what_it_is_asked(bad: dict) -> None:
 def test_a_folder_whose_name_cannot_be_printed_is_refused(tmp_path) -> None:
     """Quotes are no trouble."""
     with pytest.raises(RequestError, match="cannot be printed"):
-        Job.prepare(SWEEP, tmp_path / "a\nb")
-    Job.prepare(Sweep(threads=(1,)), tmp_path / 'it\'s "odd"')
+        SweepRun.prepare(ONCE, tmp_path / "a\nb")
+    SweepRun.prepare(Sweep(threads=(1,)), tmp_path / 'it\'s "odd"')
 
 
 def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
@@ -256,9 +238,9 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     one, two = (measured(Config(batch_size=n), machine(cores=n, smt=False)) for n in (2, 4))
     save_sweep(tmp_path, [one, two])
     compare_both = lambda out: compare(out, out)  # noqa: E731
-    prepare = lambda out: Job.prepare(SWEEP, out)  # noqa: E731
+    prepare = lambda out: SweepRun.prepare(ONCE, out)  # noqa: E731
     plan = lambda out: Ground.load(out, Request(batch_size=2))  # noqa: E731
-    for read in (prepare, sweep_state, load_results, plan, compare_both):
+    for read in (prepare, sweep_schedule, load_results, plan, compare_both):
         with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
             read(tmp_path)
     assert len(load_results(tmp_path, any_machine=True)["machine"].unique()) == 2
@@ -279,11 +261,11 @@ def test_a_clock_that_really_jumps_changes_no_sample(tmp_path: Path) -> None:
     )
     subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", source, "-o", library], check=True)
     code = (
-        "from scalebench_lib.config import Config, Visit; from scalebench_lib.machine import *\n"
-        "from scalebench_lib.measure.visit import measure\n"
+        "from scalebench_lib.config import Config, Trial; from scalebench_lib.machine import *\n"
+        "from scalebench_lib.measure.trial import measure\n"
         "import time; print(abs(time.time() - time.time()) > 1e6)\n"
-        "visit = Visit(config=Config(model='bert-tiny'), threads=(1,), max_seconds=0.3)\n"
-        "print(measure(visit, Machine.here()).model_dump_json())"
+        "trial = Trial(config=Config(model='bert-tiny'), threads=(1,), max_seconds=0.3)\n"
+        "print(measure(trial, Machine.here()).model_dump_json())"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -295,10 +277,11 @@ def test_a_clock_that_really_jumps_changes_no_sample(tmp_path: Path) -> None:
     assert jumped == "True"
     found = Record.model_validate_json(record)
     assert found.status == "ok", found.reason
-    times = found.points[0]
-    assert all(0 < ns < 1e9 for ns in times.samples_ns + times.probe_after_ns + times.warmup_ns)
-    assert list(times.started_ns) == sorted(times.started_ns)
-    assert 0.3 <= times.spent_s < 60
+    [point] = found.points
+    assert all(0 < ns < 1e9 for ns in point.samples_ns + point.warmup_ns)
+    starts = [turn.start_ns for turn in point.turns]
+    assert starts == sorted(starts)
+    assert 0.3 <= point.spent_s < 60
 
 
 TINY = ("--batch-sizes", "1,2,4", "--optimizations", "none", *QUICK)
@@ -310,8 +293,9 @@ def test_kills_at_random_moments_lose_double_and_halve_nothing(tmp_path: Path) -
     counts = Counter[str]()
     one_sweep(tmp_path / "0" / "sweep", 4, 3, 10.0, random.Random(0), counts)  # noqa: S311
     assert counts.pop("kills") == 3
-    assert counts.pop("most redone after a kill") <= 1
-    del counts["sweeps"], counts["redone"], counts["kills between the first record and the last"]
+    assert counts.pop("most redone after a kill") <= 5, "a block"
+    for told in ("sweeps", "redone", "bases again", "kills between the first record and the last"):
+        del counts[told]
     assert set(counts.values()) == {0}, counts
 
 
@@ -339,54 +323,72 @@ def test_a_disk_that_is_really_full(scalebench, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+LONG = (*TINY, "--max-seconds", "4", "--target-ci", "0.0001")
+
+
+def in_turn(out: Path) -> bool:
+    """Whether the trials of the sweep in folder `out` take turns now."""
+    return "in turn" in (in_flight(out) or "")
+
+
 @pytest.mark.slow
-def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
+def test_an_interrupt_keeps_what_is_seen(tmp_path: Path) -> None:
     """And leaves no process; the same command goes on, and may be interrupted again."""
     out, kept = tmp_path / "sweep", dict[Path, bytes]()
-    sweep = command("sweep", out, *TINY)
-    for sent, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    sweep = command("sweep", out, *LONG)
+    for number, (sent, code) in enumerate(((signal.SIGINT, 130), (signal.SIGTERM, 143)), start=1):
         with subprocess.Popen(sweep, stdout=subprocess.DEVNULL) as run:
-            wait_until(lambda: {*out.glob("records/*.json")} - {*kept})
+            wait_until(lambda: in_turn(out))
             family = psutil.Process(run.pid).children(recursive=True)
             run.send_signal(sent)
             assert run.wait(timeout=60) == code
         assert psutil.wait_procs(family, timeout=10)[1] == []
         assert all(path.read_bytes() == text for path, text in kept.items())
         kept.update({path: path.read_bytes() for path in out.glob("records/*.json")})
+        assert len(kept) == 3 * number
+        assert {record.ended_by for record in load_records(out)} == {"interrupted"}
     assert subprocess.run(sweep, check=False).returncode == 0
-    assert len(load_records(out)) == 3
+    assert Counter(r.ended_by for r in load_records(out)) == {"interrupted": 6, "max_seconds": 3}
     assert all(path.read_bytes() == text for path, text in kept.items())
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_the_sweep_at_once(tmp_path: Path) -> None:
+    """Without a record of the block in flight, and without a process."""
+    out = tmp_path / "sweep"
+    with subprocess.Popen(command("sweep", out, *LONG), stdout=subprocess.DEVNULL) as run:
+        wait_until(lambda: in_turn(out))
+        family = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=60) == 130
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert len(load_records(out)) < 3
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
 def test_a_kernel_that_is_moved_or_killed_fails_its_config_alone(tmp_path: Path) -> None:
-    """The kill is told within 5 s, and larger batches are not tried after it."""
+    """The others of its block go on."""
     out = tmp_path / "sweep"
-    options = ("--batch-sizes", "1,2,4", *QUICK, "--max-seconds", "4", "--target-ci", "0.001")
-    sweep = command("sweep", out, "--optimizations", "none", *options)
-    done = lambda size: list(out.glob(f"records/*-bs{size}-*.json"))  # noqa: E731
-    with subprocess.Popen(sweep, stdout=subprocess.DEVNULL) as run:
-        wait_until(lambda: done(1) or any(map(move, measuring(run))))
-        wait_until(lambda: [one.kill() for one in measuring(run)])
-        wait_until(lambda: done(2), seconds=5)
-        assert run.wait(timeout=60) == 1
+    with subprocess.Popen(command("sweep", out, *LONG), stdout=subprocess.DEVNULL) as run:
+        wait_until(lambda: in_turn(out))
+        moved, killed, _ = measuring(run)
+        move(moved)
+        killed.kill()
+        assert run.wait(timeout=120) == 1
     found = {r.config.batch_size: (r.status, r.reason) for r in load_records(out)}
     assert re.fullmatch(r"thread \d+ did not stay on CPU \d+", found[1][1])
     assert found[2] == ("failed", "killed by signal 9 (SIGKILL)")
-    assert found[4] == ("skipped", "batch 2 ended so: killed by signal 9 (SIGKILL)")
+    assert found[4] == ("ok", None)
 
 
 def measuring(sweep: subprocess.Popen) -> list[psutil.Process]:
-    """The kernel of `sweep`, a fork of its zygote, as soon as it is on a CPU of its own."""
+    """The kernels of `sweep`, forks of its zygote, in the order in which they were set up."""
     zygotes = psutil.Process(sweep.pid).children()
     kernels = [kernel for zygote in zygotes for kernel in zygote.children()]
-    return [kernel for kernel in kernels if kernel.is_running() and pinned(kernel.pid)]
-
-
-def pinned(process: int) -> bool:
-    """Whether a process may use one CPU only."""
-    return len(os.sched_getaffinity(process)) == 1
+    return sorted(kernels, key=lambda kernel: kernel.create_time())
 
 
 def move(kernel: psutil.Process) -> None:
