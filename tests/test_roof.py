@@ -1,10 +1,12 @@
 """The figure of each point's share of the machine's peak."""
 
 import pytest
+import torch
 
 from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.plates import overviews
 from scalebench_lib.analysis.selection import Measured
+from scalebench_lib.measure import roof
 from scalebench_lib.results import results_table
 from tests.madeup import save_sweep, small_records
 
@@ -21,6 +23,26 @@ def test_each_point_knows_its_share_of_the_peak() -> None:
     table = results_table(with_peaks())
     share = table["gflops"] / table["threads"].map({1: 100.0, 2: 190.0})
     assert table["peak_fraction"].to_numpy(float) == pytest.approx(share.to_numpy(float))
+
+
+def test_the_peak_is_the_best_of_several_large_products(monkeypatch) -> None:
+    """Which of them is fastest differs from CPU to CPU; a type that the CPU lacks has none."""
+    asked: list[tuple[int, int, int]] = []
+
+    def gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
+        asked.append(shape)
+        return {1: 90.0, 2: 120.0}.get(len(asked), 100.0)
+
+    monkeypatch.setattr(roof, "_gflops", gflops)
+    assert roof.peak_gflops("fp32") == {"fp32": 120.0}
+    assert len(set(asked)) >= 3
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert roof.peak_gflops("int8") == {}
+
+
+def test_a_product_s_speed_is_that_of_its_arithmetic() -> None:
+    """A positive number of GFLOP/s, after one product to warm up."""
+    assert roof._gflops((64, 64, 64), torch.float32) > 0
 
 
 def test_low_precision_is_held_against_its_own_peak() -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -511,6 +512,24 @@ def test_a_termination_is_heeded_like_an_interrupt(trials: FakeTrials, tmp_path:
         signal.signal(signal.SIGTERM, before)
     assert seen[-1] == signal.SIGTERM
     assert {len(p.turns) for r in load_records(tmp_path) for p in r.points} == {2}
+
+
+def test_a_signal_that_is_ignored_stays_ignored(trials: FakeTrials, tmp_path: Path) -> None:
+    """As Ctrl-C is in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trials.happens = interrupting("turn", "bf16 4", cycle=1)
+        run(trials, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert counting(load_records(tmp_path)) == Counter(dict.fromkeys(ALL, 2))
+
+
+def test_a_sweep_in_another_thread_leaves_signals_alone(trials: FakeTrials, tmp_path: Path) -> None:
+    """Only the main thread may handle them."""
+    with ThreadPoolExecutor() as pool:
+        records = pool.submit(run, trials, tmp_path).result()
+    assert len(records) == 12
 
 
 def test_a_time_budget_ends_the_block_in_flight_after_its_cycle(trials, tmp_path: Path) -> None:
