@@ -53,7 +53,7 @@ def test_a_trial_tells_all_that_a_record_holds(record: Record) -> None:
     assert record.verification.sqnr_db > 90
     assert record.verification.reference == "fp64"
     assert record.item == "16 tokens"
-    assert record.peak_memory_bytes >= record.resident_bytes > 50e6
+    assert record.peak_memory_bytes > 0.9 * record.resident_bytes > 50e6
     assert record.flops > 0
     assert record.software.versions["torch"] == torch.__version__
     assert len(record.model_hash) == 12
