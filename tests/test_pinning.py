@@ -123,7 +123,7 @@ def test_others_that_compute_between_two_looks_are_strangers() -> None:
     bench.require_alone(before, {own: (100_000_000, 0), own + 1: (SPIN_NS, 0)})
     bench.require_alone(before, {own: (9_000_000_000, 0), own + 1: (1_000_000_000, 0)})
     bench.require_alone({}, {})
-    with pytest.raises(MeasurementError, match="^1 more threads computed than the 1 asked for"):
+    with pytest.raises(MeasurementError, match=r"^1 more threads computed than the 1 asked for"):
         bench.require_alone(before, {own: (100_000_000, 0), own + 1: (2 * SPIN_NS, 0)})
     with pytest.raises(MeasurementError, match="more threads computed"):
         bench.require_alone(before, {own: (100_000_000, 0), own + 2: (2 * SPIN_NS, 0)})

@@ -20,6 +20,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.sweep import trial_process
 from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.locks import PLACE
 from scalebench_lib.sweep.trial_process import StoppedError, TrialProcess
 from tests.waiting import wait_until
 
@@ -318,7 +319,8 @@ def test_a_kernel_that_cannot_be_forked_is_started_afresh(
 def test_a_runner_that_is_killed_leaves_no_trial_behind(
     light_zygote, tmp_path: Path, notebook, kind: str
 ) -> None:
-    """Not even those that stand still; its sockets go too."""
+    """Not even those that stand still; with warm kernels, no socket either."""
+    before = {*Path(os.environ[PLACE]).iterdir()}
     notebook()
     code = (
         "import sys, time; from pathlib import Path; from scalebench_lib.sweep import warm\n"
@@ -344,3 +346,4 @@ def test_a_runner_that_is_killed_leaves_no_trial_behind(
         assert set(trials) <= set(family)
         runner.send_signal(signal.SIGKILL)
     assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert kind == "fresh" or {*Path(os.environ[PLACE]).iterdir()} <= before

@@ -153,6 +153,7 @@ class TrialProcess:
         limit_s = self._limit_s or SETUP_LIMIT_S
         self._wait_for(self._server, start, limit_s, stopping)
         self._connection, _ = self._server.accept()
+        self._stop_listening()  # now: a sweep that is killed could not
         ready = self._receive(Ready, start, limit_s, stopping)
         self.first_pass_s = ready.first_pass_s
         self._rest()
@@ -250,9 +251,12 @@ class TrialProcess:
             raise MeasurementError(str(error)) from None
 
     def _close(self) -> None:
-        for one in (self._connection, self._server):
-            if one is not None:
-                one.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        self._server.close()
         with suppress(OSError):
             (self._folder / "runner").unlink(missing_ok=True)
             self._folder.rmdir()
