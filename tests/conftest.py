@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import ctypes
 import signal
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,21 @@ def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         return left.value.code or 0, captured.out, captured.err
 
     return run
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of ``sigaltstack``."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.fixture(autouse=True)
+def _signals_have_a_stack() -> None:
+    """OpenVINO leaves the alternate signal stack of its process where nothing is mapped any more:
+    the next signal that Python handles would crash. Without one they take the usual stack."""
+    if sys.platform == "linux" and "openvino" in sys.modules:
+        off = _SignalStack(None, 2, 0)  # SS_DISABLE
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(off), None)
 
 
 @pytest.fixture
