@@ -246,6 +246,7 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     assert len(load_results(tmp_path, any_machine=True)["machine"].unique()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler, to make such a clock")
 def test_a_clock_that_really_jumps_changes_no_sample(tmp_path: Path) -> None:
     """A year to and fro, each time that it is read, in a process that measures."""

@@ -43,6 +43,7 @@ def test_int8_is_quantized_nearly_everywhere() -> None:
     assert 1e-4 < float(difference.abs().max()) < 0.1, "int8, and no worse than that"
 
 
+@pytest.mark.slow
 def test_weights_that_layers_share_are_quantized_too(tmp_path) -> None:
     """ALBERT's four layers are one."""
     small = {"hidden_size": 64, "embedding_size": 32, "intermediate_size": 128, "vocab_size": 200}

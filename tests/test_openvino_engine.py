@@ -72,6 +72,7 @@ def test_bf16_where_the_cpu_has_none_is_refused() -> None:
         engine(SUBJECT, "bf16")
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_to_anyone() -> None:
     """Its telemetry cannot be imported, so its stub is used."""
     code = (

@@ -129,6 +129,7 @@ def test_an_engine_is_measured_at_each_thread_count_and_named(name: str) -> None
     assert found.engine["precision"] == found.verification.precision
 
 
+@pytest.mark.slow
 def test_each_thread_of_openvino_has_a_cpu_to_itself() -> None:
     """It looks at its CPUs in its first pass, of which this one is large enough to be shared."""
     pytest.importorskip("openvino")
@@ -136,6 +137,7 @@ def test_each_thread_of_openvino_has_a_cpu_to_itself() -> None:
     assert found.status == "ok", found.reason
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor_is_measured() -> None:
     """Compiled, verified, timed without compiling anew."""
     found = measure(trial((1,), optimization="compile"), MACHINE)

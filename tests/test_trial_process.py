@@ -176,10 +176,10 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "where",
     [
-        {"setup": HANG},
-        {"ready": HANG},
+        pytest.param({"setup": HANG}, marks=pytest.mark.slow),
+        pytest.param({"ready": HANG}, marks=pytest.mark.slow),
         {"turn": HANG},
-        {"end": HANG},
+        pytest.param({"end": HANG}, marks=pytest.mark.slow),
     ],
     ids=lambda where: next(iter(where)),
 )
@@ -315,7 +315,7 @@ def test_a_kernel_that_cannot_be_forked_is_started_afresh(
         assert kernels.trouble
 
 
-@pytest.mark.parametrize("kind", ["fresh", "warm"])
+@pytest.mark.parametrize("kind", [pytest.param("fresh", marks=pytest.mark.slow), "warm"])
 def test_a_runner_that_is_killed_leaves_no_trial_behind(
     light_zygote, tmp_path: Path, notebook, kind: str
 ) -> None:
