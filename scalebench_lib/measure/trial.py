@@ -23,7 +23,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, throttled_periods
 from scalebench_lib.measure import allocator, models, optimizations
 from scalebench_lib.measure.bench import Bench
-from scalebench_lib.measure.optimizations import Subject
+from scalebench_lib.measure.optimizations import Optimized, Subject
 from scalebench_lib.measure.pinning import Team, confine, thread_times
 from scalebench_lib.measure.turns import LONG_PASS_NS, PointTurns, TurnTaker, Usage, take_alone
 from scalebench_lib.measure.verify import Verifier
@@ -118,7 +118,31 @@ def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | No
         lambda threads: machine.cpus_for(threads, config.smt, config.placement),
         machine.pinnable,
     )
-    optimization = optimizations.REGISTRY[config.optimization]
+    verifier, optimized = _set_up(trial, bench, found)
+    gc.collect()  # and no more until the end
+    found.resident_bytes = psutil.Process().memory_info().rss
+    assert found.setup is not None  # noqa: S101 - it has just been set up
+    taker = TurnTaker(
+        bench.pass_once,
+        bench.switch,
+        trial.threads,
+        usage=_usage,
+        check=lambda before, after: bench.require_alone(before.threads, after.threads),
+        warm=found.setup.first_pass_s * 1e9 >= LONG_PASS_NS,
+    )
+    with optimized.watched():
+        found.ended_by = _take_turns(trial, taker, runner, found.setup.first_pass_s)
+        bench.require_in_place()
+        verifier.recheck(bench.runner)
+    found.points = [
+        _point(one, bench.team_of(one.threads), machine.cores_of(one.threads, config.smt))
+        for one in taker.points.values()
+    ]
+
+
+def _set_up(trial: Trial, bench: Bench, found: _Found) -> tuple[Verifier, Optimized]:
+    """Build, optimize and verify the model of `trial`; `bench` then runs it."""
+    config, optimization = trial.config, optimizations.REGISTRY[trial.config.optimization]
     bench.switch(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
     found.item, found.model_hash = str(model.kind), models.digest(model)
@@ -141,32 +165,18 @@ def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | No
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
     found.verification = verifier.check(bench.runner, outputs)
-    del outputs, passes[:]
-    gc.collect()  # and no more until the end
-    found.resident_bytes = psutil.Process().memory_info().rss
-    taker = TurnTaker(
-        bench.pass_once,
-        bench.switch,
-        trial.threads,
-        usage=_usage,
-        check=lambda before, after: bench.require_alone(before.threads, after.threads),
-        warm=first_pass_s * 1e9 >= LONG_PASS_NS,
-    )
-    with optimized.watched():
-        if runner is None:
-            reason = take_alone(taker, trial.target_ci, trial.max_seconds, trial.number)
-        else:
-            reason = _take_told(taker, bench, runner, first_pass_s)
-        bench.require_in_place()
-        verifier.recheck(bench.runner)
-    found.ended_by = reason
-    found.points = [
-        _point(one, bench.team_of(one.threads), machine.cores_of(one.threads, config.smt))
-        for one in taker.points.values()
-    ]
+    return verifier, optimized
 
 
-def _take_told(taker: TurnTaker, bench: Bench, runner: IO[str], first_pass_s: float) -> EndedBy:
+def _take_turns(
+    trial: Trial, taker: TurnTaker, runner: IO[str] | None, first_pass_s: float
+) -> EndedBy:
+    if runner is None:
+        return take_alone(taker, trial.target_ci, trial.max_seconds, trial.number)
+    return _take_told(taker, runner, first_pass_s)
+
+
+def _take_told(taker: TurnTaker, runner: IO[str], first_pass_s: float) -> EndedBy:
     """Say that the trial is ready, and take the turns that the runner asks for, until it ends."""
     protocol.send(runner, protocol.Ready(ready=tuple(taker.threads), first_pass_s=first_pass_s))
     while True:
