@@ -18,7 +18,7 @@ setup: $(READY) ## install into .venv, nothing else
 sweep: $(READY) ## measure this machine's quick BERT page (about 4 minutes on 2 cores)
 	$(BIN)/scalebench sweep outputs/quick --preset quick
 
-page: $(READY) ## measure the whole BERT page, batch 1 to 1024 (about 20 minutes on 2 cores)
+page: $(READY) ## measure the whole BERT page, batch 1 to 1024
 	$(BIN)/scalebench sweep outputs/page --preset page
 
 lab: $(READY) ## explore in JupyterLab

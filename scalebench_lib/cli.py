@@ -65,14 +65,16 @@ def sweep(
     visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
-    scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
-    any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
+    scheduler: Annotated[str | None, typer.Option(hidden=True)] = None,
+    any_host: Annotated[bool, typer.Option("--any-host", hidden=True)] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
     if not dry_run:
         require_free(out)
     if scheduler or any_host:
-        raise RequestError("scheduler: sweeps of several hosts rest in this version")
+        raise RequestError(
+            "scheduler: this version has no sweeps of several hosts: leave '--scheduler' out"
+        )
     from scalebench_lib.sweep import progress  # papermill takes seconds to import
     from scalebench_lib.sweep.runner import SweepRun
 

@@ -369,11 +369,6 @@ def twins(one: Results, other: Results) -> dict[PointKey, Ratio]:
     return {key: ratio(each, spread) for key, each in parts.items()}
 
 
-def load_results(out: Path, any_machine: bool = False) -> pd.DataFrame:
-    """The results table of the sweep in folder `out`; raises as `Results.load`."""
-    return Results.load(out, any_machine).table
-
-
 def results_table(records: Iterable[Record]) -> pd.DataFrame:
     """The results table of `records`."""
     return Results.of(records).table

@@ -69,7 +69,7 @@ class Software(Words):
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
         """The first difference that makes two sweeps incomparable, or None.
 
-        How an `allocator` is loaded does not count: every visit asks which one it has.
+        How an `allocator` is loaded does not count: every trial asks which one it has.
         """
         mine, theirs = (s._deciding(allocator) for s in (self, other))
         for name in sorted(mine | theirs):

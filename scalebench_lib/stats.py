@@ -157,10 +157,6 @@ class Ratio(Interval):
         """How the two were compared, in words: ``via none`` names the config between them."""
         return f"via {self.via}" if self.how == "via" else self.how
 
-    def inverse(self) -> Ratio:
-        """Return the other latency over the one."""
-        return Ratio.around(1 / self.value, self.variance, self.how, self.via, self.assumed)
-
     def times(self, other: Ratio, via: str) -> Ratio:
         """Return the product of ratios a / `via` and `via` / b, whose errors are independent."""
         variance, assumed = self.variance + other.variance, self.assumed or other.assumed

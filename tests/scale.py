@@ -58,9 +58,9 @@ def resume(out: Path) -> str:
 
 def table(out: Path) -> str:
     """What ``scalebench report`` draws."""
-    from scalebench_lib.results import load_results
+    from scalebench_lib.results import Results
 
-    return f"{len(load_results(out))} rows"
+    return f"{len(Results.load(out).table)} rows"
 
 
 def make(out: Path, records: int, samples: int) -> None:

@@ -12,7 +12,7 @@ from scalebench_lib.allocators import library, preload, require_installed
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import load_records
-from scalebench_lib.results import load_results
+from scalebench_lib.results import Results
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.runner import SweepRun
 from tests.test_kernels import notebook
@@ -96,4 +96,4 @@ def test_batch_256_is_measured_with_every_allocator(warm, tmp_path: Path) -> Non
     for name in names:
         assert told[name].startswith(f"lib{name}")
         assert told["default"] != told[name]
-    assert sorted(load_results(tmp_path)["allocator"]) == sorted(told)
+    assert sorted(Results.load(tmp_path).table["allocator"]) == sorted(told)

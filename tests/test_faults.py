@@ -24,7 +24,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
 from scalebench_lib.plan.ground import Ground, Request
 from scalebench_lib.record import Record, Software, load_records
-from scalebench_lib.results import load_results, results_table
+from scalebench_lib.results import Results, results_table
 from scalebench_lib.sweep import runner
 from scalebench_lib.sweep.folder import in_flight
 from scalebench_lib.sweep.runner import SweepRun
@@ -240,10 +240,10 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     compare_both = lambda out: compare(out, out)  # noqa: E731
     prepare = lambda out: SweepRun.prepare(ONCE, out)  # noqa: E731
     plan = lambda out: Ground.load(out, Request(batch_size=2))  # noqa: E731
-    for read in (prepare, sweep_schedule, load_results, plan, compare_both):
+    for read in (prepare, sweep_schedule, Results.load, plan, compare_both):
         with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
             read(tmp_path)
-    assert len(load_results(tmp_path, any_machine=True)["machine"].unique()) == 2
+    assert len(Results.load(tmp_path, any_machine=True).table["machine"].unique()) == 2
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from scalebench_lib.analysis.published import import_published, read_published
 from scalebench_lib.analysis.selection import Measured
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.imported import FILE, Imported
-from scalebench_lib.results import load_results
+from scalebench_lib.results import Results
 from tests import madeup
 from tests.test_analysis_notebook import NOTEBOOK, outputs, printed
 
@@ -156,7 +156,7 @@ def test_a_throughput_file_gives_means(tmp_path: Path) -> None:
 def test_the_results_table_marks_what_was_imported(tmp_path: Path) -> None:
     """Means, no intervals, not coarse, and the file's name."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out", "Xeon")
-    table = load_results(tmp_path / "out")
+    table = Results.load(tmp_path / "out").table
     assert len(table) == 8
     assert set(table["imported_from"]) == {"a.csv"}
     assert set(table["machine"]) == {"Xeon"}
@@ -265,7 +265,7 @@ def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
 def test_the_published_data_is_read_whole(tmp_path: Path, name: str) -> None:
     """528 rows, and every word of them."""
     imported = import_published(PUBLISHED / f"bert_{name}.csv", tmp_path / "out")
-    table = load_results(tmp_path / "out")
+    table = Results.load(tmp_path / "out").table
     assert len(table) == 528
     assert table["trials"].eq(1).all()
     assert set(table["batch_size"]) == {2**k for k in range(11)}

@@ -10,7 +10,7 @@ import pytest
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, Turn
-from scalebench_lib.results import COLUMNS, Results, load_results, results_table, twins
+from scalebench_lib.results import COLUMNS, Results, results_table, twins
 from tests import madeup, simulated
 from tests.madeup import machine, measured, missing, save_sweep, small_records, with_turns
 from tests.simulated import only_cycles
@@ -302,7 +302,7 @@ def test_no_records_have_an_empty_table() -> None:
 def test_a_folder_without_records_says_what_to_do(tmp_path) -> None:
     """One line."""
     with pytest.raises(RequestError, match="holds no records: measure first"):
-        load_results(tmp_path)
+        Results.load(tmp_path)
 
 
 def test_records_of_two_machines_are_refused(tmp_path) -> None:
@@ -310,7 +310,7 @@ def test_records_of_two_machines_are_refused(tmp_path) -> None:
     other = again(measured(NONE, machine(cores=4, smt=False)))
     save_sweep(tmp_path, [measured(NONE, SMALL), other])
     with pytest.raises(RequestError, match="several machines"):
-        load_results(tmp_path)
+        Results.load(tmp_path)
     assert len(Results.load(tmp_path, any_machine=True).records) == 2
 
 

@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def share_inductor_cache() -> None:
-    """Have inductor keep what it compiles beside the exports, for the visits to come."""
+    """Have inductor keep what it compiles beside the exports, for the trials to come."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
 
 

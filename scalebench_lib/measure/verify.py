@@ -34,7 +34,7 @@ MAX_ITEMS = 8
 """Items of a batch to compare: errors of a whole model show in every item."""
 
 FEW_ITEMS = 1
-"""Items that a visit compares which is not its config's first: that one has proved the config."""
+"""Items that a trial compares which is not its config's first: that one has proved the config."""
 
 FP64_FLOPS = 25e9
 """Work of the reference: about half a second of two cores; long items are compared by fewer."""

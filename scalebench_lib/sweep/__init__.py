@@ -1,1 +1,1 @@
-"""Around the kernels: which visits a sweep needs, running them, and how long that takes."""
+"""Around the kernels: which trials are left, in which blocks they take turns, and how long."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from scalebench_lib.machine import control_groups
 
 OUT_OF_MEMORY = "out of memory"
-"""How the reason begins of every visit that ended for lack of memory."""
+"""How the reason begins of every trial that ended for lack of memory."""
 
 KILLED = "killed by signal"
-"""How the reason begins of every visit whose kernel a signal ended."""
+"""How the reason begins of every trial whose kernel a signal ended."""
 
 _NO_MEMORY = re.compile(r"can't allocate memory|bad_alloc|failed to allocate memory", re.I)
 _NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

@@ -27,7 +27,7 @@ from scalebench_lib.protocol import (
     Request,
     parse,
 )
-from scalebench_lib.record import KernelKind, Record
+from scalebench_lib.record import Record
 from scalebench_lib.software import RUNNERS
 from scalebench_lib.sweep.kernels import (
     Kernels,
@@ -69,7 +69,6 @@ class TrialProcess:
 
     def __init__(self, trial: Trial, out: Path, kernels: Kernels, limit_s: float | None) -> None:
         self.trial, self.out, self._limit_s = trial, out, limit_s
-        self.kind: KernelKind = kernels.kind
         self._kernels = kernels
         self._folder = socket_folder()
         self._server = socket.socket(socket.AF_UNIX)
