@@ -30,6 +30,11 @@ SETTINGS = {
 }
 """A test can wait for an answer then, and need not scroll."""
 
+_RUN_ALL = """async () => {
+  const panel = jupyterapp.shell.currentWidget;
+  await Promise.all([panel.context.ready, panel.revealed, panel.sessionContext.ready]);
+  return jupyterapp.commands.execute('notebook:run-all-cells');
+}"""
 _COMMAND = "([name, what]) => jupyterapp.commands.execute(name, what)"
 _SETTLED = """async () => {
   const {kernel} = jupyterapp.shell.currentWidget.sessionContext.session;
@@ -120,10 +125,10 @@ class Lab:
         self.complaints: list[str] = []
         page.set_default_timeout(1000 * PATIENCE_S)
         page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("pageerror", lambda error: self.complaints.append(error.stack))
         page.goto(address)
         page.wait_for_selector(".jp-NotebookPanel .jp-Toolbar-kernelName >> text=Python")
-        self.command("runmenu:run-all")
+        assert page.evaluate(_RUN_ALL), page.locator(".jp-OutputArea-output").all_inner_texts()
         page.wait_for_selector("img.widget-image")
         self.settle()
 
@@ -135,6 +140,9 @@ class Lab:
         """``JupyterLab Light`` or ``JupyterLab Dark``."""
         self.command("apputils:change-theme", {"theme": name})
         self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
+        # JupyterLab removes its splash screen 200 ms later, and twice, which is an error, if it
+        # changed its theme twice before that.
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
     def settle(self) -> None:
         """Wait until what was chosen is seen."""
