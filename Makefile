@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep page lab test test-slow lint format clean
+.PHONY: help setup sweep page validate lab test test-slow lint format clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 11
@@ -20,6 +20,11 @@ sweep: $(READY) ## measure this machine's quick BERT page (4 to 6 minutes on 2 c
 
 page: $(READY) ## measure the whole BERT page, batch 1 to 1024
 	$(BIN)/scalebench sweep outputs/page --preset page
+
+validate: $(READY) ## are the numbers right on this machine? (less than 20 minutes on 2 cores)
+	@mkdir -p outputs/validation
+	$(BIN)/papermill notebooks/validation.ipynb outputs/validation/validation.ipynb
+	$(BIN)/scalebench render outputs/validation/validation.ipynb
 
 lab: $(READY) ## explore in JupyterLab
 	$(BIN)/jupyter lab notebooks/analysis.ipynb

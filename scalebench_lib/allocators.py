@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -29,12 +29,14 @@ def require_installed(allocators: Iterable[Allocator]) -> None:
         library(allocator)
 
 
-def preload(allocator: Allocator) -> dict[str, str]:
-    """The environment that makes a new process use `allocator`, whatever ours preloads.
+def preload(allocator: Allocator, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variable that makes a new process use `allocator`, whatever `environment` preloads.
 
-    Raises `RequestError` where its library is not installed.
+    Without an `environment` it is that of this process. Raises `RequestError` where the library
+    is not installed.
     """
-    others = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    environment = os.environ if environment is None else environment
+    others = environment.get("LD_PRELOAD", "").replace(":", " ").split()
     kept = [path for path in others if not _is_allocator(path)]
     return {"LD_PRELOAD": ":".join([*filter(None, [library(allocator)]), *kept])}
 

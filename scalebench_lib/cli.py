@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from scalebench_lib.config import PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
@@ -21,8 +20,12 @@ from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
 from scalebench_lib.sweep.folder import in_flight
 from scalebench_lib.sweep.locks import IF_BUSY, machine_to_itself, require_free
-from scalebench_lib.sweep.schedule import sweep_schedule
+from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
 from scalebench_lib.words import OPTIMIZATIONS
+
+if TYPE_CHECKING:
+    from scalebench_lib.analysis.compare import Comparison
+    from scalebench_lib.sweep.run import SweepRun
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -40,6 +43,7 @@ _OF_SEVERAL = "Where OUT has several."
 
 @app.command()
 def sweep(
+    context: typer.Context,
     out: Out,
     preset: Annotated[str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")] = "page",
     spec: Annotated[Path | None, typer.Option(help="A YAML file of the options below.")] = None,
@@ -64,19 +68,19 @@ def sweep(
     ] = None,
     visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
+    against: Annotated[str | None, typer.Option(help="A Python: is it slower? In turn.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
-    scheduler: Annotated[str | None, typer.Option(hidden=True)] = None,
-    any_host: Annotated[bool, typer.Option("--any-host", hidden=True)] = False,
+    scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
+    any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
-    if not dry_run:
-        require_free(out)
-    if scheduler or any_host:
-        raise RequestError(
-            "scheduler: this version has no sweeps of several hosts: leave '--scheduler' out"
-        )
+    hosts = _hosts(scheduler, any_host, against)
+    for folder in () if dry_run else (out, out / "a", out / "b"):
+        require_free(folder)
     from scalebench_lib.sweep import progress  # papermill takes seconds to import
-    from scalebench_lib.sweep.runner import SweepRun
+    from scalebench_lib.sweep.cluster import HostsRun
+    from scalebench_lib.sweep.hosts import cluster_at
+    from scalebench_lib.sweep.run import SweepRun, prepare_pair
 
     options = {
         "model": model,
@@ -94,22 +98,29 @@ def sweep(
         "rounds": rounds,
     }
     given = {name: value for name, value in options.items() if value is not None}
+    given["hosts"] = hosts
     if kernels not in ("warm", "fresh"):
         raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
     _require_if_busy(if_busy)
     budget, warm = progress.seconds("time_budget", time_budget), kernels == "warm"
     timeout = trial_timeout or visit_timeout
-    run = SweepRun.prepare(_request(preset, spec, given), out, retry_failed)
-    run.trial_timeout = progress.seconds("trial_timeout", timeout) if timeout else None
-    progress.announce(run, console)
+    request, runs = _request(preset, spec, given), list[SweepRun]()
+    measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
+    if scheduler:
+        cluster = context.with_resource(cluster_at(scheduler))
+        across = HostsRun.prepare(request, out, cluster, retry_failed, warm, if_busy)
+        console.print(across, soft_wrap=True, markup=False)
+        runs, measure = across.runs, partial(across.run_with_progress, budget, console)
+    elif against:
+        runs += prepare_pair(request, out, against, retry_failed)
+    else:
+        runs.append(SweepRun.prepare(request, out, retry_failed))
+    for run in runs:
+        run.trial_timeout = progress.seconds("trial_timeout", timeout) if timeout else None
+    progress.announce(runs, console)
     if dry_run:
         return
-    for trouble in progress.run_with_progress(run, budget, warm, if_busy, console):
-        _complain(trouble)
-    if run.records:
-        report(out)
-    if complaints := progress.summary(run, console):
-        _complain("; ".join(complaints))
+    if _went_wrong(runs, measure, out if against else None):
         raise typer.Exit(1)
 
 
@@ -133,16 +144,16 @@ def status(out: Out) -> None:
     if imported:
         _tell(imported)
         return
-    schedule = sweep_schedule(out)
-    done, failed, left = schedule.done, schedule.failed, schedule.left
-    console.print(f"{len(done)} done, {len(failed)} failed, {len(left)} left")
+    schedules = sweep_schedules(out)
+    done, failed, left = (
+        sum(len(getattr(one, word)) for one in schedules.values())
+        for word in ("done", "failed", "left")
+    )
+    console.print(f"{done} done, {failed} failed, {left} left")
     if doing := in_flight(out):
         console.print(f"running: {doing}", soft_wrap=True, markup=False)
-    for trial, record in failed:
-        console.print(f"{record.status}: {trial}: {record.reason}", soft_wrap=True, markup=False)
-    for trial in left:
-        counts = ", ".join(map(str, trial.threads))
-        console.print(f"left: {trial}, threads {counts}", soft_wrap=True, markup=False)
+    for host, schedule in schedules.items():
+        _tell_schedule(schedule, f" on {host}" if host else "")
 
 
 @app.command("import")
@@ -202,24 +213,22 @@ def compare(
     anyway: Annotated[bool, typer.Option("--anyway", help="Though machine or software differ.")] = (
         False
     ),
+    model_a: Annotated[str | None, typer.Option(help="A model of OUT_A …")] = None,
+    model_b: Annotated[str | None, typer.Option(help="… that OUT_B has by another name.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     to: Annotated[Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")] = None,
 ) -> None:
-    """Is OUT_B slower than OUT_A, point by point? Exit code 1 where it is, or where it failed."""
+    """Is OUT_B slower than OUT_A: all points, or any? Exit code 1 where it is, or lost a point."""
     from scalebench_lib.analysis import compare as comparing
     from scalebench_lib.analysis import compared
 
-    found = comparing.compare(a, b, threshold, anyway)
+    found = comparing.compare(a, b, threshold, anyway, model_a, model_b)
     if to:
         compared.save(found, to)
     if markdown:
         print(compared.markdown(found))
     else:
-        heading, *rows = compared.rows(found)
-        table = Table(*(Column(name, no_wrap=True) for name in heading), box=SIMPLE_HEAD)
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table, *compared.summary(found), sep="\n", soft_wrap=True, markup=False)
+        _print_comparison(found)
     if found.worse:
         raise typer.Exit(1)
 
@@ -307,6 +316,56 @@ def _tell(imported: Imported) -> None:
     console.print(f"{len(imported.points)} points. {imported.source}", soft_wrap=True)
     for note in imported.notes:
         console.print(f"note: {note}", soft_wrap=True)
+
+
+def _tell_schedule(schedule: Schedule, where: str) -> None:
+    for trial, record in schedule.failed:
+        line = f"{record.status}: {trial}{where}: {record.reason}"
+        console.print(line, soft_wrap=True, markup=False)
+    for trial in schedule.left:
+        line = f"left: {trial}{where}, threads {', '.join(map(str, trial.threads))}"
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _tell_against(out: Path) -> bool:
+    """Write ``against.csv`` and print it; returns whether B is slower, or has lost anything."""
+    from scalebench_lib.analysis import compare as comparing
+
+    found = comparing.against(out / "a", out / "b")
+    comparing.save_against(found, out / "against.csv")
+    _print_comparison(found)
+    return found.worse
+
+
+def _went_wrong(runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None) -> bool:
+    """Whether anything does, or is slower in B of a `pair` in a folder, when `runs` are run by
+    `measure` and their pages rendered."""
+    from scalebench_lib.sweep import progress
+
+    for trouble in (troubles := measure()):
+        _complain(trouble)
+    for folder in dict.fromkeys(run.out for run in runs if run.records):
+        report(folder)
+    slower = pair is not None and _tell_against(pair)
+    if complaints := [line for run in runs for line in progress.summary(run, console)]:
+        _complain("; ".join(complaints))
+    lost = bool(troubles) and any(r.schedule.left for r in runs if r.sweep.hosts != "one")
+    return bool(complaints) or slower or lost
+
+
+def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
+    """What `Sweep.hosts` is by these options."""
+    if any_host and not scheduler:
+        raise RequestError("any_host: is of a cluster: name one by '--scheduler'")
+    if against and scheduler:
+        raise RequestError("against: takes turns on one machine: leave '--scheduler' out")
+    return "any" if any_host else "each" if scheduler else "one"
+
+
+def _print_comparison(found: Comparison) -> None:
+    from scalebench_lib.analysis.compared import printed
+
+    console.print(*printed(found), sep="\n", soft_wrap=True, markup=False)
 
 
 def _require_if_busy(word: str) -> None:

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -135,6 +135,11 @@ class Machine(BaseModel):
         same_memory = abs(self.memory_bytes - other.memory_bytes) <= 0.05 * self.memory_bytes
         return None if same_memory else "memory"
 
+    def new_governor(self, root: Path = Path("/")) -> str | None:
+        """The governor of the CPUs now, if it is no longer `governor`; else None."""
+        now = _governor(root)
+        return now if self.governor not in (None, now) else None
+
     def require_unchanged(self) -> None:
         """Raise `MeasurementError` where CPUs, quota or memory are no longer what they were."""
         changed = self.differs_from(Machine.here())
@@ -160,7 +165,7 @@ class Machine(BaseModel):
             system=platform.system(),
             kernel=platform.release(),
             architecture=platform.machine(),
-            governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            governor=_governor(root),
             huge_pages=_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
             identity=_identity(root),
         )
@@ -169,6 +174,23 @@ class Machine(BaseModel):
         quota = f", quota {self.quota:g} CPUs" if self.quota is not None else ""
         pinning = "" if self.pinnable else f"; {self.system} has no affinity: unpinned"
         return f"{self.title}{quota}, {self.memory_bytes / _GIB:.0f} GiB{pinning}"
+
+
+def perhaps_another_host(before: Iterable[Machine], now: Iterable[Machine]) -> str | None:
+    """A sentence where machines of one kind are not surely the same ones; else None.
+
+    Nor where they differ in kind, which is another matter (`Machine.differs_from`), or where an
+    identity is not known.
+    """
+    sides = set(before), set(now)
+    one, other = ({machine.identity for machine in side} for side in sides)
+    known = one and other and None not in one | other
+    if not known or one == other or any(a.differs_from(b) for a, b in product(*sides)):
+        return None
+    return (
+        "perhaps another host (or this one since a restart): the kind of machine is the same, its "
+        "machine-id or boot-id is not; latencies may differ, ratios within a block hold"
+    )
 
 
 def _telling_counts(most: int) -> list[int]:
@@ -220,6 +242,10 @@ def _text(path: Path) -> str | None:
         return None
 
 
+def _governor(root: Path) -> str | None:
+    return _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
 def _chosen(text: str | None) -> str | None:
     """What the kernel marks in ``always [madvise] never``."""
     found = re.search(r"\[(\w+)\]", text or "")
@@ -255,6 +281,19 @@ def throttled_periods(root: Path = Path("/")) -> int | None:
         if found := re.search(r"^nr_throttled (\d+)$", _text(folder / "cpu.stat") or "", re.M):
             return int(found[1])
     return None
+
+
+def stolen_ns(cpus: Iterable[int], root: Path = Path("/")) -> int | None:
+    """The time that the hypervisor has taken from `cpus` so far, in ns, all together.
+
+    The kernel counts it in ticks of 10 ms, as a rule. None: not told of each of them.
+    """
+    wanted, stat = set(cpus), _text(root / "proc/stat") or ""
+    steal = re.findall(r"^cpu(\d+)(?: \d+){7} (\d+)", stat, re.M)
+    ticks = [int(stolen) for cpu, stolen in steal if int(cpu) in wanted]
+    if not ticks or len(ticks) < len(wanted):
+        return None
+    return sum(ticks) * 10**9 // os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_model(root: Path) -> str:

@@ -37,14 +37,26 @@ SCHEMA: Final = 2
 _OLD_TURN_NS = 500_000_000
 """How long the thread counts of a visit took turns for."""
 
+MOST_WAITED = 0.1
+"""A turn is shared if a thread that was ready had no CPU for more of it than this: on a calm
+machine it was 1.5 % as a rule and 4 % at most; beside a hog it is half."""
+
+LEAST_CPU = 0.9
+"""And if it got less than this of its point's usual CPU time / wall time, the median over its
+turns: other guests of the hypervisor take CPUs without any thread being seen to wait."""
+
+_LEAST_TURNS = 3
+"""From so many turns on a point has a usual: the median of two is one that neither had."""
+
 
 class Turn(Words):
     """A slice of time in which one point computed and everything else of the sweep stood still.
 
     `samples_ns` are the passes that count, in the order made; `start_ns` is the start of the first
     by the machine's monotonic clock, which all trials of a block share. `cpu_ns` is the CPU time
-    of all threads for the samples, `waited_ns` how long threads that were ready had no CPU, and
-    `throttled` in how many periods a quota stopped the process meanwhile.
+    of all threads for the samples, `waited_ns` the longest that any one thread that was ready had
+    no CPU, `stolen_ns` the time that the hypervisor took from the point's CPUs meanwhile, all
+    together, and `throttled` in how many periods a quota stopped the process. None: not told.
     """
 
     cycle: Annotated[int, Field(ge=1)]
@@ -52,6 +64,7 @@ class Turn(Words):
     samples_ns: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
     cpu_ns: Annotated[int, Field(ge=0)] | None = None
     waited_ns: Annotated[int, Field(ge=0)] | None = None
+    stolen_ns: Annotated[int, Field(ge=0)] | None = None
     throttled: int | None = None
 
     @property
@@ -102,6 +115,21 @@ class Point(Words):
         """CPU time / wall time of the samples, NaN where it is not known: threads at work."""
         return math.nan if self.cpu_ns is None else self.cpu_ns / self.wall_ns
 
+    @property
+    def shared(self) -> tuple[bool | None, ...]:
+        """Which turns something else computed in, too: see `MOST_WAITED` and `LEAST_CPU`.
+
+        None where that is not known.
+        """
+        walls = [sum(turn.samples_ns) * self.passes_per_sample for turn in self.turns]
+        rates = [(turn.cpu_ns or 0) / wall for turn, wall in zip(self.turns, walls, strict=True)]
+        known = self.cpu_ns is not None and len(rates) >= _LEAST_TURNS
+        least = LEAST_CPU * median(rates) if known else 0.0
+        return tuple(
+            rate < least or _waited(turn, wall)
+            for turn, rate, wall in zip(self.turns, rates, walls, strict=True)
+        )
+
     def __str__(self) -> str:
         return (
             f"{counted(self.threads, 'thread')} on CPU "
@@ -110,6 +138,11 @@ class Point(Words):
             f"in {counted(len(self.turns), 'turn')}"
             f"{'' if self.cpu_ns is None else f', CPU time / wall time {self.cpus_utilized:.2f}'}"
         )
+
+
+def _waited(turn: Turn, wall_ns: int) -> bool | None:
+    """Whether a thread of `turn` waited too long for a CPU; None where it is not known."""
+    return None if turn.waited_ns is None else turn.waited_ns > MOST_WAITED * wall_ns
 
 
 class Setup(Words):
@@ -140,9 +173,9 @@ class Record(Words):
     pass of the batch. `peak_gflops` is what the machine itself reaches in a large matrix product,
     by thread count and type (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``,
     ``version``, ``precision``, and what else decides its speed. `peak_memory_bytes` is the most
-    that the process held, `resident_bytes` what it held between turns. In a sweep of several
-    hosts `host` names the one that measured; with `any_host` they were alike, and count as one
-    machine.
+    that the process held, `resident_bytes` what it held between turns. `governor_after` is that
+    of the CPUs at its end, where it changed meanwhile. In a sweep of several hosts `host` names the
+    one that measured; with `any_host` they were alike, and count as one machine.
     """
 
     schema_version: Literal[1, 2] = SCHEMA
@@ -167,6 +200,7 @@ class Record(Words):
     setup: Setup | None = None
     peak_memory_bytes: int | None = None
     resident_bytes: int | None = None
+    governor_after: str | None = None
     flops: int | None = None
     peak_gflops: dict[int, dict[str, float]] = Field(default={})
     engine: dict[str, str] = Field(default={})
@@ -191,6 +225,7 @@ class Record(Words):
         cls,
         trial: Trial,
         machine: Machine,
+        software: Software,
         status: Status,
         reason: str,
         started: datetime,
@@ -208,7 +243,7 @@ class Record(Words):
             started=started,
             finished=datetime.now(UTC),
             machine=machine,
-            software=Software.here(),
+            software=software,
             kernel=kernel,
         )
 

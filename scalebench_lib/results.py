@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.config import Config, base_of
+from scalebench_lib.disturbances import Disturbed
 from scalebench_lib.errors import RequestError
 from scalebench_lib.imported import Imported, PublishedPoint
 from scalebench_lib.record import Point, Record, load_records, require_one_machine
@@ -62,7 +63,8 @@ _TYPES = {
     **dict.fromkeys(("sqnr_db", "max_abs_error"), _NUMBER),
     **dict.fromkeys(("coarse", "pinned"), _YES_NO),
     "cpus_utilized": _NUMBER,
-    "trials": _COUNT,
+    **dict.fromkeys(("trials", "turns", "shared", "throttled"), _COUNT),
+    "stolen": _NUMBER,
     "spent_s": _NUMBER,
     "peak_memory_mb": _NUMBER,
     **dict.fromkeys(("reason", "imported_from"), _TEXT),
@@ -258,7 +260,9 @@ class Results:
         Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``speedup`` is over the
         base at its best thread count, ``paired`` says how the two were compared, ``scaling`` is
         over the config's own one thread. ``peak_fraction`` is the share of the machine's peak in
-        the config's own type; ``cpus_utilized`` is CPU time / wall time. A config that failed or
+        the config's own type; ``cpus_utilized`` is CPU time / wall time. Of the ``turns``
+        ``shared`` were (`Point.shared`), a quota stopped the process in ``throttled`` periods, and
+        the hypervisor took the share ``stolen``, 0 to 1, of the CPU time. A config that failed or
         was skipped, and never succeeded, is one row with its reason and no thread count.
         """
         if self.imported:
@@ -435,6 +439,7 @@ def _row(measured: MeasuredPoint, peaks: _Peaks) -> dict[str, Any]:
         "pinned": all(point.pinned for _, point in measured.trials),
         "cpus_utilized": measured.cpus_utilized,
         "trials": len(measured.trials),
+        **asdict(Disturbed.of(point for _, point in measured.trials)),
         "spent_s": measured.spent_s,
     }
 
@@ -466,7 +471,7 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
 
 
 def _missing_row(record: Record) -> dict[str, Any]:
-    return {**_identity(record), "samples": 0, "outliers": 0, "trials": 0, "paired": ""}
+    return {**_identity(record), "samples": 0, "outliers": 0, "trials": 0, "turns": 0, "paired": ""}
 
 
 def _published_row(imported: Imported, point: PublishedPoint) -> dict[str, Any]:

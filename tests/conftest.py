@@ -53,7 +53,7 @@ def warm() -> Iterator["Kernels"]:
 @pytest.fixture
 def light_zygote(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Zygotes import no more than a kernel needs, for notebooks that measure nothing: by this."""
-    command = [sys.executable, "-c", _LIGHT_ZYGOTE]
+    command = ["-c", _LIGHT_ZYGOTE]
     monkeypatch.setattr("scalebench_lib.sweep.warm._ZYGOTE", command)
     return command
 
@@ -102,7 +102,7 @@ def heeding_interrupts() -> Iterator[None]:
 @pytest.fixture
 def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, in this process, takes the kernels that are there."""
-    monkeypatch.setattr("scalebench_lib.sweep.progress.Kernels", lambda _: nullcontext(warm))
+    monkeypatch.setattr("scalebench_lib.sweep.progress.Kernels", lambda *_: nullcontext(warm))
 
 
 @pytest.fixture(scope="module")

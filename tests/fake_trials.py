@@ -4,6 +4,7 @@
 """
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,8 +94,9 @@ class FakeTrials:
         self.happens(phase, trial, cycle)
 
     def available_bytes(self) -> int:
-        """What those that live leave of the memory."""
-        return self.memory - sum(one.peak_bytes for one in self.alive)
+        """What those that live on this host leave of the memory; a host is a thread."""
+        here = threading.get_ident()
+        return self.memory - sum(one.peak_bytes for one in self.alive if one.thread == here)
 
     def did(self, phase: str) -> list[str]:
         """The trials that did this, in order."""
@@ -120,6 +122,7 @@ class FakeTrial:
     of: FakeTrials
     setup_s: float = 1.0
     peak_bytes: int = 0
+    thread: int = field(default_factory=threading.get_ident)
     taken: dict[int, list[Turn]] = field(default_factory=dict)
 
     def turn(self, cycle: int, threads: int, seconds: float) -> Answer:

@@ -100,6 +100,26 @@ def measured(config: Config, on: Machine, pinned: bool = True) -> Record:
     )
 
 
+def disturbed(record: Record, first: int = 0, threads: int = 2, **had: float) -> Record:
+    """`record`, undisturbed; but the `first` turns at that many threads have `had`: see `_had`."""
+    points = []
+    for point in record.points:
+        many = first if point.threads == threads else 0
+        turns = [_had(turn, point.threads, **had) for turn in point.turns[:many]]
+        turns += [_had(turn, point.threads) for turn in point.turns[many:]]
+        points.append(with_turns(point, turns))
+    return record.model_copy(update={"points": tuple(points)})
+
+
+def _had(
+    turn: Turn, threads: int, waited: float = 0, stolen: float = 0, throttled: int = 0
+) -> Turn:
+    """`turn` of which these shares were waited and stolen, in so many throttled periods."""
+    (ns,) = turn.samples_ns
+    told = {"waited_ns": round(waited * ns), "stolen_ns": round(stolen * ns)}
+    return turn.model_copy(update={"cpu_ns": threads * ns, "throttled": throttled, **told})
+
+
 def missing(config: Config, on: Machine, status: str, reason: str) -> Record:
     """The record of a config that failed or was skipped."""
     return Record(status=status, reason=reason, **_identity(config, on))

@@ -1,14 +1,12 @@
 """How long a large sweep takes to read: ``python tests/scale.py [RECORDS [SAMPLES]]``.
 
-Makes up RECORDS records (10,000) of four points, SAMPLES a point (8), each config visited five
-times, with an executed notebook each, and tells wall and CPU seconds and the most memory of
+Makes up RECORDS records (10,000) of four points, SAMPLES a point (8), five trials of each config, with an executed notebook each, and tells wall and CPU seconds and the most memory of
 ``status``, resume and the table: each in a process of its own, first cold, with neither what
 earlier readings have left nor the system's cache of these files; then warm, with both.
 """
 
 import os
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ from scalebench_lib.record import Point
 from scalebench_lib.rendered import write
 from tests.madeup import machine, measured, turns
 
-VISITS = 5
+TRIALS = 5
 OPTIMIZATIONS = ("none", "script")
 GOALS = {"status": 2, "resume": 2, "table": 10}
 """Seconds for 10,000 records; and 1 GB."""
@@ -37,9 +35,9 @@ NOTEBOOK_BYTES = 50_000
 
 def status(out: Path) -> str:
     """What ``scalebench status`` asks."""
-    from scalebench_lib.sweep.state import sweep_state
+    from scalebench_lib.sweep.schedule import sweep_schedules
 
-    state = sweep_state(out)
+    (state,) = sweep_schedules(out).values()
     return f"{len(state.done)} done, {len(state.left)} left"
 
 
@@ -47,12 +45,13 @@ def resume(out: Path) -> str:
     """What a sweep decides before it goes on, as if this were the machine of the records."""
     from scalebench_lib.machine import Machine
     from scalebench_lib.record import Software
-    from scalebench_lib.sweep.runner import SPEC, Job
+    from scalebench_lib.sweep.run import SweepRun
+    from scalebench_lib.sweep.schedule import SPEC
     from tests.madeup import SOFTWARE
 
     Machine.here = classmethod(lambda cls: machine(4, smt=False))
     Software.here = classmethod(lambda cls, libraries=None: SOFTWARE)
-    state = Job.prepare(Sweep.load(out / SPEC), out).state
+    state = SweepRun.prepare(Sweep.load(out / SPEC), out).schedule
     return f"{len(state.done)} done, {len(state.left)} left"
 
 
@@ -65,8 +64,8 @@ def table(out: Path) -> str:
 
 def make(out: Path, records: int, samples: int) -> None:
     """A sweep of `records` records in folder `out`."""
-    sizes = tuple(range(1, records // VISITS // len(OPTIMIZATIONS) + 1))
-    rounds = Sweep(batch_sizes=sizes, optimizations=OPTIMIZATIONS, threads="all", rounds=VISITS)
+    sizes = tuple(range(1, records // TRIALS // len(OPTIMIZATIONS) + 1))
+    rounds = Sweep(batch_sizes=sizes, optimizations=OPTIMIZATIONS, threads="all", rounds=TRIALS)
     (out / "sweep.yaml").write_text(rounds.dump(), encoding="utf-8")
     noise = np.random.default_rng(0)
     files.os.fsync = lambda handle: None  # nobody waits for the disk each time
@@ -76,9 +75,10 @@ def make(out: Path, records: int, samples: int) -> None:
             one = measured(
                 Config(batch_size=size, optimization=optimization), machine(4, smt=False)
             )
-            for number in range(1, VISITS + 1):
+            for number in range(1, TRIALS + 1):
                 points = tuple(varied(point, samples, noise) for point in one.points)
-                seen = {"visit": number, "points": points, "probe_version": 1}
+                block = f"{number:08x}"
+                seen = {"trial": number, "round": number, "block": block, "points": points}
                 record = one.model_copy(update=seen)
                 record.save(out / "records")
                 write(notebook(noise), out / "notebooks" / f"{record.name}.ipynb")
@@ -93,7 +93,6 @@ def notebook(noise: np.random.Generator) -> nbformat.NotebookNode:
 
 def forget(out: Path) -> None:
     """Have the next reading find nothing that was read before."""
-    shutil.rmtree(out / ".cache", ignore_errors=True)
     for path in out.glob("*/*"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -14,7 +14,8 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.record import load_records
 from scalebench_lib.results import Results
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.runner import SweepRun
+from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.runner import run_in_turn
 from tests.test_kernels import notebook
 
 
@@ -88,7 +89,9 @@ def test_batch_256_is_measured_with_every_allocator(warm, tmp_path: Path) -> Non
         max_seconds=0.2,
         rounds=1,
     )
-    SweepRun.prepare(sweep, tmp_path).run(lambda _: None, warm)
+    prepared = SweepRun.prepare(sweep, tmp_path)
+    prepared.kernels = warm
+    run_in_turn([prepared], lambda _: None)
     records = load_records(tmp_path)
     assert {(r.status, r.reason, r.kernel) for r in records} == {("ok", None, "warm")}
     told = {r.config.allocator: r.software.libraries["malloc"] for r in records}

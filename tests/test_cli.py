@@ -44,11 +44,6 @@ def command(*arguments: object) -> list[str]:
         (["--rounds", "0"], "rounds: must be a whole number of at least 1"),
         (["--time-budget", "soon"], "time_budget: must be like 90s, 10m or 2h, not 'soon'"),
         (["--trial-timeout", "0"], "trial_timeout: must be like 90s, 10m or 2h, not '0'"),
-        (
-            ["--scheduler", "tcp://there:8786"],
-            "scheduler: this version has no sweeps of several hosts",
-        ),
-        (["--any-host"], "scheduler: this version has no sweeps of several hosts"),
         (["--if-busy", "hope"], "if_busy: must be refuse, wait, beside, not 'hope'"),
         (["--weights", "a\nb"], "weights: holds characters that cannot be printed"),
         (["--batch-sizes", "999999999"], "batch_sizes"),

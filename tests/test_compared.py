@@ -1,72 +1,157 @@
-"""A comparison's words, Markdown and figure."""
+"""A comparison's words, table, Markdown and figure."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from scalebench_lib.analysis.compare import Comparison, compare
-from scalebench_lib.analysis.compared import figure, markdown, rows, save, summary
+from scalebench_lib.analysis.compare import Comparison
+from scalebench_lib.analysis.compared import (
+    figure,
+    headline,
+    markdown,
+    notes,
+    printed,
+    save,
+    tables,
+)
+from scalebench_lib.config import Config
+from scalebench_lib.record import Record
 from tests import madeup, simulated
-from tests.test_compare import sweep
+from tests.test_compare import compared, sweep
+
+SLOW, GONE = simulated.CONFIGS[:2]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def found() -> Comparison:
     """One config slower by a fifth, and one that failed."""
-    folder = tmp_path_factory.mktemp("compared")
-    slow, gone = simulated.CONFIGS[0], simulated.CONFIGS[1]
-    after = [r for r in sweep(1, {slow.id: 1.2}) if r.config != gone]
-    after.append(madeup.missing(gone, simulated.ON, "failed", "<img> | *memory*"))
-    a = madeup.save_sweep(folder / "monday", sweep(0))
-    return compare(a, madeup.save_sweep(folder / "friday", after))
+    after = [r for r in sweep(1, {SLOW.id: 1.2}) if r.config != GONE]
+    after.append(madeup.missing(GONE, simulated.ON, "failed", "<img> | *memory*"))
+    return compared(sweep(0), after)
 
 
-def test_the_summary_counts_and_says_how(found: Comparison) -> None:
-    """All of it computed."""
-    said = "\n".join(summary(found))
-    assert "friday against monday, 12 points: 2 slower, 0 faster, 8 same, 2 not comparable." in said
-    assert "2 points that monday has could not be measured" in said
-    assert "false discovery rate of 5 %" in said
+def lines(found: Comparison, width: int = 80) -> list[str]:
+    """What is printed into a pipe, or a terminal of that `width`."""
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(*printed(found), sep="\n", soft_wrap=True, markup=False)
+    return capture.get().splitlines()
+
+
+def test_the_headline_counts_and_tells_what_is_common(found: Comparison) -> None:
+    """All of it computed, and first of all that is printed."""
+    first, common = headline(found)
+    assert first == (
+        "after (B) against before (A), 12 points: 2 slower, 0 faster, 8 same, 0 unclear, "
+        "2 lost in B."
+    )
+    change = r"no measurable change \(.* % faster to .* % slower\) on"
+    assert re.fullmatch(f"Common to all points: {change} 1 thread; {change} 2 threads.", common)
+    assert lines(found)[:2] == [first, common]
+
+
+def test_what_all_points_share_is_a_sentence() -> None:
+    """For each thread count, with its interval; and how to tell a slow machine from software."""
+    change = r"\d\.\d % slower \(\d\.\d–[\d.]+ %\) on"
+    told = f"Common to all points: {change} 1 thread; {change} 2 threads."
+    first, common, hint = headline(compared(sweep(0), sweep(1, 1.08)))
+    assert " 0 slower, 0 faster, 12 same" in first
+    assert re.fullmatch(told, common)
+    assert "Machine or software: 'scalebench sweep OUT --against PYTHON' tells" in hint
+    assert len(headline(compared(sweep(0), sweep(1, 1.08), threshold=0.5))) == 2
+
+
+def test_reasons_are_notes_that_name_their_points(found: Comparison) -> None:
+    """A line a reason, below the table."""
+    assert (
+        f"Note: lost in B (failed: <img> | *memory*): {GONE.optimization}, batch 1 on 1, 2 threads."
+        in notes(found)
+    )
+    assert "false discovery rate of 5 %" in notes(found)[0]
+    only = [r for r in sweep(1) if r.config.batch_size == 4 or r.config.optimization == "none"]
+    said = notes(compared(sweep(0), only))
+    assert "Note: only in A: script, batch 1, 16 on 1, 2 threads." in said
+
+
+def _long(record: Record, smt: bool) -> Record:
+    """The record as that of a config of long names and numbers: 16 threads, minutes a pass."""
+    config = Config(batch_size=1024, optimization="onnxruntime-int8", smt=smt)
+    point = record.points[0]
+    turns = [
+        turn.model_copy(update={"samples_ns": tuple(300 * ns for ns in turn.samples_ns)})
+        for turn in point.turns
+    ]
+    points = [
+        madeup.with_turns(point, turns).model_copy(update={"threads": threads})
+        for threads in (15, 16)
+    ]
+    update = {"config": config, "config_id": config.id, "points": tuple(points)}
+    return record.model_copy(update=update)
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_the_longest_names_fit_into_80_columns(width: int) -> None:
+    """Nothing is cut, in a narrower terminal either; all columns are there."""
+    sides = [
+        [
+            _long(r, smt=r.config.optimization == "script")
+            for r in sweep(seed)
+            if r.config.batch_size == 16
+        ]
+        for seed in (0, 1)
+    ]
+    found = compared(*sides)
+    (_, rows), *others = tables(found)
+    start = lines(found, width).index("") + 1
+    table = lines(found, width)[start : start + len(rows) + 1]
+    assert not others
+    assert max(map(len, table)) <= 80
+    assert [line.split() for line in table[2:]] == [" ".join(row).split() for row in rows[1:]]
+    assert {"onnxruntime-int8", "1024", "16", "on", "off"} <= {word for row in rows for word in row}
+
+
+def test_settings_have_tables_of_their_own() -> None:
+    """Two image sizes, two tables that say which."""
+    sizes = [{"model": "resnet50", "image_size": size} for size in (64, 224)]
+    records = [r for size in sizes for r in madeup.small_records([1], **size)]
+    found = compared(records, records)
+    assert [title for title, _ in tables(found)] == ["64 pixels", "224 pixels"]
+    assert [len(rows) for _, rows in tables(found)] == [1 + 4, 1 + 4]
+    assert "**64 pixels**" in markdown(found)
 
 
 def test_the_markdown_is_one_table_with_a_row_a_point(found: Comparison) -> None:
     """Every row as wide as the heading, other people's text made harmless."""
-    lines = [line for line in markdown(found).splitlines() if line.startswith("| ")]
-    cells = [line.replace("\\|", "").count("|") for line in lines]
-    assert len(lines) == 2 + 12
-    assert len(set(cells)) == 1
+    table = [line for line in markdown(found).splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + 10
+    assert len({line.count("|") for line in table}) == 1
     assert markdown(found).count("**slower**") == 2
     assert "&lt;img&gt; \\| \\*memory\\*" in markdown(found)
-
-
-def test_points_that_differ_in_their_images_alone_are_told_apart(tmp_path: Path) -> None:
-    """Two image sizes, two rows that say which."""
-    sizes = [{"model": "resnet50", "image_size": size} for size in (64, 224)]
-    records = [r for size in sizes for r in madeup.small_records([1], **size)]
-    sweeps = [madeup.save_sweep(tmp_path / name, records) for name in "ab"]
-    heading, *body = rows(compare(*sweeps))
-    place = heading.index("image size")
-    assert [row[place] for row in body] == [*["64"] * 4, *["224"] * 4]
 
 
 def test_it_is_saved_with_its_picture_and_its_data(found: Comparison, tmp_path: Path) -> None:
     """To be put beside a report."""
     page = save(found, tmp_path / "new" / "folder")
     assert "](compare.png)" in page.read_text()
-    assert len(pd.read_csv(page.with_suffix(".csv"))) == 12
+    table = pd.read_csv(page.with_suffix(".csv"))
+    assert len(table) == 12
+    assert table["beyond"].max() == pytest.approx(1.2, rel=0.05)
     assert Image.open(page.with_suffix(".png")).width > 800
 
 
-def test_the_figure_shows_every_ratio_with_its_interval(found: Comparison) -> None:
-    """And none for what has no ratio."""
+def test_the_figure_shows_what_each_point_is_judged_by(found: Comparison) -> None:
+    """With its interval, and none for what has no ratio."""
     axes = figure(found).axes[0]
     drawn = np.concatenate([line.get_xdata() for line in axes.lines if line.get_marker() in "<>ox"])
-    expected = found.table["ratio"].dropna()
+    expected = found.table["beyond"].dropna()
     assert sorted(drawn) == pytest.approx(sorted(expected))
     assert len(axes.get_yticklabels()) == 10
+    assert "common to all points" in axes.get_xlabel()
 
 
 def test_a_figure_of_thousands_stays_a_page(found: Comparison) -> None:

@@ -27,8 +27,8 @@ from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import Results, results_table
 from scalebench_lib.sweep import runner
 from scalebench_lib.sweep.folder import in_flight
-from scalebench_lib.sweep.runner import SweepRun
-from scalebench_lib.sweep.schedule import sweep_schedule
+from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.schedule import sweep_schedules
 from tests.fake_trials import SMALL, FakeTrial, FakeTrials
 from tests.kill_often import one_sweep
 from tests.madeup import machine, measured, save_sweep
@@ -240,7 +240,7 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     compare_both = lambda out: compare(out, out)  # noqa: E731
     prepare = lambda out: SweepRun.prepare(ONCE, out)  # noqa: E731
     plan = lambda out: Ground.load(out, Request(batch_size=2))  # noqa: E731
-    for read in (prepare, sweep_schedule, Results.load, plan, compare_both):
+    for read in (prepare, sweep_schedules, Results.load, plan, compare_both):
         with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
             read(tmp_path)
     assert len(Results.load(tmp_path, any_machine=True).table["machine"].unique()) == 2

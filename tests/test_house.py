@@ -39,7 +39,7 @@ def test_wings_meet_on_the_ground_floor_only(path: Path) -> None:
     home = path.relative_to(LIBRARY).parts[0]
     if path.name == "instance.py":  # a process of its own, that measures
         home = "measure"
-    if home in ("cli.py", "trust"):  # they bring the wings together
+    if home in ("cli.py", "validation"):  # they bring the wings together
         return
     for module in imports(path):
         other = re.match(r"scalebench_lib\.(\w+)", module)

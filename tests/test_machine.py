@@ -1,5 +1,6 @@
 """Topologies that we do not have, as made-up files of the kernel."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +8,13 @@ import pytest
 
 from scalebench_lib import machine as machine_module
 from scalebench_lib.errors import RequestError
-from scalebench_lib.machine import Machine, available_bytes, throttled_periods
+from scalebench_lib.machine import (
+    Machine,
+    available_bytes,
+    perhaps_another_host,
+    stolen_ns,
+    throttled_periods,
+)
 
 
 def kernel_files(root: Path, cpus: dict[int, tuple[int, int, str]]) -> Path:
@@ -221,6 +228,38 @@ def test_another_identity_alone_is_no_other_machine(here) -> None:
     assert found.differs_from(found.model_copy(update={"identity": "0" * 12})) is None
 
 
+def test_another_identity_of_one_kind_is_perhaps_another_host(here) -> None:
+    """Said of two sweeps, and of one that goes on; of another kind there is more to say."""
+    one = here(no_smt(4)).model_copy(update={"identity": "a" * 12})
+    other = one.model_copy(update={"identity": "b" * 12})
+    assert "or this one since a restart" in perhaps_another_host([one, one], [other])
+    assert "perhaps another host" in perhaps_another_host([one], [one, other])
+    assert perhaps_another_host([one, other], [other, one, one]) is None
+    assert perhaps_another_host([one], [other.model_copy(update={"quota": 2.0})]) is None
+
+
+def test_without_identities_nothing_is_said_of_hosts(here) -> None:
+    """Nor of a folder that is still empty."""
+    unknown = here(no_smt(4))
+    known = unknown.model_copy(update={"identity": "a" * 12})
+    assert perhaps_another_host([unknown], [known]) is None
+    assert perhaps_another_host([known], [unknown]) is None
+    assert perhaps_another_host([], [known]) is None
+
+
+def test_a_governor_is_new_only_where_it_changed(tmp_path: Path) -> None:
+    """A system that tells none has none that changed."""
+    before = Machine.here(tmp_path)
+    path = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    path.parent.mkdir(parents=True)
+    path.write_text("powersave\n")
+    assert before.new_governor(tmp_path) is None
+    saving = Machine.here(tmp_path)
+    assert saving.new_governor(tmp_path) is None
+    path.write_text("performance\n")
+    assert saving.new_governor(tmp_path) == "performance"
+
+
 def test_the_setting_of_huge_pages_is_known(tmp_path: Path) -> None:
     """The one that the kernel marks."""
     path = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
@@ -268,3 +307,21 @@ def test_periods_in_which_a_quota_stops_us_are_counted(tmp_path: Path, line, fol
     stat = tmp_path / "sys/fs/cgroup" / folder / "cpu.stat"
     stat.write_text("nr_periods 90\nnr_throttled 7\nthrottled_usec 5\n")
     assert throttled_periods(tmp_path) == 7
+
+
+def test_time_stolen_from_some_cpus_is_told_in_ns(tmp_path: Path) -> None:
+    """In ticks by the kernel, CPU by CPU; None where it does not tell of each."""
+    assert stolen_ns((0,), tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/stat").write_text(
+        "cpu  900 0 90 9000 5 0 3 80 0 0\n"
+        "cpu0 300 0 30 3000 2 0 1 10 0 0\n"
+        "cpu1 300 0 30 3000 2 0 1 30 0 0\n"
+        "cpu11 300 0 30 3000 1 0 1 40 0 0\n"
+        "intr 123 0 0 7\n"
+    )
+    tick = 10**9 // os.sysconf("SC_CLK_TCK")
+    assert stolen_ns((1,), tmp_path) == 30 * tick
+    assert stolen_ns((0, 11), tmp_path) == 50 * tick
+    assert stolen_ns((0, 2), tmp_path) is None
+    assert stolen_ns((), tmp_path) is None

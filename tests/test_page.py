@@ -383,6 +383,23 @@ def test_where_the_mean_differs_from_the_median_both_are_said() -> None:
     assert "At 2 of 2 points the mean of the passes differs" in told
 
 
+def test_a_sweep_that_was_disturbed_says_so_on_its_pages(small: Path) -> None:
+    """And counts it by point; else neither columns nor sentences are there."""
+    calm = Parsed(write_page(small)).text + markdown(small)
+    assert "Something else was computing" not in calm
+    assert "Shared turns" not in calm
+    shutil.rmtree(small / "records")
+    records = [madeup.disturbed(record, 5, waited=0.5) for record in madeup.small_records([1, 4])]
+    parsed = Parsed(write_page(madeup.save_sweep(small, records)))
+    for text in (parsed.text, markdown(small)):
+        assert "Something else was computing here: 20 of 64 turns were shared" in text
+    assert "Shared turns" in parsed.text
+    assert "A turn is shared where something else was computing" in parsed.text
+    assert "Throttled periods" not in parsed.text
+    table = pd.read_csv(small / "results.csv")
+    assert table["shared"].sum() == 20
+
+
 def test_findings_of_records_of_the_old_schema_say_that_they_were_not_paired() -> None:
     """They took no turns."""
     told = "\n".join(findings(Measured.load(PROJECT / "tests" / "old_sweep")))

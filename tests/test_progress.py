@@ -15,9 +15,10 @@ from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.folder import in_flight
 from scalebench_lib.sweep.locks import folder_to_itself
 from scalebench_lib.sweep.progress import announce, progress_shown, seconds, summary
-from scalebench_lib.sweep.runner import Step, SweepRun
+from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.runner import Step, run_in_turn
 from tests.fake_trials import SMALL, FakeClock, FakeKernels, FakeTrials
-from tests.madeup import measured, missing
+from tests.madeup import disturbed, measured, missing
 
 SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none", "script"), max_seconds=2)
 
@@ -27,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
     """A sweep of 4 configs with fake trials."""
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: SMALL))
     prepared = SweepRun.prepare(SWEEP, tmp_path)
-    prepared.start = FakeTrials()
+    prepared.start, prepared.kernels = FakeTrials(), FakeKernels()
     return prepared
 
 
@@ -60,7 +61,7 @@ def block(trials: int = 1) -> Block:
 
 def test_a_sweep_begins_with_what_it_will_measure_and_how_long(run, console) -> None:
     """And ends with what is left."""
-    announce(run, console)
+    announce([run], console)
     assert "4 configs to measure in 2 rounds, 0 done before, 0 failed before: about" in printed(
         console
     )
@@ -68,12 +69,12 @@ def test_a_sweep_begins_with_what_it_will_measure_and_how_long(run, console) -> 
     assert "4 configs left: the same command goes on from here" in printed(console)
 
 
-def test_each_record_leaves_a_line(tmp_path: Path, console: Console) -> None:
+def test_each_record_leaves_a_line(run: SweepRun, console: Console) -> None:
     """With its medians, or with why there are none; an early end is said."""
     record = measured(Config(batch_size=4), SMALL)
     early = record.model_copy(update={"ended_by": "interrupted"})
     failed = missing(record.config, SMALL, "failed", "no luck [bold]at all")
-    with progress_shown(tmp_path, console) as show:
+    with progress_shown([run], console) as show:
         for one in (record, early, failed):
             show(step(block(), one))
     well, interrupted, failing = [
@@ -99,23 +100,25 @@ def test_the_points_of_a_block_are_shown_with_how_well_they_are_known(console: C
     assert "… and 24 more" in printed(console)
 
 
-def test_others_see_what_is_in_flight_as_long_as_it_is(tmp_path: Path, console: Console) -> None:
+def test_others_see_what_is_in_flight_as_long_as_it_is(
+    run: SweepRun, tmp_path: Path, console: Console
+) -> None:
     """By a file that goes with the sweep."""
     with folder_to_itself(tmp_path):
-        with progress_shown(tmp_path, console) as show:
+        with progress_shown([run], console) as show:
             show(step(block(), doing="setting up a trial"))
             assert str(in_flight(tmp_path)).startswith("round 2, setting up a trial, about")
         assert in_flight(tmp_path) is None
     assert [path.name for path in tmp_path.iterdir() if "running" in path.name] == []
 
 
-def test_drawing_is_rare_while_trials_take_turns(tmp_path, console, monkeypatch) -> None:
+def test_drawing_is_rare_while_trials_take_turns(run, console, monkeypatch) -> None:
     """It takes some ms, which are nobody's."""
     drawn: list[Step] = []
     monkeypatch.setattr(progress, "_drawn", lambda step: drawn.append(step) or "")
     clock, one = FakeClock(), block()
     monkeypatch.setattr(progress, "time", clock)
-    with progress_shown(tmp_path, console) as show:
+    with progress_shown([run], console) as show:
         for _ in range(100):
             show(step(one))
             clock.now += 0.1
@@ -131,7 +134,7 @@ def test_what_failed_is_told_in_the_end(run: SweepRun, console: Console, tmp_pat
     config = run.schedule.trials[0].config
     with run.alone():
         run.keep(missing(config, SMALL, "failed", "no luck"))
-        run.run(lambda _: None, FakeKernels())
+        run_in_turn([run], lambda _: None)
     assert summary(run, console) == [
         f"1 config failed: 'scalebench status {tmp_path}' says why",
     ]
@@ -152,3 +155,12 @@ def test_other_times_are_refused(text: str) -> None:
     """Naming the option."""
     with pytest.raises(RequestError, match=r"^time_budget: must be like 90s, 10m or 2h"):
         seconds("time_budget", text)
+
+
+def test_what_disturbed_a_sweep_is_said_in_the_end(run: SweepRun, console: Console) -> None:
+    """That is nothing that went wrong."""
+    record = measured(run.schedule.trials[0].config, SMALL)
+    with run.alone():
+        run.keep(disturbed(record, 6, waited=0.5))
+    assert summary(run, console) == []
+    assert "Something else was computing here: 6 of 16 turns were shared" in printed(console)

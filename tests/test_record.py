@@ -1,7 +1,6 @@
 """Records: written whole or not at all, never changed, read back as they were."""
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ from scalebench_lib.record import (
     require_one_machine,
     write_atomically,
 )
-from scalebench_lib.sweep.runner import SweepRun
-from tests.madeup import machine, measured, save_sweep, small_records
+from scalebench_lib.sweep.run import SweepRun
+from tests.madeup import SOFTWARE, START, machine, measured, save_sweep, small_records
 
 SMALL = machine(cores=2, smt=False)
 OLD_SWEEP = Path(__file__).parent / "old_sweep"
@@ -56,6 +55,45 @@ def test_a_point_tells_what_its_turns_add_up_to() -> None:
     assert "median 0.0002000 ms of 3 passes in 2 turns" in str(point)
     unknown = point.model_copy(update={"turns": (turns[0].model_copy(update={"cpu_ns": None}),)})
     assert unknown.cpu_ns is None
+
+
+def point_of(turns: list[tuple], passes_per_sample: int = 1) -> Point:
+    """A point of turns of one sample each: its ns, CPU time, and longest wait."""
+    made = [
+        Turn(cycle=cycle, start_ns=0, samples_ns=(ns,), cpu_ns=cpu_ns, waited_ns=waited_ns)
+        for cycle, (ns, cpu_ns, waited_ns) in enumerate(turns, start=1)
+    ]
+    return Point(
+        threads=2,
+        cores=2,
+        cpus=(0, 1),
+        pinned=True,
+        passes_per_sample=passes_per_sample,
+        turns=tuple(made),
+    )
+
+
+def test_a_turn_is_shared_where_a_thread_waited_for_long() -> None:
+    """For more than a tenth of it, the time of all passes; a single long turn tells so too."""
+    assert point_of([(1000, 2000, 100), (1000, 2000, 101)]).shared == (False, True)
+    assert point_of([(1000, 2000, 300), (1000, 2000, 301)], 3).shared == (False, True)
+    assert point_of([(10**10, 10**10, 2 * 10**9)]).shared == (True,)
+
+
+def test_a_turn_is_shared_where_it_got_less_cpu_time_than_is_usual() -> None:
+    """For its wall time: a longer turn has more of it. Two turns have no usual."""
+    usual = [(1000, 1900, 0), (2000, 3800, 0), (1000, 1900, 0)]
+    assert point_of([*usual, (1000, 1720, 0)]).shared == (False,) * 4
+    assert point_of([*usual, (1000, 1700, 0)]).shared == (False, False, False, True)
+    assert point_of([(1000, 1900, 0), (1000, 500, 0)]).shared == (False, False)
+
+
+def test_what_the_system_does_not_tell_of_a_turn_is_unknown() -> None:
+    """Rather than not shared; too little CPU time can be seen all the same."""
+    assert point_of([(1000, None, None)] * 4).shared == (None,) * 4
+    assert point_of([(1000, None, 0)] * 4).shared == (False,) * 4
+    assert point_of([*[(1000, 2000, None)] * 3, (1000, 500, None)]).shared == (*[None] * 3, True)
+    assert point_of([*[(1000, 2000, 0)] * 3, (1000, None, 0)]).shared == (False,) * 4
 
 
 @pytest.mark.parametrize(
@@ -131,7 +169,7 @@ def test_records_are_listed_by_batch_size(tmp_path) -> None:
 def test_a_trial_that_never_measured_says_why() -> None:
     """Such a record has no points, and asking it for success raises its reason."""
     trial = Trial(config=Config(), threads=(1,), round=2, block="0a1b2c3d")
-    record = Record.without_points(trial, SMALL, "failed", "no luck", datetime.now(UTC))
+    record = Record.without_points(trial, SMALL, SOFTWARE, "failed", "no luck", START)
     assert (record.round, record.block, record.ended_by) == (2, "0a1b2c3d", None)
     with pytest.raises(MeasurementError, match="no luck"):
         record.require_ok()
@@ -152,6 +190,7 @@ def test_records_of_the_old_schema_are_read_as_trials_that_never_met() -> None:
             assert starts == sorted(starts)
             assert set(starts) <= set(old["started_ns"])
             assert [turn.cycle for turn in point.turns] == list(range(1, len(starts) + 1))
+            assert set(point.shared) == {None}
             if old.get("cpu_ns") is not None:
                 assert point.cpu_ns == pytest.approx(old["cpu_ns"], abs=len(starts))
 

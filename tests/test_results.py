@@ -12,7 +12,15 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, Turn
 from scalebench_lib.results import COLUMNS, Results, results_table, twins
 from tests import madeup, simulated
-from tests.madeup import machine, measured, missing, save_sweep, small_records, with_turns
+from tests.madeup import (
+    disturbed,
+    machine,
+    measured,
+    missing,
+    save_sweep,
+    small_records,
+    with_turns,
+)
 from tests.simulated import only_cycles
 
 SMALL = machine(cores=2, smt=False)
@@ -281,6 +289,18 @@ def test_outliers_are_counted_and_kept() -> None:
     table = results_table([one, slower(again(first), 2)])
     assert list(table["outliers"]) == [1, 0]
     assert list(table["samples"]) == [16, 16]
+
+
+def test_what_disturbed_a_point_is_counted() -> None:
+    """By turns, periods and share of time, over all trials; empty where it is not told."""
+    untold = results_table([measured(NONE, SMALL)])
+    assert list(untold["turns"]) == [8, 8]
+    assert untold[["shared", "throttled", "stolen"]].isna().all(axis=None)
+    one = disturbed(measured(NONE, SMALL), 2, waited=0.5, throttled=3, stolen=0.2)
+    table = results_table([one, again(disturbed(measured(NONE, SMALL)))]).set_index("threads")
+    assert tuple(table.loc[1, ["turns", "shared", "throttled", "stolen"]]) == (16, 0, 0, 0)
+    assert tuple(table.loc[2, ["turns", "shared", "throttled"]]) == (16, 2, 6)
+    assert 0.01 < table.loc[2, "stolen"] < 0.02
 
 
 def test_what_failed_is_a_row_with_its_reason() -> None:

@@ -16,11 +16,13 @@ from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, Software, load_records
+from scalebench_lib.sweep import run as run_module
 from scalebench_lib.sweep import runner, stop
 from scalebench_lib.sweep.locks import folder_to_itself
-from scalebench_lib.sweep.runner import Step, SweepRun
+from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.runner import Step, run_in_turn
 from tests.fake_trials import SMALL, FakeKernels, FakeTrials, Happens, short
-from tests.madeup import machine, measured, save_sweep
+from tests.madeup import SOFTWARE, machine, measured, save_sweep
 
 SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none", "script", "bf16"), max_seconds=2, rounds=2)
 ALL = ["none 1", "script 1", "bf16 1", "none 4", "script 4", "bf16 4"]
@@ -50,8 +52,8 @@ def run(
 ) -> list[Record]:
     """Run `sweep` with these trials, as far as it goes; returns the new records."""
     prepared = SweepRun.prepare(sweep, out, bool(more.pop("retry_failed", False)))
-    prepared.start = trials
-    return prepared.run(progressed, FakeKernels(), **more)
+    prepared.start, prepared.kernels = trials, FakeKernels()
+    return run_in_turn([prepared], progressed, **more)
 
 
 def at(phase: str, name: str, error: BaseException, cycle: int = 0) -> Happens:
@@ -176,7 +178,7 @@ def test_what_is_added_later_brings_its_base_again(
     trials: FakeTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: dict, again: list
 ) -> None:
     """In each round; nothing else is measured again."""
-    monkeypatch.setattr(runner, "require_installed", lambda _: None)
+    monkeypatch.setattr(run_module, "require_installed", lambda _: None)
     first = SWEEP.model_copy(update={"optimizations": ("none", "script", "bf16")})
     before = run(trials, tmp_path, first)
     merged = first.merged(first.model_copy(update=added))
@@ -286,9 +288,9 @@ def test_a_failed_trial_that_wrote_its_own_record_keeps_it(trials, tmp_path: Pat
 
     def happens(phase: str, trial: Trial, cycle: int) -> None:
         if (phase, short(trial)) == ("set up", "script 1"):
-            Record.without_points(trial, SMALL, "failed", "its own words", measured_at).save(
-                tmp_path / "records"
-            )
+            why = "its own words"
+            record = Record.without_points(trial, SMALL, SOFTWARE, "failed", why, measured_at)
+            record.save(tmp_path / "records")
             raise MeasurementError("ours")
 
     measured_at = measured(Config(), SMALL).started
@@ -308,9 +310,9 @@ def test_a_hang_is_what_the_trial_says_it_is(trials: FakeTrials, tmp_path: Path)
         limits.append(limit_s)
         return trials(trial, out, kernels, environment, limit_s, stopping)
 
-    prepared.start = start
+    prepared.start, prepared.kernels = start, FakeKernels()
     trials.happens = at("turn", "bf16 1", MeasurementError("not done after 7 s, its time limit"))
-    records = prepared.run(quiet, FakeKernels())
+    records = run_in_turn([prepared], quiet)
     assert set(limits) == {7.0}
     assert status(records)["bf16 1"] == "failed"
 

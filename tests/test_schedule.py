@@ -6,7 +6,7 @@ import pytest
 
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.record import Record, Setup
-from scalebench_lib.sweep.schedule import TRIAL_S, Pace, Schedule, sweep_schedule
+from scalebench_lib.sweep.schedule import TRIAL_S, Pace, Schedule, sweep_schedules
 from tests.madeup import machine, measured, save_sweep
 
 SMALL = machine(cores=2, smt=False)
@@ -173,7 +173,7 @@ def test_a_later_round_is_not_skipped_for_what_is_known() -> None:
 
 def test_nothing_of_the_old_schema_counts() -> None:
     """It knew no blocks."""
-    found = sweep_schedule(OLD_SWEEP)
+    found = sweep_schedules(OLD_SWEEP)[None]
     assert found.done == []
     assert len(found.left) == 8
 
@@ -204,4 +204,4 @@ def test_the_pace_is_learned_from_records() -> None:
 def test_a_sweep_in_a_folder_tells_what_is_left(tmp_path: Path) -> None:
     """By its own ``sweep.yaml``, as the machine of its records."""
     save_sweep(tmp_path, [record("none", 1, 1, "a")])
-    assert names(sweep_schedule(tmp_path).left) == ["script 1"]
+    assert names(sweep_schedules(tmp_path)[None].left) == ["script 1"]

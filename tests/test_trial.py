@@ -15,7 +15,7 @@ import torch
 from scalebench_lib import protocol
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.machine import Machine
+from scalebench_lib.machine import Machine, stolen_ns
 from scalebench_lib.measure import optimizations
 from scalebench_lib.measure.optimizations import Optimization, Optimized, Subject
 from scalebench_lib.measure.trial import measure
@@ -63,7 +63,7 @@ def test_a_trial_tells_all_that_a_record_holds(record: Record) -> None:
 
 
 def test_each_turn_tells_what_disturbed_it(record: Record) -> None:
-    """CPU time beside wall time, and how long threads waited for a CPU."""
+    """CPU time beside wall time, how long threads waited for a CPU, and what was stolen."""
     for point in record.points:
         assert [turn.cycle for turn in point.turns] == list(range(1, len(point.turns) + 1))
         assert all(turn.cpu_ns > 0 for turn in point.turns)
@@ -71,6 +71,16 @@ def test_each_turn_tells_what_disturbed_it(record: Record) -> None:
         assert point.spent_s >= point.wall_ns / 1e9
         if MACHINE.pinnable:
             assert all(turn.waited_ns is not None for turn in point.turns)
+            told = stolen_ns(point.cpus) is not None
+            assert all((turn.stolen_ns is not None) == told for turn in point.turns)
+
+
+def test_a_governor_that_changed_meanwhile_is_in_the_record(monkeypatch, record: Record) -> None:
+    """Only there."""
+    assert record.governor_after is None
+    monkeypatch.setattr("scalebench_lib.machine._governor", lambda root: "performance")
+    saving = MACHINE.model_copy(update={"governor": "powersave"})
+    assert measure(trial(weights="pretrained"), saving).governor_after == "performance"
 
 
 def test_thread_counts_of_a_trial_alone_have_equally_many_turns(record: Record) -> None:

@@ -22,6 +22,7 @@ from scalebench_lib.sweep import trial_process
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import PLACE
 from scalebench_lib.sweep.trial_process import StoppedError, TrialProcess
+from tests.madeup import SOFTWARE, START
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
@@ -239,7 +240,7 @@ def test_a_record_counts_whatever_comes_after_it(warm, tmp_path: Path, notebook)
     """A notebook that fails in its drawing has measured; half a record has not."""
     path = tmp_path / "records" / f"{trial().name}.json"
     text = json.dumps(
-        Record.without_points(trial(), MACHINE, "failed", "x", START).model_dump_json()
+        Record.without_points(trial(), MACHINE, SOFTWARE, "failed", "x", START).model_dump_json()
     )
     write = f"os.makedirs('records'); open({str(path)!r}, 'w').write({text}); 1/0"
     notebook(end=write)
@@ -252,11 +253,6 @@ def test_a_record_counts_whatever_comes_after_it(warm, tmp_path: Path, notebook)
         process.turn(1, 1, 0.05)
         with pytest.raises(MeasurementError, match="is damaged"):
             process.end("max_seconds")
-
-
-START = Record.load(
-    Path(__file__).parent / "old_sweep/records/bert-none-smt_off-bs1-44136f-v1.json"
-).started
 
 
 def test_who_stops_while_a_trial_is_set_up_does_not_wait_for_it(warm, tmp_path, notebook) -> None:

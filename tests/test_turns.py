@@ -17,7 +17,8 @@ MS = 1_000_000
 class FakeProcess:
     """A clock that only passes move; each thread count has its own durations in ns.
 
-    All of its threads compute all of the time, and each waits for a CPU half as long.
+    Both of its threads compute all of the time; the first waits for a CPU half as long, the second
+    a quarter, and the hypervisor takes a tenth of it.
     """
 
     def __init__(self, durations: dict[int, Iterator[int]]) -> None:
@@ -45,7 +46,8 @@ class FakeProcess:
     def usage(self) -> Usage:
         """What it has had so far; it is throttled in each turn."""
         self.throttled += 1
-        return Usage(2 * self.now, {7: (self.now, self.now // 2), 8: (self.now, 0)}, self.throttled)
+        threads = {7: (self.now, self.now // 2), 8: (self.now, self.now // 4)}
+        return Usage(2 * self.now, threads, self.throttled, self.now // 10)
 
 
 def taker(durations: dict[int, Iterator[int]], **more: object) -> tuple[TurnTaker, FakeProcess]:
@@ -199,7 +201,7 @@ def test_a_pass_that_takes_no_time_at_all_has_some_all_the_same() -> None:
 
 
 def test_a_turn_records_what_the_process_has_had_for_its_samples() -> None:
-    """CPU time, waiting for a CPU, throttled periods: without switch and warm-up."""
+    """CPU time, the longest wait, stolen time, throttled periods: without switch and warm-up."""
     one, fake = taker({1: repeat(40 * MS)})
     one.usage = fake.usage
     for number in (1, 2):
@@ -207,6 +209,7 @@ def test_a_turn_records_what_the_process_has_had_for_its_samples() -> None:
     for turn in one.points[1].turns:
         assert turn.cpu_ns == 2 * sum(turn.samples_ns)
         assert turn.waited_ns == sum(turn.samples_ns) // 2
+        assert turn.stolen_ns == sum(turn.samples_ns) // 10
         assert turn.throttled == 1
 
 
@@ -215,14 +218,25 @@ def test_what_the_system_does_not_tell_is_not_recorded() -> None:
     one, _ = taker({1: repeat(40 * MS)}, usage=lambda: Usage(5))
     one.take(1, 1)
     (turn,) = one.points[1].turns
-    assert (turn.cpu_ns, turn.waited_ns, turn.throttled) == (0, None, None)
+    assert turn.cpu_ns == 0
+    assert (turn.waited_ns, turn.stolen_ns, turn.throttled) == (None, None, None)
 
 
-def test_a_thread_that_begins_within_a_turn_has_waited_from_nought() -> None:
-    """One that has ended is not seen."""
+def test_a_counter_that_begins_anew_has_not_grown() -> None:
+    """As after a move to another host: a record holds no time below nought."""
+    told = iter((Usage(5, stolen_ns=70), Usage(6, stolen_ns=10)))
+    one, _ = taker({1: repeat(40 * MS)}, usage=lambda: next(told))
+    one.take(1, 1)
+    assert one.points[1].turns[0].stolen_ns == 0
+
+
+def test_the_longest_wait_of_any_one_thread_is_told() -> None:
+    """One that begins within the turn has waited from nought; one that has ended is not seen."""
     before = Usage(0, {7: (10, 4)})
-    assert Usage(0, {7: (20, 5), 8: (3, 2)}).waited_since(before) == 1 + 2
+    assert Usage(0, {7: (20, 5), 8: (3, 2)}).waited_since(before) == 2
+    assert Usage(0, {7: (20, 9), 8: (3, 2)}).waited_since(before) == 5
     assert Usage(0, {8: (3, 2)}).waited_since(before) == 2
+    assert Usage(0).waited_since(before) is None
 
 
 def test_starts_are_told_with_the_samples() -> None:

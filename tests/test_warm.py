@@ -74,7 +74,7 @@ def test_a_zygote_that_has_computed_refuses_to_serve(tmp_path) -> None:
 def test_without_a_zygote_kernels_are_fresh_and_it_is_said(tmp_path, monkeypatch) -> None:
     """Any trouble falls back."""
 
-    def broken(_: dict) -> ZygoteProcess:
+    def broken(*_: object) -> ZygoteProcess:
         raise NoZygoteError("no warm kernels: just because")
 
     monkeypatch.setattr(kernels_module, "ZygoteProcess", broken)

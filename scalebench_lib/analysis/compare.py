@@ -1,7 +1,13 @@
 """Two sweeps, point by point: is B slower than A? With an interval for every answer.
 
-The ratio of a point is B's latency over A's: above 1, B takes longer. The two shared no minutes,
-so its 95 % interval comes from the independent errors of both latencies' logarithms.
+The ratio of a point is B's latency over A's: above 1, B takes longer. Two sweeps share no minutes
+(`compare`), so a machine that was slower in B's minutes raises all ratios alike. That factor is
+estimated first, as the median over all points; its interval comes from how latencies differed
+from round to round. A point is judged by what is left, its ratio over the factor. The minutes are
+taken out of that cycle by cycle: each turn less the median of the other points' turns.
+
+Two environments whose trials shared their blocks met the same minutes (`against`): their ratios
+are paired turn by turn, and there is no factor to take out.
 
 A point is called faster or slower only when its change is larger than `threshold` and clear of
 noise. Many points are compared at once, so clear means more than leaving one interval: the false
@@ -11,8 +17,10 @@ comparison in 20 calls any point, and of the points that are called 1 in 20 is b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +30,29 @@ import pandas as pd
 from scipy import stats
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.record import Record, load_records, require_one_machine
-from scalebench_lib.results import MeasuredPoint, PointKey, Results
-from scalebench_lib.stats import CONFIDENCE, Ratio
+from scalebench_lib.machine import perhaps_another_host
+from scalebench_lib.record import Record, write_atomically
+from scalebench_lib.results import MeasuredPoint, PointKey, Results, twins
+from scalebench_lib.stats import (
+    ASSUMED_DF,
+    CONFIDENCE,
+    Interval,
+    Ratio,
+    Spread,
+    Variance,
+    error,
+)
 
-Verdict = Literal["slower", "faster", "same", "not comparable"]
+Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
+"""`unclear` are points that both sides measured and that cannot be judged, `lost` those that A
+measured and B could not; B was never asked for those of ``only A``."""
 
 THRESHOLD = 0.05
 """Sweeps of the same thing on a shared machine were seen to differ by 1 % in the median point and
 by up to 6 % at worst; what is smaller than this is not worth a red build."""
+
+THRESHOLD_AGAINST = 0.02
+"""Of two environments that took turns: points with themselves differed by 0.7 % in the median."""
 
 WIDE, TOO_WIDE = 0.10, 0.20
 """Half of a ratio's interval. From the first on, the point says what could hide in it; beyond the
@@ -38,6 +60,13 @@ second a slow-down by a fifth could, and "same" would mean nothing."""
 
 MOST_OUTLIERS = 1 / 3
 """A median holds with up to half of its passes slowed down; this keeps well away from that."""
+
+MIN_COMMON = 4
+"""The median of fewer points is one of them, or close: it would hide the change of that one."""
+
+ASSUMED_DRIFT = 0.05
+"""Standard deviation of the logs of all latencies together, from one round to the next, where a
+sweep has one round. On a shared machine 1 to 7 % were seen."""
 
 _WHAT = (
     "model",
@@ -50,16 +79,36 @@ _WHAT = (
     "device",
 )
 
-_Points = dict[PointKey, MeasuredPoint]
+_COLUMNS = [
+    *("config_id", *_WHAT, "batch_size", "threads", "latency_ms_a", "latency_ms_b"),
+    *("ratio", "ratio_low", "ratio_high", "beyond", "beyond_low", "beyond_high"),
+    *("chance", "verdict", "why"),
+]
+
+_Points = Mapping[PointKey, MeasuredPoint]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The change common to all points of some thread counts: B's latencies over A's.
+
+    `where` are these counts, each with whether SMT is on.
+    """
+
+    where: tuple[tuple[int, bool], ...]
+    ratio: Ratio
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What comparing sweep `a` with sweep `b` found.
 
-    `table` has one row a point: its config, ``latency_ms_a`` and ``_b``, ``ratio`` (B over A),
-    ``ratio_low`` and ``ratio_high``, ``verdict``, and ``why`` where it needs a word.
-    `differences` are what machine and software do not share.
+    `common` is what was taken out of the ratios. `table` has one row a point of either side: its
+    config, ``latency_ms_a`` and ``_b``, ``ratio`` (B over A), what is left of it ``beyond`` the
+    common, each with ``_low`` and ``_high``, ``chance`` (the p-value of ``beyond``), ``verdict``,
+    and ``why`` where it needs a word. `differences` are what machine and software do not share,
+    `notes` whatever else a reader has to know.
     """
 
     a: str
@@ -68,67 +117,139 @@ class Comparison:
     threshold: float
     differences: list[str]
     table: pd.DataFrame
+    common: tuple[Common, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def count(self, verdict: Verdict) -> int:
         """How many points got `verdict`."""
         return int((self.table["verdict"] == verdict).sum())
 
     @property
-    def lost(self) -> pd.DataFrame:
-        """The points that A measured and B could not."""
-        return self.table[self.table["lost"]]
-
-    @property
     def worse(self) -> bool:
-        """Whether any point is slower in B, or was measured in A and failed in B."""
-        return self.count("slower") > 0 or not self.lost.empty
+        """Whether any point is slower in B, or all of a thread count are, or B lost any."""
+        together = any(each.verdict == "slower" for each in self.common)
+        return together or self.count("slower") + self.count("lost") > 0
 
 
-def compare(a: Path, b: Path, threshold: float = THRESHOLD, anyway: bool = False) -> Comparison:
+def compare(
+    a: Path,
+    b: Path,
+    threshold: float = THRESHOLD,
+    anyway: bool = False,
+    model_a: str | None = None,
+    model_b: str | None = None,
+) -> Comparison:
     """Compare the sweeps in folders `a` and `b`; a change up to `threshold` is none.
 
-    Raises `RequestError` where there is nothing to compare, and, unless `anyway`, where machine
-    or software differ.
+    `model_a` and `model_b` name one model that the two sweeps know by different names, as one in
+    two folders; other models are left out. Raises `RequestError` where there is nothing to
+    compare, and, unless `anyway`, where machine or software differ.
     """
     if not 0 <= threshold < 1:
         raise RequestError(f"threshold: must be at least 0 and below 1, not {threshold:g}")
-    before, after = _loaded(a, anyway), _loaded(b, anyway)
-    both = {r.config_id for r in before} & {r.config_id for r in after}
-    shared = [[r for r in side if r.config_id in both] for side in (before, after)]
-    if not both:
-        raise RequestError(f"{a} and {b} have no config in common, so nothing can be compared")
-    differences = list(_differences(*shared))
-    if differences and not anyway:
-        raise RequestError(
-            f"{a} and {b} differ in {'; '.join(differences)}: compare them anyway with --anyway"
-        )
-    one, other = (Results.of(side).points for side in shared)
+    before, after = (_loaded(out, anyway) for out in (a, b))
+    if model_a or model_b:
+        before, after = _of_one_model(before, after, model_a, model_b)
+    _require_common_configs(a, b, before, after)
+    changes, common = _changes(before.points, after.points, threshold)
+    found = _comparison(a, b, before, after, changes, threshold, common)
+    if found.differences and not anyway:
+        differences = "; ".join(found.differences)
+        raise RequestError(f"{a} and {b} differ in {differences}: compare them with --anyway")
+    return found
+
+
+def against(a: Path, b: Path) -> Comparison:
+    """Compare the sweeps in folders `a` and `b`, whose trials shared their blocks.
+
+    Ratios are paired turn by turn. Other software is what was asked about: it is named, and never
+    refused. Raises `RequestError` where there is nothing to compare.
+    """
+    before, after = (_loaded(out, any_machine=False) for out in (a, b))
+    _require_common_configs(a, b, before, after)
+    ratios = twins(after, before)
+    changes = {key: _Change(ratio, ratio) for key, ratio in ratios.items()}
+    return _comparison(a, b, before, after, changes, THRESHOLD_AGAINST)
+
+
+def _loaded(out: Path, any_machine: bool) -> Results:
+    found = Results.load(out, any_machine)
+    if found.imported:
+        raise RequestError(f"{out} is imported: published means cannot be compared point by point")
+    return found
+
+
+def _of_one_model(
+    before: Results, after: Results, model_a: str | None, model_b: str | None
+) -> tuple[Results, Results]:
+    """Both sides' records of one model, those of `after` by the name that it has in `before`."""
+    if not (model_a and model_b):
+        raise RequestError("model-a and model-b belong together: name the model in both sweeps")
+    ours = _of_model(before, model_a, "A")
+    name = ours[0].config.model
+    theirs = (_renamed(record, name) for record in _of_model(after, model_b, "B"))
+    return Results.of(ours), Results.of(theirs)
+
+
+def _of_model(side: Results, model: str, name: str) -> list[Record]:
+    """Raises `RequestError` where there is no record of `model`, naming the models there are."""
+    found = [r for r in side.records if r.config.model in (model, f"./{model}")]
+    if not found:
+        models = ", ".join(sorted({record.config.model for record in side.records}))
+        raise RequestError(f"model-{name.lower()}: {name} has no model {model!r}; it has {models}")
+    return found
+
+
+def _renamed(record: Record, model: str) -> Record:
+    config = record.config.model_copy(update={"model": model})
+    return record.model_copy(update={"config": config, "config_id": config.id})
+
+
+def _require_common_configs(a: Path, b: Path, before: Results, after: Results) -> None:
+    if _asked(before) & _asked(after):
+        return
+    sides = [{record.config.model for record in side.records} for side in (before, after)]
+    hint = "" if sides[0] & sides[1] else ": if it is one model in two folders, name it in both "
+    hint += "with --model-a and --model-b" * bool(hint)
+    raise RequestError(f"{a} and {b} have no config in common, so nothing can be compared{hint}")
+
+
+def _asked(side: Results) -> set[str]:
+    return {record.config_id for record in side.records}
+
+
+def _comparison(
+    a: Path,
+    b: Path,
+    before: Results,
+    after: Results,
+    changes: Mapping[PointKey, _Change],
+    threshold: float,
+    common: tuple[Common, ...] = (),
+) -> Comparison:
     return Comparison(
         a=a.resolve().name,
         b=b.resolve().name,
-        machine=_titles(before),
+        machine=_titles(before.records),
         threshold=threshold,
-        differences=differences,
-        table=_table(one, other, _reasons(after), _reasons(before), threshold),
+        differences=list(_differences(before, after)),
+        table=_table(before, after, changes, threshold),
+        common=common,
+        notes=tuple(_notes(before, after)),
     )
-
-
-def _loaded(out: Path, any_machine: bool) -> list[Record]:
-    records = load_records(out)
-    if not records:
-        raise RequestError(f"{out} holds no records: give the folder of a sweep")
-    if not any_machine:
-        require_one_machine(records)
-    return records
 
 
 def _titles(records: Iterable[Record]) -> str:
     return "; ".join(dict.fromkeys(record.machine.title for record in records))
 
 
-def _differences(before: list[Record], after: list[Record]) -> Iterator[str]:
-    """What the measured records do not share, as ``torch 2.6.0 → 2.7.0``."""
-    sides = [[r for r in side if r.status == "ok"] for side in (before, after)]
+def _differences(before: Results, after: Results) -> Iterator[str]:
+    """What the records of configs that both measured do not share: ``torch 2.6.0 → 2.7.0``."""
+    both = _asked(before) & _asked(after)
+    sides = [
+        [r for r in side.records if r.status == "ok" and r.config_id in both]
+        for side in (before, after)
+    ]
     if what := _other_machine(*sides):
         titles = [_titles(side) for side in sides]
         yield f"machine ({what}) {titles[0]} → {titles[1]}"
@@ -159,80 +280,262 @@ def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
     return found
 
 
-def _reasons(records: Iterable[Record]) -> dict[str, str]:
-    """Why a config was never measured, by its id."""
-    return {r.config_id: f"{r.status}: {r.reason}" for r in records if r.status != "ok"}
+def _notes(before: Results, after: Results) -> Iterator[str]:
+    sides = ([record.machine for record in side.records] for side in (before, after))
+    if told := perhaps_another_host(*sides):
+        yield told
+    if before.assumed_spread or after.assumed_spread:
+        yield "nothing was repeated in a second round: that rounds differ by 1 % is assumed"
+
+
+@dataclass(frozen=True)
+class _Change:
+    """How much longer a point takes in B: its `ratio`, and what of it is `beyond` the common."""
+
+    ratio: Ratio
+    beyond: Ratio
+
+
+def _changes(
+    before: _Points, after: _Points, threshold: float
+) -> tuple[dict[PointKey, _Change], tuple[Common, ...]]:
+    """The change of each point that both sides have, and what is common to many."""
+    ratios = {key: _apart(before[key], after[key]) for key in before if key in after}
+    changes = {key: _Change(ratio, ratio) for key, ratio in ratios.items()}
+    told = [key for key in ratios if _most_outliers(before[key], after[key]) <= MOST_OUTLIERS]
+    kinds, factors = list(_kinds(before, told)), list[Ratio]()
+    for kind in kinds:
+        sides = (_levels({key: side[key] for key in kind}) for side in (before, after))
+        factor, beyond = _split(*sides)
+        factors.append(factor)
+        changes |= {key: _Change(ratios[key], left) for key, left in beyond.items()}
+    values, chance = (
+        np.array([getattr(f, name) for f in factors]) for name in ("value", "p_value")
+    )
+    verdicts, _ = _called(values, chance, threshold)
+    where = [tuple(sorted({(key[1], before[key].config.smt) for key in kind})) for kind in kinds]
+    return changes, tuple(map(Common, where, factors, verdicts.tolist()))
+
+
+def _kinds(points: _Points, keys: Iterable[PointKey]) -> Iterator[list[PointKey]]:
+    """The points that a state of the machine changes together: those of one thread count.
+
+    Counts of fewer than `MIN_COMMON` points are put together; what is fewer still is left out.
+    """
+    found: dict[tuple[int, bool], list[PointKey]] = defaultdict(list)
+    for key in keys:
+        found[key[1], points[key].config.smt].append(key)
+    rest = [key for kind in found.values() if len(kind) < MIN_COMMON for key in kind]
+    for kind in (*(kind for kind in found.values() if len(kind) >= MIN_COMMON), rest):
+        if len(kind) >= MIN_COMMON:
+            yield kind
+
+
+def _apart(one: MeasuredPoint, other: MeasuredPoint) -> Ratio:
+    """The ratio of two latencies whose errors are independent."""
+    a, b = one.latency, other.latency
+    return _ratio(math.log(b.value / a.value), a.variance + b.variance)
+
+
+def _ratio(log: float, variance: Variance) -> Ratio:
+    return Ratio.around(math.exp(log), variance, "not measured together")
+
+
+def _most_outliers(one: MeasuredPoint, other: MeasuredPoint) -> float:
+    return max(float(point.outlier.mean()) for point in (one, other))
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The logs of latencies of a sweep, without what the turns of a cycle had in common.
+
+    `common` is the variance of the mean of all `logs`, by the minutes that they were measured in;
+    `noise` that of each beside it.
+    """
+
+    logs: dict[PointKey, float]
+    noise: dict[PointKey, Variance]
+    common: Variance
+
+
+def _split(before: _Levels, after: _Levels) -> tuple[Ratio, dict[PointKey, Ratio]]:
+    """The factor common to the points of both levels, and what is left of each point's ratio."""
+    change = {key: after.logs[key] - before.logs[key] for key in before.logs}
+    noise = {key: before.noise[key] + after.noise[key] for key in change}
+    middle = _middle(list(change.values()))
+    doubt = _doubt(list(noise.values()), processes=len({key[0] for key in change}))
+    factor = _ratio(middle, before.common + after.common + doubt)
+    return factor, {key: _ratio(change[key] - middle, noise[key] + doubt) for key in change}
+
+
+def _middle(changes: Sequence[float]) -> float:
+    """The median; of the two in the middle the one nearer to 0.
+
+    Where half of the points changed, the factor is that of the others, not one between.
+    """
+    ordered, half = sorted(changes), len(changes) // 2
+    return min(ordered[half], ordered[-half - 1], key=abs)
+
+
+def _doubt(noise: Sequence[Variance], processes: int) -> Variance:
+    """The variance of a median of points of this `noise`; those of a process count as one."""
+    typical = sorted(noise, key=lambda each: each.value)[len(noise) // 2]
+    return typical * (math.pi / 2 / processes)
+
+
+def _levels(points: _Points) -> _Levels:
+    """The levels of `points`: of one sweep, and such as share the states of the machine.
+
+    A point that was alone in its blocks keeps its latency, and the error of that.
+    """
+    beside, shares, mean = _beside_others(points), _shares(points), defaultdict[str, float](float)
+    for block, share in (item for each in shares.values() for item in each.items()):
+        mean[block] += share / len(points)
+    drift = Spread.of((point.parts for point in points.values()), len(mean))
+    if drift.assumed:
+        drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
+    spread = Spread.of(beside.values(), _contrasts(points))
+    common = sum(share**2 for share in mean.values())
+    logs = {key: math.log(point.latency.value) for key, point in points.items()}
+    noise = {key: error(point.parts, drift) for key, point in points.items()}
+    for key, parts in beside.items():
+        own = sum(share * (share - 2 * mean[block]) for block, share in shares[key].items())
+        logs[key] += float(np.median(np.concatenate(parts)))
+        noise[key] = error(parts, spread) + drift.between * max(own + common, 0.0)
+    return _Levels(logs, noise, drift.between * common)
+
+
+def _beside_others(points: _Points) -> dict[PointKey, list[np.ndarray]]:
+    """The turns of each point less the median of the other points' in the same cycle, by block.
+
+    All are logs over their point's latency.
+    """
+    found: dict[PointKey, list[np.ndarray]] = defaultdict(list)
+    blocks: dict[str, dict[PointKey, np.ndarray]] = defaultdict(dict)
+    for key, point in points.items():
+        for block, logs in point.by_block.items():
+            blocks[block][key] = logs - math.log(point.latency.value)
+    for members in blocks.values():
+        turns = pd.DataFrame([logs.tolist() for logs in members.values()])
+        for place, key in enumerate(members if len(members) > 1 else ()):
+            beside = (turns.loc[place] - turns.drop(index=place).median()).dropna()
+            if not beside.empty:
+                found[key].append(beside.to_numpy(float))
+    return found
+
+
+def _shares(points: _Points) -> dict[PointKey, dict[str, float]]:
+    """The share of each block in the turns of each point."""
+    turns = {
+        key: {block: int(np.isfinite(logs).sum()) for block, logs in point.by_block.items()}
+        for key, point in points.items()
+    }
+    return {
+        key: {block: count / sum(of.values()) for block, count in of.items()}
+        for key, of in turns.items()
+    }
+
+
+def _contrasts(points: _Points) -> int:
+    """A process has its own speed: the configs of each block less 1."""
+    trials = {(block, key[0]) for key, point in points.items() for block in point.by_block}
+    return len(trials) - len({block for block, _ in trials})
 
 
 def _table(
-    before: _Points,
-    after: _Points,
-    gone_after: dict[str, str],
-    gone_before: dict[str, str],
-    threshold: float,
+    before: Results, after: Results, changes: Mapping[PointKey, _Change], threshold: float
 ) -> pd.DataFrame:
-    rows = []
-    for key in sorted(before.keys() | after.keys(), key=lambda key: _order(key, before, after)):
-        one, other = before.get(key), after.get(key)
-        row = {**_point(key, one or other), "lost": other is None and key[0] in gone_after}
-        if one is None or other is None:
-            side, gone = ("B", gone_after) if other is None else ("A", gone_before)
-            rows.append({**row, "why": f"{gone.get(key[0], 'not measured')} in {side}"})
-        else:
-            rows.append({**row, **_ratio(one, other)})
+    points = {**after.points, **before.points}
+    keys = sorted(points, key=lambda key: _order(points[key]))
+    rows = [
+        {
+            **_identity(key, points[key]),
+            **_latency("latency_ms_a", before.points.get(key)),
+            **_latency("latency_ms_b", after.points.get(key)),
+            **_found(key, before, after, changes.get(key)),
+        }
+        for key in keys
+    ]
     return _judged(pd.DataFrame(rows, columns=_COLUMNS), threshold)
 
 
-_COLUMNS = [
-    *("config_id", *_WHAT, "batch_size", "threads", "latency_ms_a", "latency_ms_b"),
-    *("ratio", "ratio_low", "ratio_high", "chance", "verdict", "why", "note", "lost"),
-]
-
-
-def _order(key: PointKey, *sides: _Points) -> tuple[Any, ...]:
-    point = next(side[key] for side in sides if key in side)
+def _order(point: MeasuredPoint) -> tuple[Any, ...]:
     config = point.config
     size = config.seq_len, config.image_size
-    return config.model, size, config.optimization, config.smt, config.batch_size, key[1]
+    return config.model, size, config.optimization, config.smt, config.batch_size, point.threads
 
 
-def _point(key: PointKey, point: MeasuredPoint | None) -> dict[str, Any]:
-    assert point is not None  # noqa: S101 - the key is from one side or the other
+def _identity(key: PointKey, point: MeasuredPoint) -> dict[str, Any]:
     config = point.config.model_dump(include={*_WHAT, "batch_size"})
-    return {"config_id": key[0], "threads": key[1], **config, "why": ""}
+    return {"config_id": key[0], "threads": key[1], **config}
 
 
-def _ratio(one: MeasuredPoint, other: MeasuredPoint) -> dict[str, Any]:
-    """The ratio of two latencies with its 95 % interval, and how likely it is by chance."""
-    a, b = one.latency, other.latency
-    ratio = Ratio.around(b.value / a.value, a.variance + b.variance, "not measured together")
-    found = {
-        "latency_ms_a": a.value / 1e6,
-        "latency_ms_b": b.value / 1e6,
-        "ratio": ratio.value,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
-        "chance": ratio.p_value,
-    }
-    outliers = max(one.outlier.mean(), other.outlier.mean())
+def _latency(name: str, point: MeasuredPoint | None) -> dict[str, float]:
+    return {name: point.latency.value / 1e6 if point else math.nan}
+
+
+def _found(
+    key: PointKey, before: Results, after: Results, change: _Change | None
+) -> dict[str, str | float]:
+    """What is known of a point before all are judged; its verdict is empty where it is to be."""
+    one, other = before.points.get(key), after.points.get(key)
+    if one is None:
+        return {"verdict": "only B", "why": _missing(key, before) or ""}
+    if other is None:
+        why = _missing(key, after)
+        return {"verdict": "only A" if why is None else "lost", "why": why or ""}
+    if change is None:
+        return {"verdict": "unclear", "why": "not measured together"}
+    verdict, why = _reading(_most_outliers(one, other), change)
+    ratios = {**_limits("ratio", change.ratio), **_limits("beyond", change.beyond)}
+    return {**ratios, "chance": change.beyond.p_value, "verdict": verdict, "why": why}
+
+
+def _missing(key: PointKey, side: Results) -> str | None:
+    """Why a `side` that was asked for the point's config has no such point; None: it was not."""
+    record = next((r for r in reversed(side.records) if r.point_key == key[0]), None)
+    if record is None:
+        return None
+    return f"{record.status}: {record.reason}" if record.reason else "not at this thread count"
+
+
+def _reading(outliers: float, change: _Change) -> tuple[str, str]:
+    """The verdict of a point that cannot be judged, else an empty one; and what to say of it."""
     if outliers > MOST_OUTLIERS:
-        return {**found, "why": f"{outliers:.0%} of the passes of one side are outliers"}
-    half = ratio.half_width
-    if not half <= TOO_WIDE:
-        return {**found, "why": f"interval too wide: ±{half:.0%}; measure for longer"}
-    return {**found, "note": f"wide: ±{half:.0%}" * (half > WIDE)}
+        return "unclear", "more than a third of the passes of one side are outliers"
+    if not change.beyond.half_width <= TOO_WIDE:
+        return "unclear", f"interval too wide, beyond ±{TOO_WIDE:.0%}: measure for longer"
+    if change.beyond.half_width > WIDE:
+        return "", f"interval wide, beyond ±{WIDE:.0%}: smaller changes would not show"
+    if change.beyond is change.ratio and change.ratio.how == "not measured together":
+        return "", f"fewer than {MIN_COMMON} points alike: what is common is not taken out"
+    return "", ""
+
+
+def _limits(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _judged(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """`table` with its verdicts; noise is judged over all points that can be compared."""
-    table["verdict"] = "not comparable"
-    fit = table.index[table["why"] == ""]
-    ratio, chance = (table.loc[fit, name].to_numpy(float) for name in ("ratio", "chance"))
-    adjusted = stats.false_discovery_control(chance) if chance.size else chance
-    clear, large = adjusted <= 1 - CONFIDENCE, np.abs(np.log(ratio)) > np.log1p(threshold)
-    called = np.where(ratio > 1, "slower", "faster")
-    table.loc[fit, "verdict"] = np.where(clear & large, called, "same")
-    unclear = large & ~clear & (chance <= 1 - CONFIDENCE)
-    table.loc[fit, "why"] = table.loc[fit, "note"]
+    fit = table.index[table["verdict"] == ""]
+    beyond, chance = (table.loc[fit, name].to_numpy(float) for name in ("beyond", "chance"))
+    verdict, large = _called(beyond, chance, threshold)
+    table.loc[fit, "verdict"] = verdict
+    unclear = large & (verdict == "same") & (chance <= 1 - CONFIDENCE)
     table.loc[fit[unclear], "why"] = f"no clearer than chance among {len(fit)} points"
-    return table.drop(columns="note")
+    return table
+
+
+def _called(ratios: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[np.ndarray, ...]:
+    """The verdict on each of several `ratios` of some p-values, and whether it is large."""
+    adjusted = stats.false_discovery_control(chance) if chance.size else chance
+    large: np.ndarray = np.abs(np.log(ratios)) > np.log1p(threshold)
+    called = np.where(ratios > 1, "slower", "faster")
+    return np.where((adjusted <= 1 - CONFIDENCE) & large, called, "same"), large
+
+
+def save_against(found: Comparison, path: Path) -> None:
+    """Write what `against` found as CSV, a row a point."""
+    apart = ["beyond", "beyond_low", "beyond_high", "chance"]  # of two sweeps apart
+    write_atomically(path, found.table.drop(columns=apart).to_csv(index=False))

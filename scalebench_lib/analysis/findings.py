@@ -29,6 +29,7 @@ from scalebench_lib.analysis.selection import (
     settings,
     varying,
 )
+from scalebench_lib.disturbances import disturbances
 from scalebench_lib.numerals import counted, number
 from scalebench_lib.stats import Ratio
 
@@ -244,6 +245,7 @@ def _reservations(measured: Measured) -> Iterator[str]:
             "Measured by an older scalebench, whose configs did not take turns: their ratios are "
             "'not measured together'."
         )
+    yield from disturbances(measured.records)
 
 
 def _in_brackets(words: list[str]) -> str:

@@ -34,6 +34,7 @@ from scalebench_lib.analysis.selection import (
     settings,
     varying,
 )
+from scalebench_lib.disturbances import disturbances
 from scalebench_lib.numerals import number
 from scalebench_lib.record import Record, write_atomically
 
@@ -77,7 +78,14 @@ _COLUMNS = {
     "cpus_utilized": "CPU / wall time",
     "samples": "Samples",
     "outliers": "Outliers",
+    "turns": "Turns",
 }
+_DISTURBED = {
+    "shared": "Shared turns",
+    "throttled": "Throttled periods",
+    "stolen": "Stolen share",
+}
+"""Columns that are shown where any point has some."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,7 @@ def _context(measured: Measured, shown: list[_Shown]) -> dict[str, Any]:
         "title": ", ".join(model_title(model) for model in sorted(table["model"].unique())),
         "measured": measured,
         "findings": findings(measured),
+        "disturbances": disturbances(measured.records),
         "best": list(_best_tables(measured)),
         "missing": missing_words(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
@@ -245,8 +254,9 @@ def _live(measured: Measured) -> dict[str, Any]:
 
 
 def _columns(table: pd.DataFrame) -> dict[str, str]:
-    """The headings of the table of every point; of settings only what tells points apart."""
-    return {name: _SETTINGS[name] for name in varying(table)} | _COLUMNS
+    """The headings of the table of every point: settings that tell points apart, and so on."""
+    some = {name: title for name, title in _DISTURBED.items() if (table[name] > 0).any()}
+    return {name: _SETTINGS[name] for name in varying(table)} | _COLUMNS | some
 
 
 def _points(columns: list[list[Any]]) -> Iterator[list[tuple[Any, str]]]:

@@ -24,6 +24,7 @@ FIELDS = (
     *("model", *SETTING, "optimization", "smt", "batch_size", "threads", "cores", "status"),
     *("reason", "samples", "outliers", "trials", "latency_ms", "latency_ms_low"),
     *("latency_ms_high", "peak_fraction", "sqnr_db", "coarse", "item", "cpus_utilized"),
+    *("turns", "shared", "throttled", "stolen"),
     *("is_base", *RATIO_COLUMNS),
 )
 """The columns of the table that the page has."""

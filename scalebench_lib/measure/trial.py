@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ import torch
 from scalebench_lib import protocol
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.machine import Machine, throttled_periods
+from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
 from scalebench_lib.measure import allocator, models, optimizations
 from scalebench_lib.measure.bench import Bench
 from scalebench_lib.measure.optimizations import Optimized, Subject
@@ -88,6 +88,7 @@ def measure(trial: Trial, machine: Machine) -> Record:
         setup=found.setup,
         peak_memory_bytes=_peak_memory_bytes(),
         resident_bytes=found.resident_bytes,
+        governor_after=machine.new_governor(),
         flops=found.flops,
         peak_gflops=found.peak_gflops,
         engine=found.engine,
@@ -126,7 +127,7 @@ def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | No
         bench.pass_once,
         bench.switch,
         trial.threads,
-        usage=_usage,
+        usage=lambda: _usage(bench.team.cpus),
         check=lambda before, after: bench.require_alone(before.threads, after.threads),
         warm=found.setup.first_pass_s * 1e9 >= LONG_PASS_NS,
     )
@@ -186,8 +187,8 @@ def _take_told(taker: TurnTaker, runner: IO[str], first_pass_s: float) -> EndedB
         protocol.send(runner, taker.take(told.cycle, told.threads, told.seconds))
 
 
-def _usage() -> Usage:
-    return Usage(time.process_time_ns(), thread_times(), throttled_periods())
+def _usage(cpus: Sequence[int]) -> Usage:
+    return Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
 
 
 def _point(taken: PointTurns, team: Team, cores: float) -> Point:

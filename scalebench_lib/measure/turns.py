@@ -41,27 +41,32 @@ WINDOW = 3
 @dataclass(frozen=True)
 class Usage:
     """What the process has had so far, in ns: CPU time, and of each thread by its id its CPU time
-    and how long it waited for a CPU; `throttled` are periods in which a quota stopped it. Empty
-    or None: the system does not tell."""
+    and how long it waited for a CPU; `throttled` are periods in which a quota stopped it, and
+    `stolen_ns` is what the hypervisor took from its CPUs. Empty or None: the system does not tell.
+    """
 
     cpu_ns: int
     threads: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     throttled: int | None = None
+    stolen_ns: int | None = None
 
     def waited_since(self, before: Usage) -> int | None:
-        """How long threads waited for a CPU since `before`, together."""
-        if not self.threads:
-            return None
-        nothing = (0, 0)
-        return sum(
-            waited - before.threads.get(tid, nothing)[1]
-            for tid, (_, waited) in self.threads.items()
-        )
+        """The longest that any one thread waited for a CPU since `before`.
 
-    def throttled_since(self, before: Usage) -> int | None:
-        """The periods since `before`."""
-        known = self.throttled is not None and before.throttled is not None
-        return self.throttled - before.throttled if known else None  # type: ignore[operator]
+        A sum would mean nothing: of many threads each waits a little.
+        """
+        never = (0, 0)
+        waits = [
+            waited - before.threads.get(tid, never)[1] for tid, (_, waited) in self.threads.items()
+        ]
+        return max(waits, default=None)
+
+
+def _grown(before: int | None, now: int | None) -> int | None:
+    """By how much a counter has grown; None where it is not told."""
+    if before is None or now is None:
+        return None
+    return max(0, now - before)  # a guest that was moved to another host may count anew
 
 
 @dataclass
@@ -130,7 +135,8 @@ class TurnTaker:
             samples_ns=tuple(samples),
             cpu_ns=max(0, after.cpu_ns - before.cpu_ns),
             waited_ns=after.waited_since(before),
-            throttled=after.throttled_since(before),
+            stolen_ns=_grown(before.stolen_ns, after.stolen_ns),
+            throttled=_grown(before.throttled, after.throttled),
         )
 
     def _samples(self, passes: int, end: int) -> Iterator[int]:

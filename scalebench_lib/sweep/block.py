@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from scalebench_lib.config import Trial
@@ -23,6 +24,7 @@ class Process(Protocol):
     """A trial that is set up: `trial_process.TrialProcess`, or a test's."""
 
     trial: Trial
+    out: Path
     setup_s: float
 
     @property

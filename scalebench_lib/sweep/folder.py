@@ -23,6 +23,8 @@ from scalebench_lib.record import (
 from scalebench_lib.sweep.locks import require_free
 from scalebench_lib.sweep.schedule import SPEC
 
+_HOSTS = {"one": "one machine", "each": "each of several hosts", "any": "any of several hosts"}
+
 
 def _require_usable(out: Path) -> None:
     if not str(out).isprintable():
@@ -42,9 +44,11 @@ def _require_usable(out: Path) -> None:
 def usable_records(sweep: Sweep, out: Path) -> list[Record]:
     """The records in `out`, which may hold nothing else than this sweep (`RequestError`)."""
     _require_usable(out)
-    if (out / SPEC).exists() and Sweep.load(out / SPEC).hosts != "one":
-        raise RequestError(f"{out} holds a sweep of several hosts: use another folder")
     records = load_records(out)
+    before = {"any" if r.any_host else "each" if r.host else "one" for r in records}
+    before |= {Sweep.load(out / SPEC).hosts} if (out / SPEC).exists() else set()
+    for hosts in before - {sweep.hosts}:
+        raise RequestError(f"{out} holds a sweep of {_HOSTS[hosts]}: use another folder")
     if any(record.schema_version != SCHEMA for record in records):
         raise RequestError(
             f"{out} was measured by an older scalebench: 'scalebench report {out}' reads it, "

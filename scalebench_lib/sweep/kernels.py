@@ -1,4 +1,4 @@
-"""Running a notebook in a kernel of its own, with this very Python, and getting rid of it again."""
+"""Running a notebook in a kernel of its own, and getting rid of it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import keyword
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -37,6 +36,7 @@ from scalebench_lib.allocators import preload
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.rendered import scrub, write
 from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
+from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
 from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
 from scalebench_lib.words import Allocator
@@ -47,21 +47,21 @@ _FRESH = (
     "die_with_parent()\n"
     "launch_new_instance()"
 )
-_LAUNCH = [sys.executable, "-P", "-c", _FRESH, "-f", "{connection_file}"]
+_LAUNCH = ["-P", "-c", _FRESH, "-f", "{connection_file}"]
 """A kernel that a dead sweep left behind, stopped between turns, would stay for ever."""
 
 
-class _ThisPython(KernelSpecManager):
-    """Knows one kernel: the Python that runs the sweep, whatever else is installed."""
+class _OnePython(KernelSpecManager):
+    """Knows one kernel, of the given Python, whatever else is installed."""
 
-    def __init__(self, metadata: dict[str, Any], env: dict[str, str]) -> None:
+    def __init__(self, argv: list[str], metadata: dict[str, Any], env: dict[str, str]) -> None:
         super().__init__()
-        self._metadata, self._env = metadata, env
+        self._argv, self._metadata, self._env = argv, metadata, env
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         name = "Python 3 (ipykernel)"
         return KernelSpec(
-            argv=_LAUNCH,
+            argv=self._argv,
             display_name=name,
             language="python",
             env=self._env,
@@ -231,14 +231,15 @@ class Kernels:
     A context manager. `warm` is a wish: where no zygote can be had, or it fails later, kernels
     are fresh, and `trouble` says why. The parameter ``allocator`` decides a kernel's environment;
     since libraries are preloaded when a process starts, each allocator has a zygote of its own.
+    `python` runs the kernels: without one, the Python of this process.
     """
 
-    def __init__(self, warm: bool = True) -> None:
+    def __init__(self, warm: bool = True, python: Interpreter | None = None) -> None:
         self.trouble: str | None = None
-        self._warm = warm
+        self._warm, self._python = warm, python or Interpreter.here()
         self._zygotes: dict[str, ZygoteProcess] = {}
         if warm:
-            self._zygote_for(preload("default"))
+            self._zygote_for(self._preload("default"))
 
     @property
     def kind(self) -> Literal["warm", "fresh"]:
@@ -290,7 +291,7 @@ class Kernels:
         """
         parameters = _plain(parameters)
         target.parent.mkdir(parents=True, exist_ok=True)
-        env = preload(parameters.get("allocator", "default"))
+        env = self._preload(parameters.get("allocator", "default"))
         kernel = self._manager(env, {**env, **environment})
         return NotebookRun(kernel, source, target, parameters)
 
@@ -304,8 +305,11 @@ class Kernels:
 
     def lost_zygote(self, allocator: Allocator) -> bool:
         """Whether the process that kernels of `allocator` are forked from has died."""
-        zygote = self._zygotes.get(preload(allocator)["LD_PRELOAD"])
+        zygote = self._zygotes.get(self._preload(allocator)["LD_PRELOAD"])
         return zygote is not None and zygote.process.poll() is not None
+
+    def _preload(self, allocator: Allocator) -> dict[str, str]:
+        return preload(allocator, self._python.environment())
 
     def _zygote_for(self, env: dict[str, str]) -> ZygoteProcess | None:
         key = env["LD_PRELOAD"]
@@ -313,7 +317,7 @@ class Kernels:
             return None
         try:
             if key not in self._zygotes:
-                self._zygotes[key] = ZygoteProcess(env)
+                self._zygotes[key] = ZygoteProcess(env, self._python)
         except (NoZygoteError, OSError) as error:
             self.trouble = str(error)
             self._warm = False
@@ -323,14 +327,14 @@ class Kernels:
         """A kernel to be started, with its sockets in a folder of its own."""
         metadata: dict[str, Any] = {}
         if zygote := self._zygote_for(preloads):
-            config = {"zygote": zygote.socket}
+            config = {"zygote": zygote.socket, "python": self._python}
             metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
             folder = Path(tempfile.mkdtemp(dir=zygote.folder))
         else:
-            folder = socket_folder()
+            folder, env = socket_folder(), {**self._python.changes, **env}
         kernel = _Manager(
             kernel_name="python3",
-            kernel_spec_manager=_ThisPython(metadata, env),
+            kernel_spec_manager=_OnePython([*self._python.command, *_LAUNCH], metadata, env),
             client_factory=_PromptClient,
             transport="ipc",
             connection_file=str(folder / "kernel.json"),

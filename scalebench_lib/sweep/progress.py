@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,12 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib.config import Trial
+from scalebench_lib.disturbances import disturbances
 from scalebench_lib.errors import RequestError
+from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.numerals import counted, duration, number
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.folder import say_in_flight
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.runner import Step, SweepRun
+from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.runner import Step, run_in_turn
 
 _SHOW_EVERY_S = 1.0
 """Drawing takes some ms, between turns."""
@@ -29,65 +31,85 @@ _SHOW_EVERY_S = 1.0
 _MOST_LINES = 16
 
 
-def announce(run: SweepRun, console: Console) -> None:
-    """Say what the sweep will measure, and how long that takes at most."""
-    schedule = run.schedule
-    console.print(f"{run.machine}", soft_wrap=True, markup=False)
-    console.print(
-        f"{counted(len(schedule.left), 'config')} to measure in "
-        f"{counted(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
-        f"{len(schedule.failed)} failed before: about {duration(run.forecast())}"
-    )
+def announce(runs: Sequence[SweepRun], console: Console) -> None:
+    """Say what each of `runs` will measure, and how long all of it takes at most."""
+    for machine in dict.fromkeys(str(run.machine) for run in runs):
+        console.print(machine, soft_wrap=True, markup=False)
+    before = (record.machine for run in runs for record in run.records)
+    if told := perhaps_another_host(before, (run.machine for run in runs)):
+        console.print(told, soft_wrap=True, markup=False)
+    for run in runs:
+        schedule, side = run.schedule, f"{run.host or run.out.name}: " * (len(runs) > 1)
+        console.print(
+            f"{side}{counted(len(schedule.left), 'config')} to measure in "
+            f"{counted(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
+            f"{len(schedule.failed)} failed before: about {duration(run.forecast())}"
+        )
 
 
 def run_with_progress(
-    run: SweepRun, budget_s: float, warm: bool, if_busy: str, console: Console
+    runs: Sequence[SweepRun], budget_s: float, warm: bool, if_busy: str, console: Console
 ) -> list[str]:
-    """Run the sweep and show where it is; returns what there is to complain of, a line each."""
-    with run.alone(if_busy), Kernels(warm and bool(run.schedule.left)) as kernels:
-        with progress_shown(run.out, console) as show:
-            run.run(show, kernels, budget_s)
-        slow = "kernels were started afresh, which takes longer"
-        return [f"{kernels.trouble}; {slow}"] if kernels.trouble else []
+    """Run the sweeps and show where they are; returns what there is to complain of, a line each."""
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.alone(if_busy if run is runs[0] else "beside"))
+        for run in runs:
+            kernels = Kernels(warm and bool(run.schedule.left), run.python)
+            run.kernels = stack.enter_context(kernels)
+        run_in_turn(runs, stack.enter_context(progress_shown(runs, console)), budget_s)
+        troubles = dict.fromkeys(run.kernels.trouble for run in runs)
+    slow = "kernels were started afresh, which takes longer"
+    return [f"{trouble}; {slow}" for trouble in troubles if trouble]
 
 
 def summary(run: SweepRun, console: Console) -> list[str]:
-    """Say what is left; returns what went wrong."""
+    """Say what is left, and what disturbed; returns what went wrong."""
     schedule, found = run.schedule, list[str]()
     if schedule.left:
         left = counted(len(schedule.left), "config")
-        console.print(f"{left} left: the same command goes on from here")
+        where = f" on {run.host}" if run.host else ""
+        console.print(f"{left} left{where}: the same command goes on from here")
     if failed := sum(record.status == "failed" for _, record in schedule.failed):
         found.append(f"{counted(failed, 'config')} failed: 'scalebench status {run.out}' says why")
+    for told in disturbances(run.records):
+        console.print(told, soft_wrap=True, markup=False)
     return found
 
 
 class _Shown:
     """Draws each `Step` at most once a second; a line a record stays."""
 
-    def __init__(self, out: Path, console: Console, live: Live) -> None:
-        self._out, self._console, self._live = out, console, live
+    def __init__(self, runs: Sequence[SweepRun], console: Console, live: Live) -> None:
+        self._runs, self._console, self._live = runs, console, live
         self._next = 0.0
+
+    def say(self, line: str) -> None:
+        """Print `line`, which stays."""
+        self._console.print(line, soft_wrap=True, markup=False)
 
     def __call__(self, step: Step) -> None:
         """Called between turns: nothing may go on afterwards."""
         if step.record is not None:
-            line = f"round {step.round}, {step.record.config}: {_found(step.record)}"
-            self._console.print(line, soft_wrap=True, markup=False)
+            side = step.run.out.name if step.run and len(self._runs) > 1 else ""
+            where = f"{step.record.host or side}, ".removeprefix(", ")
+            self.say(f"round {step.round}, {where}{step.record.config}: {_found(step.record)}")
         if step.doing != "in turn" or time.monotonic() >= self._next:
             self._live.update(_drawn(step), refresh=self._console.is_terminal)
-            say_in_flight(self._out, _headline(step))
+            for run in self._runs:
+                say_in_flight(run.out, _headline(step))
             self._next = time.monotonic() + _SHOW_EVERY_S
 
 
 @contextmanager
-def progress_shown(out: Path, console: Console) -> Iterator[_Shown]:
-    """What to tell each `Step` of the sweep in folder `out`."""
+def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Shown]:
+    """What to tell each `Step` of `runs`."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
-            yield _Shown(out, console, live)
+            yield _Shown(runs, console, live)
         finally:
-            say_in_flight(out, None)
+            for run in runs:
+                say_in_flight(run.out, None)
 
 
 def _headline(step: Step) -> str:

@@ -37,13 +37,15 @@ TRIAL_S = 4.0
 class Schedule:
     """The trials of `sweep` on `machine`, sorted by what `records` say of them.
 
-    What failed is left alone, but for the config ids in `retry`.
+    What failed is left alone, but for the config ids in `retry`. With `others`, the records of
+    another environment, a trial counts where its block has one of the same config there too.
     """
 
     sweep: Sweep
     machine: Machine
     records: Sequence[Record]
     retry: frozenset[str] = frozenset()
+    others: Sequence[Record] | None = None
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -108,12 +110,16 @@ class Schedule:
 
     @cached_property
     def _blocks(self) -> dict[str, dict[str, Status]]:
-        """What became of the configs of each block, by their ids."""
-        blocks: dict[str, dict[str, Status]] = {}
-        for record in self.records:
-            if record.block:
-                blocks.setdefault(record.block, {})[record.config_id] = record.status
-        return blocks
+        return _by_block(self.records)
+
+    @cached_property
+    def _other_blocks(self) -> dict[str, dict[str, Status]]:
+        return _by_block(self.others or ())
+
+    @cached_property
+    def _failed_there(self) -> set[str]:
+        latest = {record.config_id: record.status for record in self.others or ()}
+        return {config_id for config_id, status in latest.items() if status != "ok"}
 
     def _failed(self, trial: Trial) -> bool:
         latest = self._latest.get(trial.config.id)
@@ -141,10 +147,18 @@ class Schedule:
         whole = record.status == "ok" and record.ended_by != "interrupted" and record.block
         if not whole or not set(trial.threads) <= {point.threads for point in record.points}:
             return False
+        if not self._met(record):
+            return False
         base, block = self.base(trial).config.id, self._blocks[str(record.block)]
         # Alone in its block: it does not fit into memory together with its base.
         alone = base not in block and list(block.values()).count("ok") == 1
         return base not in self._measured_ids or block.get(base) == "ok" or alone
+
+    def _met(self, record: Record) -> bool:
+        """Whether the other environment, if there is one, took turns with `record`, or cannot."""
+        if self.others is None or record.config_id in self._failed_there:
+            return True
+        return self._other_blocks.get(str(record.block), {}).get(record.config_id) == "ok"
 
     def _too_long(self, trial: Trial) -> bool:
         """Whether a single cycle of its group takes more than its time for all rounds."""
@@ -160,6 +174,15 @@ class Schedule:
             for point in record.points if record.schema_version == SCHEMA else ():
                 found.setdefault(record.config.group, {})[record.config_id, point.threads] = point
         return found
+
+
+def _by_block(records: Iterable[Record]) -> dict[str, dict[str, Status]]:
+    """What became of the configs of each block, by their ids."""
+    blocks: dict[str, dict[str, Status]] = {}
+    for record in records:
+        if record.block:
+            blocks.setdefault(record.block, {})[record.config_id] = record.status
+    return blocks
 
 
 def turn_seconds(point: Point) -> float:
@@ -226,8 +249,8 @@ class Pace:
         return mean + grows(mean) * max(0.0, batch_size / nearest - 1)
 
 
-def sweep_schedule(out: Path) -> Schedule:
-    """Where the sweep in folder `out` stands, on the machine that measured it.
+def sweep_schedules(out: Path) -> dict[str | None, Schedule]:
+    """Where the sweep in folder `out` stands, on the machine that measured it: by host, of several.
 
     Raises `RequestError` where `out` holds no sweep, or records of several machines.
     """
@@ -235,8 +258,14 @@ def sweep_schedule(out: Path) -> Schedule:
         raise RequestError(f"{out} holds no sweep: start one with 'scalebench sweep {out}'")
     records = load_records(out)
     require_one_machine(records)
-    machine = records[0].machine if records else Machine.here()
-    return Schedule(Sweep.load(out / SPEC), machine, records)
+    hosts: dict[str | None, list[Record]] = {} if records else {None: []}
+    for record in records:
+        hosts.setdefault(record.host_label, []).append(record)
+    sweep = Sweep.load(out / SPEC)
+    return {
+        host: Schedule(sweep, found[0].machine if found else Machine.here(), found)
+        for host, found in hosts.items()
+    }
 
 
 def _same_but_batch(one: Config, other: Config) -> bool:

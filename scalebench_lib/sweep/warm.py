@@ -9,21 +9,21 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
-from traitlets import Unicode
+from traitlets import Instance, Unicode
 
 from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
 
 PROVISIONER = "scalebench-warm"
 """The entry point's name; see ``pyproject.toml``."""
 
-_ZYGOTE = [sys.executable, "-m", "scalebench_lib.sweep.zygote"]
+_ZYGOTE = ["-m", "scalebench_lib.sweep.zygote"]
 
 START_SECONDS = 60.0
 
@@ -36,15 +36,18 @@ class NoZygoteError(ScalebenchError):
 
 
 class ZygoteProcess:
-    """A running zygote for one environment. Close it, or its kernels stay until we end."""
+    """A running zygote of `python` for one environment: `env` is added to what `python` has.
 
-    def __init__(self, env: dict[str, str]) -> None:
+    Close it, or its kernels stay until we end.
+    """
+
+    def __init__(self, env: dict[str, str], python: Interpreter) -> None:
         self.folder = socket_folder()
         self.socket = str(self.folder / "zygote")
         self._errors = self.folder / "errors"
         self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [*_ZYGOTE, self.socket],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **env},
+            [python.executable, *_ZYGOTE, self.socket],
+            env={**python.environment(), "OPENBLAS_NUM_THREADS": "1", **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors.open("w"),
@@ -112,15 +115,17 @@ class ForkedKernel:
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Starts kernels by asking the zygote that listens at `zygote`."""
+    """Starts kernels by asking the zygote of `python` that listens at `zygote`."""
 
     process: Any
     zygote = Unicode(help="the zygote's socket").tag(config=True)
+    python = Instance(Interpreter, help="what has forked it").tag(config=True)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Fork instead of starting `cmd`, with its arguments."""
         argv = cmd[cmd.index("-f") :]
-        env = {**kwargs["env"], "SCALEBENCH_KERNEL": "warm"}
+        added = {k: v for k, v in kwargs["env"].items() if os.environ.get(k) != v}
+        env = {**self.python.environment(), **added, "SCALEBENCH_KERNEL": "warm"}
         try:
             kernel = ForkedKernel(self.zygote, argv, env, kwargs.get("cwd") or str(Path.cwd()))
         except (OSError, ValueError) as error:

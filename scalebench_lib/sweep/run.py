@@ -1,0 +1,233 @@
+"""A sweep in its folder: what it may do there, what is left of it, what it has found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from scalebench_lib.allocators import require_installed
+from scalebench_lib.config import Config, Sweep, Trial
+from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.files import DamagedError, set_aside, write_atomically
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import Record, Status, load_records, next_trial
+from scalebench_lib.sweep.block import Process
+from scalebench_lib.sweep.folder import disk_errors_told, require_same, sweep_up, usable_records
+from scalebench_lib.sweep.interpreter import Interpreter
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.locks import folder_to_itself, machine_to_itself
+from scalebench_lib.sweep.schedule import SPEC, Pace, Schedule
+from scalebench_lib.sweep.trial_process import TrialProcess
+
+
+class Start(Protocol):
+    """Sets up a trial of the sweep in folder `out`, as `TrialProcess.start`."""
+
+    def __call__(
+        self,
+        trial: Trial,
+        out: Path,
+        kernels: Kernels,
+        environment: Mapping[str, str],
+        limit_s: float | None,
+        stopping: Callable[[], bool],
+    ) -> Process:
+        """See there."""
+
+
+@dataclass
+class SweepRun:
+    """A sweep in its folder, checked and ready to run with `python`, in `kernels`.
+
+    `trial_timeout` bounds the set-up of a trial, each turn, and its end, in seconds. `other` is
+    the same sweep in another environment, with which it takes turns; `host` is where it measures,
+    if that is one of several.
+    """
+
+    sweep: Sweep
+    machine: Machine
+    out: Path
+    records: list[Record]
+    python: Interpreter
+    retry: set[str] = field(default_factory=set)
+    trial_timeout: float | None = None
+    start: Start = TrialProcess.start
+    kernels: Kernels = field(init=False)
+    other: SweepRun | None = None
+    host: str | None = None
+    locked: bool = field(default=False, init=False)
+
+    @classmethod
+    def prepare(
+        cls,
+        sweep: Sweep,
+        out: Path,
+        retry_failed: bool = False,
+        python: Interpreter | None = None,
+    ) -> SweepRun:
+        """Check `sweep` against this machine and folder `out`; writes nothing.
+
+        Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
+        """
+        require_installed(sweep.allocators)
+        return cls.on(Machine.here(), sweep, out, retry_failed, python=python)
+
+    @classmethod
+    def on(
+        cls,
+        machine: Machine,
+        sweep: Sweep,
+        out: Path,
+        retry_failed: bool = False,
+        host: str | None = None,
+        python: Interpreter | None = None,
+    ) -> SweepRun:
+        """As `prepare`, on `machine`, which has the allocators: that of `host`, if of several."""
+        python = python or Interpreter.here()
+        records = [record for record in usable_records(sweep, out) if record.host_label == host]
+        require_same(sweep, machine, python.software, out, records)
+        run = cls(sweep, machine, out, records, python, host=host)
+        if retry_failed:
+            run.retry = {record.config_id for record in records if record.status != "ok"}
+        _ = run.schedule.trials  # raises where the machine lacks what is asked
+        return run
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is left, by the records so far."""
+        others = None if self.other is None else tuple(self.other.records)
+        records, retry = tuple(self.records), frozenset(self.retry)
+        return Schedule(self.sweep, self.machine, records, retry, others)
+
+    def forecast(self) -> float:
+        """Seconds that the sweep will still take, at most."""
+        pace, schedule = Pace.of(self.records), self.schedule
+        rounds = range(1, self.sweep.rounds + 1)
+        return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
+
+    @contextmanager
+    def alone(self, if_busy: str = "refuse") -> Iterator[None]:
+        """Keep other sweeps out of this folder, and off this machine unless told otherwise.
+
+        Raises `RequestError` where another one is there already, naming its process.
+        """
+        with disk_errors_told(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            with folder_to_itself(self.out), machine_to_itself(str(self.out), if_busy):
+                sweep_up(self.out)
+                self.reload()
+                self.locked = True
+                try:
+                    yield
+                finally:
+                    self.locked = False
+
+    def reload(self) -> None:
+        """Read the records anew: another sweep may have made some."""
+        records = load_records(self.out)
+        self.records[:] = [record for record in records if record.host_label == self.host]
+
+    def write_spec(self) -> None:
+        """Keep what was asked for, added to what was asked for before."""
+        path = self.out / SPEC
+        before = Sweep.load(path) if path.exists() else self.sweep
+        write_atomically(path, before.merged(self.sweep).dump())
+
+    def measured(self, config: Config) -> bool:
+        """Whether any trial of `config` went well."""
+        return any(r.config_id == config.id and r.status == "ok" for r in self.records)
+
+    def numbered(self, trial: Trial, round_number: int, block: str) -> Trial:
+        """The next trial of the config of `trial` here."""
+        update = {
+            "number": next_trial(self.out, trial.config),
+            "round": round_number,
+            "block": block,
+            "thorough": not self.measured(trial.config),
+        }
+        return trial.model_copy(update=update)
+
+    def set_up(self, trial: Trial, stopping: Callable[[], bool]) -> Process:
+        """Set up `trial`; raises as `TrialProcess.start`."""
+        environment = self.python.software.environment
+        return self.start(trial, self.out, self.kernels, environment, self.trial_timeout, stopping)
+
+    def keep(self, record: Record) -> Record:
+        """Count `record`, which was just made."""
+        self.records.append(record)
+        self.retry.discard(record.config_id)  # once is enough
+        return record
+
+    def keep_measured(self, trial: Trial, record: Record) -> Record:
+        """Count the `record` of `trial`.
+
+        Raises `ScalebenchError` where it was made on another machine, and sets it aside.
+        """
+        self._require_machine(record.machine, self._path(trial))
+        return self.keep(record)
+
+    def keep_failed(self, trial: Trial, reason: str, started: datetime | None = None) -> Record:
+        """Count that `trial` failed: by the record that it came to write, or one with `reason`."""
+        path = self._path(trial)
+        if path.exists():
+            with suppress(DamagedError):
+                return self.keep(Record.load(path))
+            set_aside(path, f"{path.name} is damaged")
+        return self._without_points(trial, "failed", reason, started)
+
+    def keep_skipped(self, trial: Trial, reason: str) -> Record:
+        """Count that `trial` is not tried."""
+        return self._without_points(trial, "skipped", reason)
+
+    def require_same_machine(self) -> None:
+        """Raise `ScalebenchError` where this machine is no longer what it was."""
+        self._require_machine(Machine.here())
+
+    def _require_machine(self, other: Machine, path: Path | None = None) -> None:
+        if changed := self.machine.differs_from(other):
+            if path is not None:
+                set_aside(path, f"{path.name} is of another machine ({changed})")
+            raise ScalebenchError(
+                f"stopped: the machine is no longer what it was ({changed}), and a sweep does not "
+                "mix two; the same command goes on when it is as before"
+            )
+
+    def _path(self, trial: Trial) -> Path:
+        return self.out / "records" / f"{trial.name}.json"
+
+    def _without_points(
+        self, trial: Trial, status: Status, reason: str, started: datetime | None = None
+    ) -> Record:
+        record = Record.without_points(
+            trial,
+            self.machine,
+            self.python.software,
+            status,
+            reason,
+            started or datetime.now(UTC),
+            "none" if status == "skipped" else self.kernels.kind,
+        )
+        record.save(self.out / "records")
+        return self.keep(record)
+
+
+def prepare_pair(
+    sweep: Sweep, out: Path, command: str, retry_failed: bool = False
+) -> tuple[SweepRun, SweepRun]:
+    """Check `sweep` for this Python, in folder ``out/a``, and for that of `command`, in ``out/b``.
+
+    Each is a sweep of its own; their trials of one config share a block. Writes nothing. Raises
+    `RequestError` as `SweepRun.prepare` and `Interpreter.of`.
+    """
+    if (out / SPEC).exists() or (out / "records").exists():
+        raise RequestError(f"{out} holds a sweep: choose a new folder for '--against'")
+    python = Interpreter.of(command)
+    python.require(sweep.optimizations)
+    a = SweepRun.prepare(sweep, out / "a", retry_failed)
+    b = SweepRun.prepare(sweep, out / "b", retry_failed, python)
+    a.other, b.other = b, a
+    return a, b

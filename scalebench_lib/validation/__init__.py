@@ -1,0 +1,1 @@
+"""Are the numbers right? Experiments for ``notebooks/validation.ipynb``, each with a verdict."""

@@ -1,0 +1,83 @@
+"""What disturbed a sweep: counted by point, and said only where it matters."""
+
+import re
+
+import pytest
+
+from scalebench_lib.config import Config
+from scalebench_lib.disturbances import Disturbed, disturbances
+from tests.madeup import disturbed, machine, measured, small_records
+
+SMALL = machine(cores=2, smt=False)
+CONFIG = Config(batch_size=4)
+
+
+def test_a_point_counts_what_disturbed_it_in_all_its_trials() -> None:
+    """Turns that were shared, periods, and the share of its CPUs' time."""
+    had = {"waited": 0.5, "throttled": 3, "stolen": 0.2}
+    one, other = disturbed(measured(CONFIG, SMALL), 2, **had), disturbed(measured(CONFIG, SMALL))
+    found = Disturbed.of([one.points[1], other.points[1]])
+    assert (found.turns, found.shared, found.throttled) == (16, 2, 6)
+    assert found.stolen == pytest.approx(0.2 * 2 / 16 / 2, rel=0.1)
+
+
+def test_what_the_system_does_not_tell_is_not_counted_as_nought() -> None:
+    """As of an older record, which disturbs nobody."""
+    record = measured(CONFIG, SMALL)
+    assert Disturbed.of(record.points) == Disturbed(16, None, None, None)
+    assert disturbances([record]) == []
+
+
+def test_of_a_sweep_that_nothing_disturbed_nothing_is_said() -> None:
+    """Nor of what does not matter: one turn of 96."""
+    calm_records = [disturbed(record) for record in small_records()]
+    assert disturbances(calm_records) == []
+    hardly = disturbed(small_records()[0], 1, waited=0.3, stolen=0.3)
+    assert disturbances([hardly, *calm_records[1:]]) == []
+    assert disturbances([]) == []
+
+
+def test_shared_turns_are_said_with_the_point_that_had_the_most() -> None:
+    """Medians hold with less than half of them."""
+    records = [disturbed(measured(Config(batch_size=n), SMALL), 3, waited=0.5) for n in (1, 4)]
+    records[1] = disturbed(records[1], 2, threads=1, waited=0.5)
+    (told,) = disturbances(records)
+    assert told.startswith("Something else was computing here: 5 of 32 turns were shared")
+    assert "the most at BERT, batch 1 of 16 tokens, none, SMT off, 2 threads (3 of 8)" in told
+    assert told.endswith("(see results.csv): so do all here.")
+
+
+def test_a_point_with_half_its_turns_shared_is_said_however_many_others_are_calm() -> None:
+    """Its median does not hold: it is to be measured anew."""
+    records = [disturbed(record) for record in small_records((1, 2, 4, 8, 16, 32))]
+    records[0] = disturbed(records[0], 4, waited=0.5)
+    (told,) = disturbances(records)
+    assert "4 of 192 turns were shared" in told
+    assert "not so at 1 point, so measure anew" in told
+
+
+def test_a_quota_that_stops_passes_is_said() -> None:
+    """With what to do."""
+    records = [disturbed(record) for record in small_records()]
+    (told,) = disturbances([disturbed(records[0], 2, throttled=3), *records[1:]])
+    assert told.startswith("A CPU quota stopped passes in 6 periods of 96 turns, the most at BERT")
+    assert "raise the quota, or use fewer threads" in told
+
+
+def test_a_hypervisor_that_takes_much_is_said() -> None:
+    """With its share of the CPU time."""
+    record = measured(CONFIG, SMALL)
+    (told,) = disturbances([disturbed(record, 8, stolen=0.5)])
+    assert re.match(r"The hypervisor took 1[23]\.\d % of the CPU time for other guests", told)
+    assert "2 threads (25.0 %)" in told
+
+
+def test_a_governor_that_changed_meanwhile_is_said() -> None:
+    """From which to which."""
+    on = SMALL.model_copy(update={"governor": "powersave"})
+    records = [measured(CONFIG, on), measured(Config(batch_size=1), on)]
+    assert disturbances(records) == []
+    records[0] = records[0].model_copy(update={"governor_after": "performance"})
+    (told,) = disturbances(records)
+    assert "governor changed during 1 trial" in told
+    assert "from powersave to performance" in told
