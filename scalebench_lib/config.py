@@ -143,8 +143,7 @@ class Trial(Words):
     `number` counts the trials of this config in its folder, `round` those of the sweep;
     `block` is what trials that take turns have in common. `max_seconds` is the computing time of
     a point in this trial. A `thorough` one also measures what does not change from trial to
-    trial: the machine's peak, FLOPs, and the error against fp64. `host` is where it is made, in
-    a sweep of several.
+    trial: the machine's peak, FLOPs, and the error against fp64.
     """
 
     config: Config
@@ -155,15 +154,14 @@ class Trial(Words):
     round: Whole = 1
     block: Annotated[str, Field(pattern=r"^([0-9a-f]{8})?$")] = ""
     thorough: bool = True
-    host: str | None = None
 
     @property
     def name(self) -> str:
         """The stem of the trial's files: ``bert-none-smt_off-bs8-1a2b3c-t1``."""
-        return trial_name(self.config.id, self.host, self.number)
+        return trial_name(self.config.id, None, self.number)
 
     def __str__(self) -> str:
-        return f"{self.config}{f' on {self.host}' if self.host else ''}"
+        return str(self.config)
 
     def parameters(self) -> dict[str, Any]:
         """The trial as papermill parameters of ``measure.ipynb``."""

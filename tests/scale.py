@@ -1,8 +1,9 @@
 """How long a large sweep takes to read: ``python tests/scale.py [RECORDS [SAMPLES]]``.
 
-Makes up RECORDS records (10,000) of four points, SAMPLES a point (8), five trials of each config, with an executed notebook each, and tells wall and CPU seconds and the most memory of
-``status``, resume and the table: each in a process of its own, first cold, with neither what
-earlier readings have left nor the system's cache of these files; then warm, with both.
+Makes up RECORDS records (10,000) of four points, SAMPLES a point (8), five trials of each config,
+with an executed notebook each. Prints wall and CPU seconds and the most memory of ``status``,
+resume and the table: each in a process of its own, first cold, with neither what earlier readings
+have left nor the system's cache of these files; then warm, with both.
 """
 
 import os

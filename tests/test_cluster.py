@@ -2,7 +2,6 @@
 worker processes that are killed."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -671,8 +670,7 @@ def measured_by(address: str, out: Path, sweep: Sweep = TINY, **how: object) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_a_worker_that_is_killed_costs_its_block(processes, tmp_path, monkeypatch, seed) -> None:
+def test_a_worker_that_is_killed_costs_its_block(processes, tmp_path, monkeypatch) -> None:
     """20 configs, one of two workers killed in the middle: all records, none twice but bases."""
     monkeypatch.setattr(runner, "BLOCK_S", 1.3)  # four trials
     address, start = processes
@@ -682,12 +680,10 @@ def test_a_worker_that_is_killed_costs_its_block(processes, tmp_path, monkeypatc
     def say(line: str) -> None:
         lines.append(line)
         if sum("doomed: a block" in one for one in lines) == 2 and "doomed" in line:
-            wait = random.Random(seed).uniform(0, 5)  # noqa: S311
-            threading.Timer(wait, doomed.kill).start()
+            threading.Timer(4.0, doomed.kill).start()
 
     measured_by(address, out, say=say)
     records = load_records(out)
-    print(*lines, Counter((r.host, short_of(r).split()[0]) for r in records), sep="\n")
     found = Counter(map(short_of, records))
     assert set(found) == {f"{name} {size}" for name in TINY.optimizations for size in range(1, 11)}
     assert {record.status for record in records} == {"ok"}

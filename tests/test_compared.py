@@ -115,6 +115,17 @@ def test_the_longest_names_fit_into_80_columns(width: int) -> None:
     assert {"onnxruntime-int8", "1024", "16", "on", "off"} <= {word for row in rows for word in row}
 
 
+def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
+    """The words, the page and the figure still say so."""
+    after = [madeup.missing(config, simulated.ON, "failed", "no") for config in simulated.CONFIGS]
+    nothing = compared(sweep(0), after)
+    assert tables(nothing) == []
+    assert (
+        "Note: lost in B (failed: no): none, batch 1, 4, 16 on 1, 2 threads;" in notes(nothing)[-1]
+    )
+    assert save(nothing, tmp_path).exists()
+
+
 def test_settings_have_tables_of_their_own() -> None:
     """Two image sizes, two tables that say which."""
     sizes = [{"model": "resnet50", "image_size": size} for size in (64, 224)]

@@ -1,13 +1,14 @@
 """Two sweeps, point by point: is B slower than A? With an interval for every answer.
 
 The ratio of a point is B's latency over A's: above 1, B takes longer. Two sweeps share no minutes
-(`compare`), so a machine that was slower in B's minutes raises all ratios alike. That factor is
-estimated first, as the median over all points; its interval comes from how latencies differed
-from round to round. A point is judged by what is left, its ratio over the factor. The minutes are
-taken out of that cycle by cycle: each turn less the median of the other points' turns.
+(`compare`), so a machine that was slower in B's minutes raises all ratios alike; or all of a
+thread count, for as long as one of its CPUs is slower. That is estimated first, as the median
+over the points of each thread count. Its interval comes from how latencies differed from round to
+round. A point is judged by what is left, its ratio over the common one. From that the minutes are
+taken out cycle by cycle: each turn less the median of the other points' turns.
 
 Two environments whose trials shared their blocks met the same minutes (`against`): their ratios
-are paired turn by turn, and there is no factor to take out.
+are paired turn by turn, and nothing is taken out.
 
 A point is called faster or slower only when its change is larger than `threshold` and clear of
 noise. Many points are compared at once, so clear means more than leaving one interval: the false
@@ -208,10 +209,12 @@ def _renamed(record: Record, model: str) -> Record:
 def _require_common_configs(a: Path, b: Path, before: Results, after: Results) -> None:
     if _asked(before) & _asked(after):
         return
-    sides = [{record.config.model for record in side.records} for side in (before, after)]
-    hint = "" if sides[0] & sides[1] else ": if it is one model in two folders, name it in both "
-    hint += "with --model-a and --model-b" * bool(hint)
-    raise RequestError(f"{a} and {b} have no config in common, so nothing can be compared{hint}")
+    ours, theirs = ({record.config.model for record in side.records} for side in (before, after))
+    hint = ": if a model lies in two folders, name both with --model-a and --model-b"
+    raise RequestError(
+        f"{a} and {b} have no config in common, so nothing can be compared"
+        f"{'' if ours & theirs else hint}"
+    )
 
 
 def _asked(side: Results) -> set[str]:
@@ -285,7 +288,7 @@ def _notes(before: Results, after: Results) -> Iterator[str]:
     if told := perhaps_another_host(*sides):
         yield told
     if before.assumed_spread or after.assumed_spread:
-        yield "nothing was repeated in a second round: that rounds differ by 1 % is assumed"
+        yield "without a second round on both sides it is assumed how much rounds differ"
 
 
 @dataclass(frozen=True)
@@ -309,10 +312,8 @@ def _changes(
         factor, beyond = _split(*sides)
         factors.append(factor)
         changes |= {key: _Change(ratios[key], left) for key, left in beyond.items()}
-    values, chance = (
-        np.array([getattr(f, name) for f in factors]) for name in ("value", "p_value")
-    )
-    verdicts, _ = _called(values, chance, threshold)
+    values, chance = ([each.value for each in factors], [each.p_value for each in factors])
+    verdicts, _ = _called(np.array(values), np.array(chance), threshold)
     where = [tuple(sorted({(key[1], before[key].config.smt) for key in kind})) for kind in kinds]
     return changes, tuple(map(Common, where, factors, verdicts.tolist()))
 
@@ -388,21 +389,36 @@ def _levels(points: _Points) -> _Levels:
 
     A point that was alone in its blocks keeps its latency, and the error of that.
     """
-    beside, shares, mean = _beside_others(points), _shares(points), defaultdict[str, float](float)
+    logs = {key: math.log(point.latency.value) for key, point in points.items()}
+    shares, alone = _shares(points), _errors(points)
+    minutes, mean = _of_a_block(alone, shares), defaultdict[str, float](float)
     for block, share in (item for each in shares.values() for item in each.items()):
         mean[block] += share / len(points)
-    drift = Spread.of((point.parts for point in points.values()), len(mean))
-    if drift.assumed:
-        drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
-    spread = Spread.of(beside.values(), _contrasts(points))
     common = sum(share**2 for share in mean.values())
-    logs = {key: math.log(point.latency.value) for key, point in points.items()}
-    noise = {key: error(point.parts, drift) for key, point in points.items()}
+    beside, noise = _beside_others(points), dict(alone)
+    spread = Spread.of(beside.values(), _contrasts(points))
     for key, parts in beside.items():
         own = sum(share * (share - 2 * mean[block]) for block, share in shares[key].items())
         logs[key] += float(np.median(np.concatenate(parts)))
-        noise[key] = error(parts, spread) + drift.between * max(own + common, 0.0)
-    return _Levels(logs, noise, drift.between * common)
+        noise[key] = error(parts, spread) + minutes * max(own + common, 0.0)
+    return _Levels(logs, noise, minutes * common)
+
+
+def _errors(points: _Points) -> dict[PointKey, Variance]:
+    """The variance of each point's log latency, with all that its minutes did to it."""
+    blocks = {block for point in points.values() for block in point.by_block}
+    drift = Spread.of((point.parts for point in points.values()), len(blocks))
+    if drift.assumed:
+        drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
+    return {key: error(point.parts, drift) for key, point in points.items()}
+
+
+def _of_a_block(
+    errors: Mapping[PointKey, Variance], shares: Mapping[PointKey, Mapping[str, float]]
+) -> Variance:
+    """The variance that the minutes of one block bring, from that of a typical point's latency."""
+    key = sorted(errors, key=lambda key: errors[key].value)[len(errors) // 2]
+    return errors[key] * (1 / sum(share**2 for share in shares[key].values()))
 
 
 def _beside_others(points: _Points) -> dict[PointKey, list[np.ndarray]]:

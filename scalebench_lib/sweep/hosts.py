@@ -93,7 +93,7 @@ def cluster_at(address: str) -> Iterator[Cluster]:
         raise RequestError(
             "scheduler: needs dask.distributed: pip install 'scalebench[cluster]'"
         ) from None
-    for name in ("distributed", "tornado"):  # what they log, we say in one line
+    for name in ("distributed", "distributed.client", "tornado"):  # we say it in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)

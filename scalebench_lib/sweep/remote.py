@@ -1,9 +1,9 @@
 """A host of a cluster: what its dask worker runs there, a block at a time, in a folder that goes.
 
 What a host is told and tells is JSON, so that another version of scalebench is noticed. The worker
-times nothing. By itself it takes 3 % of a CPU, in 100 slices a second, which would be seen in turns;
-in a block it is quiet, and takes 0.2 % in 5: only the beat that tells the scheduler that it lives
-stays. A nanny, which restarts it, takes 1.3 % in 50 and a scheduler as much, whatever we do.
+times nothing. By itself it takes 3 % of a CPU, in 100 slices a second, which turns would feel; in a
+block it is quiet: 0.2 % in 5 slices, for the beat that tells the scheduler that it lives. A nanny
+(1.3 % in 50) and a scheduler (as much) are as they are.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def measure_block(order: str) -> str:
     """Measure the block of an `Order`; returns what was `Found`. Both are JSON."""
     asked = Order.model_validate_json(order)
     worker = importlib.import_module("distributed").get_worker()
-    with tempfile.TemporaryDirectory(prefix="scalebench-") as folder, _quiet(worker):
+    scratch = tempfile.TemporaryDirectory(dir=worker.local_directory)  # dask's, after a kill too
+    with scratch as folder, _quiet(worker):
         try:
             found = _measured(asked, Path(folder) / asked.folder, _Stop(asked, worker))
         except RequestError as error:

@@ -145,9 +145,9 @@ def _use(cpus: list[int]) -> None:
     import torch
 
     torch.set_num_threads(len(cpus))
-    for task in os.listdir("/proc/self/task"):
+    for task in Path("/proc/self/task").iterdir():
         with suppress(ProcessLookupError):  # it has just ended
-            os.sched_setaffinity(int(task), cpus)
+            os.sched_setaffinity(int(task.name), cpus)
 
 
 def _loop(config: Config, cpus: dict[str, list[int]]) -> None:

@@ -19,10 +19,13 @@ from scalebench_lib.numerals import counted
 from scalebench_lib.record import Point, Record, Turn
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, twins
 from scalebench_lib.stats import Ratio
-from scalebench_lib.validation.experiments import is_hogged
+from scalebench_lib.validation.experiments import LAYERS, is_hogged
 
 LEAST_INSIDE = 0.85
 """Of 95 % intervals: 41 of 48 hold what they should, or fewer only once in 400 times."""
+
+
+MOST_WRONG = 0.05
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,12 @@ def hogged_estimates(results: Results) -> pd.DataFrame:
 
 
 def told_hogged(results: Results) -> Verdict:
-    """Whether the turns that the hog disturbed, and no others, are told as shared.
+    """Whether the turns that the hog disturbed are told as shared, and the quiet ones are not.
 
-    Only points on all CPUs must meet it: one thread may have the other CPU to itself.
+    Only points on all CPUs must meet it: one thread may have the other CPU to itself. A twentieth
+    of either may be told wrongly.
     """
-    told, missed, wrong = 0, 0, 0
+    told, missed, wrong, quiet = 0, 0, 0, 0
     most = max(point.threads for point in results.points.values())
     for measured in results.points.values():
         for _, point in measured.trials:
@@ -106,18 +110,25 @@ def told_hogged(results: Results) -> Verdict:
                 hogged = is_hogged(turn.cycle) and point.threads == most
                 told += bool(hogged and shared)
                 missed += bool(hogged and not shared)
+                quiet += not is_hogged(turn.cycle)
                 wrong += bool(shared and not is_hogged(turn.cycle))
-    figures = f"{told} of {counted(told + missed, 'turn')} told, {wrong} quiet ones told so too"
-    return Verdict("Turns that lost their CPU are told", missed + wrong <= 0.05 * told, figures)
+    holds = missed <= MOST_WRONG * (told + missed) and wrong <= MOST_WRONG * quiet
+    figures = (
+        f"{told} of {told + missed} disturbed turns are told (bar {1 - MOST_WRONG:.0%}), and "
+        f"{wrong} of {quiet} quiet ones (bar {MOST_WRONG:.0%})"
+    )
+    return Verdict("Turns that lost their CPU are told", holds, figures)
 
 
 def against_bare(recorded: Results, bare: Results) -> pd.DataFrame:
-    """Ratios between models at one batch size and thread count, recorded against bare loops'."""
+    """The latency of the model with a layer less over that of the whole one, recorded, against
+    the same ratio of bare loops; points of one batch size and thread count."""
     rows = []
-    for one, other in combinations(recorded.points, 2):
-        a, b = (recorded.points[key] for key in (one, other))
+    for pair in combinations(recorded.points, 2):
+        whole, less = sorted(pair, key=lambda key: recorded.points[key].config.model not in LAYERS)
+        a, b = recorded.points[whole], recorded.points[less]
         if a.config.batch_size == b.config.batch_size and a.threads == b.threads:
-            found, true = recorded.ratio(other, one), bare.ratio(other, one)
+            found, true = recorded.ratio(less, whole), bare.ratio(less, whole)
             rows.append({**_row(_name(a), found, true.value), "bare": true.value})
     return pd.DataFrame(rows)
 
