@@ -1,5 +1,7 @@
 """Two environments in turn: the same trials on both sides, in the same blocks."""
 
+import csv
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -128,3 +130,23 @@ def test_a_folder_that_holds_a_sweep_takes_no_pair(trials: FakeTrials, tmp_path:
     (tmp_path / "sweep.yaml").write_text(SWEEP.dump(), encoding="utf-8")
     with pytest.raises(RequestError, match="holds a sweep: choose a new folder for '--against'"):
         pair(trials, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_measures_both_environments_and_judges_every_point(
+    scalebench, tmp_path: Path
+) -> None:
+    """For real, with a variable that only the other side has."""
+    out = tmp_path / "out"
+    asked = ("--model", "bert-tiny", "--batch-sizes", "1", "--optimizations", "none,script")
+    limits = ("--threads", "1", "--rounds", "1", "--max-seconds", "2", "--if-busy", "beside")
+    other = f"env MALLOC_TOP_PAD_=1048576 {sys.executable}"
+    code, printed, complaints = scalebench("sweep", out, *asked, *limits, "--against", other)
+    with (out / "against.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2, complaints
+    assert all(0.3 < float(row["ratio"]) < 3 for row in rows)
+    assert code == any(row["verdict"] == "slower" for row in rows)
+    assert "MALLOC_TOP_PAD_ none → 1048576" in printed
+    environments = [load_records(out / name)[0].software.environment for name in ("a", "b")]
+    assert ["MALLOC_TOP_PAD_" in one for one in environments] == [False, True]
