@@ -1,15 +1,16 @@
-"""Finding memory allocators and preloading them: a process gets its malloc when it starts."""
+"""Memory allocators: found, preloaded when a process starts, and asked for from inside it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from ctypes.util import find_library
 from pathlib import Path
 
+from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
-from scalebench_lib.words import Allocator
 
 LIBRARIES = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"),
@@ -65,3 +66,46 @@ def _candidates(allocator: Allocator) -> Iterator[str]:
 
 def _is_allocator(path: str) -> bool:
     return Path(path).name.startswith(tuple(f"lib{name}" for name in LIBRARIES))
+
+
+_SERVED = ("malloc", "free", "realloc", "posix_memalign")
+"""What torch and the engines take their memory with."""
+
+
+class _Found(ctypes.Structure):
+    """``Dl_info`` of ``dladdr``."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def library_of(symbol: str) -> str:
+    """The file name of the library that `symbol` resolves to in this process."""
+    process, found = ctypes.CDLL(None), _Found()
+    address = ctypes.cast(getattr(process, symbol), ctypes.c_void_p)
+    process.dladdr(address, ctypes.byref(found))
+    return Path((found.file or b"unknown").decode()).name
+
+
+def require_loaded(allocator: Allocator) -> None:
+    """Raise `RequestError`, saying how to start, unless `allocator` serves this process."""
+    if not sys.platform.startswith("linux"):
+        if allocator != "default":
+            raise RequestError(f"allocator {allocator!r} needs LD_PRELOAD, which only Linux has")
+        return
+    own = library_of("getpid")  # the C library's, which nobody replaces
+    for symbol in _SERVED:
+        found = library_of(symbol)
+        fits = found == own if allocator == "default" else found.startswith(f"lib{allocator}")
+        if not fits:
+            raise RequestError(f"allocator: {symbol} is {found}'s here; {_advice(allocator)}")
+
+
+def _advice(allocator: Allocator) -> str:
+    if allocator == "default":
+        return "to measure the system's own, start without LD_PRELOAD"
+    return f"start with LD_PRELOAD={LIBRARIES[allocator][0]} papermill …, or use 'scalebench sweep'"

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from scalebench_lib.config import PRESETS, Sweep
+from scalebench_lib.config import OPTIMIZATIONS, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
-from scalebench_lib.imported import Imported
 from scalebench_lib.machine import Machine
+from scalebench_lib.results import Imported
 from scalebench_lib.sweep.folder import in_flight
-from scalebench_lib.sweep.locks import IF_BUSY, machine_to_itself, require_free
+from scalebench_lib.sweep.locks import IF_BUSY, lock_machine, require_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
-from scalebench_lib.words import OPTIMIZATIONS
 
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
@@ -45,33 +44,65 @@ _OF_SEVERAL = "Where OUT has several."
 def sweep(
     context: typer.Context,
     out: Out,
-    preset: Annotated[str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")] = "page",
-    spec: Annotated[Path | None, typer.Option(help="A YAML file of the options below.")] = None,
+    preset: Annotated[
+        str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")
+    ] = "page",
+    spec: Annotated[
+        Path | None, typer.Option(help="A YAML file of the options below.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A name, a folder or a hub id.")] = None,
-    weights: Annotated[str | None, typer.Option(help="random, pretrained, hub id, folder.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="random, pretrained, hub id, folder.")
+    ] = None,
     batch_sizes: Annotated[str | None, typer.Option(help="Such as 1,2,4.")] = None,
     optimizations: Annotated[str | None, typer.Option(help="Such as none,script.")] = None,
-    threads: Annotated[str | None, typer.Option(help="auto, all, or such as 1,2,4.")] = None,
-    smt: Annotated[str | None, typer.Option(help="Hyper-threading: auto, off, on, both.")] = None,
-    seq_len: Annotated[str | None, typer.Option(help="Tokens an item, such as 16,128.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="Pixels a side, such as 224.")] = None,
-    allocators: Annotated[str | None, typer.Option(help="Such as default,tcmalloc.")] = None,
+    threads: Annotated[
+        str | None, typer.Option(help="auto, all, or such as 1,2,4.")
+    ] = None,
+    smt: Annotated[
+        str | None, typer.Option(help="Hyper-threading: auto, off, on, both.")
+    ] = None,
+    seq_len: Annotated[
+        str | None, typer.Option(help="Tokens an item, such as 16,128.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels a side, such as 224.")
+    ] = None,
+    allocators: Annotated[
+        str | None, typer.Option(help="Such as default,tcmalloc.")
+    ] = None,
     placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
-    target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
+    target_ci: Annotated[
+        float | None, typer.Option(help="Half-width to stop at: 0.02.")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Of a point, in all.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Fresh processes of a config: 2.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="Such as 10m: end after it.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Fresh processes of a config: 2.")
+    ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Such as 10m: end after it.")
+    ] = None,
     kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
     if_busy: Annotated[str, typer.Option(help=_IF_BUSY)] = "refuse",
     trial_timeout: Annotated[
         str | None, typer.Option("--trial-timeout", help="End what hangs after: 10m.")
     ] = None,
     visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
-    against: Annotated[str | None, typer.Option(help="A Python: is it slower? In turn.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
-    scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
-    any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed again.")
+    ] = False,
+    against: Annotated[
+        str | None, typer.Option(help="A Python: is it slower? In turn.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be run.")
+    ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Of a dask cluster: tcp://….")
+    ] = None,
+    any_host: Annotated[
+        bool, typer.Option("--any-host", help="Each config on one.")
+    ] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
     hosts = _hosts(scheduler, any_host, against)
@@ -128,7 +159,8 @@ def sweep(
 def report(
     out: Out,
     any_machine: Annotated[
-        bool, typer.Option("--any-machine", help="Though the records are of several machines.")
+        bool,
+        typer.Option("--any-machine", help="Though the records are of several machines."),
     ] = False,
 ) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
@@ -188,17 +220,17 @@ def plan(
     """How to split a batch over instances of the model; with --verify, proved by running it."""
     from scalebench_lib.plan import decide as deciding
     from scalebench_lib.plan import report as telling
-    from scalebench_lib.plan.proof import Limits
+    from scalebench_lib.plan.runner import Limits
 
     asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
     of = {"machine": machine, "model": model, "seq_len": seq_len, "image_size": image_size}
     request = deciding.Request.of(**asked, **of, placement=placement, slo_ms=slo_ms)
-    limits = Limits.checked({"max_seconds": max_seconds})
+    limits = Limits.from_input({"max_seconds": max_seconds})
     _require_if_busy(if_busy)
     decision = deciding.decide(out, request)
     if verify:
-        with machine_to_itself(f"a plan of {out}", if_busy), console.status("") as line:
-            decision = deciding.prove(decision, limits, line.update)
+        with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
+            decision = deciding.verify(decision, limits, line.update)
     console.print(telling.comparison(decision))
     for lines in (telling.sentences(decision), telling.commands(decision)):
         console.print(*lines, "", sep="\n", soft_wrap=True, markup=False)
@@ -210,13 +242,17 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="OUT_A", help="The sweep to compare with.")],
     b: Annotated[Path, typer.Argument(metavar="OUT_B", help="The sweep in question.")],
     threshold: Annotated[float, typer.Option(help="Changes up to this are none.")] = 0.05,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Though machine or software differ.")] = (
-        False
-    ),
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Though machine or software differ.")
+    ] = (False),
     model_a: Annotated[str | None, typer.Option(help="A model of OUT_A …")] = None,
-    model_b: Annotated[str | None, typer.Option(help="… that OUT_B has by another name.")] = None,
+    model_b: Annotated[
+        str | None, typer.Option(help="… that OUT_B has by another name.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    to: Annotated[Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")
+    ] = None,
 ) -> None:
     """Is OUT_B slower than OUT_A: all points, or any? Exit code 1 where it is, or lost a point."""
     from scalebench_lib.analysis import compare as comparing
@@ -238,7 +274,7 @@ def render(
     notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK…", help="Executed ones.")],
 ) -> None:
     """Make executed notebooks fit to share: no paths of this machine, and an offline page each."""
-    from scalebench_lib.rendered import render as write  # nbconvert takes a second
+    from scalebench_lib.notebook import render as write  # nbconvert takes a second
 
     for notebook in notebooks:
         console.print(f"page: {write(notebook)}", soft_wrap=True)
@@ -247,7 +283,7 @@ def render(
 @app.command()
 def doctor() -> None:
     """What this machine can measure, and how noisy it is now."""
-    from scalebench_lib.sweep.doctor import PROBE_SECONDS, probe_noise
+    from scalebench_lib.measure.noise import PROBE_SECONDS, probe_noise
 
     machine = Machine.here()
     console.print(f"machine: {machine}", soft_wrap=True)
@@ -381,7 +417,7 @@ def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
     if preset not in PRESETS:
         raise RequestError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
     start = Sweep.load(spec).model_dump() if spec else PRESETS[preset]
-    return Sweep.checked({**start, **given})
+    return Sweep.from_input({**start, **given})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""What can be measured (`Config`), how long (`Trial`), and many of them at once (`Sweep`)."""
+"""What can be measured (`Config`), how long (`Trial`), and many of them at once (`Sweep`).
+
+The names come first: models, optimizations, and values that refuse to be built wrong.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import product
@@ -13,36 +18,147 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import (
     AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
     Field,
+    ValidationError,
     model_validator,
 )
 
-from scalebench_lib.errors import RequestError, nearest
+from scalebench_lib.errors import RequestError, nearest, one_line
 from scalebench_lib.machine import Machine
-from scalebench_lib.words import (
-    DEFAULT_IMAGE_SIZE,
-    LONGEST,
-    MODELS,
-    OPTIMIZATIONS,
-    PAGE_BATCH_SIZES,
-    TAKES_IMAGES,
-    Allocator,
-    BatchSize,
-    Fraction,
-    ModelName,
-    OptimizationName,
-    Seconds,
-    ThreadRule,
-    Weights,
-    Whole,
-    Words,
-    require_model,
-    slug,
-    unique,
-)
+
+MODELS = {
+    "bert": "BERT",
+    "bert-tiny": "BERT tiny",
+    "distilbert": "DistilBERT",
+    "gpt2": "GPT-2",
+    "resnet50": "ResNet-50",
+}
+"""Model names and their titles; `measure.models` builds them, and any folder or hub id."""
+
+TAKES_IMAGES = ("resnet50",)
+LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
+"""Most tokens of the models known by name; others tell when they are built."""
+
+DEFAULT_IMAGE_SIZE = 224
+
+OPTIMIZATIONS = {
+    "none": "eager PyTorch; any model",
+    "script": "TorchScript, traced and frozen; models that can be traced",
+    "compile": "torch.compile: inductor, static shapes; models without graph breaks; needs g++",
+    "bf16": "eager PyTorch in bfloat16; any model, on CPUs that have it",
+    "onnxruntime": "ONNX Runtime in fp32; models that can be exported",
+    "onnxruntime-int8": "ONNX Runtime, dynamic int8; models of linear layers, not convolutions",
+    "openvino": "OpenVINO in fp32; models that can be converted",
+    "openvino-bf16": "OpenVINO in bfloat16; models that can be converted, on CPUs that have it",
+}
+"""Optimizations by name: what each is, and to which models and CPUs it applies.
+
+All are for device ``cpu``. `measure.optimizations` applies them, or says why one does not apply.
+"""
+
+Allocator = Literal["default", "tcmalloc", "jemalloc"]
+"""What serves malloc; all but the system's own are preloaded (`allocators`)."""
+
+PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
+"""1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
 
 
-class Config(Words):
+def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}: {nearest(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def model_name(name: str) -> str:
+    """A known name, or a folder or hub id: always with a slash, so that it is told from names."""
+    if name in MODELS:
+        return name
+    if not name.isprintable() or not slug(name):
+        raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
+    if "/" in name:
+        return name
+    if Path(name, "config.json").is_file():
+        return f"./{name}"
+    raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
+
+
+def slug(model: str) -> str:
+    """A model's name as part of a file's: the last part of a folder or hub id."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(model).name).strip("._-")
+
+
+def require_model(model: str) -> None:
+    """Raise `RequestError` where `model` is a folder that holds no model."""
+    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
+    if model in MODELS or is_hub_id or Path(model, "config.json").is_file():
+        return
+    raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
+
+
+def _whole(value: Any) -> Any:
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
+        raise ValueError(f"must be a whole number of at least 1, not {reprlib.repr(value)}")
+    return int(text)
+
+
+def _thread_rule(value: Any) -> Any:
+    if value in ("auto", "all"):
+        return value
+    counts = [value] if isinstance(value, str | int) else value
+    try:
+        return tuple(sorted({_whole(count) for count in counts}))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"must be 'auto', 'all' or whole numbers of at least 1, not {reprlib.repr(value)}"
+        ) from None
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
+    return text
+
+
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of an axis, each once; ValueError where there is none."""
+    if not values:
+        raise ValueError("name at least one")
+    return tuple(dict.fromkeys(values))
+
+
+PositiveInt = Annotated[int, BeforeValidator(_whole)]
+ModelName = Annotated[str, AfterValidator(model_name)]
+OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
+ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
+"""``auto``, ``all``, or a tuple of thread counts."""
+BatchSize = Annotated[PositiveInt, Field(le=2**20)]
+Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class StrictModel(BaseModel):
+    """A value that refuses to be built wrong, and never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def from_input(cls, values: Mapping[str, Any]) -> Self:
+        """Build from outside input; a `RequestError` of one line says what is wrong."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise RequestError(one_line(error, cls.model_fields)) from None
+
+
+class Config(StrictModel):
     """One thing to measure: `batch_size` items of `seq_len` tokens, or of `image_size`² pixels.
 
     `model` is a name in `MODELS`, a folder or a hub id that transformers can load.
@@ -53,8 +169,8 @@ class Config(Words):
     model: ModelName = "bert"
     weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seq_len: Annotated[Whole, Field(ge=2, le=131_072)] = 16
-    image_size: Annotated[Whole, Field(ge=32, le=4096)] = DEFAULT_IMAGE_SIZE
+    seq_len: Annotated[PositiveInt, Field(ge=2, le=131_072)] = 16
+    image_size: Annotated[PositiveInt, Field(ge=32, le=4096)] = DEFAULT_IMAGE_SIZE
     batch_size: BatchSize = 1
     optimization: OptimizationName = "none"
     smt: bool = False
@@ -137,7 +253,7 @@ def _id(config: Config) -> str:
     return f"{slug(config.model)}-{config.optimization}-{smt}-bs{config.batch_size}-{digest}"
 
 
-class Trial(Words):
+class Trial(StrictModel):
     """One run of a config in a process of its own, at each of `threads` (counts).
 
     `number` counts the trials of this config in its folder, `round` those of the sweep;
@@ -147,11 +263,11 @@ class Trial(Words):
     """
 
     config: Config
-    threads: tuple[Whole, ...]
+    threads: tuple[PositiveInt, ...]
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
-    number: Whole = 1
-    round: Whole = 1
+    number: PositiveInt = 1
+    round: PositiveInt = 1
     block: Annotated[str, Field(pattern=r"^([0-9a-f]{8})?$")] = ""
     thorough: bool = True
 
@@ -187,10 +303,10 @@ class Trial(Words):
         for name in values:
             if name not in known:
                 raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
-        config = Config.checked({k: v for k, v in values.items() if k in Config.model_fields})
+        config = Config.from_input({k: v for k, v in values.items() if k in Config.model_fields})
         require_model(config.model)
-        rule = _Threads.checked({"threads": values.get("threads", "auto")}).threads
-        return cls.checked(
+        rule = _Threads.from_input({"threads": values.get("threads", "auto")}).threads
+        return cls.from_input(
             {
                 "config": config,
                 "threads": machine.thread_counts(rule, config.smt),
@@ -204,11 +320,11 @@ _SAME_NAMES = {"target_ci", "max_seconds", "round", "block", "thorough"}
 """The fields of a trial that are parameters of the notebook by the same name."""
 
 
-class _Threads(Words):
+class _Threads(StrictModel):
     threads: ThreadRule
 
 
-class Sweep(Words):
+class Sweep(StrictModel):
     """A set of configs measured into one folder: every combination of the axes.
 
     Every config has a trial in each of `rounds`; a group's turns end when its points are within
@@ -220,20 +336,22 @@ class Sweep(Words):
     model: ModelName = "bert"
     weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seq_lens: Annotated[tuple[Whole, ...], AfterValidator(unique)] = (16,)
-    image_sizes: Annotated[tuple[Whole, ...], AfterValidator(unique)] = (DEFAULT_IMAGE_SIZE,)
-    batch_sizes: Annotated[tuple[BatchSize, ...], AfterValidator(unique)] = PAGE_BATCH_SIZES
-    optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(unique)] = (
+    seq_lens: Annotated[tuple[PositiveInt, ...], AfterValidator(distinct)] = (16,)
+    image_sizes: Annotated[tuple[PositiveInt, ...], AfterValidator(distinct)] = (
+        DEFAULT_IMAGE_SIZE,
+    )
+    batch_sizes: Annotated[tuple[BatchSize, ...], AfterValidator(distinct)] = PAGE_BATCH_SIZES
+    optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(distinct)] = (
         "none",
         "script",
     )
-    allocators: Annotated[tuple[Allocator, ...], AfterValidator(unique)] = ("default",)
+    allocators: Annotated[tuple[Allocator, ...], AfterValidator(distinct)] = ("default",)
     threads: ThreadRule = "auto"
     smt: Literal["auto", "off", "on", "both"] = "auto"
     placement: Literal["sequential", "interleave"] = "sequential"
     target_ci: Fraction = 0.02
     max_seconds: Seconds = 10.0
-    rounds: Annotated[Whole, Field(le=100)] = 2
+    rounds: Annotated[PositiveInt, Field(le=100)] = 2
     hosts: Literal["one", "each", "any"] = "one"
 
     def trials(self, machine: Machine) -> list[Trial]:
@@ -259,7 +377,7 @@ class Sweep(Words):
             for seq_len, image_size in product(self.seq_lens, self.image_sizes):
                 for smt in machine.smt_values(self.smt):
                     for optimization, allocator in product(self.optimizations, self.allocators):
-                        yield Config.checked(
+                        yield Config.from_input(
                             {
                                 **fixed,
                                 "seq_len": seq_len,
@@ -278,7 +396,7 @@ class Sweep(Words):
         axes["threads"] = _merged_rule(self.threads, other.threads)
         if self.smt != other.smt:
             axes["smt"] = "auto" if "auto" in (self.smt, other.smt) else "both"
-        return Sweep.checked({**other.model_dump(), **axes})
+        return Sweep.from_input({**other.model_dump(), **axes})
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
@@ -292,7 +410,7 @@ class Sweep(Words):
         if not isinstance(values, dict):
             raise RequestError(f"{path} holds no parameters: write lines like 'model: bert'")
         try:
-            return cls.checked(values)
+            return cls.from_input(values)
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from None
 

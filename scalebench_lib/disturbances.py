@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Self
 
-from scalebench_lib.numerals import counted
 from scalebench_lib.record import Point, Record
+from scalebench_lib.text import pluralize
 
 MANY_SHARED = 0.1
 """Share of all turns from which on it is said that they were shared: some are on any machine."""
@@ -65,7 +65,7 @@ def disturbances(records: Iterable[Record]) -> list[str]:
     for record in records:
         for point in record.points:
             host = f" on {record.host_label}" if record.host_label else ""
-            points[f"{record.config}, {counted(point.threads, 'thread')}{host}"].append(point)
+            points[f"{record.config}, {pluralize(point.threads, 'thread')}{host}"].append(point)
     found = {name: Disturbed.of(each) for name, each in points.items()}
     total = Disturbed.of(chain.from_iterable(points.values()))
     told = (_shared(found, total), _throttled(found, total), _stolen(found, total))
@@ -81,11 +81,11 @@ def _shared(found: _Found, total: Disturbed) -> Iterator[str]:
     if shared > MANY_SHARED * total.turns or lost:
         worst = max(shares, key=shares.__getitem__)
         more = (
-            f"not so at {counted(lost, 'point')}, so measure anew, into another folder, when "
+            f"not so at {pluralize(lost, 'point')}, so measure anew, into another folder, when "
             "nothing else runs"
         )
         yield (
-            f"Something else was computing here: {shared} of {counted(total.turns, 'turn')} were "
+            f"Something else was computing here: {shared} of {pluralize(total.turns, 'turn')} were "
             f"shared, the most at {worst} ({found[worst].shared} of {found[worst].turns}). A "
             "median holds with less than half of its point's turns shared (see results.csv): "
             f"{more if lost else 'so do all here'}."
@@ -96,8 +96,8 @@ def _throttled(found: _Found, total: Disturbed) -> Iterator[str]:
     if (total.throttled or 0) > MANY_THROTTLED * total.turns:
         worst = max(found, key=lambda name: (found[name].throttled or 0) / found[name].turns)
         yield (
-            f"A CPU quota stopped passes in {counted(total.throttled or 0, 'period')} of "
-            f"{counted(total.turns, 'turn')}, the most at {worst}: raise the quota, or use fewer "
+            f"A CPU quota stopped passes in {pluralize(total.throttled or 0, 'period')} of "
+            f"{pluralize(total.turns, 'turn')}, the most at {worst}: raise the quota, or use fewer "
             "threads; the mean, not the median, is what such a point sustains."
         )
 
@@ -122,7 +122,7 @@ def _governors(records: Iterable[Record]) -> Iterator[str]:
     if changed:
         first = changed[0]
         yield (
-            f"The CPUs' governor changed during {counted(len(changed), 'trial')}, such as that of "
-            f"{first.config}, from {first.machine.governor} to {first.governor_after}: set one "
+            f"The CPUs' governor changed during {pluralize(len(changed), 'trial')}, such as that "
+            f"of {first.config}, from {first.machine.governor} to {first.governor_after}: set one "
             "that stays, such as performance, and measure anew."
         )

@@ -19,7 +19,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from scalebench_lib.errors import MeasurementError, RequestError
-from scalebench_lib.numerals import counted
+from scalebench_lib.text import pluralize
 
 EVERY_COUNT_UP_TO = 16
 """Below this many CPUs ``auto`` measures every thread count: a curve needs its steps there."""
@@ -71,7 +71,7 @@ class Machine(BaseModel):
     def title(self) -> str:
         """For captions: ``AMD EPYC, 16 cores, 32 threads``."""
         smt = f", {len(self._order(smt=True))} threads" if self.has_smt else ""
-        return f"{self.cpu_model}, {counted(len(self.cores), 'core')}{smt}"
+        return f"{self.cpu_model}, {pluralize(len(self.cores), 'core')}{smt}"
 
     @property
     def has_smt(self) -> bool:
@@ -109,7 +109,7 @@ class Machine(BaseModel):
             return tuple(_telling_counts(most))
         if max(rule) > most:
             raise RequestError(
-                f"threads: {max(rule)} is more than the {counted(most, 'CPU')} that "
+                f"threads: {max(rule)} is more than the {pluralize(most, 'CPU')} that "
                 f"this process may use with SMT {'on' if smt else 'off'}: use at most {most}"
             )
         return tuple(sorted(rule))

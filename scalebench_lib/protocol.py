@@ -18,9 +18,9 @@ from typing import IO, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.stats import MIN_TURNS
-from scalebench_lib.words import Words
 
 RUNNER = "SCALEBENCH_RUNNER"
 """The environment variable that names the runner's socket; without it a trial is alone."""
@@ -33,14 +33,14 @@ EndedBy = Literal["target_ci", "max_seconds", "interrupted"]
 """Why there are no more turns: all is known, the time is up, or somebody wanted to stop."""
 
 
-class Ready(Words):
+class Ready(StrictModel):
     """A trial is set up at these thread counts; its first pass took so long, in seconds."""
 
     ready: tuple[int, ...]
     first_pass_s: float
 
 
-class Request(Words):
+class Request(StrictModel):
     """A turn is asked for: `seconds` of passes at `threads` threads, or at least one pass."""
 
     cycle: int
@@ -48,7 +48,7 @@ class Request(Words):
     seconds: float
 
 
-class Answer(Words):
+class Answer(StrictModel):
     """What a point has after its turn: the median of its samples, the half-width of its 95 %
     interval over the median (None: too few turns), and the seconds that the turn took."""
 
@@ -57,20 +57,20 @@ class Answer(Words):
     spent_s: float
 
 
-class End(Words):
+class End(StrictModel):
     """No more turns, and why."""
 
     end: EndedBy
 
 
-Message = TypeVar("Message", bound=Words)
+Message = TypeVar("Message", bound=StrictModel)
 
 
 class ConnectionEndedError(ScalebenchError):
     """The other side is gone, or says what nobody understands."""
 
 
-def send(stream: IO[str], message: Words) -> None:
+def send(stream: IO[str], message: StrictModel) -> None:
     """Write `message` as a line."""
     stream.write(message.model_dump_json() + "\n")
     stream.flush()

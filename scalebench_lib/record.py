@@ -1,15 +1,22 @@
-"""What a trial found: one JSON file, written once, never changed. It alone means "done"."""
+"""The record of a trial: one JSON file, written once, never changed. It alone means "done".
+
+It holds the config, what was found (verification, points with their turns), and what decides the
+speed: the machine and the software.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import math
+import os
+import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -17,16 +24,127 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from scalebench_lib.config import Config, Trial, trial_name
+from scalebench_lib import __version__
+from scalebench_lib.config import Config, StrictModel, Trial, trial_name
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.numerals import counted, number
 from scalebench_lib.protocol import EndedBy
-from scalebench_lib.software import Software as Software
-from scalebench_lib.verification import Verification as Verification
-from scalebench_lib.words import Words
+from scalebench_lib.text import format_number, pluralize
+
+
+class Verification(StrictModel):
+    """How near the optimized outputs were to `reference`: float64, or eager float32.
+
+    `sqnr_db` is signal over error of the worst of the `items` compared, in dB, at unmasked
+    positions; `eager_sqnr_db` that of eager float32. `max_abs_error` is against eager. Records
+    before 0.2 have a `tolerance` on that instead.
+    """
+
+    max_abs_error: float
+    items: int
+    sqnr_db: float | None = None
+    eager_sqnr_db: float | None = None
+    required_db: float | None = None
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    reference: Literal["fp64", "eager"] = "eager"
+    batch_size: int | None = None
+    note: str | None = None
+    tolerance: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs are near enough."""
+        if self.sqnr_db is None or self.required_db is None:
+            return True
+        return self.sqnr_db >= self.required_db
+
+    @property
+    def sliced(self) -> bool:
+        """Whether only some items of the batch were compared."""
+        return self.batch_size is not None and self.items < self.batch_size
+
+    def __str__(self) -> str:
+        largest = f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
+        if self.sqnr_db is None:
+            return largest
+        of = f" of {self.batch_size}" if self.sliced else ""
+        against = "eager fp32" if self.eager_sqnr_db is None else "fp64"
+        eager = "" if self.eager_sqnr_db is None else f", where eager has {self.eager_sqnr_db:.0f}"
+        note = f" ({self.note})" if self.note else ""
+        return (
+            f"SQNR {self.sqnr_db:.0f} dB against {against}{eager}, at least {self.required_db:.0f} "
+            f"asked of {self.precision}, worst of {self.items}{of} items{note}; {largest}"
+        )
+
+
+_COMPARED = ("numpy", "torch", "transformers")
+_DECIDING = re.compile(
+    "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC|TCMALLOC"
+    "|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
+)
+_A_PLACE = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
+"""Environment variables that decide what is computed, or how fast; names of places do not."""
+
+RUNNERS = "SCALEBENCH_ENVIRONMENT"
+"""The variable in which a runner tells its kernels, as JSON, the `deciding` ones as it had them:
+a kernel's own also hold what it was started with."""
+
+
+def deciding(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of `environment` decides; of preloaded libraries the file names alone."""
+    found = {
+        name: value
+        for name, value in sorted(environment.items())
+        if value and _DECIDING.match(name) and not _A_PLACE.search(name)
+    }
+    if libraries := found.get("LD_PRELOAD"):
+        found["LD_PRELOAD"] = ":".join(Path(one).name for one in re.split("[: ]+", libraries))
+    return found
+
+
+_ALLOCATORS_OWN = ("LD_PRELOAD", "MALLOC_")
+
+
+class Software(StrictModel):
+    """Versions, and what else of the process decides speed: libraries, thread environment."""
+
+    python: str
+    scalebench: str
+    versions: dict[str, str]
+    libraries: dict[str, str] = Field(default={})
+    environment: dict[str, str] = Field(default={})
+
+    @classmethod
+    def here(cls, libraries: dict[str, str] | None = None) -> Self:
+        """This process's software; `libraries` are what computes inside torch, where known."""
+        return cls(
+            python=platform.python_version(),
+            scalebench=__version__,
+            versions={name: version(name) for name in _COMPARED},
+            libraries=libraries or {},
+            environment=(
+                json.loads(os.environ[RUNNERS]) if RUNNERS in os.environ else deciding(os.environ)
+            ),
+        )
+
+    def differs_from(self, other: Software, allocator: str = "default") -> str | None:
+        """The first difference that makes two sweeps incomparable, or None.
+
+        How an `allocator` is loaded does not count: every trial asks which one it has.
+        """
+        mine, theirs = (s._deciding(allocator) for s in (self, other))
+        for name in sorted(mine | theirs):
+            if mine.get(name) != theirs.get(name):
+                return f"{name} {mine.get(name)} against {theirs.get(name)}"
+        return None
+
+    def _deciding(self, allocator: str) -> dict[str, str]:
+        found = {"python": self.python, **self.versions, **self.environment}
+        loaded = ("LD_PRELOAD",) if allocator == "default" else _ALLOCATORS_OWN
+        return {name: value for name, value in found.items() if not name.startswith(loaded)}
+
 
 KernelKind = Literal["fresh", "warm", "none"]
 Status = Literal["ok", "failed", "skipped"]
@@ -49,7 +167,7 @@ _LEAST_TURNS = 3
 """From so many turns on a point has a usual: the median of two is one that neither had."""
 
 
-class Turn(Words):
+class Turn(StrictModel):
     """A slice of time in which one point computed and everything else of the sweep stood still.
 
     `samples_ns` are the passes that count, in the order made; `start_ns` is the start of the first
@@ -73,7 +191,7 @@ class Turn(Words):
         return float(median(self.samples_ns))
 
 
-class Point(Words):
+class Point(StrictModel):
     """A config at one thread count: its turns, in the order made.
 
     A sample is one pass, or the mean of `passes_per_sample` timed at once. `warmup_ns` are passes
@@ -132,10 +250,10 @@ class Point(Words):
 
     def __str__(self) -> str:
         return (
-            f"{counted(self.threads, 'thread')} on CPU "
+            f"{pluralize(self.threads, 'thread')} on CPU "
             f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
-            f"median {number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} passes "
-            f"in {counted(len(self.turns), 'turn')}"
+            f"median {format_number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} passes "
+            f"in {pluralize(len(self.turns), 'turn')}"
             f"{'' if self.cpu_ns is None else f', CPU time / wall time {self.cpus_utilized:.2f}'}"
         )
 
@@ -145,7 +263,7 @@ def _waited(turn: Turn, wall_ns: int) -> bool | None:
     return None if turn.waited_ns is None else turn.waited_ns > MOST_WAITED * wall_ns
 
 
-class Setup(Words):
+class Setup(StrictModel):
     """Seconds spent before the first sample; what a trial costs beside its turns."""
 
     build_s: float
@@ -164,7 +282,7 @@ class Setup(Words):
         )
 
 
-class Record(Words):
+class Record(StrictModel):
     """The result of one trial: what, when, where, with what, and every sample.
 
     Records with one `block` took turns: their samples can be paired by cycle. `trial` counts the

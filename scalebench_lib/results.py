@@ -1,7 +1,7 @@
-"""What a sweep says: its points with all their trials, the ratios of any two, and the table.
+"""The results of a sweep: its points with all their trials, the ratio of any two, and the table.
 
-All of it is rebuilt from the records each time. A sweep that was imported has no records: the
-rows of its table are the published ones.
+All of it is rebuilt from the records each time. A sweep that was published elsewhere and imported
+has no records: it is one file, `Imported`, and the rows of its table are the published ones.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scalebench_lib.config import Config, base_of
+from scalebench_lib.config import DEFAULT_IMAGE_SIZE, Config, base_of
 from scalebench_lib.disturbances import Disturbed
-from scalebench_lib.errors import RequestError
-from scalebench_lib.imported import Imported, PublishedPoint
-from scalebench_lib.record import Point, Record, load_records, require_one_machine
+from scalebench_lib.errors import RequestError, ScalebenchError, one_line
+from scalebench_lib.record import Point, Record, load_records, require_one_machine, write_atomically
 from scalebench_lib.stats import (
     MIN_TURNS,
     Interval,
@@ -36,7 +37,89 @@ from scalebench_lib.stats import (
     percentile,
     ratio,
 )
-from scalebench_lib.words import DEFAULT_IMAGE_SIZE
+
+FILE = "imported.json"
+
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A piece of an import: refuses unknown keys, never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PublishedPoint(Part):
+    """A published mean, its words as published; `rows` are the rows of the file behind it.
+
+    `seq_len` is 0 where the file does not tell it.
+    """
+
+    model: str
+    optimization: str
+    smt: bool
+    placement: str
+    allocator: str
+    seq_len: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+    cores: Annotated[float, Field(gt=0)]
+    pinned: bool
+    latency_ms_mean: Milliseconds
+    latency_ms_min: Milliseconds | None
+    latency_ms_max: Milliseconds | None
+    rows: Annotated[int, Field(ge=1)]
+
+    @property
+    def config_id(self) -> str:
+        """As of a config of ours, though the words may be unknown to us."""
+        words = self.model_dump(include=set(Config.model_fields))
+        return Config.model_construct(**words).id
+
+
+class Imported(Part):
+    """What a published file holds: its points, where they come from, and what to know of them.
+
+    `machine` is what the importer called it, if anything. Each of `notes` is a sentence.
+    """
+
+    file: str
+    sha256: str
+    imported: datetime
+    machine: str | None
+    notes: tuple[str, ...]
+    points: Annotated[tuple[PublishedPoint, ...], Field(min_length=1)]
+
+    @property
+    def machine_name(self) -> str:
+        """For the results table: an unknown machine goes by the file's name."""
+        return self.machine or Path(self.file).stem
+
+    @property
+    def machine_title(self) -> str:
+        """For titles and captions."""
+        return self.machine or "an unknown machine"
+
+    @property
+    def source(self) -> str:
+        """Where the numbers come from, for captions."""
+        return f"Imported from {self.file}: published means, no intervals · {self.machine_title}"
+
+    def save(self, out: Path) -> None:
+        """Write the import into folder `out`, whole or not at all."""
+        write_atomically(out / FILE, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, out: Path) -> Self | None:
+        """The import in folder `out`, or None; `ScalebenchError` where it is damaged."""
+        path = out / FILE
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ScalebenchError(f"{path} is damaged: {one_line(error)}") from None
+
 
 PointKey = tuple[str, int]
 """A point's name: its records' `point_key` and its thread count."""

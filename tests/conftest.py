@@ -11,15 +11,15 @@ import pytest
 
 from scalebench_lib import cli
 from scalebench_lib.sweep.locks import PLACE
-from tests import chromium
+from tests.browser import NAMES, found, launched
 
 if TYPE_CHECKING:
     from scalebench_lib.sweep.kernels import Kernels
 
-_LIGHT_ZYGOTE = (
-    "from scalebench_lib.sweep import zygote\n"
-    "zygote.IMPORTS, zygote.reseed = ('ipykernel.kernelapp',), lambda: None\n"
-    "zygote.main()"
+_LIGHT_FORK_SERVER = (
+    "from scalebench_lib.sweep import forkserver\n"
+    "forkserver.IMPORTS, forkserver.reseed = ('ipykernel.kernelapp',), lambda: None\n"
+    "forkserver.main()"
 )
 
 
@@ -42,7 +42,7 @@ def _exports_of_our_own(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator["Kernels"]:
-    """Kernels forked from one zygote, which takes seconds to start."""
+    """Kernels forked from one fork server, which takes seconds to start."""
     from scalebench_lib.sweep.kernels import Kernels  # not every test waits for papermill
 
     with Kernels(warm=True) as made:
@@ -51,10 +51,10 @@ def warm() -> Iterator["Kernels"]:
 
 
 @pytest.fixture
-def light_zygote(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def light_fork_server(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Zygotes import no more than a kernel needs, for notebooks that measure nothing: by this."""
-    command = ["-c", _LIGHT_ZYGOTE]
-    monkeypatch.setattr("scalebench_lib.sweep.warm._ZYGOTE", command)
+    command = ["-c", _LIGHT_FORK_SERVER]
+    monkeypatch.setattr("scalebench_lib.sweep.provisioner._FORK_SERVER", command)
     return command
 
 
@@ -108,8 +108,8 @@ def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def browser():
     """One for a module, and ended with it: other tests need asyncio."""
-    if not chromium.found():
-        names = ", ".join(chromium.NAMES)
+    if not found():
+        names = ", ".join(NAMES)
         pytest.skip(f"no browser: none of {names} is on the PATH; .ci/run installs one as root")
-    with chromium.launched() as running:
+    with launched() as running:
         yield running

@@ -16,10 +16,10 @@ import numpy as np
 from scalebench_lib.config import Config
 from scalebench_lib.record import Record, Turn
 from scalebench_lib.results import PointKey
-from tests import madeup
+from tests import factories
 
-ON = madeup.machine(cores=2, smt=False)
-CONFIGS = tuple(madeup.configs(ON, [1, 4, 16]))
+ON = factories.machine(cores=2, smt=False)
+CONFIGS = tuple(factories.configs(ON, [1, 4, 16]))
 THREADS = (1, 2)
 HORIZON_S = 20_000.0
 TURN_S = 0.35
@@ -173,17 +173,19 @@ def record(
 ) -> Record:
     """The record of a trial in round `number`: starts in s and logs of ns by point."""
     points = (
-        madeup.with_turns(madeup.point(config, ON, threads), _turns(*found[config.id, threads]))
+        factories.with_turns(
+            factories.point(config, ON, threads), _turns(*found[config.id, threads])
+        )
         for threads in THREADS
     )
     update = {"trial": number, "round": number, "block": block_name, "points": tuple(points)}
-    return madeup.measured(config, ON).model_copy(update=update)
+    return factories.measured(config, ON).model_copy(update=update)
 
 
 def only_cycles(found: Record, keep: Callable[[int], bool]) -> Record:
     """`found` without the turns of cycles that are not to `keep`."""
     points = [
-        madeup.with_turns(point, (turn for turn in point.turns if keep(turn.cycle)))
+        factories.with_turns(point, (turn for turn in point.turns if keep(turn.cycle)))
         for point in found.points
     ]
     return found.model_copy(update={"points": tuple(points)})
@@ -191,7 +193,7 @@ def only_cycles(found: Record, keep: Callable[[int], bool]) -> Record:
 
 def _log_ns(config: Config, threads: int, slower: Slower) -> float:
     factor = slower if isinstance(slower, float) else slower.get(config.id, 1.0)
-    return float(np.log(1e6 * factor * madeup.latency_ms(config, threads)))
+    return float(np.log(1e6 * factor * factories.latency_ms(config, threads)))
 
 
 def _turns(starts_s: np.ndarray, logs: np.ndarray) -> tuple[Turn, ...]:

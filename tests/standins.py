@@ -4,7 +4,7 @@ import sys
 
 import psutil
 
-_MODULE = "scalebench_lib.plan.instance"
+_MODULE = "scalebench_lib.plan.worker"
 
 STAND_IN = (
     sys.executable,

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from scalebench_lib import allocators
 from scalebench_lib.allocators import preload
 from scalebench_lib.errors import RequestError
-from scalebench_lib.measure import allocator
 from tests.test_allocators import installed
 
 
@@ -16,7 +16,7 @@ def require(wanted: str, loaded: str) -> str:
     """What `require_loaded` complains of in a process that was started with `loaded`."""
     code = (
         "from scalebench_lib.errors import RequestError\n"
-        "from scalebench_lib.measure.allocator import require_loaded\n"
+        "from scalebench_lib.allocators import require_loaded\n"
         f"try: require_loaded({wanted!r})\n"
         "except RequestError as error: print(error)"
     )
@@ -44,7 +44,7 @@ def test_an_allocator_that_is_not_loaded_is_refused_with_the_way_to_do_it() -> N
 
 def test_elsewhere_than_on_linux_there_is_the_default_only(monkeypatch) -> None:
     """Rather than a wrong word in a record."""
-    monkeypatch.setattr(allocator.sys, "platform", "darwin")
-    allocator.require_loaded("default")
+    monkeypatch.setattr(allocators.sys, "platform", "darwin")
+    allocators.require_loaded("default")
     with pytest.raises(RequestError, match="only Linux"):
-        allocator.require_loaded("jemalloc")
+        allocators.require_loaded("jemalloc")

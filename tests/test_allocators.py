@@ -16,7 +16,7 @@ from scalebench_lib.results import Results
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import run_in_turn
-from tests.test_kernels import notebook
+from tests.sweep.test_kernels import notebook
 
 
 def installed() -> list[str]:

@@ -10,12 +10,12 @@ import psutil
 import pytest
 
 from scalebench_lib.machine import Machine
+from scalebench_lib.measure import noise
 from scalebench_lib.record import load_records
-from scalebench_lib.sweep import doctor
 from scalebench_lib.sweep.folder import say_in_flight
-from scalebench_lib.sweep.locks import folder_to_itself
-from tests.madeup import machine, missing, save_sweep, small_records
-from tests.test_compare import sweep
+from scalebench_lib.sweep.locks import lock_folder
+from tests.analysis.test_compare import sweep
+from tests.factories import machine, missing, save_sweep, small_records
 from tests.waiting import wait_until
 
 MACHINE = Machine.here()
@@ -92,7 +92,7 @@ def test_a_folder_with_nothing_in_it_is_told(scalebench, tmp_path: Path, verb: s
 
 def test_the_doctor_says_what_each_optimization_applies_to(scalebench, monkeypatch) -> None:
     """Beside what the machine can measure."""
-    monkeypatch.setattr(doctor, "probe_noise", lambda: doctor.Noise(10, 10, 11))
+    monkeypatch.setattr(noise, "probe_noise", lambda: noise.Noise(10, 10, 11))
     code, out, _ = scalebench("doctor")
     assert code == 0
     assert "onnxruntime-int8: ONNX Runtime, dynamic int8; models of linear layers" in out
@@ -123,12 +123,12 @@ def test_status_tells_what_a_sweep_is_doing_now(scalebench, tmp_path: Path) -> N
     save_sweep(tmp_path, small_records(batch_sizes=(1,)))
     say_in_flight(tmp_path, "round 2, 3 trials in turn, 5 cycles, about 4 min left")
     assert "running" not in scalebench("status", tmp_path)[1]
-    with folder_to_itself(tmp_path):
+    with lock_folder(tmp_path):
         code, printed, _ = scalebench("status", tmp_path)
     assert code == 0
     assert "running: round 2, 3 trials in turn, 5 cycles, about 4 min left" in printed
     say_in_flight(tmp_path, None)
-    with folder_to_itself(tmp_path):
+    with lock_folder(tmp_path):
         assert "running" not in scalebench("status", tmp_path)[1]
 
 
@@ -190,7 +190,7 @@ def test_a_second_sweep_into_a_folder_is_refused_before_anything_is_loaded(tmp_p
         "try: cli.main()\n"
         "finally: print('papermill' in sys.modules)"
     )
-    with folder_to_itself(tmp_path):
+    with lock_folder(tmp_path):
         second = [sys.executable, "-c", code, "sweep", str(tmp_path)]
         run = subprocess.run(second, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (2, "False\n")

@@ -6,7 +6,7 @@ import pytest
 
 from scalebench_lib.config import Config, Sweep, Trial, base_of
 from scalebench_lib.errors import RequestError
-from tests.madeup import machine
+from tests.factories import machine
 
 SMALL = machine(cores=2, smt=False)
 
@@ -26,13 +26,13 @@ def test_what_the_name_leaves_out_is_in_its_hash() -> None:
 def test_a_batch_size_is_a_whole_number_of_at_least_one(bad: object) -> None:
     """One line, naming the field and the value."""
     with pytest.raises(RequestError, match=r"^batch_size: must be a whole number") as caught:
-        Config.checked({"batch_size": bad})
+        Config.from_input({"batch_size": bad})
     assert "\n" not in str(caught.value)
 
 
 def test_a_number_that_papermill_turned_into_text_is_taken() -> None:
     """papermill injects np.int64(8) as the string "8"."""
-    assert Config.checked({"batch_size": "8"}).batch_size == 8
+    assert Config.from_input({"batch_size": "8"}).batch_size == 8
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_number_that_papermill_turned_into_text_is_taken() -> None:
 def test_a_wrong_word_gets_the_nearest_right_one(values: dict, hint: str) -> None:
     """A typo costs a glance, not a search."""
     with pytest.raises(RequestError) as caught:
-        Config.checked(values)
+        Config.from_input(values)
     assert hint in str(caught.value)
 
 
@@ -138,7 +138,7 @@ def test_a_model_from_elsewhere_has_a_safe_and_readable_name(name: str) -> None:
 def test_a_model_that_cannot_be_named_is_refused(name: str) -> None:
     """Before anything is started."""
     with pytest.raises(RequestError, match=r"^model: "):
-        Config.checked({"model": name})
+        Config.from_input({"model": name})
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path, monkeypatch) -> None:
@@ -156,7 +156,7 @@ def test_a_size_that_a_model_does_not_know_is_refused() -> None:
     with pytest.raises(RequestError, match="seq_len: resnet50 takes images"):
         Sweep(model="resnet50", seq_lens=(16, 128)).trials(SMALL)
     with pytest.raises(RequestError, match="image_size: gpt2 takes text"):
-        Config.checked({"model": "gpt2", "image_size": 64})
+        Config.from_input({"model": "gpt2", "image_size": 64})
     assert "64 × 64 pixels" in str(Config(model="resnet50", image_size=64))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.analysis import page
-from tests.madeup import save_sweep, small_records
+from tests.factories import save_sweep, small_records
 
 DAMAGE = {
     "nothing": b"",

@@ -6,7 +6,7 @@ import pytest
 
 from scalebench_lib.config import Config
 from scalebench_lib.disturbances import Disturbed, disturbances
-from tests.madeup import disturbed, machine, measured, small_records
+from tests.factories import disturbed, machine, measured, small_records
 
 SMALL = machine(cores=2, smt=False)
 CONFIG = Config(batch_size=4)

@@ -7,7 +7,7 @@ import pytest
 
 from scalebench_lib.files import DamagedError, sealed, set_aside, unfinished, unsealed
 from scalebench_lib.record import Record, load_records
-from tests.madeup import save_sweep, small_records
+from tests.factories import save_sweep, small_records
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from scalebench_lib.record import (
     write_atomically,
 )
 from scalebench_lib.sweep.run import SweepRun
-from tests.madeup import SOFTWARE, START, machine, measured, save_sweep, small_records
+from tests.factories import SOFTWARE, START, machine, measured, save_sweep, small_records
 
 SMALL = machine(cores=2, smt=False)
 OLD_SWEEP = Path(__file__).parent / "old_sweep"

@@ -7,8 +7,7 @@ import nbformat
 import pytest
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.notebook import PROJECT
-from scalebench_lib.rendered import WIDGET, render, scrub
+from scalebench_lib.notebook import PROJECT, WIDGET, render, scrub
 
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhf"

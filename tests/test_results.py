@@ -11,8 +11,8 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, Turn
 from scalebench_lib.results import COLUMNS, Results, results_table, twins
-from tests import madeup, simulated
-from tests.madeup import (
+from tests import factories, simulated
+from tests.factories import (
     disturbed,
     machine,
     measured,
@@ -114,7 +114,7 @@ def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
     base = table.loc[("none", 2)]
     assert tuple(base[["speedup", "speedup_low", "speedup_high"]]) == (1, 1, 1)
     faster = table.loc[("script", 2)]
-    assert faster["speedup_low"] < madeup.SCRIPT_SPEEDUP < faster["speedup_high"]
+    assert faster["speedup_low"] < factories.SCRIPT_SPEEDUP < faster["speedup_high"]
     assert table.loc[("none", 1), "speedup"] < 0.6
     assert set(table["paired"]) == {"paired"}
 
@@ -151,7 +151,7 @@ def test_what_never_met_is_compared_via_the_base() -> None:
     second[1] = second[1].model_copy(update={"trial": 1})
     found = Results.of([*first, *second]).ratio(key(SCRIPT), key(BF16))
     assert found.label == "via none"
-    assert found.value == pytest.approx(1 / madeup.SCRIPT_SPEEDUP, rel=0.03)
+    assert found.value == pytest.approx(1 / factories.SCRIPT_SPEEDUP, rel=0.03)
     direct = Results.of([*first, *second]).ratio(key(SCRIPT), key(NONE))
     assert found.std_error > direct.std_error
 
@@ -337,7 +337,7 @@ def test_records_of_two_machines_are_refused(tmp_path) -> None:
 def test_two_thousand_points_take_seconds() -> None:
     """11 batch sizes, 4 optimizations, 48 placements, two rounds."""
     on = machine()
-    configs = madeup.configs(on, optimizations=("none", "script", "bf16", "openvino"))
+    configs = factories.configs(on, optimizations=("none", "script", "bf16", "openvino"))
     records = [measured(config, on) for config in configs]
     records += [again(record) for record in records]
     began = time.process_time()

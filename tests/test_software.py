@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scalebench_lib.software import RUNNERS, Software, deciding
+from scalebench_lib.record import RUNNERS, Software, deciding
 
 
 @pytest.mark.parametrize(

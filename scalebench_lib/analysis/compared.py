@@ -18,9 +18,9 @@ from rich.markup import escape as no_markup
 from rich.table import Table
 
 from scalebench_lib.analysis.compare import WIDE, Common, Comparison, Verdict
-from scalebench_lib.analysis.picture import STYLE, Picture
-from scalebench_lib.numerals import number
+from scalebench_lib.analysis.draw import STYLE, Picture
 from scalebench_lib.record import write_atomically
+from scalebench_lib.text import format_number
 
 _LOOKS: dict[Verdict, tuple[str, str]] = {
     "slower": ("#c0392b", ">"),
@@ -61,7 +61,9 @@ def _common(common: Common) -> str:
     ratio, where = common.ratio, _on(common.where)
     if not ratio.differs:
         return f"no measurable change ({_change(ratio.low)} to {_change(ratio.high)}) on {where}"
-    least, most = (number(each, 2) for each in sorted(map(_percent, (ratio.low, ratio.high))))
+    least, most = (
+        format_number(each, 2) for each in sorted(map(_percent, (ratio.low, ratio.high)))
+    )
     return f"{_change(ratio.value)} ({least}–{most} %) on {where}"
 
 
@@ -80,7 +82,7 @@ def _percent(ratio: float) -> float:
 
 
 def _change(ratio: float) -> str:
-    return f"{number(_percent(ratio), 2)} % {'slower' if ratio > 1 else 'faster'}"
+    return f"{format_number(_percent(ratio), 2)} % {'slower' if ratio > 1 else 'faster'}"
 
 
 def notes(found: Comparison) -> list[str]:
@@ -153,7 +155,7 @@ def tables(found: Comparison) -> list[tuple[str, list[list[str]]]]:
 
 def _words(row: dict[Any, Any], smt: list[str], common: bool) -> list[str]:
     words = [_word(name, row[name]) for name in ("optimization", *smt, "batch_size", "threads")]
-    words += [number(row["latency_ms_a"]), number(row["latency_ms_b"])]
+    words += [format_number(row["latency_ms_a"]), format_number(row["latency_ms_b"])]
     return [*words, *_ratios(row, common), row["verdict"]]
 
 

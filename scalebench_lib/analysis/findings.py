@@ -11,27 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.analysis.ratios import (
-    best_threads,
-    how_words,
-    over_eager,
-    over_one_thread,
-)
-from scalebench_lib.analysis.selection import (
+from scalebench_lib.analysis.tables import (
+    CONTEXT,
     METRICS,
-    SETTING,
     Measured,
     MetricName,
-    config_words,
+    best_threads,
+    by_context,
+    config_label,
+    context_label,
     errors_db,
     measured_only,
-    setting_words,
-    settings,
-    varying,
+    over_eager,
+    over_one_thread,
+    pairing_label,
+    varying_context,
 )
 from scalebench_lib.disturbances import disturbances
-from scalebench_lib.numerals import counted, number
 from scalebench_lib.stats import Ratio
+from scalebench_lib.text import format_number, pluralize
 
 _LIKE = ("batch_size", "optimization", "smt", "threads")
 
@@ -52,9 +50,9 @@ def best_points(measured: Measured, table: pd.DataFrame | None = None) -> pd.Dat
     difference could be measured. A `table` of several settings has a row for each.
     """
     table = measured.table if table is None else table
-    found, keys = measured_only(table), [*varying(table), "batch_size"]
+    found, keys = measured_only(table), [*varying_context(table), "batch_size"]
     found = found.assign(sqnr_db=errors_db(found))
-    compared = pd.concat([over_eager(part) for _, part in settings(found)])
+    compared = pd.concat([over_eager(part) for _, part in by_context(found)])
     best = compared.loc[compared.groupby(keys)["latency_ms"].idxmin()]
     ties = [", ".join(_ties(measured, found, row)) for _, row in best.iterrows()]
     return best.assign(ties=ties)[[*keys, *_SHOWN]].reset_index(drop=True)
@@ -63,12 +61,12 @@ def best_points(measured: Measured, table: pd.DataFrame | None = None) -> pd.Dat
 def _ties(measured: Measured, rows: pd.DataFrame, best: Any) -> list[str]:
     """The other configs of `rows` with the setting and batch size of `best`, each at its best
     thread count, to which no difference could be measured; the fastest first."""
-    alike = ["model", *SETTING, "batch_size"]
+    alike = ["model", *CONTEXT, "batch_size"]
     same = rows[(rows[alike] == best[alike]).all(axis=1)]
     own = (same["optimization"] == best["optimization"]) & (same["smt"] == best["smt"])
     others = best_threads(same[~own]).sort_values("latency_ms")
     return [
-        config_words(rows, row["optimization"], row["smt"])
+        config_label(rows, row["optimization"], row["smt"])
         for row in others.to_dict("records")
         if measured.ratio(best, row).high >= 1
     ]
@@ -78,8 +76,8 @@ def findings(measured: Measured) -> list[str]:
     """What the sweep says, a sentence each; told apart where it holds several settings."""
     table = measured.table
     return [
-        f"{words}: {sentence}" if (words := setting_words(table, setting)) else sentence
-        for setting, part in settings(table)
+        f"{words}: {sentence}" if (words := context_label(table, setting)) else sentence
+        for setting, part in by_context(table)
         if (part["status"] == "ok").any()
         for sentence in _findings(measured, measured_only(part))
     ] + [*_of_allocators(measured, table[table["status"] == "ok"]), *_reservations(measured)]
@@ -87,7 +85,7 @@ def findings(measured: Measured) -> list[str]:
 
 def _of_allocators(measured: Measured, rows: pd.DataFrame) -> Iterator[str]:
     for name in sorted(set(rows["allocator"]) - {"default"}):
-        alike = [*(column for column in SETTING if column != "allocator"), "model", *_LIKE]
+        alike = [*(column for column in CONTEXT if column != "allocator"), "model", *_LIKE]
         pairs = _ratios(measured, rows, "allocator", (name, "default"), alike)
         yield from _compared(name, pairs, "the default allocator, all else equal")
 
@@ -112,7 +110,7 @@ def _fastest(measured: Measured, rows: pd.DataFrame) -> Iterator[str]:
         return
     alike = best_points(measured, rows).groupby(["optimization", "smt", "ties"], sort=False)
     for (_, _, ties), part in alike:
-        name = config_words(rows, part["optimization"].iloc[0], part["smt"].iloc[0])
+        name = config_label(rows, part["optimization"].iloc[0], part["smt"].iloc[0])
         sizes = f"at batch size {', '.join(str(size) for size in part['batch_size'])}"
         told = _in_brackets(list(_merits(part)))
         if ties:
@@ -129,18 +127,20 @@ def _merits(part: pd.DataFrame) -> Iterator[str]:
     gains = part[(part["optimization"] != "none") & part["speedup"].notna()]
     if len(gains):
         hidden = (gains["speedup_low"] <= 1) & (gains["speedup_high"] >= 1)
-        how = how_words(gains["speedup_paired"].dropna())
+        how = pairing_label(gains["speedup_paired"].dropna())
         span = f"{_span(gains['speedup'])}× eager"
         yield f"{'no measurable difference to eager' if hidden.all() else span}, {how}"
     if error == error:
-        yield f"SQNR at least {number(error)} dB"
+        yield f"SQNR at least {format_number(error)} dB"
     if len(shares):
         yield f"{_span(shares)} % of the machine's peak in its type"
 
 
 def _span(values: pd.Series) -> str:
     """``1.2 to 3.4``, or the one value that there is."""
-    return " to ".join(dict.fromkeys(number(value) for value in (values.min(), values.max())))
+    return " to ".join(
+        dict.fromkeys(format_number(value) for value in (values.min(), values.max()))
+    )
 
 
 def extreme(measured: Measured, table: pd.DataFrame, metric: MetricName) -> str:
@@ -148,15 +148,15 @@ def extreme(measured: Measured, table: pd.DataFrame, metric: MetricName) -> str:
     rows = _with_far(measured_only(table))
     if metric == "latency":
         best = rows.sort_values("latency_ms").iloc[0]
-        told = f"Lowest latency: {number(best.latency_ms)} ms"
-        mean = f" (mean {number(best.latency_ms_mean)} ms)" if best.far else ""
+        told = f"Lowest latency: {format_number(best.latency_ms)} ms"
+        mean = f" (mean {format_number(best.latency_ms_mean)} ms)" if best.far else ""
     else:
         best = rows.sort_values("throughput").iloc[-1]
-        told = f"Highest throughput: {number(best.throughput)} inferences/s"
-        mean = f" ({number(_sustained(best))} sustained)" if best.far else ""
+        told = f"Highest throughput: {format_number(best.throughput)} inferences/s"
+        mean = f" ({format_number(_sustained(best))} sustained)" if best.far else ""
     ties = ", ".join(_ties(measured, rows, best))
     alike = f"; no measurable difference to {ties}" if ties else ""
-    return f"{told}{mean}, with {point_words(rows, best)}{alike}."
+    return f"{told}{mean}, with {point_label(rows, best)}{alike}."
 
 
 def _with_far(rows: pd.DataFrame) -> pd.DataFrame:
@@ -179,27 +179,27 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
     far = far.assign(off=far["latency_ms_mean"] / far["latency_ms"])
     worst = far.sort_values("off").iloc[-1]
     yield (
-        f"At {len(far)} of {counted(len(rows), 'point')} the mean of the passes differs from their "
-        f"median by more than its interval and {100 * FAR:.0f} %: some stood still "
-        f"(throttled), or were disturbed. Most with {point_words(rows, worst)}: mean "
-        f"{number(worst.latency_ms_mean)} ms, median {number(worst.latency_ms)} ms; sustained "
-        f"{number(_sustained(worst))} inferences/s."
+        f"At {len(far)} of {pluralize(len(rows), 'point')} the mean of the passes differs from "
+        f"their median by more than its interval and {100 * FAR:.0f} %: some stood still "
+        f"(throttled), or were disturbed. Most with {point_label(rows, worst)}: mean "
+        f"{format_number(worst.latency_ms_mean)} ms, median {format_number(worst.latency_ms)} ms; "
+        f"sustained {format_number(_sustained(worst))} inferences/s."
     )
 
 
-def interval_words(row: Any) -> str:
+def interval_label(row: Any) -> str:
     """Interval of a row's speed-up, how it was got, and whether it is one."""
-    low, high, how = row["speedup_low"], row["speedup_high"], how_words([row["speedup_paired"]])
+    low, high, how = row["speedup_low"], row["speedup_high"], pairing_label([row["speedup_paired"]])
     if not (np.isfinite(low) and np.isfinite(high)):
         return f" ({how})"
     alike = "; no measurable difference" if low <= 1 <= high else ""
-    return f" ({number(low)} to {number(high)}, {how}{alike})"
+    return f" ({format_number(low)} to {format_number(high)}, {how}{alike})"
 
 
-def point_words(rows: pd.DataFrame, point: Any) -> str:
+def point_label(rows: pd.DataFrame, point: Any) -> str:
     """``batch size 8, script, SMT on, 2 threads``; of SMT only where `rows` have it somewhere."""
-    config = config_words(rows, point.optimization, point.smt)
-    return f"batch size {point.batch_size}, {config}, {counted(point.threads, 'thread')}"
+    config = config_label(rows, point.optimization, point.smt)
+    return f"batch size {point.batch_size}, {config}, {pluralize(point.threads, 'thread')}"
 
 
 def _ratios(
@@ -216,13 +216,17 @@ def _ratios(
 def _compared(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[str]:
     if not ratios:
         return
-    values, how = pd.Series([one.value for one in ratios]), how_words(one.label for one in ratios)
+    values, how = (
+        pd.Series([one.value for one in ratios]),
+        pairing_label(one.label for one in ratios),
+    )
     if not any(one.differs for one in ratios):
         alike = f"{_span(values)} of its time; {how}"
         yield f"{subject}: no measurable difference to {other} ({alike})."
         return
     spread = f"median; {_span(values)}; " if len(ratios) > 1 else ""
-    yield f"{subject} takes {number(values.median())} of the time of {other} ({spread}{how})."
+    share = format_number(values.median())
+    yield f"{subject} takes {share} of the time of {other} ({spread}{how})."
 
 
 def _scaling(rows: pd.DataFrame) -> Iterator[str]:
@@ -232,8 +236,8 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
         best = rows[rows["batch_size"] == batch_size].sort_values("latency_ms").iloc[0]
         if best.threads > 1 and pd.notna(best.scaling):
             own = over_one_thread(rows.loc[[best.name]]).iloc[0]
-            value = f"{number(own.speedup)}× as fast as 1 thread{interval_words(own)}"
-            yield f"With {point_words(rows, best)}: {value}."
+            value = f"{format_number(own.speedup)}× as fast as 1 thread{interval_label(own)}"
+            yield f"With {point_label(rows, best)}: {value}."
 
 
 def _reservations(measured: Measured) -> Iterator[str]:

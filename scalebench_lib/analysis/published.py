@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalebench_lib.errors import RequestError, one_line
-from scalebench_lib.imported import FILE, Imported, Milliseconds, PublishedPoint
+from scalebench_lib.results import FILE, Imported, Milliseconds, PublishedPoint
 
 _OURS = {"eager": "none"}
 """Published words for what has another name here; all others are kept."""

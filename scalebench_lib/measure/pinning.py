@@ -44,7 +44,7 @@ _ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
-class Team:
+class ThreadTeam:
     """The threads that compute: thread ids and their CPU numbers, in step."""
 
     tids: tuple[int, ...]
@@ -71,12 +71,12 @@ class Team:
             raise MeasurementError(
                 f"asked for {len(self.cpus)} threads, torch now uses {torch.get_num_threads()}"
             )
-        strangers = self._strangers(run)
+        extra_threads = self._strangers(run)
         if not self.pinned:
             return
-        if strangers:
+        if extra_threads:
             raise MeasurementError(
-                f"{len(strangers)} more threads compute than the {len(self.cpus)} asked for"
+                f"{len(extra_threads)} more threads compute than the {len(self.cpus)} asked for"
             )
         self.require_in_place()
 
@@ -88,14 +88,14 @@ class Team:
 
     def _strangers(self, run: Callable[[], object]) -> set[int]:
         for _ in range(_ATTEMPTS):
-            strangers = busy_during(run) - set(self.tids)
-            if not strangers:
+            extra_threads = busy_during(run) - set(self.tids)
+            if not extra_threads:
                 break
-        return strangers
+        return extra_threads
 
 
 @dataclass(frozen=True)
-class BoundTeam(Team):
+class SelfPinnedTeam(ThreadTeam):
     """Threads that an engine binds to `cpus` itself, each time anew, while they compute."""
 
     def pin(self) -> None:
@@ -160,7 +160,7 @@ def _known_thread_times() -> dict[int, tuple[int, int]]:
     return times
 
 
-def confine(cpus: Iterable[int]) -> None:
+def set_affinity(cpus: Iterable[int]) -> None:
     """Let every thread of this process run on `cpus` only; later threads inherit that."""
     allowed = set(cpus)
     for tid in _tids():
@@ -168,32 +168,32 @@ def confine(cpus: Iterable[int]) -> None:
             os.sched_setaffinity(tid, allowed)
 
 
-def pin_team(cpus: Sequence[int], pinnable: bool) -> Team:
+def pin_team(cpus: Sequence[int], pinnable: bool) -> ThreadTeam:
     """Make torch compute with one thread on each of `cpus`, in that order; the caller first.
 
     Raises `MeasurementError` where another number of threads computes than asked for.
     """
     if not pinnable:
         torch.set_num_threads(len(cpus))
-        return Team((), tuple(cpus))
-    confine(cpus)
+        return ThreadTeam((), tuple(cpus))
+    set_affinity(cpus)
     torch.set_num_threads(len(cpus))
     # torch shares out 32768 elements at a time
     work = torch.ones(max(1 << 20, len(cpus) << 16))
-    team = Team(_workers(len(cpus), lambda: work.mul_(1.0)), tuple(cpus))
+    team = ThreadTeam(_workers(len(cpus), lambda: work.mul_(1.0)), tuple(cpus))
     team.pin()
     return team
 
 
-def pin_engine(cpus: Sequence[int], pinnable: bool, run: Callable[[], object]) -> Team:
+def pin_engine(cpus: Sequence[int], pinnable: bool, run: Callable[[], object]) -> ThreadTeam:
     """Pin the threads that an engine computes `run` with, one to each of `cpus`, caller first.
 
     Raises `MeasurementError` where another number of threads computes than there are CPUs.
     """
     if not pinnable:
-        return Team((), tuple(cpus))
-    confine(cpus)
-    team = Team(_workers(len(cpus), run, _SHARING), tuple(cpus))
+        return ThreadTeam((), tuple(cpus))
+    set_affinity(cpus)
+    team = ThreadTeam(_workers(len(cpus), run, _SHARING), tuple(cpus))
     team.pin()
     return team
 

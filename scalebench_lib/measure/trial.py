@@ -17,19 +17,18 @@ from typing import IO, TypeVar
 import psutil
 import torch
 
-from scalebench_lib import protocol
+from scalebench_lib import allocators, protocol
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
-from scalebench_lib.measure import allocator, models, optimizations
-from scalebench_lib.measure.bench import Bench
-from scalebench_lib.measure.optimizations import Optimized, Subject
-from scalebench_lib.measure.pinning import Team, confine, thread_times
+from scalebench_lib.measure import models, optimizations
+from scalebench_lib.measure.executor import Executor
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Target
+from scalebench_lib.measure.pinning import ThreadTeam, set_affinity, thread_times
 from scalebench_lib.measure.turns import LONG_PASS_NS, PointTurns, TurnTaker, Usage, take_alone
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.protocol import EndedBy
-from scalebench_lib.record import Point, Record, Setup, Software
-from scalebench_lib.verification import Verification
+from scalebench_lib.record import Point, Record, Setup, Software, Verification
 
 T = TypeVar("T")
 
@@ -60,7 +59,7 @@ def measure(trial: Trial, machine: Machine) -> Record:
     `RequestError` where this process was started with another allocator, and
     `ConnectionEndedError` where its runner is gone.
     """
-    allocator.require_loaded(trial.config.allocator)
+    allocators.require_loaded(trial.config.allocator)
     started, found, reason = datetime.now(UTC), _Found(), None
     try:
         with _runner() as runner, _whole_machine_afterwards(machine), torch.inference_mode():
@@ -114,37 +113,37 @@ def _runner() -> Iterator[IO[str] | None]:
 
 def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None) -> None:
     config = trial.config
-    bench = Bench(
+    executor = Executor(
         trial.threads,
         lambda threads: machine.cpus_for(threads, config.smt, config.placement),
         machine.pinnable,
     )
-    verifier, optimized = _set_up(trial, bench, found)
+    verifier, optimized = _set_up(trial, executor, found)
     gc.collect()  # and no more until the end
     found.resident_bytes = psutil.Process().memory_info().rss
     assert found.setup is not None  # noqa: S101 - it has just been set up
     taker = TurnTaker(
-        bench.pass_once,
-        bench.switch,
+        executor.pass_once,
+        executor.switch,
         trial.threads,
-        usage=lambda: _usage(bench.team.cpus),
-        check=lambda before, after: bench.require_alone(before.threads, after.threads),
+        usage=lambda: _usage(executor.team.cpus),
+        check=lambda before, after: executor.require_alone(before.threads, after.threads),
         warm=found.setup.first_pass_s * 1e9 >= LONG_PASS_NS,
     )
-    with optimized.watched():
+    with optimized.guarded():
         found.ended_by = _take_turns(trial, taker, runner, found.setup.first_pass_s)
-        bench.require_in_place()
-        verifier.recheck(bench.runner)
+        executor.require_in_place()
+        verifier.recheck(executor.runner)
     found.points = [
-        _point(one, bench.team_of(one.threads), machine.cores_of(one.threads, config.smt))
+        _point(one, executor.team_of(one.threads), machine.cores_of(one.threads, config.smt))
         for one in taker.points.values()
     ]
 
 
-def _set_up(trial: Trial, bench: Bench, found: _Found) -> tuple[Verifier, Optimized]:
-    """Build, optimize and verify the model of `trial`; `bench` then runs it."""
+def _set_up(trial: Trial, executor: Executor, found: _Found) -> tuple[Verifier, OptimizedModel]:
+    """Build, optimize and verify the model of `trial`; `executor` then runs it."""
     config, optimization = trial.config, optimizations.REGISTRY[trial.config.optimization]
-    bench.switch(max(trial.threads))
+    executor.switch(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
     found.item, found.model_hash = str(model.kind), models.digest(model)
     batches = [model.inputs(config.batch_size, config.seed + k) for k in range(ROTATION)]
@@ -157,15 +156,17 @@ def _set_up(trial: Trial, bench: Bench, found: _Found) -> tuple[Verifier, Optimi
         any_batch=optimization.any_batch,
     )
     if trial.thorough:  # other trials would tell the same
-        found.flops, found.peak_gflops = verifier.flops, bench.roof(optimization.precision)
-    subject = Subject(model, batches[0], config)
-    optimize_s, optimized = _timed(lambda: bench.take(lambda: optimization.apply(subject), batches))
+        found.flops, found.peak_gflops = verifier.flops, executor.roof(optimization.precision)
+    subject = Target(model, batches[0], config)
+    optimize_s, optimized = _timed(
+        lambda: executor.load(lambda: optimization.apply(subject), batches)
+    )
     found.engine = {"precision": optimization.precision, **optimized.engine}
     passes: list[tuple[float, tuple[torch.Tensor, ...]]] = []
-    bench.check(lambda: passes.append(_timed(lambda: bench.runner(*batches[0]))))
+    executor.check(lambda: passes.append(_timed(lambda: executor.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
     found.setup = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
-    found.verification = verifier.check(bench.runner, outputs)
+    found.verification = verifier.check(executor.runner, outputs)
     return verifier, optimized
 
 
@@ -191,7 +192,7 @@ def _usage(cpus: Sequence[int]) -> Usage:
     return Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
 
 
-def _point(taken: PointTurns, team: Team, cores: float) -> Point:
+def _point(taken: PointTurns, team: ThreadTeam, cores: float) -> Point:
     return Point(
         threads=taken.threads,
         cores=cores,
@@ -211,7 +212,7 @@ def _libraries() -> dict[str, str]:
     found = {name: [line for line in told if mark in line] for name, mark in marks.items()}
     return {
         **{name: lines[0] if lines else "unknown" for name, lines in found.items()},
-        "malloc": allocator.library_of("malloc"),
+        "malloc": allocators.library_of("malloc"),
         "vector": torch.backends.cpu.get_cpu_capability(),
     }
 
@@ -225,7 +226,7 @@ def _whole_machine_afterwards(machine: Machine) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         if machine.pinnable:
-            confine(cpu for core in machine.cores for cpu in core.cpus)
+            set_affinity(cpu for core in machine.cores for cpu in core.cpus)
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

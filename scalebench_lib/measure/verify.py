@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
-from scalebench_lib.verification import Verification
+from scalebench_lib.record import Verification
 
 Precision = Literal["fp32", "bf16", "int8"]
 Outputs = tuple[Tensor, ...]
@@ -114,7 +114,7 @@ class Verifier:
             self.note = f"float64 would need {need / 2**30:.1f} GiB, {available / 2**30:.1f} free"
             return None
         try:
-            with in_double(model.module):
+            with float64_reference(model.module):
                 doubles = [model.module(*_double(batch.inputs)) for batch in batches]
         except RuntimeError as error:  # a layer that reads another's weights
             self.note = f"float64 does not run: {str(error).splitlines()[0]}"
@@ -215,7 +215,7 @@ def spread(size: int, items: int) -> Tensor:
 
 
 @contextmanager
-def in_double(module: nn.Module) -> Iterator[None]:
+def float64_reference(module: nn.Module) -> Iterator[None]:
     """Compute in float64 for a while: each layer's weights are converted as it runs.
 
     So a model needs no second copy of itself, twice as large.

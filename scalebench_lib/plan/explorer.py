@@ -8,13 +8,11 @@ from typing import Any
 import ipywidgets as widgets
 
 from scalebench_lib.errors import ScalebenchError
-from scalebench_lib.notebook import somebody_watches
-from scalebench_lib.numerals import number
-from scalebench_lib.plan import picture
-from scalebench_lib.plan.decide import Decision, choose
-from scalebench_lib.plan.ground import Ground, Request
+from scalebench_lib.notebook import WIDGET, is_interactive
+from scalebench_lib.plan import figures
+from scalebench_lib.plan.decide import Decision, Ground, Request, choose
 from scalebench_lib.plan.report import sentences
-from scalebench_lib.rendered import WIDGET
+from scalebench_lib.text import format_number
 
 _FASTEST, _MOST = "the fastest for a batch", "the most within a limit"
 _ANY = "any"
@@ -39,7 +37,9 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
             **_look("24rem"),
         )
         frontier = ground.frontier()
-        limits = [(f"{number(plan.predicted_ms, 4)} ms", plan.predicted_ms) for plan in frontier]
+        limits = [
+            (f"{format_number(plan.predicted_ms, 4)} ms", plan.predicted_ms) for plan in frontier
+        ]
         self.limit = _slider("Latency limit", limits, limits[-1][1])
         self.cores = _slider("Cores", list(range(1, ground.cores + 1)), ground.cores)
         self.optimization = widgets.Dropdown(
@@ -77,13 +77,13 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The controls, and their answer in words for where they are dead; headless, it alone."""
         data: dict[str, Any] = super()._repr_mimebundle_(**options)
-        if not somebody_watches():
+        if not is_interactive():
             del data[WIDGET]
         return {**data, "text/plain": self.answer}
 
     def _show(self, decision: Decision) -> None:
         self._say(". ".join(sentences(decision)) + ".")
-        self.picture.value = picture.cores(decision).png()
+        self.picture.value = figures.cores(decision).png()
         self.picture.layout.display = ""
 
     def _say(self, answer: str) -> None:

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from scalebench_lib.config import DEFAULT_IMAGE_SIZE
 from scalebench_lib.errors import ScalebenchError, one_line
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.profile import CHOICES, Option, Profile
+from scalebench_lib.plan.profile import CHOICES, InstanceOption, Profile
 from scalebench_lib.record import write_atomically
 from scalebench_lib.stats import Interval
-from scalebench_lib.words import DEFAULT_IMAGE_SIZE
 
 FILE = "interference.json"
 
@@ -45,7 +45,7 @@ class Observation(_Part):
     seq_len: int
     placement: str
     image_size: int = DEFAULT_IMAGE_SIZE
-    instances: tuple[Option, ...]
+    instances: tuple[InstanceOption, ...]
     predicted_ms: float
     measured_ms: Annotated[float, Field(gt=0)]
     low_ms: float
@@ -145,7 +145,7 @@ def observation(profile: Profile, plan: Plan, when: datetime, measured: Interval
     )
 
 
-def shape(instances: Iterable[Option]) -> Shape:
+def shape(instances: Iterable[InstanceOption]) -> Shape:
     """What is run, without how long it takes: equal for the same instances in any order."""
     measured = {"latency_ms", "low_ms", "high_ms", "memory_mb"}
     each = ({k: v for k, v in asdict(one).items() if k not in measured} for one in instances)

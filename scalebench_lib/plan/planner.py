@@ -19,8 +19,8 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.numerals import counted, number
-from scalebench_lib.plan.profile import Option, shares_of_a_core
+from scalebench_lib.plan.profile import InstanceOption, shares_of_a_core
+from scalebench_lib.text import format_number, pluralize
 
 _NEVER = 2**29
 """More than any plan costs; twice it still fits 32 bits."""
@@ -30,11 +30,11 @@ _NEVER = 2**29
 class Plan:
     """Instances that serve one batch together, the largest first, and their predicted time."""
 
-    instances: tuple[Option, ...]
+    instances: tuple[InstanceOption, ...]
     predicted_ms: float
 
     @classmethod
-    def of(cls, instances: Iterable[Option], exponent: float = 0.0) -> Plan:
+    def of(cls, instances: Iterable[InstanceOption], exponent: float = 0.0) -> Plan:
         """The plan of these instances, slowed down by each other."""
         ordered = sorted(instances, key=lambda one: (-one.cores, -one.batch_size))
         busy = sum(one.cores for one in ordered)
@@ -57,7 +57,7 @@ class Plan:
         return self.batch_size / self.predicted_ms * 1e3
 
     @property
-    def slowest(self) -> Option:
+    def slowest(self) -> InstanceOption:
         """The instance that takes longest by itself."""
         return max(self.instances, key=lambda one: one.latency_ms)
 
@@ -78,7 +78,9 @@ Known = Callable[[Plan], Plan]
 class Planner:
     """Plans for up to `cores` physical cores out of `options`; `exponent` as above, at least 0."""
 
-    def __init__(self, options: Iterable[Option], cores: int, exponent: float = 0.0) -> None:
+    def __init__(
+        self, options: Iterable[InstanceOption], cores: int, exponent: float = 0.0
+    ) -> None:
         self.cores, self.exponent = cores, exponent
         self._shares = shares_of_a_core(every := list(options))
         self._budget = cores * self._shares
@@ -129,9 +131,9 @@ class Planner:
         within = [plan for plan in frontier if plan.predicted_ms <= slo_ms]
         if within:
             return within[-1]
-        fastest, least = frontier[0], number(frontier[0].predicted_ms, 4)
+        fastest, least = frontier[0], format_number(frontier[0].predicted_ms, 4)
         raise RequestError(
-            f"slo_ms: nothing answers within {slo_ms:g} ms on {counted(self.cores, 'core')}: the "
+            f"slo_ms: nothing answers within {slo_ms:g} ms on {pluralize(self.cores, 'core')}: the "
             f"fastest is batch {fastest.batch_size} in {least} ms, {fastest}"
         )
 
@@ -157,9 +159,11 @@ class Planner:
         kept = order[rising > best_before]
         return [self._fullest(*divmod(int(flat), len(self._levels))) for flat in kept]
 
-    def _undominated(self, options: Iterable[Option]) -> dict[tuple[int, int], Option]:
+    def _undominated(
+        self, options: Iterable[InstanceOption]
+    ) -> dict[tuple[int, int], InstanceOption]:
         """By batch size and share count, the best option; none that more cores do not speed up."""
-        best: dict[tuple[int, int], Option] = {}
+        best: dict[tuple[int, int], InstanceOption] = {}
         reached: dict[int, float] = {}
         for option in sorted(options, key=lambda one: (self._units(one), self._level(one))):
             level, units = self._level(option), self._units(option)
@@ -168,10 +172,10 @@ class Planner:
                 best[option.batch_size, units] = option
         return best
 
-    def _units(self, option: Option) -> int:
+    def _units(self, option: InstanceOption) -> int:
         return round(option.cores * self._shares)
 
-    def _level(self, option: Option) -> float:
+    def _level(self, option: InstanceOption) -> float:
         """What the option adds to a plan's time, but for the plan's busy shares."""
         return float(option.latency_ms / self._units(option) ** self.exponent)
 
@@ -211,7 +215,7 @@ class Planner:
                 np.minimum(rows.min(axis=0), _NEVER, out=table[batch])
         self._table = table
 
-    def _taken(self, level: int, batch: int) -> Iterator[Option]:
+    def _taken(self, level: int, batch: int) -> Iterator[InstanceOption]:
         """The instances behind an entry of the table, found by walking it back."""
         while batch:
             steps = self._costs[:, level] * self._key_unit + 1
@@ -242,7 +246,7 @@ class Planner:
         return most
 
     def _fullest(self, row: int, level: int) -> Plan:
-        shares, instances = row + 1, list[Option]()
+        shares, instances = row + 1, list[InstanceOption]()
         while self._most[shares, level]:
             sums = self._holds[1 : shares + 1, level] + self._most[shares - 1 :: -1, level]
             units = 1 + int(np.argmax(sums))
@@ -254,7 +258,7 @@ class Planner:
     def _unreachable(self, batch_size: int) -> str:
         """Why not, and what can be had."""
         if not self.largest_batch:
-            return f"no point was measured on {counted(self.cores, 'core')} or fewer: use more"
+            return f"no point was measured on {pluralize(self.cores, 'core')} or fewer: use more"
         below = range(min(batch_size, self.largest_batch + 1) - 1, 0, -1)
         above = range(batch_size + 1, self.largest_batch + 1)
         near = [next(filter(self.reachable, sizes), None) for sizes in (below, above)]
@@ -262,5 +266,5 @@ class Planner:
         sizes = ", ".join(map(str, self.sizes))
         return (
             f"batch_size: {batch_size} cannot be made of the profiled batch sizes {sizes} on "
-            f"{counted(self.cores, 'core')}: the nearest is {words}"
+            f"{pluralize(self.cores, 'core')}: the nearest is {words}"
         )

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench_lib.config import DEFAULT_IMAGE_SIZE
 from scalebench_lib.errors import RequestError, nearest
 from scalebench_lib.record import Record
-from scalebench_lib.words import DEFAULT_IMAGE_SIZE
 
 CHOICES = ("machine", "model", "seq_len", "image_size", "placement")
 """What all instances of a plan have in common."""
@@ -22,7 +22,7 @@ _FINEST = 8
 
 
 @dataclass(frozen=True)
-class Option:
+class InstanceOption:
     """An instance that a plan may have: a profiled point, with its latency in ms.
 
     `cores` counts physical cores: threads with SMT off, a share of them with SMT on.
@@ -47,7 +47,7 @@ class Option:
 class Profile:
     """The options of one model on one machine, and what all of them share."""
 
-    options: tuple[Option, ...]
+    options: tuple[InstanceOption, ...]
     machine: str
     model: str
     seq_len: int
@@ -114,8 +114,8 @@ def _chosen(rows: pd.DataFrame, column: str, wanted: Any) -> Any:
     raise RequestError(f"{column}: no point was measured with {wanted!r}: there is {there}")
 
 
-def _option(row: dict[Any, Any]) -> Option:
-    return Option(
+def _option(row: dict[Any, Any]) -> InstanceOption:
+    return InstanceOption(
         threads=int(row["threads"]),
         batch_size=int(row["batch_size"]),
         latency_ms=float(row["latency_ms"]),
@@ -133,7 +133,7 @@ def _number(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def shares_of_a_core(options: Iterable[Option]) -> int:
+def shares_of_a_core(options: Iterable[InstanceOption]) -> int:
     """Into how many equal shares a core must be cut so that every option takes whole ones."""
     cores = (Fraction(option.cores).limit_denominator(_FINEST) for option in options)
     return lcm(*(share.denominator for share in cores))

@@ -12,14 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from scalebench_lib.numerals import counted, number
-from scalebench_lib.plan.decide import Decision, Entry
-from scalebench_lib.plan.ground import Ground
+from scalebench_lib.plan.decide import Candidate, Decision, Ground
 from scalebench_lib.plan.interference import Observation
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.profile import Option
+from scalebench_lib.plan.profile import InstanceOption
 from scalebench_lib.record import write_atomically
 from scalebench_lib.stats import Ratio
+from scalebench_lib.text import format_number, pluralize
 
 FILE = "plan.json"
 
@@ -77,7 +76,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _times(entry: Entry) -> dict[str, Any]:
+def _times(entry: Candidate) -> dict[str, Any]:
     found = entry.measured_ms
     return {
         "predicted_ms": _known(entry.plan.predicted_ms),
@@ -118,12 +117,12 @@ def comparison(decision: Decision) -> Table:
 def _title(decision: Decision) -> str:
     ground = decision.ground
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
-    cores = counted(ground.cores, "core")
+    cores = pluralize(ground.cores, "core")
     size = decision.best.plan.batch_size
     return f"{ground.profile.model}, batch {size} on {cores}{limit}; times in ms"
 
 
-def _cells(decision: Decision, entry: Entry) -> list[str]:
+def _cells(decision: Decision, entry: Candidate) -> list[str]:
     fat = decision.named("fat")
     ratio = decision.over(fat, entry) if fat and fat is not entry else None
     names = ["plan"] * (entry is decision.best)
@@ -137,14 +136,14 @@ def _cells(decision: Decision, entry: Entry) -> list[str]:
     ]
 
 
-def _measured(entry: Entry) -> str:
+def _measured(entry: Candidate) -> str:
     if entry.measured_ms:
-        return f"{number(entry.measured_ms.value, 4)} ±{entry.measured_ms.half_width:.1%}"
+        return f"{format_number(entry.measured_ms.value, 4)} ±{entry.measured_ms.half_width:.1%}"
     return f"failed: {entry.run.reason}" if entry.run else ""
 
 
 def _ms(value: float) -> str:
-    return number(value, 4) if np.isfinite(value) else "unknown"
+    return format_number(value, 4) if np.isfinite(value) else "unknown"
 
 
 def _short(ratio: Ratio) -> str:
@@ -161,8 +160,8 @@ def commands(decision: Decision) -> Iterator[str]:
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
 
 
-def _what(option: Option) -> str:
-    threads = counted(option.threads, "thread")
+def _what(option: InstanceOption) -> str:
+    threads = pluralize(option.threads, "thread")
     named = f", {option.allocator}" * (option.allocator != "default")
     return f"batch {option.batch_size}, {threads}, {option.optimization}{named}"
 
@@ -172,8 +171,9 @@ def sentences(decision: Decision) -> Iterator[str]:
     best = decision.best
     how = "measured" if decision.proved else "predicted"
     yield (
-        f"{best.plan} serves batch {best.plan.batch_size} in {number(best.latency_ms, 4)} ms "
-        f"({how}), {number(best.plan.batch_size / best.latency_ms * 1e3, 4)} inferences/s"
+        f"{best.plan} serves batch {best.plan.batch_size} in "
+        f"{format_number(best.latency_ms, 4)} ms ({how}), "
+        f"{format_number(best.plan.batch_size / best.latency_ms * 1e3, 4)} inferences/s"
     )
     if 0 < decision.request.slo_ms < best.latency_ms:
         yield (
@@ -232,8 +232,8 @@ def about_frontier(plans: Sequence[Plan]) -> str:
     """The two ends of the frontier."""
     ends = {"soonest": plans[0], "most": plans[-1]}
     return "\n".join(
-        f"{name}: batch {plan.batch_size} in {number(plan.predicted_ms, 4)} ms, "
-        f"{number(plan.throughput, 4)} inferences/s, {plan}"
+        f"{name}: batch {plan.batch_size} in {format_number(plan.predicted_ms, 4)} ms, "
+        f"{format_number(plan.throughput, 4)} inferences/s, {plan}"
         for name, plan in ends.items()
     )
 

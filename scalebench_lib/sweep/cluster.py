@@ -21,7 +21,6 @@ from rich.console import Console
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
-from scalebench_lib.numerals import counted
 from scalebench_lib.record import Point, Record, Turn, next_trial
 from scalebench_lib.sweep import runner
 from scalebench_lib.sweep.block import Block
@@ -32,6 +31,7 @@ from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Progressed, Step
 from scalebench_lib.sweep.schedule import Pace
 from scalebench_lib.sweep.stop import Stop
+from scalebench_lib.text import pluralize
 
 GRACE_S = 20.0
 """A nanny takes some seconds to start a worker that has died anew."""
@@ -167,7 +167,7 @@ class HostsRun:
 
     def __str__(self) -> str:
         names = ", ".join(lane.host.name for lane in self.lanes)
-        return f"{counted(len(self.lanes), 'host')}: {names}"
+        return f"{pluralize(len(self.lanes), 'host')}: {names}"
 
     def run_with_progress(self, budget_s: float, console: Console) -> list[str]:
         """Run what is left, and show where it is; returns the `troubles`."""
@@ -251,7 +251,7 @@ class HostsRun:
         lane.future.add_done_callback(lambda _: self._woken.set())
         self._say(
             f"round {order.number}, {lane.host.name}: a block of "
-            f"{counted(len(lane.trials), 'config')}"
+            f"{pluralize(len(lane.trials), 'config')}"
         )
         self._tell(lane)
 
@@ -284,7 +284,7 @@ class HostsRun:
 
     def _lose(self, lane: Lane) -> None:
         """A worker is gone, and with it its block: that is dealt again."""
-        lost = counted(len(lane.trials), "config")
+        lost = pluralize(len(lane.trials), "config")
         self._say(f"{lane.host.name}: its worker is gone, {lost} to be measured again")
         if lane.future is not None:
             lane.future.release()  # or it would be run if a worker had this address again
@@ -321,7 +321,7 @@ class HostsRun:
 
     def _tell(self, lane: Lane, record: Record | None = None) -> None:
         seconds = max(share.run.forecast() / share.hosts for share in self._shares)
-        done, doing = self._total - self._left(), f"{counted(self._in_flight, 'block')} in turn"
+        done, doing = self._total - self._left(), f"{pluralize(self._in_flight, 'block')} in turn"
         share = lane.share
         self._progressed(
             Step(share.number, doing, Block(""), done, self._total, seconds, record, share.run)

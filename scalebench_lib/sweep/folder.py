@@ -11,7 +11,6 @@ from pathlib import Path
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import unfinished
-from scalebench_lib.imported import FILE as IMPORTED
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import (
     SCHEMA,
@@ -20,6 +19,7 @@ from scalebench_lib.record import (
     load_records,
     require_one_machine,
 )
+from scalebench_lib.results import FILE as IMPORTED
 from scalebench_lib.sweep.locks import require_free
 from scalebench_lib.sweep.schedule import SPEC
 

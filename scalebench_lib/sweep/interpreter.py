@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import RequestError
-from scalebench_lib.software import Software
-from scalebench_lib.words import Words
+from scalebench_lib.record import Software
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ _PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": (
 _ANSWER_S = 120.0
 
 
-class _Told(Words):
+class _Told(StrictModel):
     """What an interpreter tells about itself."""
 
     executable: str
@@ -117,7 +117,7 @@ def _lacking(last: str, command: str) -> str:
 
 def main() -> None:
     """Import all that a kernel does, and print what there is to tell, as JSON."""
-    from scalebench_lib.sweep.zygote import IMPORTS
+    from scalebench_lib.sweep.forkserver import IMPORTS
 
     for name in IMPORTS:
         import_module(name)

@@ -33,13 +33,18 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.allocators import preload
+from scalebench_lib.config import Allocator
 from scalebench_lib.errors import MeasurementError, RequestError
-from scalebench_lib.rendered import scrub, write
-from scalebench_lib.sweep.fate import cause_of_death, disk_trouble, oom_kills, told_by
+from scalebench_lib.notebook import scrub, write
+from scalebench_lib.processes import disk_error, error_reason, exit_reason, oom_kills
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
-from scalebench_lib.sweep.warm import PROVISIONER, START_SECONDS, NoZygoteError, ZygoteProcess
-from scalebench_lib.words import Allocator
+from scalebench_lib.sweep.provisioner import (
+    PROVISIONER,
+    START_SECONDS,
+    ForkServerError,
+    ForkServerProcess,
+)
 
 _FRESH = (
     "from scalebench_lib.processes import die_with_parent\n"
@@ -188,9 +193,9 @@ class NotebookRun:
         try:
             self.future.result()
         except PapermillExecutionError as error:
-            if trouble := disk_trouble(error.ename, error.evalue):
+            if trouble := disk_error(error.ename, error.evalue):
                 raise trouble from None
-            raise MeasurementError(told_by(error.ename, error.evalue)) from None
+            raise MeasurementError(error_reason(error.ename, error.evalue)) from None
 
     def _execute(self, source: Path, target: Path, parameters: dict[str, Any]) -> None:
         draft = target.with_name(f".{target.name}")
@@ -208,7 +213,7 @@ class NotebookRun:
             raise
         except DeadKernelError:
             code = _exit_code(self._kernel)
-            raise KilledError(cause_of_death(code, self._oom_kills)) from None
+            raise KilledError(exit_reason(code, self._oom_kills)) from None
         finally:
             _kill(self._kernel)
             loop = ensure_event_loop()  # nbclient's, which it leaves open
@@ -226,20 +231,20 @@ def too_slow(limit_s: float) -> str:
 
 
 class Kernels:
-    """Runs notebooks, each in a process of its own: started afresh, or forked from a zygote.
+    """Runs notebooks, each in a process of its own: started afresh, or forked from a fork server.
 
-    A context manager. `warm` is a wish: where no zygote can be had, or it fails later, kernels
+    A context manager. `warm` is a wish: where no fork server can be had, or it fails later, kernels
     are fresh, and `trouble` says why. The parameter ``allocator`` decides a kernel's environment;
-    since libraries are preloaded when a process starts, each allocator has a zygote of its own.
-    `python` runs the kernels: without one, the Python of this process.
+    since libraries are preloaded when a process starts, each allocator has a fork server of its
+    own. `python` runs the kernels: without one, the Python of this process.
     """
 
     def __init__(self, warm: bool = True, python: Interpreter | None = None) -> None:
         self.trouble: str | None = None
         self._warm, self._python = warm, python or Interpreter.here()
-        self._zygotes: dict[str, ZygoteProcess] = {}
+        self._fork_servers: dict[str, ForkServerProcess] = {}
         if warm:
-            self._zygote_for(self._preload("default"))
+            self._fork_server_for(self._preload("default"))
 
     @property
     def kind(self) -> Literal["warm", "fresh"]:
@@ -253,10 +258,10 @@ class Kernels:
         self.close()
 
     def close(self) -> None:
-        """End the zygotes, and with them what they have forked; later kernels are fresh."""
+        """End the fork servers, and with them what they have forked; later kernels are fresh."""
         self._warm = False
-        while self._zygotes:
-            self._zygotes.popitem()[1].close()
+        while self._fork_servers:
+            self._fork_servers.popitem()[1].close()
 
     def run(
         self,
@@ -273,7 +278,7 @@ class Kernels:
         """
         try:
             self.start(source, target, parameters).result(limit_s)
-        except (NoZygoteError, NotStartedError) as error:
+        except (ForkServerError, NotStartedError) as error:
             if not self.fall_back(error):
                 raise MeasurementError(f"the kernel did not start: {error}") from None
             self.run(source, target, parameters, limit_s)
@@ -303,33 +308,33 @@ class Kernels:
         self._warm = False  # those that were forked before go on
         return True
 
-    def lost_zygote(self, allocator: Allocator) -> bool:
+    def lost_fork_server(self, allocator: Allocator) -> bool:
         """Whether the process that kernels of `allocator` are forked from has died."""
-        zygote = self._zygotes.get(self._preload(allocator)["LD_PRELOAD"])
-        return zygote is not None and zygote.process.poll() is not None
+        fork_server = self._fork_servers.get(self._preload(allocator)["LD_PRELOAD"])
+        return fork_server is not None and fork_server.process.poll() is not None
 
     def _preload(self, allocator: Allocator) -> dict[str, str]:
         return preload(allocator, self._python.environment())
 
-    def _zygote_for(self, env: dict[str, str]) -> ZygoteProcess | None:
+    def _fork_server_for(self, env: dict[str, str]) -> ForkServerProcess | None:
         key = env["LD_PRELOAD"]
         if not self._warm:
             return None
         try:
-            if key not in self._zygotes:
-                self._zygotes[key] = ZygoteProcess(env, self._python)
-        except (NoZygoteError, OSError) as error:
+            if key not in self._fork_servers:
+                self._fork_servers[key] = ForkServerProcess(env, self._python)
+        except (ForkServerError, OSError) as error:
             self.trouble = str(error)
             self._warm = False
-        return self._zygotes.get(key)
+        return self._fork_servers.get(key)
 
     def _manager(self, preloads: dict[str, str], env: dict[str, str]) -> _Manager:
         """A kernel to be started, with its sockets in a folder of its own."""
         metadata: dict[str, Any] = {}
-        if zygote := self._zygote_for(preloads):
-            config = {"zygote": zygote.socket, "python": self._python}
+        if fork_server := self._fork_server_for(preloads):
+            config = {"fork_server": fork_server.socket, "python": self._python}
             metadata = {"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}}
-            folder = Path(tempfile.mkdtemp(dir=zygote.folder))
+            folder = Path(tempfile.mkdtemp(dir=fork_server.folder))
         else:
             folder, env = socket_folder(), {**self._python.changes, **env}
         kernel = _Manager(

@@ -39,7 +39,7 @@ _log = logging.getLogger("scalebench")
 
 
 @contextmanager
-def folder_to_itself(out: Path) -> Iterator[None]:
+def lock_folder(out: Path) -> Iterator[None]:
     """One sweep at a time in folder `out`; `RequestError` names the process that is there."""
     with _held(out / ".lock", _FOLDER_BUSY, str(out)):
         yield
@@ -52,7 +52,7 @@ def require_free(out: Path) -> None:
 
 
 @contextmanager
-def machine_to_itself(doing: str, if_busy: str = "refuse") -> Iterator[None]:
+def lock_machine(doing: str, if_busy: str = "refuse") -> Iterator[None]:
     """One measurement of this user at a time on this machine; `doing` tells others which.
 
     `if_busy` is one of `IF_BUSY`.

@@ -18,12 +18,12 @@ from scalebench_lib.config import Trial
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import perhaps_another_host
-from scalebench_lib.numerals import counted, duration, number
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.folder import say_in_flight
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
+from scalebench_lib.text import format_duration, format_number, pluralize
 
 _SHOW_EVERY_S = 1.0
 """Drawing takes some ms, between turns."""
@@ -41,9 +41,9 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
     for run in runs:
         schedule, side = run.schedule, f"{run.host or run.out.name}: " * (len(runs) > 1)
         console.print(
-            f"{side}{counted(len(schedule.left), 'config')} to measure in "
-            f"{counted(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
-            f"{len(schedule.failed)} failed before: about {duration(run.forecast())}"
+            f"{side}{pluralize(len(schedule.left), 'config')} to measure in "
+            f"{pluralize(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
+            f"{len(schedule.failed)} failed before: about {format_duration(run.forecast())}"
         )
 
 
@@ -67,11 +67,13 @@ def summary(run: SweepRun, console: Console) -> list[str]:
     """Say what is left, and what disturbed; returns what went wrong."""
     schedule, found = run.schedule, list[str]()
     if schedule.left:
-        left = counted(len(schedule.left), "config")
+        left = pluralize(len(schedule.left), "config")
         where = f" on {run.host}" if run.host else ""
         console.print(f"{left} left{where}: the same command goes on from here")
     if failed := sum(record.status == "failed" for _, record in schedule.failed):
-        found.append(f"{counted(failed, 'config')} failed: 'scalebench status {run.out}' says why")
+        found.append(
+            f"{pluralize(failed, 'config')} failed: 'scalebench status {run.out}' says why"
+        )
     for told in disturbances(run.records):
         console.print(told, soft_wrap=True, markup=False)
     return found
@@ -113,10 +115,10 @@ def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Show
 
 
 def _headline(step: Step) -> str:
-    trials = counted(len(step.block.members), "trial")
-    cycles = f", {counted(step.block.cycle, 'cycle')}" if step.block.cycle else ""
+    trials = pluralize(len(step.block.members), "trial")
+    cycles = f", {pluralize(step.block.cycle, 'cycle')}" if step.block.cycle else ""
     doing = f"{trials} in turn{cycles}" if step.doing == "in turn" else step.doing
-    return f"round {step.round}, {doing}, about {duration(step.seconds_left)} left"
+    return f"round {step.round}, {doing}, about {format_duration(step.seconds_left)} left"
 
 
 def _drawn(step: Step) -> Group:
@@ -141,8 +143,8 @@ def _point(
     name = f"batch {config.batch_size}, {config.optimization}{smt}{allocator and ', '}{allocator}"
     return (
         Text(name),
-        Text(counted(threads, "thread")),
-        Text(f"{number(median_ns / 1e6)} ms", justify="right"),
+        Text(pluralize(threads, "thread")),
+        Text(f"{format_number(median_ns / 1e6)} ms", justify="right"),
         Text(spread, justify="right"),
     )
 
@@ -152,7 +154,7 @@ def _found(record: Record) -> str:
         return f"{record.status}: {record.reason}"
     early = ", interrupted" if record.ended_by == "interrupted" else ""
     points = ", ".join(
-        f"{counted(point.threads, 'thread')} {number(point.median_ns / 1e6)} ms"
+        f"{pluralize(point.threads, 'thread')} {format_number(point.median_ns / 1e6)} ms"
         for point in record.points
     )
     return f"{points}{early}"

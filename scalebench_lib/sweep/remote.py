@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field
 
 from scalebench_lib.allocators import require_installed
-from scalebench_lib.config import Sweep
+from scalebench_lib.config import StrictModel, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS, PROJECT
@@ -32,7 +32,6 @@ from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import run_block
 from scalebench_lib.sweep.stop import Stop
-from scalebench_lib.words import Words
 
 LABEL = "SCALEBENCH_HOST"
 """The environment variable that gives a worker's host another name than the system's."""
@@ -44,7 +43,7 @@ _ended: set[str] = set()
 """Sweeps (ids) of which no further cycle is wanted."""
 
 
-class Host(Words):
+class Host(StrictModel):
     """A host as its worker describes it; `code` is a digest of the code that measures."""
 
     name: str
@@ -53,7 +52,7 @@ class Host(Words):
     code: str
 
 
-class Order(Words):
+class Order(StrictModel):
     """A block to be measured: as many of `configs` (ids), left of round `number`, as fit.
 
     `run` is the id by which all blocks of the sweep are ended, `folder` what others on the host
@@ -74,7 +73,7 @@ class Order(Words):
     if_busy: str
 
 
-class Found(Words):
+class Found(StrictModel):
     """What came of an order: new records, bases first, notebooks by name, `left` configs (ids).
 
     `trouble` is why the host can measure nothing more.

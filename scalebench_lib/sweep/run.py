@@ -19,7 +19,7 @@ from scalebench_lib.sweep.block import Process
 from scalebench_lib.sweep.folder import disk_errors_told, require_same, sweep_up, usable_records
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.locks import folder_to_itself, machine_to_itself
+from scalebench_lib.sweep.locks import lock_folder, lock_machine
 from scalebench_lib.sweep.schedule import SPEC, Pace, Schedule
 from scalebench_lib.sweep.trial_process import TrialProcess
 
@@ -117,7 +117,7 @@ class SweepRun:
         """
         with disk_errors_told(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            with folder_to_itself(self.out), machine_to_itself(str(self.out), if_busy):
+            with lock_folder(self.out), lock_machine(str(self.out), if_busy):
                 sweep_up(self.out)
                 self.reload()
                 self.locked = True

@@ -16,6 +16,7 @@ from pathlib import Path
 from scalebench_lib.config import Config, Sweep, Trial, base_of
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
+from scalebench_lib.processes import KILLED, OUT_OF_MEMORY
 from scalebench_lib.protocol import TURN_S
 from scalebench_lib.record import (
     SCHEMA,
@@ -25,7 +26,6 @@ from scalebench_lib.record import (
     load_records,
     require_one_machine,
 )
-from scalebench_lib.sweep.fate import KILLED, OUT_OF_MEMORY
 
 SPEC = "sweep.yaml"
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from scalebench_lib.config import Trial
+from scalebench_lib.config import StrictModel, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.files import DamagedError
 from scalebench_lib.notebook import NOTEBOOKS
@@ -27,8 +27,7 @@ from scalebench_lib.protocol import (
     Request,
     parse,
 )
-from scalebench_lib.record import Record
-from scalebench_lib.software import RUNNERS
+from scalebench_lib.record import RUNNERS, Record
 from scalebench_lib.sweep.kernels import (
     Kernels,
     KilledError,
@@ -37,8 +36,7 @@ from scalebench_lib.sweep.kernels import (
     too_slow,
 )
 from scalebench_lib.sweep.locks import socket_folder
-from scalebench_lib.sweep.warm import NoZygoteError
-from scalebench_lib.words import Words
+from scalebench_lib.sweep.provisioner import ForkServerError
 
 SETUP_LIMIT_S = 900.0
 """Compilers and downloads take minutes; what takes longer hangs."""
@@ -53,7 +51,7 @@ LEAST_WAIT_S = 5.0
 
 _LOOK_S = 0.1
 
-Told = TypeVar("Told", bound=Words)
+Told = TypeVar("Told", bound=StrictModel)
 
 
 class StoppedError(Exception):
@@ -96,7 +94,7 @@ class TrialProcess:
         process = cls(trial, out, kernels, limit_s)
         try:
             process._set_up(environment, stopping)
-        except (NoZygoteError, NotStartedError) as error:
+        except (ForkServerError, NotStartedError) as error:
             process.kill()
             if not kernels.fall_back(error):
                 raise MeasurementError(f"the kernel did not start: {error}") from None
@@ -168,7 +166,7 @@ class TrialProcess:
         stand_still(self.pid)
         prefer_to_kill(self.pid, preferred=False)
 
-    def _send(self, message: Words) -> None:
+    def _send(self, message: StrictModel) -> None:
         assert self._connection is not None  # noqa: S101 - it has been set up
         with suppress(OSError):  # it has died: reading tells
             self._connection.sendall(message.model_dump_json().encode() + b"\n")
@@ -234,7 +232,7 @@ class TrialProcess:
         try:
             self._run.result(limit_s)
         except KilledError:
-            if self._kernels.lost_zygote(self.trial.config.allocator):
+            if self._kernels.lost_fork_server(self.trial.config.allocator):
                 raise MeasurementError("the process that kernels are forked from died") from None
             raise
         except MeasurementError:

@@ -18,9 +18,8 @@ from scalebench_lib.errors import MeasurementError, RequestError, nearest
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import OUTPUTS
 from scalebench_lib.processes import end
-from scalebench_lib.record import Record
+from scalebench_lib.record import Record, deciding
 from scalebench_lib.results import Results
-from scalebench_lib.software import deciding
 from scalebench_lib.sweep.block import Block, Member, Process
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.run import SweepRun
@@ -66,7 +65,7 @@ class Validation:
         if model not in LAYERS:
             raise RequestError(f"unknown model {model!r}: {nearest(model, LAYERS)}")
         asked = {"model": model, "batch_sizes": tuple(batch_sizes), "max_seconds": max_seconds}
-        sweep = Sweep.checked({**asked, "optimizations": KNOWN, "smt": "off", "rounds": 2})
+        sweep = Sweep.from_input({**asked, "optimizations": KNOWN, "smt": "off", "rounds": 2})
         return cls(sweep, Path(out) if out else _new_folder(), Kernels(warm=True))
 
     def twice_and_bare(self) -> tuple[Results, Results, Results]:

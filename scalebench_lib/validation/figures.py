@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from scalebench_lib.analysis.picture import STYLE, Picture
+from scalebench_lib.analysis.draw import STYLE, Picture
 
 BAND = 0.05
 """Grey: how far from what it should be a number may lie."""

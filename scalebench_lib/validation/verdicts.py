@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from math import exp, log
+from math import log
 
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.numerals import counted
-from scalebench_lib.record import Point, Record, Turn
+from scalebench_lib.record import Point, Turn
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, twins
 from scalebench_lib.stats import Ratio
+from scalebench_lib.text import pluralize
 from scalebench_lib.validation.experiments import LAYERS, is_hogged
 
 LEAST_INSIDE = 0.85
@@ -222,4 +222,4 @@ def _row(name: str, found: Ratio, true: float) -> dict[str, object]:
 
 def _name(point: MeasuredPoint) -> str:
     config = point.config
-    return f"{config.optimization}, batch {config.batch_size}, {counted(point.threads, 'thread')}"
+    return f"{config.optimization}, batch {config.batch_size}, {pluralize(point.threads, 'thread')}"

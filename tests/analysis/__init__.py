@@ -1,0 +1,1 @@
+"""Tests of ``scalebench_lib/analysis``."""

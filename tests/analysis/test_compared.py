@@ -1,0 +1,176 @@
+"""A comparison's words, table, Markdown and figure."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from scalebench_lib.analysis.compare import Comparison
+from scalebench_lib.analysis.compared import (
+    figure,
+    headline,
+    markdown,
+    notes,
+    printed,
+    save,
+    tables,
+)
+from scalebench_lib.config import Config
+from scalebench_lib.record import Record
+from tests import factories, simulated
+from tests.analysis.test_compare import compared, sweep
+
+SLOW, GONE = simulated.CONFIGS[:2]
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    """One config slower by a fifth, and one that failed."""
+    after = [r for r in sweep(1, {SLOW.id: 1.2}) if r.config != GONE]
+    after.append(factories.missing(GONE, simulated.ON, "failed", "<img> | *memory*"))
+    return compared(sweep(0), after)
+
+
+def lines(found: Comparison, width: int = 80) -> list[str]:
+    """What is printed into a pipe, or a terminal of that `width`."""
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(*printed(found), sep="\n", soft_wrap=True, markup=False)
+    return capture.get().splitlines()
+
+
+def test_the_headline_counts_and_tells_what_is_common(found: Comparison) -> None:
+    """All of it computed, and first of all that is printed."""
+    first, common = headline(found)
+    assert first == (
+        "after (B) against before (A), 12 points: 2 slower, 0 faster, 8 same, 0 unclear, "
+        "2 lost in B."
+    )
+    change = r"no measurable change \(.* % faster to .* % slower\) on"
+    assert re.fullmatch(f"Common to all points: {change} 1 thread; {change} 2 threads.", common)
+    assert lines(found)[:2] == [first, common]
+
+
+def test_what_all_points_share_is_a_sentence() -> None:
+    """For each thread count, with its interval; and how to tell a slow machine from software."""
+    change = r"\d\.\d % slower \(\d\.\d–[\d.]+ %\) on"
+    told = f"Common to all points: {change} 1 thread; {change} 2 threads."
+    first, common, hint = headline(compared(sweep(0), sweep(1, 1.08)))
+    assert " 0 slower, 0 faster, 12 same" in first
+    assert re.fullmatch(told, common)
+    assert "Machine or software: 'scalebench sweep OUT --against PYTHON' tells" in hint
+    assert len(headline(compared(sweep(0), sweep(1, 1.08), threshold=0.5))) == 2
+
+
+def test_reasons_are_notes_that_name_their_points(found: Comparison) -> None:
+    """A line a reason, below the table."""
+    assert (
+        f"Note: lost in B (failed: <img> | *memory*): {GONE.optimization}, batch 1 on 1, 2 threads."
+        in notes(found)
+    )
+    assert "false discovery rate of 5 %" in notes(found)[0]
+    only = [r for r in sweep(1) if r.config.batch_size == 4 or r.config.optimization == "none"]
+    said = notes(compared(sweep(0), only))
+    assert "Note: only in A: script, batch 1, 16 on 1, 2 threads." in said
+
+
+def _long(record: Record, smt: bool) -> Record:
+    """The record as that of a config of long names and numbers: 16 threads, minutes a pass."""
+    config = Config(batch_size=1024, optimization="onnxruntime-int8", smt=smt)
+    point = record.points[0]
+    turns = [
+        turn.model_copy(update={"samples_ns": tuple(300 * ns for ns in turn.samples_ns)})
+        for turn in point.turns
+    ]
+    points = [
+        factories.with_turns(point, turns).model_copy(update={"threads": threads})
+        for threads in (15, 16)
+    ]
+    update = {"config": config, "config_id": config.id, "points": tuple(points)}
+    return record.model_copy(update=update)
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_the_longest_names_fit_into_80_columns(width: int) -> None:
+    """Nothing is cut, in a narrower terminal either; all columns are there."""
+    sides = [
+        [
+            _long(r, smt=r.config.optimization == "script")
+            for r in sweep(seed)
+            if r.config.batch_size == 16
+        ]
+        for seed in (0, 1)
+    ]
+    found = compared(*sides)
+    (_, rows), *others = tables(found)
+    start = lines(found, width).index("") + 1
+    table = lines(found, width)[start : start + len(rows) + 1]
+    assert not others
+    assert max(map(len, table)) <= 80
+    assert [line.split() for line in table[2:]] == [" ".join(row).split() for row in rows[1:]]
+    assert {"onnxruntime-int8", "1024", "16", "on", "off"} <= {word for row in rows for word in row}
+
+
+def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
+    """The words, the page and the figure still say so."""
+    after = [
+        factories.missing(config, simulated.ON, "failed", "no") for config in simulated.CONFIGS
+    ]
+    nothing = compared(sweep(0), after)
+    assert tables(nothing) == []
+    assert (
+        "Note: lost in B (failed: no): none, batch 1, 4, 16 on 1, 2 threads;" in notes(nothing)[-1]
+    )
+    assert save(nothing, tmp_path).exists()
+
+
+def test_settings_have_tables_of_their_own() -> None:
+    """Two image sizes, two tables that say which."""
+    sizes = [{"model": "resnet50", "image_size": size} for size in (64, 224)]
+    records = [r for size in sizes for r in factories.small_records([1], **size)]
+    found = compared(records, records)
+    assert [title for title, _ in tables(found)] == ["64 pixels", "224 pixels"]
+    assert [len(rows) for _, rows in tables(found)] == [1 + 4, 1 + 4]
+    assert "**64 pixels**" in markdown(found)
+
+
+def test_the_markdown_is_one_table_with_a_row_a_point(found: Comparison) -> None:
+    """Every row as wide as the heading, other people's text made harmless."""
+    table = [line for line in markdown(found).splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + 10
+    assert len({line.count("|") for line in table}) == 1
+    assert markdown(found).count("**slower**") == 2
+    assert "&lt;img&gt; \\| \\*memory\\*" in markdown(found)
+
+
+def test_it_is_saved_with_its_picture_and_its_data(found: Comparison, tmp_path: Path) -> None:
+    """To be put beside a report."""
+    page = save(found, tmp_path / "new" / "folder")
+    assert "](compare.png)" in page.read_text()
+    table = pd.read_csv(page.with_suffix(".csv"))
+    assert len(table) == 12
+    assert table["beyond"].max() == pytest.approx(1.2, rel=0.05)
+    assert Image.open(page.with_suffix(".png")).width > 800
+
+
+def test_the_figure_shows_what_each_point_is_judged_by(found: Comparison) -> None:
+    """With its interval, and none for what has no ratio."""
+    axes = figure(found).axes[0]
+    drawn = np.concatenate([line.get_xdata() for line in axes.lines if line.get_marker() in "<>ox"])
+    expected = found.table["beyond"].dropna()
+    assert sorted(drawn) == pytest.approx(sorted(expected))
+    assert len(axes.get_yticklabels()) == 10
+    assert "common to all points" in axes.get_xlabel()
+
+
+def test_a_figure_of_thousands_stays_a_page(found: Comparison) -> None:
+    """Sorted by ratio, without a name for each."""
+    table = pd.concat([found.table] * 200, ignore_index=True)
+    many = Comparison(**{**vars(found), "table": table})
+    picture = figure(many)
+    assert picture.get_figheight() < 8
+    assert not picture.axes[0].get_yticks().size

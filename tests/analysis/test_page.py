@@ -1,0 +1,457 @@
+"""The page holds what the published scalebench pages hold, in their order, and opens offline."""
+
+import base64
+import hashlib
+import operator
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from scalebench_lib.analysis import page
+from scalebench_lib.analysis.findings import best_points, findings
+from scalebench_lib.analysis.page import figure_specs, write_page
+from scalebench_lib.analysis.tables import Measured
+from scalebench_lib.errors import RequestError
+from scalebench_lib.notebook import PROJECT
+from scalebench_lib.record import Record
+from scalebench_lib.text import format_number
+from tests import factories
+from tests.analysis.test_compare import with_passes
+
+BATCH_SIZES = [2**k for k in range(11)]
+
+
+class Parsed(HTMLParser):
+    """What the tests ask of a page: its tags with their attributes, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """Note the tag."""
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        """Note the text."""
+        self.text += data
+
+    def every(self, tag: str, attribute: str) -> list[str | None]:
+        """The attribute's values in the order of the page."""
+        return [found.get(attribute) for name, found in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the whole page of a machine with 16 cores and 32 threads."""
+    out = factories.save_sweep(tmp_path_factory.mktemp("full"), factories.full_records())
+    write_page(out)
+    return out
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """The folder of a quick sweep of 2 cores without SMT; its page is not yet written."""
+    return factories.save_sweep(tmp_path, factories.small_records([1, 4]))
+
+
+def table_of(records: list[Record]) -> pd.DataFrame:
+    """The table that a page is drawn from."""
+    return Measured.of(records).table
+
+
+def figures(out: Path) -> set[str]:
+    """The names of the figures in the folder."""
+    return {path.name for path in (out / "figures").iterdir()}
+
+
+def markdown(out: Path) -> str:
+    """The page for the scalebench site."""
+    return (out / "index.md").read_text(encoding="utf-8")
+
+
+def pictures(out: Path) -> list[tuple[str, str]]:
+    """The Markdown page's pictures with their alternative texts, in order."""
+    return re.findall(r'<img src="([^"]+)" alt="([^"]+)"', markdown(out))
+
+
+def test_the_whole_page_has_its_figures_by_name(full: Path) -> None:
+    """11 batches and 2 of script, for latency and for throughput; and the speed-up over eager."""
+    kinds = [*BATCH_SIZES, "script-False", "script-True"]
+    named = {f"bert-{m}-{k}.png" for m in ("latency", "throughput") for k in kinds}
+    assert figures(full) == {*named, "bert-speedup.png"}
+    for path in (full / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG"), path.name
+
+
+def test_the_markdown_page_has_the_published_order(full: Path) -> None:
+    """Front matter, headings, pictures and alternative texts as on the scalebench site."""
+    front = yaml.safe_load(markdown(full).split("---")[1])
+    assert front == {"layout": "scalebench", "title": "BERT"}
+    assert re.findall(r"^#+ .*$", markdown(full), re.M) == [
+        "# Latency (Sequential)",
+        "## Latency Per Batch",
+        "## Latency Per Optimization",
+        "# Throughput (Sequential)",
+        "## Throughput Per Batch",
+        "## Throughput Per Optimization",
+    ]
+    expected = [
+        (f"figures/bert-{metric.lower()}-{name}.png", f"BERT {metric} {alt}")
+        for metric in ("Latency", "Throughput")
+        for name, alt in [
+            *((str(size), f"BS={size}") for size in BATCH_SIZES),
+            ("script-False", "HT=False"),
+            ("script-True", "HT=True"),
+        ]
+    ]
+    assert pictures(full) == expected
+
+
+def test_the_html_page_has_a_place_for_every_figure(full: Path) -> None:
+    """In the order of the Markdown page; without a script the files stand there."""
+    parsed = Parsed(full / "index.html")
+    places = [found for tag, found in parsed.tags if tag == "figure" and "data-view" in found]
+    assert [place["id"] for place in places] == [Path(name).stem for name, _ in pictures(full)]
+    shown = list(zip(parsed.every("img", "src"), parsed.every("img", "alt"), strict=True))
+    assert shown == [("figures/bert-speedup.png", "BERT Speed-up"), *pictures(full)]
+
+
+def test_the_html_page_opens_offline(full: Path) -> None:
+    """No address leads out of the file, and every link within it arrives."""
+    parsed = Parsed(full / "index.html")
+    ids = {found["id"] for _, found in parsed.tags if "id" in found}
+    links = [str(link) for link in parsed.every("a", "href")]
+    assert len(links) > 26
+    assert {link for link in links if link.removeprefix("#") not in ids} == set()
+    assert not {"link", "iframe"} & {tag for tag, _ in parsed.tags}
+    assert parsed.every("script", "src") == [None, None]
+    policy = next(str(f["content"]) for t, f in parsed.tags if t == "meta" and "http-equiv" in f)
+    assert policy.startswith("default-src 'none'; ")
+
+
+def test_only_the_pages_own_script_may_run(full: Path) -> None:
+    """Its hash is in the page's policy, so no other text can become a script."""
+    page = (full / "index.html").read_text(encoding="utf-8")
+    script = page.rsplit("<script>", 1)[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in page
+
+
+def test_vendored_libraries_are_the_ones_that_were_taken() -> None:
+    """Byte for byte, each with its licence beside it."""
+    folder = Path(page.__file__).parent / "vendor"
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert {path.name for path in folder.glob("LICENSE-*")} == {"LICENSE-d3", "LICENSE-plot"}
+
+
+def test_the_whole_page_is_small_enough_to_send(full: Path) -> None:
+    """26 figures in one file of less than 5 MB."""
+    assert (full / "index.html").stat().st_size < 5e6
+
+
+def test_the_html_page_has_the_best_of_each_batch_size(full: Path) -> None:
+    """The fastest latency in the table is the one that the page gives."""
+    table = pd.read_csv(full / "results.csv")
+    text = Parsed(full / "index.html").text
+    for size in BATCH_SIZES:
+        best = table.loc[table["batch_size"] == size, "latency_ms"].min()
+        assert format_number(best) in text
+
+
+def test_the_results_are_written_in_the_columns_of_the_table(full: Path) -> None:
+    """One row a point, read back with the names that other tools count on."""
+    table = pd.read_csv(full / "results.csv")
+    assert len(table) == 11 * 2 * (16 + 32)
+    assert {"batch_size", "threads", "latency_ms", "throughput", "coarse"} <= set(table.columns)
+
+
+def test_the_page_says_where_its_numbers_come_from(full: Path) -> None:
+    """Machine, system, packages and day."""
+    text = Parsed(full / "index.html").text
+    for fact in ("Madeup 9000, 16 cores, 32 threads", "2025-03-01", "torch 2.6.0", "seed 0"):
+        assert fact in text
+
+
+def test_without_smt_the_page_says_so_in_that_place(small: Path) -> None:
+    """A sentence where the HT=True figures would stand, and no picture that is not there."""
+    write_page(small)
+    sentence = "This machine has no hyper-threading (SMT)"
+    per_optimization = markdown(small).split("## Throughput Per Optimization")[1]
+    assert sentence in per_optimization
+    assert Parsed(small / "index.html").text.count(sentence) == 2
+    assert "HT=True" not in [alt for _, alt in pictures(small)]
+    assert {source.removeprefix("figures/") for source, _ in pictures(small)} == (
+        figures(small) - {"bert-speedup.png"}
+    )
+
+
+def test_smt_that_was_left_out_is_not_called_missing(tmp_path: Path) -> None:
+    """A machine that has SMT, measured without: the page says that, not that it has none."""
+    on = factories.machine(cores=2, smt=True)
+    off = [config for config in factories.configs(on, [1]) if not config.smt]
+    factories.save_sweep(tmp_path, [factories.measured(config, on) for config in off])
+    write_page(tmp_path)
+    assert "SMT) was not measured in this sweep" in markdown(tmp_path)
+
+
+def test_a_hostile_reason_is_shown_as_text(tmp_path: Path) -> None:
+    """Reasons come from elsewhere: the page shows them, and runs nothing."""
+    on = factories.machine(cores=2, smt=False)
+    none, script = factories.configs(on, [8])
+    reason = "<script>alert('x')</script> & <b>"
+    records = [factories.measured(none, on), factories.missing(script, on, "failed", reason)]
+    write_page(factories.save_sweep(tmp_path, records))
+    parsed = Parsed(tmp_path / "index.html")
+    assert f"batch 8, script: failed, {reason}" in parsed.text
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert "b" not in {tag for tag, _ in parsed.tags}
+    assert "<script>" not in markdown(tmp_path)
+
+
+def test_a_model_and_a_machine_named_script_are_shown_as_text(tmp_path: Path) -> None:
+    """Folders may be called anything, and CPUs too."""
+    name = "<script>alert(1)"
+    on = factories.machine(cores=2, smt=False).model_copy(update={"cpu_model": name})
+    configs = [c.model_copy(update={"model": f"./{name}"}) for c in factories.configs(on, [1])]
+    write_page(
+        factories.save_sweep(tmp_path, [factories.measured(config, on) for config in configs])
+    )
+    parsed = Parsed(tmp_path / "index.html")
+    assert name in parsed.text
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert "<script>" not in markdown(tmp_path)
+    assert all("<" not in figure for figure in figures(tmp_path))
+
+
+def test_a_batch_that_was_never_measured_has_words_in_its_place(tmp_path: Path) -> None:
+    """No broken picture: the reason stands where the figure would."""
+    on = factories.machine(cores=2, smt=False)
+    records = factories.small_records([1])
+    for config in factories.configs(on, [1024]):
+        records.append(factories.missing(config, on, "skipped", "would need 30 GiB"))
+    write_page(factories.save_sweep(tmp_path, records))
+    assert "BERT Latency BS=1024: not measured. batch 1024, none: skipped" in markdown(tmp_path)
+    assert "bert-latency-1024.png" not in figures(tmp_path)
+    assert "bert-latency-1024.png" not in markdown(tmp_path)
+
+
+def test_figures_of_an_earlier_page_are_removed_and_others_kept(small: Path) -> None:
+    """What no longer belongs would be taken for a result; what is not ours is not touched."""
+    (small / "figures").mkdir()
+    (small / "figures" / "bert-latency-2048.png").write_bytes(b"old")
+    (small / "figures" / "my-photo.png").write_bytes(b"mine")
+    write_page(small)
+    assert "bert-latency-2048.png" not in figures(small)
+    assert (small / "figures" / "my-photo.png").read_bytes() == b"mine"
+
+
+def test_the_same_records_give_the_same_page(small: Path) -> None:
+    """Rebuilding changes nothing, so that a page can be kept under version control."""
+    before = write_page(small).read_bytes()
+    assert write_page(small).read_bytes() == before
+
+
+def test_a_folder_without_records_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Nothing is written where nothing was measured."""
+    with pytest.raises(RequestError, match="no records"):
+        write_page(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_sequence_lengths_get_a_suffix_unless_default() -> None:
+    """16 tokens keep their name; 128 are told apart in name and alternative text."""
+    records = [*factories.small_records([1]), *factories.small_records([1], seq_len=128)]
+    named = {plate.name: plate.alt for plate in figure_specs(table_of(records))}
+    assert named["bert-latency-1"] == "BERT Latency BS=1"
+    assert named["bert-latency-1-seq128"] == "BERT Latency BS=1 seq128"
+    assert named["bert-throughput-script-False-seq128"] == "BERT Throughput HT=False seq128"
+
+
+def test_one_sequence_length_needs_no_suffix() -> None:
+    """Whatever it is: the page's caption tells it."""
+    names = [p.name for p in figure_specs(table_of(factories.small_records([1], seq_len=128)))]
+    assert names[0] == "bert-latency-1"
+
+
+def test_several_image_sizes_are_told_apart_wherever_they_are_shown(tmp_path: Path) -> None:
+    """In the names of figures, the choices of the live page, and the table of every point."""
+    peaks = {threads: {"fp32": 100.0 * threads} for threads in (1, 2)}
+    records = [
+        record.model_copy(update={"peak_gflops": peaks})
+        for size in (224, 64)
+        for record in factories.small_records([1], model="resnet50", image_size=size)
+    ]
+    parsed = Parsed(write_page(factories.save_sweep(tmp_path, records)))
+    assert {"resnet50-latency-1-px64.png", "resnet50-peak-px64.png"} <= figures(tmp_path)
+    assert "image_size" in parsed.every("select", "name")
+    drawn = [f for tag, f in parsed.tags if tag == "figure" and f.get("data-view") == "peak"]
+    assert [figure["data-image_size"] for figure in drawn] == ["64", "224"]
+    assert "Image size" in parsed.text.split("Every point")[-1]
+
+
+def test_interleaved_placement_is_the_heading(tmp_path: Path) -> None:
+    """A sweep that dealt its cores out across sockets has that word in its headings."""
+    factories.save_sweep(tmp_path, factories.small_records([1], placement="interleave"))
+    write_page(tmp_path)
+    assert "# Latency (Interleave)" in markdown(tmp_path)
+    assert "Sequential" not in markdown(tmp_path)
+
+
+def test_none_alone_has_figures_of_its_own() -> None:
+    """Eager stands to compare with, but a sweep of nothing else must not be an empty page."""
+    alone = [r for r in factories.small_records([1]) if r.config.optimization == "none"]
+    assert "bert-latency-none-False" in [plate.name for plate in figure_specs(table_of(alone))]
+
+
+def test_several_optimizations_are_told_apart_in_the_alternative_text() -> None:
+    """With one it would say nothing; with two, HT=False alone would not do."""
+    table = table_of(factories.small_records([1]))
+    other = table[table["optimization"] == "script"].assign(optimization="faster")
+    alts = [plate.alt for plate in figure_specs(pd.concat([table, other]))]
+    assert "BERT Latency Opt=script HT=False" in alts
+    assert "BERT Latency Opt=faster HT=False" in alts
+
+
+def test_a_models_name_cannot_lead_out_of_the_folder() -> None:
+    """Imported tables hold names that nobody checked."""
+    table = table_of(factories.small_records([1])).assign(model="../../etc/model")
+    assert {plate.name for plate in figure_specs(table) if "/" in plate.name} == set()
+
+
+def test_findings_are_computed_from_the_table() -> None:
+    """They name the best points, and give the speedups that the records were made with."""
+    measured = Measured.of(factories.full_records())
+    found, table = findings(measured), measured.table
+    fastest = table.loc[table["latency_ms"].idxmin()]
+    assert found[0].startswith(f"Lowest latency: {format_number(fastest['latency_ms'])} ms")
+    ratio = re.search(r"script takes ([\d.]+) of the time of none", "\n".join(found))
+    assert ratio
+    assert 1 / float(ratio[1]) == pytest.approx(factories.SCRIPT_SPEEDUP, rel=0.05)
+    assert any(sentence.startswith("SMT on takes") for sentence in found)
+
+
+def test_a_winner_within_noise_is_not_called_the_fastest() -> None:
+    """Where the ratio to the runner-up holds 1, that is what is said, and in the table too."""
+    small = factories.small_records([1])
+    assert any(told.startswith("Fastest at batch size 1: script") for told in findings_of(small))
+    twins = [small[0], as_script(small[0])]
+    told = "\n".join(findings_of(twins))
+    assert "Fastest" not in told
+    assert "No measurable difference at batch size 1 between" in told
+    assert "script: no measurable difference to none" in told
+    assert best_points(Measured.of(twins))["ties"].item() in ("none", "script")
+
+
+def as_script(record: Record) -> Record:
+    """The same passes, of TorchScript that lost a thousandth."""
+    config = record.config.model_copy(update={"optimization": "script"})
+    slower = with_passes(record, lambda passes: [ns * 1001 // 1000 for ns in passes])
+    return slower.model_copy(update={"config": config, "config_id": config.id})
+
+
+def findings_of(records: list[Record]) -> list[str]:
+    """What is found in a sweep of `records`."""
+    return findings(Measured.of(records))
+
+
+def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
+    """Of one round the spread is assumed; of two it is measured."""
+    one = factories.small_records([1])
+    two = [*one, *(r.model_copy(update={"trial": 2, "round": 2, "block": "0000000b"}) for r in one)]
+    assert any(told.startswith("One round only") for told in findings_of(one))
+    assert not any(told.startswith("One round only") for told in findings_of(two))
+    assert any("paired" in told for told in findings_of(one))
+
+
+def test_where_the_mean_differs_from_the_median_both_are_said() -> None:
+    """A quota stops every fourth pass for as long as three take."""
+    (record, *_) = factories.small_records([1])
+    stops = [1, 1, 1, 4, 1, 1, 1, 4]
+    throttled = with_passes(record, lambda passes: map(operator.mul, passes, stops))
+    told = "\n".join(findings_of([throttled]))
+    assert re.search(r"Lowest latency: [\d.]+ ms \(mean [\d.]+ ms\)", told)
+    assert re.search(r"inferences/s \([\d.]+ sustained\)", told)
+    assert "At 2 of 2 points the mean of the passes differs" in told
+
+
+def test_a_sweep_that_was_disturbed_says_so_on_its_pages(small: Path) -> None:
+    """And counts it by point; else neither columns nor sentences are there."""
+    calm = Parsed(write_page(small)).text + markdown(small)
+    assert "Something else was computing" not in calm
+    assert "Shared turns" not in calm
+    shutil.rmtree(small / "records")
+    records = [
+        factories.disturbed(record, 5, waited=0.5) for record in factories.small_records([1, 4])
+    ]
+    parsed = Parsed(write_page(factories.save_sweep(small, records)))
+    for text in (parsed.text, markdown(small)):
+        assert "Something else was computing here: 20 of 64 turns were shared" in text
+    assert "Shared turns" in parsed.text
+    assert "A turn is shared where something else was computing" in parsed.text
+    assert "Throttled periods" not in parsed.text
+    table = pd.read_csv(small / "results.csv")
+    assert table["shared"].sum() == 20
+
+
+def test_findings_of_records_of_the_old_schema_say_that_they_were_not_paired() -> None:
+    """They took no turns."""
+    told = "\n".join(findings(Measured.load(PROJECT / "tests" / "old_sweep")))
+    assert "whose configs did not take turns" in told
+    assert "paired" not in told
+
+
+def test_findings_compare_allocators_with_all_else_equal() -> None:
+    """These were made up alike, so they differ by noise."""
+    records = [*factories.small_records([1]), *factories.small_records([1], allocator="tcmalloc")]
+    told = [one for one in findings_of(records) if one.startswith("tcmalloc")]
+    assert re.match(r"tcmalloc: no measurable difference to the default allocator", told[-1])
+
+
+def test_findings_say_nothing_of_what_was_not_measured() -> None:
+    """Without SMT and without optimizations there is nothing to compare."""
+    alone = [r for r in factories.small_records([1]) if r.config.optimization == "none"]
+    assert not any("takes" in sentence for sentence in findings_of(alone))
+
+
+def test_the_best_point_of_a_batch_has_its_lowest_latency() -> None:
+    """One row for each batch size."""
+    measured = Measured.of(factories.small_records([1, 4]))
+    best = best_points(measured).set_index("batch_size")["latency_ms"]
+    assert best.to_dict() == measured.table.groupby("batch_size")["latency_ms"].min().to_dict()
+
+
+def test_a_page_that_fails_halfway_leaves_the_old_one(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while drawing must not cost the page that was there."""
+    before = write_page(small).read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(page, "_replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_page(small)
+    assert (small / "index.html").read_bytes() == before
+    assert (small / "figures" / "bert-latency-1.png").exists()
+
+
+@pytest.mark.parametrize(
+    "folder", [PROJECT / "outputs" / "bert-example", PROJECT / "tests" / "old_sweep"]
+)
+def test_records_in_the_repository_can_be_rendered(folder: Path, tmp_path: Path) -> None:
+    """The example; and records older than some of the columns."""
+    out = tmp_path / "example"
+    shutil.copytree(folder, out)
+    assert write_page(out).exists()
+    assert not list(out.rglob("*.invalid"))

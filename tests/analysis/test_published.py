@@ -1,0 +1,272 @@
+"""Published latency files: what is read of them, what is refused, and where it shows."""
+
+from pathlib import Path
+
+import pandas as pd
+import papermill
+import pytest
+
+from scalebench_lib.analysis.explorer import Explorer, sweeps
+from scalebench_lib.analysis.figures import side_by_side
+from scalebench_lib.analysis.page import write_page
+from scalebench_lib.analysis.published import import_published, read_published
+from scalebench_lib.analysis.tables import Measured
+from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.results import FILE, Imported, Results
+from tests import factories
+from tests.analysis.test_analysis_notebook import NOTEBOOK, outputs, printed
+
+START = "benchmark,topology,pinning"
+END = "allocator,instance_id,interop_threads,intraop_threads,batch_size"
+TIMES = "latency(min),latency(avg),latency(max),flops"
+PUBLISHED = Path(__file__).parents[2].parent / "shared" / "published"
+
+
+def row(threads=1, batch=1, times="10,11,12,0.0", extra="", name="bert_manual_none", instance=1):
+    """A line of a file; `extra` is the cell of ht or source with its comma."""
+    return f"{name},sequential,numactl,{extra}default,{instance},1,{threads},{batch},{times}"
+
+
+def write(path: Path, *rows: str, extra: str = "", times: str = TIMES) -> Path:
+    """A file of `rows` under the usual names."""
+    path.write_text("\n".join([f"{START},{extra}{END},{times}", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def with_ht(path: Path) -> Path:
+    """Two batch sizes, up to two threads, hyper-threading off and on."""
+    rows = [
+        row(t, b, f"{20 * b / t},{21 * b / t},{25 * b / t},0.0", f"{ht},", "bert_manual_script")
+        for ht in ("false", "true")
+        for b in (1, 4)
+        for t in (1, 2)
+    ]
+    return write(path, *rows, extra="ht,")
+
+
+@pytest.mark.parametrize(("extra", "cell"), [("", ""), ("source,", "torch,"), ("ht,", "false,")])
+def test_the_variants_of_columns_read_alike(tmp_path: Path, extra: str, cell: str) -> None:
+    """With ht, with source, with neither."""
+    imported = read_published(write(tmp_path / "a.csv", row(2, 4, extra=cell), extra=extra))
+    point = imported.points[0]
+    assert (point.model, point.optimization, point.smt) == ("bert", "none", False)
+    assert (point.placement, point.allocator, point.cores) == ("sequential", "default", 2)
+    assert (point.latency_ms_min, point.latency_ms_mean, point.latency_ms_max) == (10, 11, 12)
+
+
+def test_hyper_threads_share_cores(tmp_path: Path) -> None:
+    """And it says that it took two threads for a core."""
+    imported = read_published(with_ht(tmp_path / "a.csv"))
+    assert {(p.smt, p.threads, p.cores) for p in imported.points} == {
+        (False, 1, 1),
+        (False, 2, 2),
+        (True, 1, 0.5),
+        (True, 2, 1),
+    }
+    assert "Hyper-threading is taken to be 2 threads a core." in imported.notes
+    assert any("was never TorchScript" in note for note in imported.notes)
+
+
+def test_exchanged_columns_are_noticed(tmp_path: Path) -> None:
+    """Newer files hold minimum, maximum, mean under the old names; rows may be mixed."""
+    path = write(tmp_path / "a.csv", row(1, times="10,12,11,0.0"), row(2, times="5,6,7,0.0"))
+    first, second = read_published(path).points
+    assert (first.latency_ms_mean, first.latency_ms_max) == (11, 12)
+    assert (second.latency_ms_mean, second.latency_ms_max) == (6, 7)
+    assert any(note.startswith("In 1 of 2 rows") for note in read_published(path).notes)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "complaint"),
+    [
+        (row(times="10,soon,12,0.0"), "latency(avg)"),
+        (row(times="10,,12,0.0"), "latency(avg)"),
+        (row(times="10,nan,12,0.0"), "latency(avg)"),
+        (row(times="10,0,12,0.0"), "latency"),
+        (row(times="-1,11,12,0.0"), "latency(min)"),
+        (row(times="10,9,12,0.0"), "no latency can be less than the minimum"),
+        (row(times="10,11"), "cells where"),
+        (row(threads=0), "intraop_threads"),
+        (row(batch="many"), "batch_size"),
+        (row(name="bert"), "benchmark"),
+        (row(threads=2, instance=2), "2 instances ran beside each other"),
+    ],
+)
+def test_a_damaged_row_is_named_by_line_and_nothing_is_imported(
+    tmp_path: Path, damaged: str, complaint: str
+) -> None:
+    """Not even the rows before it."""
+    path = write(tmp_path / "a.csv", row(), damaged)
+    with pytest.raises(RequestError, match="line 3") as error:
+        import_published(path, tmp_path / "out")
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "no column"),
+        (b"a,b\n1,2\n", "no column"),
+        (f"{START},{END},{TIMES}\n".encode(), "no rows"),
+        (f"{START},{START},{END},{TIMES}\n".encode(), "twice"),
+        (b"\x89PNG\r\n\xff\xfe", "not a text file"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    """In one line."""
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(RequestError, match=complaint):
+        read_published(tmp_path / "a.csv")
+
+
+def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path) -> None:
+    """A file that two runs appended to; the notes say so."""
+    path = write(tmp_path / "a.csv", row(), row(), row(times="8,13,20,0.0"))
+    (point,) = read_published(path).points
+    assert (point.latency_ms_min, point.latency_ms_mean, point.latency_ms_max) == (8, 12, 20)
+    assert point.rows == 2
+    notes = " ".join(read_published(path).notes)
+    assert "count once: 1." in notes
+    assert "averaged: 1." in notes
+
+
+def test_what_was_measured_unusually_is_kept_apart(tmp_path: Path) -> None:
+    """Other pinning is another placement, unpinned where there was none; words stay."""
+    unpinned = row(name="resnet_manual_ipex").replace("numactl", "none")
+    (point,) = read_published(write(tmp_path / "a.csv", unpinned)).points
+    assert (point.model, point.optimization) == ("resnet", "ipex")
+    assert point.placement == "sequential, pinning none"
+    assert not point.pinned
+    assert point.seq_len == 0
+
+
+def test_a_throughput_file_gives_means(tmp_path: Path) -> None:
+    """Batch size over throughput."""
+    path = write(tmp_path / "a.csv", row(batch=4, times="8.0"), times="throughput")
+    (point,) = read_published(path).points
+    assert (point.latency_ms_mean, point.latency_ms_min) == (500, None)
+    broken = write(tmp_path / "b.csv", row(times="0"), times="throughput")
+    with pytest.raises(RequestError, match=r"line 2: batch_size, throughput: must be above 0"):
+        read_published(broken)
+
+
+def test_the_results_table_marks_what_was_imported(tmp_path: Path) -> None:
+    """Means, no intervals, not coarse, and the file's name."""
+    import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out", "Xeon")
+    table = Results.load(tmp_path / "out").table
+    assert len(table) == 8
+    assert set(table["imported_from"]) == {"a.csv"}
+    assert set(table["machine"]) == {"Xeon"}
+    assert table["latency_ms"].equals(table["latency_ms_mean"])
+    assert table[["latency_ms_low", "latency_ms_high", "samples"]].isna().all(axis=None)
+    assert not table["coarse"].any()
+
+
+def test_its_page_says_that_it_was_imported(tmp_path: Path) -> None:
+    """Figures as the published page names them; no word of records or intervals of medians."""
+    import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
+    page = write_page(tmp_path / "out").read_text(encoding="utf-8")
+    names = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
+    kinds = ("1", "4", "script-False", "script-True")
+    assert names == {f"bert-{m}-{kind}" for m in ("latency", "throughput") for kind in kinds}
+    assert "Imported from a.csv: published means, no intervals · an unknown machine" in page
+    assert "Every sample lies" not in page
+    assert "its 95 % interval is" not in page
+    assert "Fastest" not in page
+    assert "bands and bars" not in page
+    assert "&lt;NA&gt;" not in page
+    assert len(pd.read_csv(tmp_path / "out" / "results.csv")) == 8
+
+
+def test_the_explorer_shows_it_among_the_sweeps(tmp_path: Path) -> None:
+    """As a sweep like any, until another is chosen."""
+    import_published(with_ht(tmp_path / "a.csv"), tmp_path / "outputs" / "published")
+    own = factories.save_sweep(tmp_path / "outputs" / "own", factories.small_records([1]))
+    assert {path.name for path in sweeps(tmp_path / "outputs")} == {"published", "own"}
+    explorer = Explorer(tmp_path / "outputs" / "published", tmp_path / "outputs")
+    assert bytes(explorer.picture.value[:4]) == b"\x89PNG"
+    before = explorer.picture.value
+    explorer.sweep.value = own
+    assert explorer.picture.value != before
+
+
+def test_two_sweeps_side_by_side_compare_shapes(tmp_path: Path) -> None:
+    """Speed-ups over one thread of the batch sizes that both have."""
+    import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
+    own = factories.save_sweep(tmp_path / "own", factories.small_records([1, 4, 16]))
+    picture, sentences = side_by_side(Measured.load(own), Measured.load(tmp_path / "out"))
+    assert picture.alt == "BERT: speed-up over one thread"
+    assert [sentence.split(":")[0] for sentence in sentences] == [
+        "Batch 1, 2 threads",
+        "Batch 4, 2 threads",
+    ]
+    assert all("2.00× in the other sweep" in sentence for sentence in sentences)
+
+
+def test_sweeps_with_nothing_in_common_are_told(tmp_path: Path) -> None:
+    """Another model."""
+    import_published(write(tmp_path / "a.csv", row(name="gpt2_manual_none")), tmp_path / "out")
+    own = factories.save_sweep(tmp_path / "own", factories.small_records([1]))
+    with pytest.raises(RequestError, match="no batch size of one model in common"):
+        side_by_side(Measured.load(own), Measured.load(tmp_path / "out"))
+
+
+def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: Path) -> None:
+    """Exit codes and one line for each refusal."""
+    path, out = with_ht(tmp_path / "a.csv"), tmp_path / "out"
+    code, told, _ = scalebench("import", path, "--out", out)
+    assert code == 0
+    assert "8 points. Imported from a.csv" in told
+    assert "note: Hyper-threading" in told
+    assert scalebench("status", out)[1].startswith("8 points. Imported from a.csv")
+    before = (out / FILE).read_bytes()
+    refusals = {
+        "is not empty": ("import", path, "--out", out),
+        "holds an imported sweep": ("sweep", out, "--model", "bert-tiny"),
+        "cannot read": ("import", tmp_path / "none.csv", "--out", tmp_path / "new"),
+        "is a file": ("import", path, "--out", path),
+    }
+    for complaint, arguments in refusals.items():
+        code, _, err = scalebench(*arguments)
+        assert (code, len(err.splitlines())) == (2, 1), err
+        assert complaint in err
+    assert (out / FILE).read_bytes() == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_import_is_named(tmp_path: Path) -> None:
+    """Like a damaged record."""
+    (tmp_path / FILE).write_text("{}")
+    with pytest.raises(ScalebenchError, match="is damaged"):
+        Imported.load(tmp_path)
+
+
+def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
+    """Through papermill: the figures of the import, then both sweeps in one."""
+    import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
+    own = factories.save_sweep(tmp_path / "own", factories.small_records([1]))
+    asked = {"out": str(tmp_path / "out"), "beside": str(own)}
+    executed = papermill.execute_notebook(NOTEBOOK, tmp_path / "x.ipynb", asked, progress_bar=False)
+    pictures = [
+        o["metadata"]["image/png"]["alt"]
+        for o in outputs(executed)
+        if "metadata" in o and "image/png" in o["metadata"]
+    ]
+    assert len(pictures) == 10  # the explorer's own among them
+    assert pictures[-1] == "BERT: speed-up over one thread"
+    assert "Batch 1, 2 threads: 2.00× as fast as one thread here" in printed(executed)
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published data is not here")
+@pytest.mark.parametrize("name", ["pytorch-ht_latency", "large-batches_latency"])
+def test_the_published_data_is_read_whole(tmp_path: Path, name: str) -> None:
+    """528 rows, and every word of them."""
+    imported = import_published(PUBLISHED / f"bert_{name}.csv", tmp_path / "out")
+    table = Results.load(tmp_path / "out").table
+    assert len(table) == 528
+    assert table["trials"].eq(1).all()
+    assert set(table["batch_size"]) == {2**k for k in range(11)}
+    assert table["cores"].max() == 16
+    assert imported.file == f"bert_{name}.csv"

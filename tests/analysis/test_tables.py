@@ -1,0 +1,75 @@
+"""Speed-ups are the ratios of `Results`, as columns of the table."""
+
+import pandas as pd
+import pytest
+
+from scalebench_lib.analysis.tables import Measured, over_eager, over_one_thread, pairing_label
+from tests import factories
+
+MEASURED = Measured.of(factories.small_records())
+TABLE = MEASURED.table
+
+
+def test_the_speedup_over_eager_is_the_one_that_was_made() -> None:
+    """Within its interval, at every batch size; eager over itself is 1, exactly."""
+    found = over_eager(TABLE, threads=2).set_index(["optimization", "batch_size"])
+    assert found.loc["script", "speedup"].to_numpy() == pytest.approx(
+        factories.SCRIPT_SPEEDUP, rel=0.03
+    )
+    assert found.loc["none", ["speedup", "speedup_low", "speedup_high"]].eq(1).all(axis=None)
+    assert (found.loc["script", "speedup_low"] < found.loc["script", "speedup_high"]).all()
+    assert set(found["speedup_paired"]) == {"paired"}
+
+
+def test_at_the_best_thread_count_it_is_what_the_results_say() -> None:
+    """Of the base at its best thread count over the point."""
+    results, found = MEASURED.results, over_eager(TABLE).set_index("config_id")
+    for name, row in found.iterrows():
+        key = (name, row["threads"])
+        ratio = results.ratio(results.base(key), key)
+        assert (row["speedup"], row["speedup_low"]) == (ratio.value, ratio.low)
+
+
+def test_without_eager_there_is_no_speedup() -> None:
+    """An empty value, not a one; and nothing is called eager."""
+    alone = [r for r in factories.small_records() if r.config.optimization == "script"]
+    table = Measured.of(alone).table
+    assert over_eager(table)["speedup"].isna().all()
+    assert not table["is_base"].any()
+
+
+def test_where_eager_failed_it_is_the_base_all_the_same() -> None:
+    """Nothing can be said of a speed-up over it, and no other takes its place."""
+    on = factories.machine(cores=2, smt=False)
+    none, script = factories.configs(on, [8])
+    gone = factories.missing(none, on, "failed", "out of memory")
+    table = Measured.of([gone, factories.measured(script, on)]).table
+    assert table.loc[table["is_base"], "status"].tolist() == ["failed"]
+    assert table["speedup"].isna().all()
+
+
+def test_smt_on_and_other_allocators_are_compared_with_the_same_eager() -> None:
+    """SMT off, on the default allocator."""
+    on = factories.machine(cores=2)
+    configs = [*factories.configs(on, [1]), *factories.configs(on, [1], allocator="jemalloc")]
+    table = Measured.of([factories.measured(config, on) for config in configs]).table
+    base = table[table["is_base"]]
+    assert base[["optimization", "smt", "allocator"]].drop_duplicates().to_numpy().tolist() == [
+        ["none", False, "default"]
+    ]
+    best = base["latency_ms"].min()
+    assert table["speedup"].to_numpy(float) == pytest.approx(best / table["latency_ms"], rel=0.05)
+
+
+def test_one_thread_over_itself_is_one() -> None:
+    """And two threads are faster, by less than two."""
+    found = over_one_thread(TABLE)
+    assert (found.loc[found["threads"] == 1, "speedup"] == 1).all()
+    assert found.loc[found["threads"] == 2, "speedup"].between(1, 2).all()
+
+
+def test_how_ratios_were_got_is_counted_where_it_differs() -> None:
+    """With eager by its own name."""
+    assert pairing_label([]) == ""
+    assert pairing_label(["paired", "paired"]) == "paired"
+    assert pairing_label(pd.Series(["paired", "via none", "paired"])) == "2 paired, 1 via eager"

@@ -1,0 +1,67 @@
+"""``torch.compile``: compiled before the timing, or refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch._inductor.config
+from torch import Tensor, nn
+from torch._inductor.cpp_builder import cpp_compiler_search
+
+from scalebench_lib.config import Config
+from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure.optimizations.base import Target
+from scalebench_lib.measure.optimizations.inductor import Compiled
+
+
+class Small(nn.Module):
+    """A layer, compiled in seconds."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Something to fuse."""
+        return (torch.relu(x) * 2 + x,)
+
+
+class Broken(Small):
+    """Inductor cannot take it whole."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Print in the middle."""
+        torch._dynamo.graph_break()
+        return (x + 1,)
+
+
+def subject(module: nn.Module) -> Target:
+    """`module` as something to compile."""
+    return Target(SimpleNamespace(module=module.eval()), (torch.ones(4, 8),), Config())
+
+
+def test_it_computes_the_same_and_nothing_is_compiled_while_it_is_watched() -> None:
+    """The other shape is what static shapes mean."""
+    with torch.inference_mode():
+        compiled = Compiled(subject(Small()))
+        run = compiled.runner(torch.get_num_threads())
+        with compiled.guarded():
+            assert torch.equal(run(torch.ones(4, 8))[0], torch.full((4, 8), 3.0))
+        with (
+            pytest.raises(MeasurementError, match="compiled anew while timing"),
+            compiled.guarded(),
+        ):
+            run(torch.ones(5, 8))
+
+
+def test_a_module_that_would_be_compiled_in_pieces_is_refused() -> None:
+    """Its rest would run as it is, unseen."""
+    with pytest.raises(MeasurementError, match="'compile' does not apply: "):
+        Compiled(subject(Broken())).runner(1)
+
+
+def test_without_a_compiler_one_line_says_so() -> None:
+    """And what to install."""
+    cpp_compiler_search.cache_clear()
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(MeasurementError, match=r"needs a C\+\+ compiler.*install g\+\+"),
+    ):
+        Compiled(subject(Small()))
+    cpp_compiler_search.cache_clear()

@@ -1,0 +1,166 @@
+"""What a sweep tells meanwhile: a line a record, a table of points, a file for others."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scalebench_lib.config import Config, Sweep, Trial
+from scalebench_lib.errors import RequestError
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import Record
+from scalebench_lib.sweep import progress
+from scalebench_lib.sweep.block import Block
+from scalebench_lib.sweep.folder import in_flight
+from scalebench_lib.sweep.locks import lock_folder
+from scalebench_lib.sweep.progress import announce, progress_shown, seconds, summary
+from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.runner import Step, run_in_turn
+from tests.factories import disturbed, measured, missing
+from tests.fake_workers import SMALL, FakeClock, FakeKernels, FakeTrials
+
+SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none", "script"), max_seconds=2)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
+    """A sweep of 4 configs with fake trials."""
+    monkeypatch.setattr(Machine, "here", classmethod(lambda _: SMALL))
+    prepared = SweepRun.prepare(SWEEP, tmp_path)
+    prepared.start, prepared.kernels = FakeTrials(), FakeKernels()
+    return prepared
+
+
+@pytest.fixture
+def console() -> Console:
+    """Writes into a text, 100 characters wide."""
+    return Console(file=io.StringIO(), width=100, highlight=False, force_terminal=False)
+
+
+def printed(console: Console) -> str:
+    """All that was written so far."""
+    return console.file.getvalue()
+
+
+def step(block: Block, record: Record | None = None, doing: str = "in turn") -> Step:
+    """In round 2."""
+    return Step(2, doing, block, done=3, total=8, seconds_left=240, record=record)
+
+
+def block(trials: int = 1) -> Block:
+    """A block with that many trials, each of which had a turn at 1 and 2 threads."""
+    made, fakes = Block("0000000e"), FakeTrials(half_width=lambda trial, threads: 0.0123)
+    for size in range(1, trials + 1):
+        trial = Trial(config=Config(batch_size=size, allocator="tcmalloc"), threads=(1, 2))
+        made.add(fakes(trial, Path(), None, {}, None, lambda: False), trial.config.group)
+    for _ in range(6):
+        made.take_cycle()
+    return made
+
+
+def test_a_sweep_begins_with_what_it_will_measure_and_how_long(run, console) -> None:
+    """And ends with what is left."""
+    announce([run], console)
+    assert "4 configs to measure in 2 rounds, 0 done before, 0 failed before: about" in printed(
+        console
+    )
+    assert summary(run, console) == []
+    assert "4 configs left: the same command goes on from here" in printed(console)
+
+
+def test_each_record_leaves_a_line(run: SweepRun, console: Console) -> None:
+    """With its medians, or with why there are none; an early end is said."""
+    record = measured(Config(batch_size=4), SMALL)
+    early = record.model_copy(update={"ended_by": "interrupted"})
+    failed = missing(record.config, SMALL, "failed", "no luck [bold]at all")
+    with progress_shown([run], console) as show:
+        for one in (record, early, failed):
+            show(step(block(), one))
+    well, interrupted, failing = [
+        line for line in printed(console).splitlines() if line.startswith("round 2, ")
+    ][:3]
+    assert well.startswith("round 2, BERT")
+    assert "1 thread " in well
+    assert "2 threads " in well
+    assert interrupted == f"{well}, interrupted"
+    assert failing.endswith("failed: no luck [bold]at all")
+
+
+def test_the_points_of_a_block_are_shown_with_how_well_they_are_known(console: Console) -> None:
+    """Many of them in part."""
+    console.print(progress._drawn(step(block())))
+    shown = printed(console)
+    assert "batch 1, none, tcmalloc" in shown
+    assert "100 ms" in shown
+    assert "± 1.2 %" in shown
+    assert "3/8" in shown
+    assert "round 2, 1 trial in turn, 6 cycles, about" in shown
+    console.print(progress._drawn(step(block(20))))
+    assert "… and 24 more" in printed(console)
+
+
+def test_others_see_what_is_in_flight_as_long_as_it_is(
+    run: SweepRun, tmp_path: Path, console: Console
+) -> None:
+    """By a file that goes with the sweep."""
+    with lock_folder(tmp_path):
+        with progress_shown([run], console) as show:
+            show(step(block(), doing="setting up a trial"))
+            assert str(in_flight(tmp_path)).startswith("round 2, setting up a trial, about")
+        assert in_flight(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir() if "running" in path.name] == []
+
+
+def test_drawing_is_rare_while_trials_take_turns(run, console, monkeypatch) -> None:
+    """It takes some ms, which are nobody's."""
+    drawn: list[Step] = []
+    monkeypatch.setattr(progress, "_drawn", lambda step: drawn.append(step) or "")
+    clock, one = FakeClock(), block()
+    monkeypatch.setattr(progress, "time", clock)
+    with progress_shown([run], console) as show:
+        for _ in range(100):
+            show(step(one))
+            clock.now += 0.1
+        assert len(drawn) == pytest.approx(10, abs=1)
+        drawn.clear()
+        for _ in range(3):
+            show(step(one, doing="ending"))
+    assert len(drawn) == 3
+
+
+def test_what_failed_is_told_in_the_end(run: SweepRun, console: Console, tmp_path: Path) -> None:
+    """With where to read why."""
+    config = run.schedule.trials[0].config
+    with run.alone():
+        run.keep(missing(config, SMALL, "failed", "no luck"))
+        run_in_turn([run], lambda _: None)
+    assert summary(run, console) == [
+        f"1 config failed: 'scalebench status {tmp_path}' says why",
+    ]
+    assert printed(console) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (None, float("inf"))],
+)
+def test_times_are_told_in_seconds_minutes_or_hours(text: str | None, found: float) -> None:
+    """Without one there is no limit."""
+    assert seconds("time_budget", text) == found
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "0m", "-1", "1d", "1 m", "inf"])
+def test_other_times_are_refused(text: str) -> None:
+    """Naming the option."""
+    with pytest.raises(RequestError, match=r"^time_budget: must be like 90s, 10m or 2h"):
+        seconds("time_budget", text)
+
+
+def test_what_disturbed_a_sweep_is_said_in_the_end(run: SweepRun, console: Console) -> None:
+    """That is nothing that went wrong."""
+    record = measured(run.schedule.trials[0].config, SMALL)
+    with run.alone():
+        run.keep(disturbed(record, 6, waited=0.5))
+    assert summary(run, console) == []
+    assert "Something else was computing here: 6 of 16 turns were shared" in printed(console)

@@ -1,0 +1,1 @@
+"""Scripts that are no tests: pictures for the README, and stress."""
