@@ -44,65 +44,33 @@ _OF_SEVERAL = "Where OUT has several."
 def sweep(
     context: typer.Context,
     out: Out,
-    preset: Annotated[
-        str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")
-    ] = "page",
-    spec: Annotated[
-        Path | None, typer.Option(help="A YAML file of the options below.")
-    ] = None,
+    preset: Annotated[str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")] = "page",
+    spec: Annotated[Path | None, typer.Option(help="A YAML file of the options below.")] = None,
     model: Annotated[str | None, typer.Option(help="A name, a folder or a hub id.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="random, pretrained, hub id, folder.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="random, pretrained, hub id, folder.")] = None,
     batch_sizes: Annotated[str | None, typer.Option(help="Such as 1,2,4.")] = None,
     optimizations: Annotated[str | None, typer.Option(help="Such as none,script.")] = None,
-    threads: Annotated[
-        str | None, typer.Option(help="auto, all, or such as 1,2,4.")
-    ] = None,
-    smt: Annotated[
-        str | None, typer.Option(help="Hyper-threading: auto, off, on, both.")
-    ] = None,
-    seq_len: Annotated[
-        str | None, typer.Option(help="Tokens an item, such as 16,128.")
-    ] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Pixels a side, such as 224.")
-    ] = None,
-    allocators: Annotated[
-        str | None, typer.Option(help="Such as default,tcmalloc.")
-    ] = None,
+    threads: Annotated[str | None, typer.Option(help="auto, all, or such as 1,2,4.")] = None,
+    smt: Annotated[str | None, typer.Option(help="Hyper-threading: auto, off, on, both.")] = None,
+    seq_len: Annotated[str | None, typer.Option(help="Tokens an item, such as 16,128.")] = None,
+    image_size: Annotated[str | None, typer.Option(help="Pixels a side, such as 224.")] = None,
+    allocators: Annotated[str | None, typer.Option(help="Such as default,tcmalloc.")] = None,
     placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
-    target_ci: Annotated[
-        float | None, typer.Option(help="Half-width to stop at: 0.02.")
-    ] = None,
+    target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Of a point, in all.")] = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="Fresh processes of a config: 2.")
-    ] = None,
-    time_budget: Annotated[
-        str | None, typer.Option(help="Such as 10m: end after it.")
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Fresh processes of a config: 2.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Such as 10m: end after it.")] = None,
     kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
     if_busy: Annotated[str, typer.Option(help=_IF_BUSY)] = "refuse",
     trial_timeout: Annotated[
         str | None, typer.Option("--trial-timeout", help="End what hangs after: 10m.")
     ] = None,
     visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed again.")
-    ] = False,
-    against: Annotated[
-        str | None, typer.Option(help="A Python: is it slower? In turn.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be run.")
-    ] = False,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Of a dask cluster: tcp://….")
-    ] = None,
-    any_host: Annotated[
-        bool, typer.Option("--any-host", help="Each config on one.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
+    against: Annotated[str | None, typer.Option(help="A Python: is it slower? In turn.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
+    any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
     hosts = _hosts(scheduler, any_host, against)
@@ -242,17 +210,13 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="OUT_A", help="The sweep to compare with.")],
     b: Annotated[Path, typer.Argument(metavar="OUT_B", help="The sweep in question.")],
     threshold: Annotated[float, typer.Option(help="Changes up to this are none.")] = 0.05,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="Though machine or software differ.")
-    ] = (False),
+    anyway: Annotated[bool, typer.Option("--anyway", help="Though machine or software differ.")] = (
+        False
+    ),
     model_a: Annotated[str | None, typer.Option(help="A model of OUT_A …")] = None,
-    model_b: Annotated[
-        str | None, typer.Option(help="… that OUT_B has by another name.")
-    ] = None,
+    model_b: Annotated[str | None, typer.Option(help="… that OUT_B has by another name.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    to: Annotated[
-        Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")] = None,
 ) -> None:
     """Is OUT_B slower than OUT_A: all points, or any? Exit code 1 where it is, or lost a point."""
     from scalebench_lib.analysis import compare as comparing
