@@ -41,7 +41,7 @@ def test_whatever_is_damaged_is_told_in_a_line(
     scalebench, monkeypatch, whole: Path, tmp_path: Path, name: str, damage: str
 ) -> None:
     """Or set aside, with a line on the log; figures are not drawn here, which takes seconds."""
-    monkeypatch.setattr(page, "plates", lambda _: [])
+    monkeypatch.setattr(page, "figure_specs", lambda _: [])
     monkeypatch.setattr(page, "overviews", lambda _: [])
     for number, arguments in enumerate(COMMANDS):
         out = Path(shutil.copytree(whole, tmp_path / str(number)))
