@@ -27,9 +27,6 @@ from scalebench_lib.sweep.runner import run_in_turn
 from scalebench_lib.sweep.trial_process import TrialProcess
 from scalebench_lib.validation.bare_loop import KNOWN, BareLoop
 
-HOG_CYCLES = 24
-"""In every third of them another program keeps one CPU busy."""
-
 LAYERS = {
     "bert": {"num_hidden_layers": 12},
     "bert-tiny": {
@@ -86,11 +83,11 @@ class Validation:
         in_one_block((trial, start) for trial in trials for start in starts)
         return Results.load(self.out / "layers"), Results.load(self.out / "bare-layers")
 
-    def hogged(self) -> Results:
-        """All trials, with a hog on one CPU in every third of the cycles."""
+    def hogged(self, cycles: int) -> Results:
+        """So many cycles of all trials; in every third another program keeps one CPU busy."""
 
         def run(block: Block) -> None:
-            for cycle in range(1, HOG_CYCLES + 1):
+            for cycle in range(1, cycles + 1):
                 with _hog(self.machine) if is_hogged(cycle) else nullcontext():
                     block.take_cycle()
 

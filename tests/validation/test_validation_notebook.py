@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_every_experiment_ends_in_a_verdict(tmp_path: Path) -> None:
     """With its figures, and a picture each, on a model that is measured in a moment."""
     target = tmp_path / "validation.ipynb"
-    asked = {"model": "bert-tiny", "batch_sizes": [1], "max_seconds": 0.4}
+    asked = {"model": "bert-tiny", "batch_sizes": [1], "max_seconds": 0.4, "hog_cycles": 6}
     papermill.execute_notebook(
         str(NOTEBOOKS / "validation.ipynb"),
         str(target),
