@@ -1,1 +1,1 @@
-"""One file a module; `madeup` has records of machines that we do not have."""
+"""One file a module; `factories` has records of machines that we do not have."""

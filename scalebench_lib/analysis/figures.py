@@ -1,8 +1,8 @@
-"""The figures of a sweep, each a small function of the results table alone.
+"""The figures of a sweep, each a small function of the results table or of the samples.
 
-`heat.heat_map` and `samples.distribution` are the others. Latency is in ms,
-throughput in inferences/s. `source` says where and when it was measured, under every picture
-(default: the table's machine). All raise `RequestError` where nothing of it was measured.
+Latency is in ms, throughput in inferences/s. `source` says where and when it was measured, under
+every picture (default: the table's machine). All raise `RequestError` where nothing of it was
+measured.
 """
 
 from __future__ import annotations

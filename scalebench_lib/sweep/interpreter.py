@@ -28,8 +28,8 @@ _PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": (
 _ANSWER_S = 120.0
 
 
-class _Told(StrictModel):
-    """What an interpreter tells about itself."""
+class _Description(StrictModel):
+    """An interpreter, as it describes itself."""
 
     executable: str
     environment: dict[str, str]
@@ -85,7 +85,7 @@ class Interpreter:
                     )
 
 
-def _asked(command: str) -> tuple[tuple[str, ...], _Told]:
+def _asked(command: str) -> tuple[tuple[str, ...], _Description]:
     """The words of `command`, and what the Python that it starts tells of itself."""
     path = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
     try:
@@ -104,14 +104,14 @@ def _asked(command: str) -> tuple[tuple[str, ...], _Told]:
     if found.returncode:
         last = (found.stderr.strip().splitlines() or [f"exit code {found.returncode}"])[-1]
         raise RequestError(f"against: {_lacking(last, command)}")
-    return tuple(words), _Told.model_validate_json(found.stdout.splitlines()[-1])
+    return tuple(words), _Description.model_validate_json(found.stdout.splitlines()[-1])
 
 
 def _lacking(last: str, command: str) -> str:
     """Say in one line what the `last` line of a traceback means."""
     if (missing := last.partition("No module named ")[2]) and "scalebench_lib" not in missing:
         name = missing.strip("'").partition(".")[0]
-        return f"{command} lacks {name}: install there what this checkout needs, as pip install -e"
+        return f"{command} lacks {name}: install this checkout there, by its pip install -e ."
     return f"{command} cannot run this checkout: {last}"
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     for name in IMPORTS:
         import_module(name)
     packages = {name for names in _PACKAGES.values() for name in names}
-    told = _Told(
+    told = _Description(
         executable=sys.executable,
         environment=dict(os.environ),
         software=Software.here(),

@@ -56,7 +56,7 @@ class SweepRun:
     retry: set[str] = field(default_factory=set)
     trial_timeout: float | None = None
     start: Start = TrialProcess.start
-    kernels: Kernels = field(init=False)
+    kernels: Kernels = field(init=False, repr=False)
     other: SweepRun | None = None
     host: str | None = None
     locked: bool = field(default=False, init=False)

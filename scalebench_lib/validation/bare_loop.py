@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import IO, Any
 
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
+from scalebench_lib.measure.turns import PointTurns
 from scalebench_lib.processes import (
     cause_of_death,
     die_with_parent,
@@ -33,7 +33,6 @@ from scalebench_lib.processes import (
 )
 from scalebench_lib.protocol import Answer, EndedBy
 from scalebench_lib.record import Point, Record, Software, Turn
-from scalebench_lib.stats import MIN_TURNS, turns_interval
 
 KNOWN = ("none", "script")
 """The optimizations that a bare loop can do by itself."""
@@ -46,7 +45,7 @@ class BareLoop:
 
     def __init__(self, trial: Trial, out: Path, machine: Machine) -> None:
         self.trial, self.out, self.machine = trial, out, machine
-        self._turns: dict[int, list[Turn]] = {threads: [] for threads in trial.threads}
+        self._points = {threads: PointTurns(threads) for threads in trial.threads}
         self._started, start = datetime.now(UTC), time.monotonic()
         config = trial.config
         cpus = {t: machine.cpus_for(t, config.smt, config.placement) for t in trial.threads}
@@ -74,15 +73,9 @@ class BareLoop:
             print(threads, seconds, file=self._stream("stdin"), flush=True)
         samples = self._read()
         stand_still(self._process.pid)
-        turns = self._turns[threads]
-        turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(samples)))
-        known = len(turns) >= MIN_TURNS
-        interval = turns_interval([turn.median_ns for turn in turns]) if known else None
-        return Answer(
-            median_ns=median(samples),
-            half_width=interval.half_width if interval else None,
-            spent_s=(time.perf_counter_ns() - start) / 1e9,
-        )
+        point = self._points[threads]
+        point.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(samples)))
+        return point.answer(time.perf_counter_ns() - start)
 
     def end(self, reason: EndedBy) -> Record:
         """End it, and write what it has seen as the record of its trial."""
@@ -115,7 +108,7 @@ class BareLoop:
             cores=self.machine.cores_of(threads, config.smt),
             cpus=self.machine.cpus_for(threads, config.smt, config.placement),
             pinned=False,
-            turns=tuple(self._turns[threads]),
+            turns=tuple(self._points[threads].turns),
         )
 
     def _read(self) -> Any:

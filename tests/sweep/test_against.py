@@ -8,27 +8,19 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.errors import MeasurementError, RequestError
-from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, Software, load_records
-from scalebench_lib.sweep import run as run_module
-from scalebench_lib.sweep import runner, stop
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.run import SweepRun, prepare_pair
 from scalebench_lib.sweep.runner import run_in_turn
-from tests.fake_workers import SMALL, FakeKernels, FakeTrials, short
+from tests.fake_workers import FakeKernels, FakeTrials, short
 from tests.sweep.test_runner import SWEEP, Killed, at, quiet
 
 
 @pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
-    """On a machine with 2 cores; the other Python is like this one."""
-    trials = FakeTrials()
-    monkeypatch.setattr(Machine, "here", classmethod(lambda _: SMALL))
-    monkeypatch.setattr(runner, "available_bytes", trials.available_bytes)
-    for module in (runner, stop):
-        monkeypatch.setattr(module, "time", trials.clock)
+def trials(trials: FakeTrials, monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
+    """The other Python is like this one, and need not be started."""
     other = Interpreter(("other",), "other", Software.here())
-    monkeypatch.setattr(run_module.Interpreter, "of", classmethod(lambda *_: other))
+    monkeypatch.setattr(Interpreter, "of", classmethod(lambda *_: other))
     return trials
 
 

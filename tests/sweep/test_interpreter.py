@@ -57,7 +57,9 @@ def test_what_it_lacks_is_told_in_one_line(tmp_path: Path) -> None:
     python = fake_python(
         tmp_path, "echo \"ModuleNotFoundError: No module named 'torch.nn'\" >&2; exit 1"
     )
-    with pytest.raises(RequestError, match=r"^against: \S+ lacks torch: install there"):
+    with pytest.raises(
+        RequestError, match=r"^against: \S+ lacks torch: install this checkout there"
+    ):
         Interpreter.of(python)
 
 

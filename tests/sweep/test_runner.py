@@ -14,10 +14,8 @@ import pytest
 
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
-from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.sweep import run as run_module
-from scalebench_lib.sweep import runner, stop
 from scalebench_lib.sweep.locks import lock_folder
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
@@ -34,17 +32,6 @@ class Killed(BaseException):
 
 def quiet(_: Step) -> None:
     """No progress to be seen."""
-
-
-@pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
-    """On a machine with 2 cores, with a clock and a memory of its own."""
-    trials = FakeTrials()
-    monkeypatch.setattr(Machine, "here", classmethod(lambda _: SMALL))
-    monkeypatch.setattr(runner, "available_bytes", trials.available_bytes)
-    for module in (runner, stop):
-        monkeypatch.setattr(module, "time", trials.clock)
-    return trials
 
 
 def run(
