@@ -10,6 +10,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -158,6 +159,24 @@ class StrictModel(BaseModel):
             raise RequestError(one_line(error, cls.model_fields)) from None
 
 
+@dataclass(frozen=True)
+class Axis:
+    """How a field of `Config` is varied, named and shown: an annotation of the field.
+
+    `title` is what controls and tables call it, `several` the field of `Sweep` that lists its
+    values. An axis `within` groups tells apart what is compared; the others make groups. Points
+    that differ in an axis that `splits` never share a figure; `suffix` begins its value in the
+    names of figures. `kind` is the only kind of model that knows it, ``text`` or ``images``.
+    """
+
+    title: str
+    several: str | None = None
+    within: bool = False
+    splits: bool = True
+    suffix: str = ""
+    kind: str | None = None
+
+
 class Config(StrictModel):
     """One thing to measure: `batch_size` items of `seq_len` tokens, or of `image_size`² pixels.
 
@@ -169,23 +188,34 @@ class Config(StrictModel):
     model: ModelName = "bert"
     weights: Weights = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seq_len: Annotated[PositiveInt, Field(ge=2, le=131_072)] = 16
-    image_size: Annotated[PositiveInt, Field(ge=32, le=4096)] = DEFAULT_IMAGE_SIZE
-    batch_size: BatchSize = 1
-    optimization: OptimizationName = "none"
-    smt: bool = False
-    placement: Literal["sequential", "interleave"] = "sequential"
-    allocator: Allocator = "default"
-    device: Literal["cpu"] = "cpu"
+    seq_len: Annotated[
+        PositiveInt,
+        Field(ge=2, le=131_072),
+        Axis("Tokens", several="seq_lens", suffix="seq", kind="text"),
+    ] = 16
+    image_size: Annotated[
+        PositiveInt,
+        Field(ge=32, le=4096),
+        Axis("Image size", several="image_sizes", suffix="px", kind="images"),
+    ] = DEFAULT_IMAGE_SIZE
+    batch_size: Annotated[BatchSize, Axis("Batch size", several="batch_sizes", splits=False)] = 1
+    optimization: Annotated[
+        OptimizationName, Axis("Optimization", several="optimizations", within=True, splits=False)
+    ] = "none"
+    smt: Annotated[bool, Axis("SMT", within=True, splits=False)] = False
+    placement: Annotated[Literal["sequential", "interleave"], Axis("Placement")] = "sequential"
+    allocator: Annotated[Allocator, Axis("Allocator", several="allocators", within=True)] = (
+        "default"
+    )
+    device: Annotated[Literal["cpu"], Axis("Device")] = "cpu"
 
     @model_validator(mode="after")
     def _one_kind_of_size(self) -> Self:
         """A size that a model does not know would measure the same thing twice."""
-        if self.model in MODELS:
-            foreign = "seq_len" if self.model in TAKES_IMAGES else "image_size"
-            if getattr(self, foreign) != type(self).model_fields[foreign].default:
-                kind = "images" if foreign == "seq_len" else "text"
-                raise ValueError(f"{foreign}: {self.model} takes {kind}: leave {foreign} out")
+        kind = "images" if self.model in TAKES_IMAGES else "text"
+        for name, axis in AXES.items() if self.model in MODELS else ():
+            if axis.kind not in (None, kind) and getattr(self, name) != DEFAULTS[name]:
+                raise ValueError(f"{name}: {self.model} takes {kind}: leave {name} out")
         if self.seq_len > (longest := LONGEST.get(self.model, self.seq_len)):
             raise ValueError(f"seq_len: {self.model} takes {longest} tokens at most")
         return self
@@ -206,7 +236,8 @@ class Config(StrictModel):
     @property
     def group(self) -> Config:
         """What it is compared within: the config with the axes that lie within groups at rest."""
-        return self.model_copy(update=_WITHIN_GROUPS)
+        within = {name: DEFAULTS[name] for name, axis in AXES.items() if axis.within}
+        return self.model_copy(update=within)
 
     @property
     def item(self) -> str:
@@ -216,8 +247,17 @@ class Config(StrictModel):
         return f"{self.seq_len} tokens"
 
 
-_WITHIN_GROUPS = {"optimization": "none", "allocator": "default", "smt": False}
-"""The axes in which the configs of a group differ, at the base's values."""
+AXES: dict[str, Axis] = {
+    name: axis
+    for name, field in Config.model_fields.items()
+    for axis in field.metadata
+    if isinstance(axis, Axis)
+}
+"""The axes of a sweep by the name of their field in `Config`, which is that of their column in
+the results table and of their parameter in the notebooks."""
+
+DEFAULTS: dict[str, Any] = {name: Config.model_fields[name].default for name in AXES}
+"""The value of each axis where nobody asks for another; within a group, that of its base."""
 
 
 def base_of(configs: Iterable[Config]) -> Config:
@@ -373,26 +413,18 @@ class Sweep(StrictModel):
 
     def _configs(self, machine: Machine) -> Iterator[Config]:
         fixed = self.model_dump(include={"model", "weights", "seed", "placement"})
-        for batch_size in sorted(self.batch_sizes):
-            for seq_len, image_size in product(self.seq_lens, self.image_sizes):
-                for smt in machine.smt_values(self.smt):
-                    for optimization, allocator in product(self.optimizations, self.allocators):
-                        yield Config.from_input(
-                            {
-                                **fixed,
-                                "seq_len": seq_len,
-                                "image_size": image_size,
-                                "batch_size": batch_size,
-                                "optimization": optimization,
-                                "smt": smt,
-                                "allocator": allocator,
-                            }
-                        )
+        values = {name: getattr(self, axis.several) for name, axis in AXES.items() if axis.several}
+        values["batch_size"] = sorted(self.batch_sizes)
+        values["smt"] = machine.smt_values(self.smt)
+        # Smaller batches first, and what is compared together.
+        names = sorted(values, key=lambda name: (name != "batch_size", AXES[name].within))
+        for combination in product(*(values[name] for name in names)):
+            yield Config.from_input({**fixed, **dict(zip(names, combination, strict=True))})
 
     def merged(self, other: Sweep) -> Sweep:
         """This sweep with the axes of `other` added; the limits are `other`'s."""
-        lists = ("seq_lens", "image_sizes", "batch_sizes", "optimizations", "allocators")
-        axes: dict[str, Any] = {axis: getattr(self, axis) + getattr(other, axis) for axis in lists}
+        lists = [axis.several for axis in AXES.values() if axis.several]
+        axes: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in lists}
         axes["threads"] = _merged_rule(self.threads, other.threads)
         if self.smt != other.smt:
             axes["smt"] = "auto" if "auto" in (self.smt, other.smt) else "both"
