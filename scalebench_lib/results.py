@@ -1,11 +1,12 @@
 """The results of a sweep: its points with all their trials, the ratio of any two, and the table.
 
-All of it is rebuilt from the records each time. A sweep that was published elsewhere and imported
-has no records: it is one file, `Imported`, and the rows of its table are the published ones.
+All of it is computed anew from the records each time. A sweep that was published elsewhere has
+none: its rows are those of its ``results.csv``, and `Imported` says where they come from.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,16 +14,16 @@ from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from scalebench_lib.config import DEFAULT_IMAGE_SIZE, Config, base_of
+from scalebench_lib.config import AXES, Config, StrictModel, base_of
 from scalebench_lib.disturbances import Disturbed
 from scalebench_lib.errors import RequestError, ScalebenchError, one_line
-from scalebench_lib.record import Point, Record, load_records, require_one_machine, write_atomically
+from scalebench_lib.record import Point, Record, load_records, require_one_machine
 from scalebench_lib.stats import (
     MIN_TURNS,
     Interval,
@@ -38,62 +39,87 @@ from scalebench_lib.stats import (
     ratio,
 )
 
-FILE = "imported.json"
+CSV, FILE = "results.csv", "source.json"
+"""The table of a sweep, and the file that says of an imported one where it comes from."""
 
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+EAGER = "none"
+RATIOS = ("speedup", "same_threads", "scaling")
+"""What a point is compared with: eager at its best thread count, eager at the same number of
+threads, and its own config at one thread. Each is the other's latency over the point's."""
+
+RATIO_COLUMNS = tuple(
+    f"{name}{part}" for name in RATIOS for part in ("", "_low", "_high", "_paired")
+)
+
+_TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
+_SCHEMA = (
+    ("machine config_id model optimization", _TEXT),
+    ("smt", _FLAG),
+    ("placement allocator device", _TEXT),
+    ("seq_len image_size batch_size threads", _COUNT),
+    ("cores", _NUMBER),
+    ("status", _TEXT),
+    ("samples outliers", _COUNT),
+    ("latency_ms latency_ms_low latency_ms_high latency_ms_min latency_ms_mean", _NUMBER),
+    ("latency_ms_p90 latency_ms_p99 throughput", _NUMBER),
+    ("speedup speedup_low speedup_high scaling", "float64"),
+    ("paired", _TEXT),
+    ("gflops peak_fraction sqnr_db max_abs_error", _NUMBER),
+    ("coarse pinned", _FLAG),
+    ("cpus_utilized", _NUMBER),
+    ("trials turns shared throttled", _COUNT),
+    ("stolen spent_s peak_memory_mb", _NUMBER),
+    ("reason imported_from item", _TEXT),
+)
+_CSV_TYPES = {name: dtype for names, dtype in _SCHEMA for name in names.split()}
+_TYPES = {
+    **_CSV_TYPES,
+    **{name: _TEXT if name.endswith("_paired") else "float64" for name in RATIO_COLUMNS},
+    **dict.fromkeys(("over_eager", "is_base"), "bool"),
+}
+
+COLUMNS = tuple(_CSV_TYPES)
+"""The columns of ``results.csv``, in order."""
+
+_ORDER = [
+    *("model", "seq_len", "image_size", "optimization", "smt", "allocator"),
+    *("batch_size", "threads"),
+]
+_NS_PER_MS = 1e6
+_MOST_PAIRS = 1000
+"""So many pairs of points tell the spread of all."""
+
+PointKey = tuple[str, int]
+"""A point's name: its records' `point_key` and its thread count."""
+
+Row = Mapping[Any, Any]
+"""A row of the results table."""
+
+_Trials = Sequence[tuple[Record, Point]]
+_Group = tuple[Config, str | None]
+_APART: Final = "not measured together"
 
 
-class Part(BaseModel):
-    """A piece of an import: refuses unknown keys, never changes."""
+class _Base(NamedTuple):
+    """What the speed-ups of a group refer to: a config."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PublishedPoint(Part):
-    """A published mean, its words as published; `rows` are the rows of the file behind it.
-
-    `seq_len` is 0 where the file does not tell it.
-    """
-
-    model: str
+    point_key: str
     optimization: str
-    smt: bool
-    placement: str
-    allocator: str
-    seq_len: Annotated[int, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=1)]
-    threads: Annotated[int, Field(ge=1)]
-    cores: Annotated[float, Field(gt=0)]
-    pinned: bool
-    latency_ms_mean: Milliseconds
-    latency_ms_min: Milliseconds | None
-    latency_ms_max: Milliseconds | None
-    rows: Annotated[int, Field(ge=1)]
-
-    @property
-    def config_id(self) -> str:
-        """As of a config of ours, though the words may be unknown to us."""
-        words = self.model_dump(include=set(Config.model_fields))
-        return Config.model_construct(**words).id
 
 
-class Imported(Part):
-    """What a published file holds: its points, where they come from, and what to know of them.
+class Imported(StrictModel):
+    """Where an imported sweep comes from: the published `file`, and what to know of it.
 
-    `machine` is what the importer called it, if anything. Each of `notes` is a sentence.
+    `machine` is what the importer called it, if anything. Each of `notes` is a sentence;
+    `points` is how many rows there are.
     """
 
     file: str
     sha256: str
     imported: datetime
     machine: str | None
+    points: int
     notes: tuple[str, ...]
-    points: Annotated[tuple[PublishedPoint, ...], Field(min_length=1)]
-
-    @property
-    def machine_name(self) -> str:
-        """For the results table: an unknown machine goes by the file's name."""
-        return self.machine or Path(self.file).stem
 
     @property
     def machine_title(self) -> str:
@@ -105,66 +131,56 @@ class Imported(Part):
         """Where the numbers come from, for captions."""
         return f"Imported from {self.file}: published means, no intervals · {self.machine_title}"
 
-    def save(self, out: Path) -> None:
-        """Write the import into folder `out`, whole or not at all."""
-        write_atomically(out / FILE, self.model_dump_json(indent=1) + "\n")
-
     @classmethod
     def load(cls, out: Path) -> Self | None:
-        """The import in folder `out`, or None; `ScalebenchError` where it is damaged."""
+        """Read the source of the import in folder `out`, or None; `ScalebenchError` if damaged."""
         path = out / FILE
+        if (out / "imported.json").exists():
+            raise RequestError(
+                f"{out} was imported by an older scalebench: import its file again, with "
+                "'scalebench import', into a new folder"
+            )
         if not path.exists():
             return None
         try:
             return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
         except ValidationError as error:
             raise ScalebenchError(f"{path} is damaged: {one_line(error)}") from None
 
 
-PointKey = tuple[str, int]
-"""A point's name: its records' `point_key` and its thread count."""
+@dataclass(frozen=True, eq=False)
+class PublishedPoint:
+    """A row of an import: a mean without interval, that met nothing else."""
 
-_MOST_PAIRS = 1000
-"""So many pairs tell the spread of all."""
+    row: Row
 
-_TEXT, _COUNT, _NUMBER, _YES_NO = "object", "Int64", "Float64", "boolean"
+    @cached_property
+    def config(self) -> Config:
+        """As of a config of ours, though the words may be unknown to us."""
+        words = {name: value for name, value in self.row.items() if name in Config.model_fields}
+        return Config.model_construct(**words)
 
-_TYPES = {
-    **dict.fromkeys(("machine", "config_id", "model", "optimization"), _TEXT),
-    "smt": _YES_NO,
-    **dict.fromkeys(("placement", "allocator", "device"), _TEXT),
-    **dict.fromkeys(("seq_len", "image_size", "batch_size", "threads"), _COUNT),
-    "cores": _NUMBER,
-    "status": _TEXT,
-    **dict.fromkeys(("samples", "outliers"), _COUNT),
-    **dict.fromkeys(("latency_ms", "latency_ms_low", "latency_ms_high"), _NUMBER),
-    **dict.fromkeys(("latency_ms_min", "latency_ms_mean"), _NUMBER),
-    **dict.fromkeys(("latency_ms_p90", "latency_ms_p99", "throughput"), _NUMBER),
-    **dict.fromkeys(("speedup", "speedup_low", "speedup_high", "scaling"), _NUMBER),
-    "paired": _TEXT,
-    **dict.fromkeys(("gflops", "peak_fraction"), _NUMBER),
-    **dict.fromkeys(("sqnr_db", "max_abs_error"), _NUMBER),
-    **dict.fromkeys(("coarse", "pinned"), _YES_NO),
-    "cpus_utilized": _NUMBER,
-    **dict.fromkeys(("trials", "turns", "shared", "throttled"), _COUNT),
-    "stolen": _NUMBER,
-    "spent_s": _NUMBER,
-    "peak_memory_mb": _NUMBER,
-    **dict.fromkeys(("reason", "imported_from"), _TEXT),
-    "item": _TEXT,
-}
+    @property
+    def threads(self) -> int:
+        """On how many threads."""
+        return int(self.row["threads"])
 
-COLUMNS = tuple(_TYPES)
-"""The columns of the results table, in order."""
+    @cached_property
+    def group(self) -> _Group:
+        """What it is compared within."""
+        return self.config.group, None
 
-_ORDER = [
-    *("model", "seq_len", "image_size", "optimization", "smt", "allocator"),
-    *("batch_size", "threads"),
-]
-_NS_PER_MS = 1e6
+    @property
+    def latency(self) -> Interval:
+        """The mean in ns."""
+        return Interval.around(self.row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
 
-_Trials = Sequence[tuple[Record, Point]]
-_Group = tuple[Config, str | None]
+    @property
+    def by_block(self) -> dict[str, np.ndarray]:
+        """It took no turns."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +202,14 @@ class MeasuredPoint:
         return self.trials[0][1].threads
 
     @property
-    def host_label(self) -> str | None:
-        """The host, where a sweep compares several."""
-        return self.trials[0][0].host_label
+    def machine_name(self) -> str:
+        """The machine's name in tables."""
+        return self.trials[0][0].machine_name
+
+    @cached_property
+    def group(self) -> _Group:
+        """What it is compared within."""
+        return _group_of(self.trials[0][0])
 
     @cached_property
     def samples_ns(self) -> np.ndarray:
@@ -207,16 +228,6 @@ class MeasuredPoint:
         return Interval.around(float(np.median(self.samples_ns)), error(self.parts, self.spread))
 
     @property
-    def std_error(self) -> float:
-        """Standard error of the latency's logarithm."""
-        return self.latency.std_error
-
-    @property
-    def df(self) -> float:
-        """Degrees of freedom of the standard error."""
-        return self.latency.df
-
-    @property
     def half_width(self) -> float:
         """Half the latency's interval over the latency."""
         return self.latency.half_width
@@ -232,11 +243,6 @@ class MeasuredPoint:
         return self.turns < MIN_TURNS
 
     @property
-    def spent_s(self) -> float:
-        """Seconds that its turns took."""
-        return sum(point.spent_s for _, point in self.trials)
-
-    @property
     def cpus_utilized(self) -> float:
         """CPU time / wall time of all samples; NaN where it is not known."""
         points = [point for _, point in self.trials]
@@ -244,22 +250,21 @@ class MeasuredPoint:
         return sum(point.cpus_utilized * point.wall_ns for point in points) / wall
 
     @cached_property
-    def group(self) -> _Group:
-        """What it is compared within."""
-        return self.config.group, self.host_label
-
-    @cached_property
     def by_block(self) -> dict[str, np.ndarray]:
         """The logs of its turns by block, each by cycle."""
         turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
         for (record, point), logs in zip(self.trials, self.parts, strict=True):
-            cycles, values = turns[_block(record, point)]
+            cycles, values = turns[_block_of(record, point)]
             cycles += [turn.cycle for turn in point.turns]
             values += logs.tolist()
         return {block: by_cycle(*found) for block, found in turns.items()}
 
 
-def _block(record: Record, point: Point) -> str:
+def _group_of(record: Record) -> _Group:
+    return record.config.group, record.host_label
+
+
+def _block_of(record: Record, point: Point) -> str:
     """With whom the point's turns can be paired: a trial alone is a block of its own.
 
     Records of schema 1 took no turns, not even between thread counts.
@@ -272,27 +277,32 @@ def _block(record: Record, point: Point) -> str:
 class Results:
     """The points of a sweep, by key, and how they compare; of an import the table alone."""
 
-    def __init__(self, records: Sequence[Record], imported: Imported | None = None) -> None:
+    def __init__(
+        self,
+        records: Iterable[Record],
+        imported: Imported | None = None,
+        published: Iterable[Row] = (),
+    ) -> None:
         self.records = list(records)
         self.imported = imported
-        self.points = _measured(self.records)
+        self.points = _points_of(self.records)
+        self._published = [PublishedPoint(row) for row in published]
         self._spreads: dict[tuple[bool, bool], Spread] = {}
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Results:
-        """The results of `records`."""
-        return cls(list(records))
+        """Return the results of `records`."""
+        return cls(records)
 
     @classmethod
     def load(cls, out: Path, any_machine: bool = False) -> Results:
-        """The results of the sweep in folder `out`.
+        """Return the results of the sweep in folder `out`.
 
         Raises `RequestError` where there is none, or, but for `any_machine`, one of several
-        machines.
+        machines; `ScalebenchError` where it is an import that is damaged.
         """
-        imported = Imported.load(out)
-        if imported:
-            return cls([], imported)
+        if imported := Imported.load(out):
+            return cls([], imported, _published_rows(out / CSV))
         records = load_records(out)
         if not records:
             raise RequestError(
@@ -308,82 +318,128 @@ class Results:
         return any(point.spread.assumed for point in self.points.values())
 
     def ratio(self, one: PointKey, other: PointKey) -> Ratio:
-        """The latency of point `one` over that of `other`.
+        """Return the latency of point `one` over that of `other`.
 
         Paired by their turns where they met in a block; else via their group's base, where both
         met it at its best thread count; else from their latencies.
         """
         if one == other:
-            return Ratio.around(1.0, Variance(0.0))
+            return Ratio.around(1.0, Variance(0.0), "paired" if self.points else _APART)
         found = self._paired(one, other) or self._via_base(one, other)
         return found or self._apart(one, other)
 
-    def speedup(self, key: PointKey) -> Ratio | None:
-        """The base's latency, at its best thread count, over this; None where it failed."""
-        base = self.base(key)
-        return base and self.ratio(base, key)
+    def row_ratio(self, one: Row, other: Row) -> Ratio:
+        """Return the latency of row `one` of the table over that of row `other`.
 
-    def scaling(self, key: PointKey) -> Ratio | None:
-        """The latency of the point's config on one thread over this; None without one."""
-        single = (key[0], 1)
-        return self.ratio(single, key) if single in self.points else None
+        Published means have no interval, and were not measured together.
+        """
+        return self.ratio(self._key_of(one), self._key_of(other))
 
     def base(self, key: PointKey) -> PointKey | None:
-        """The base of the group of `key` at its best thread count, None where it failed."""
-        return self._bases[self.points[key].group]
-
-    def best_threads(self, point_key: str) -> PointKey | None:
-        """The point of the lowest latency among those of a config, None where it has none."""
-        return self._best.get(point_key)
+        """Return the base of the group of `key` at its best thread count, None where it failed."""
+        return self._best.get(self._bases[self._compared[key].group].point_key)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row a point; `COLUMNS` says which columns.
+        """One row a point: the columns of ``results.csv``, and `RATIO_COLUMNS`.
 
-        Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``speedup`` is over the
-        base at its best thread count, ``paired`` says how the two were compared, ``scaling`` is
-        over the config's own one thread. ``peak_fraction`` is the share of the machine's peak in
-        the config's own type; ``cpus_utilized`` is CPU time / wall time. Of the ``turns``
-        ``shared`` were (`Point.shared`), a quota stopped the process in ``throttled`` periods, and
-        the hypervisor took the share ``stolen``, 0 to 1, of the CPU time. A config that failed or
-        was skipped, and never succeeded, is one row with its reason and no thread count.
+        Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``speedup`` and
+        ``same_threads`` are over eager, empty in a group without it, ``scaling`` over the config's
+        own one thread; ``…_paired`` says how the two were compared. ``is_base`` are the rows of
+        eager on the default allocator with SMT off. ``peak_fraction`` is the share of the
+        machine's peak in the config's own type; ``cpus_utilized`` is CPU time / wall time. Of the
+        ``turns`` ``shared`` were (`Point.shared`), a quota stopped the process in ``throttled``
+        periods, and the hypervisor took the share ``stolen``, 0 to 1, of the CPU time. A config
+        that failed or was skipped, and never succeeded, is one row with its reason and no thread
+        count.
         """
-        if self.imported:
-            return _table(_published_row(self.imported, one) for one in self.imported.points)
-        peaks, measured = _peaks(self.records), {name for name, _ in self.points}
-        missing = {r.point_key: r for r in self.records if r.point_key not in measured}
-        rows = ({**_row(p, peaks), **self._compared(key)} for key, p in self.points.items())
-        return _table(chain(rows, map(_missing_row, missing.values())))
+        table = self._rows.copy()
+        for name in RATIO_COLUMNS[:8]:
+            table[name] = table[name].where(table["over_eager"], None)
+        return table.drop(columns=["paired", "over_eager"])
 
-    def _compared(self, key: PointKey) -> dict[str, Any]:
-        speedup, scaling = self.speedup(key), self.scaling(key)
-        return {
-            "speedup": speedup and speedup.value,
-            "speedup_low": speedup and speedup.low,
-            "speedup_high": speedup and speedup.high,
-            "paired": speedup.label if speedup else "",
-            "scaling": scaling and scaling.value,
-        }
+    @property
+    def csv(self) -> pd.DataFrame:
+        """The table as ``results.csv`` has it: `COLUMNS`; ``speedup`` is over the group's base."""
+        return self._rows.assign(paired=self._rows["speedup_paired"].fillna(""))[list(COLUMNS)]
+
+    @property
+    def machines(self) -> list[str]:
+        """The machines' titles: ``AMD EPYC, 16 cores, 32 threads``."""
+        if self.imported:
+            return [self.imported.machine_title]
+        return list(dict.fromkeys(record.machine.title for record in self.records))
+
+    @property
+    def dates(self) -> str:
+        """The day measured, or the first and the last."""
+        if self.imported:
+            return f"not known; imported {self.imported.imported.date().isoformat()}"
+        days = sorted({record.started.date().isoformat() for record in self.records})
+        return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+    @property
+    def source(self) -> str:
+        """Where and when it was measured, for captions."""
+        if self.imported:
+            return self.imported.source
+        return f"{'; '.join(self.machines)} · {self.dates}"
+
+    @property
+    def origin(self) -> str:
+        """`source`, for the head of a page."""
+        return self.source if self.imported else f"Measured on {self.source}"
+
+    @property
+    def without_smt(self) -> str | None:
+        """Why there is nothing measured with SMT on, if there is nothing."""
+        if self.table["smt"].any():
+            return None
+        if self.imported:
+            return "Nothing with hyper-threading (SMT) was published in this file."
+        if any(record.machine.has_smt for record in self.records):
+            return "Hyper-threading (SMT) was not measured in this sweep."
+        return "This machine has no hyper-threading (SMT), so there is nothing with HT=True."
+
+    @cached_property
+    def _compared(self) -> Mapping[PointKey, MeasuredPoint | PublishedPoint]:
+        published = {(one.config.id, one.threads): one for one in self._published}
+        return self.points or published
+
+    @cached_property
+    def _keys(self) -> dict[tuple[str, str], str]:
+        named = ((point.machine_name, point.config.id) for point in self.points.values())
+        return dict(zip(named, (name for name, _ in self.points), strict=True))
+
+    def _key_of(self, row: Row) -> PointKey:
+        name = str(row["config_id"])
+        return self._keys.get((row["machine"], name), name), int(row["threads"])
 
     @cached_property
     def _best(self) -> dict[str, PointKey]:
+        """The point of the lowest latency of each config."""
         best: dict[str, PointKey] = {}
-        for key, point in self.points.items():
+        for key, point in self._compared.items():
             kept = best.setdefault(key[0], key)
-            if point.latency.value < self.points[kept].latency.value:
+            if point.latency.value < self._compared[kept].latency.value:
                 best[key[0]] = key
         return best
 
     @cached_property
-    def _bases(self) -> dict[_Group, PointKey | None]:
+    def _bases(self) -> dict[_Group, _Base]:
+        """The base of each group, though it may have failed."""
         configs: dict[_Group, dict[Config, str]] = defaultdict(dict)
         for record in self.records:
-            group = (record.config.group, record.host_label)
-            configs[group][record.config] = record.point_key
-        return {group: self._best.get(each[base_of(each)]) for group, each in configs.items()}
+            configs[_group_of(record)][record.config] = record.point_key
+        for point in self._published:
+            configs[point.group][point.config] = point.config.id
+        bases = {group: base_of(each) for group, each in configs.items()}
+        return {
+            group: _Base(configs[group][base], base.optimization) for group, base in bases.items()
+        }
 
     def _paired(self, one: PointKey, other: PointKey) -> Ratio | None:
-        a, b = self.points[one], self.points[other]
+        a, b = self._compared[one], self._compared[other]
         parts = paired(a.by_block, b.by_block)
         if not parts:
             return None
@@ -394,37 +450,35 @@ class Results:
         if base is None or base != self.base(other) or base in (one, other):
             return None
         first, second = self._paired(one, base), self._paired(base, other)
-        name = self.points[base].config.optimization
+        name = self._compared[base].config.optimization
         return first.times(second, name) if first and second else None
 
     def _apart(self, one: PointKey, other: PointKey) -> Ratio:
-        a, b = self.points[one].latency, self.points[other].latency
+        a, b = self._compared[one].latency, self._compared[other].latency
         variance = a.variance + b.variance
-        return Ratio.around(
-            a.value / b.value, variance, "not measured together", assumed=self.assumed_spread
-        )
+        return Ratio.around(a.value / b.value, variance, _APART, assumed=self.assumed_spread)
 
     def _spread(self, same_group: bool, same_threads: bool) -> Spread:
         """The spread of pairs of one kind: from block to block those of one thread count, and
         those of one group, differ less."""
         kind = (same_group, same_threads)
         if kind not in self._spreads:
-            contrasts = self._contrasts(*kind)
-            self._spreads[kind] = Spread.of(list(self._pairs(*kind)), contrasts)
+            self._spreads[kind] = Spread.of(list(self._pairs(*kind)), self._contrasts(*kind))
         return self._spreads[kind]
 
     def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[Parts]:
         """The differences of pairs of one kind: of all, or of many taken at random."""
         points = list(self.points.values())
-        groups = {point.group: number for number, point in enumerate(points)}
-        of, threads = ([groups[p.group] for p in points], [p.threads for p in points])
-        one, other = np.triu_indices(len(points), 1)
-        alike = [np.take(values, one) == np.take(values, other) for values in (of, threads)]
-        chosen = np.flatnonzero((alike[0] == same_group) & (alike[1] == same_threads))
+        numbers = {point.group: number for number, point in enumerate(points)}
+        groups = np.array([numbers[point.group] for point in points])
+        threads = np.array([point.threads for point in points])
+        alike = (groups[:, None] == groups) == same_group
+        alike &= (threads[:, None] == threads) == same_threads
+        chosen = np.flatnonzero(np.triu(alike, 1))
         if chosen.size > _MOST_PAIRS:
             chosen = np.random.default_rng(0).choice(chosen, _MOST_PAIRS, replace=False)
-        for a, b in zip(one[chosen], other[chosen], strict=True):
-            yield paired(points[a].by_block, points[b].by_block)
+        for one, other in zip(*np.divmod(chosen, len(points)), strict=True):
+            yield paired(points[one].by_block, points[other].by_block)
 
     def _contrasts(self, same_group: bool, same_threads: bool) -> int:
         """How many independent comparisons of a kind the blocks hold.
@@ -432,36 +486,69 @@ class Results:
         A process has its own speed: trials less 1, those of each group by themselves. A state of
         the machine changes all pairs of two thread counts together: thread counts less 1.
         """
-        members: dict[tuple[str, _Group | None], set[tuple[str, int]]] = defaultdict(set)
+        members: dict[tuple[str, _Group | None], set[str | int]] = defaultdict(set)
         for key, point in self.points.items():
             for block in point.by_block:
                 apart = point.group if same_group and same_threads else None
-                members[block, apart].add(key)
-        return sum(len({key[not same_threads] for key in keys}) - 1 for keys in members.values())
+                members[block, apart].add(key[not same_threads])
+        return sum(len(each) - 1 for each in members.values())
+
+    @cached_property
+    def _rows(self) -> pd.DataFrame:
+        """All columns, those of ``results.csv`` as well as those of `table`."""
+        peaks = _peaks(self.records)
+        missing = {r.point_key: r for r in self.records if r.point_key not in self._best}
+        rows = [
+            *({**_row(point, peaks), **self._ratios(key)} for key, point in self.points.items()),
+            *({**one.row, **self._ratios((one.config.id, one.threads))} for one in self._published),
+            *(
+                {**_missing_row(record), **self._base_flags(_group_of(record), name)}
+                for name, record in missing.items()
+            ),
+        ]
+        table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
+        return table.sort_values(_ORDER, ignore_index=True)
+
+    def _ratios(self, key: PointKey) -> dict[str, Any]:
+        """The cells of `RATIO_COLUMNS`: empty for ratios to what was not measured."""
+        group, best = self._compared[key].group, self.base(key)
+        others = (best, (self._bases[group].point_key, key[1]), (key[0], 1))
+        cells: dict[str, Any] = {}
+        for name, other in zip(RATIOS, others, strict=True):
+            if other and other in self._compared:
+                found = self.ratio(other, key)
+                values = {"": found.value, "_low": found.low, "_high": found.high}
+                cells |= {f"{name}{part}": value for part, value in values.items()}
+                cells[f"{name}_paired"] = found.label
+        return {**cells, **self._base_flags(group, key[0])}
+
+    def _base_flags(self, group: _Group, name: str) -> dict[str, bool]:
+        eager = self._bases[group].optimization == EAGER
+        return {"over_eager": eager, "is_base": eager and self._bases[group].point_key == name}
 
 
 def twins(one: Results, other: Results) -> dict[PointKey, Ratio]:
-    """The latency of each point of `one` over its twin's in `other`, where the two met.
+    """Return the latency of each point of `one` over its twin's in `other`, where the two met.
 
     Of two sweeps whose trials shared their blocks, as of two environments.
     """
     parts = {
-        key: paired(point.by_block, other.points[key].by_block)
+        key: found
         for key, point in one.points.items()
         if key in other.points
+        if (found := paired(point.by_block, other.points[key].by_block))
     }
-    parts = {key: each for key, each in parts.items() if each}
     met = {(block, key[0]) for key in parts for block in one.points[key].by_block}
     spread = Spread.of(list(parts.values()), len(met))
     return {key: ratio(each, spread) for key, each in parts.items()}
 
 
 def results_table(records: Iterable[Record]) -> pd.DataFrame:
-    """The results table of `records`."""
+    """Return the results table of `records`."""
     return Results.of(records).table
 
 
-def _measured(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
+def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
     trials: dict[PointKey, list[tuple[Record, Point]]] = defaultdict(list)
     for record in records:
         for point in record.points:
@@ -476,38 +563,37 @@ def _measured(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
     return {key: MeasuredPoint(each, parts[key], spread) for key, each in trials.items()}
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(_TYPES)
-    return table.sort_values(_ORDER, ignore_index=True)
+def _published_rows(path: Path) -> Sequence[Row]:
+    try:
+        table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
+        table = table[list(COLUMNS)].fillna({"item": ""})
+    except (OSError, ValueError, KeyError) as error:
+        raise ScalebenchError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    return table.to_dict("records")
 
 
-_Peaks = dict[tuple[str, str], float]
-
-
-def _threads_name(config: Config, threads: int, host: str | None) -> str:
-    """What decides the machine's peak: ``2``, ``2 smt``, ``2 interleave``, ``2 @host``."""
-    words = [str(threads), "smt" * config.smt, config.placement.replace("sequential", "")]
-    return " ".join(filter(None, [*words, f"@{host}" if host else ""]))
-
-
-def _peaks(records: Iterable[Record]) -> _Peaks:
+def _peaks(records: Iterable[Record]) -> dict[tuple[Any, ...], float]:
     """The machine's best GFLOP/s by placement of threads and type, over the whole sweep."""
-    peaks: _Peaks = {}
+    peaks: dict[tuple[Any, ...], float] = {}
     for record in records:
         for threads, by_type in record.peak_gflops.items():
             for dtype, gflops in by_type.items():
-                key = (_threads_name(record.config, threads, record.host_label), dtype)
+                key = _peak_key(record, threads, dtype)
                 peaks[key] = max(gflops, peaks.get(key, 0.0))
     return peaks
 
 
-def _row(measured: MeasuredPoint, peaks: _Peaks) -> dict[str, Any]:
+def _peak_key(record: Record, threads: int, dtype: str) -> tuple[Any, ...]:
+    return threads, record.config.smt, record.config.placement, record.host_label, dtype
+
+
+def _row(measured: MeasuredPoint, peaks: Mapping[tuple[Any, ...], float]) -> dict[str, Any]:
     record, point = measured.trials[0]
-    latency = measured.latency.value / _NS_PER_MS
+    latency_ns = measured.latency.value
     flops = next((record.flops for record, _ in measured.trials if record.flops), None)
-    gflops = flops / measured.latency.value if flops else None
-    name = _threads_name(measured.config, measured.threads, measured.host_label)
-    peak = peaks.get((name, record.engine.get("precision", "fp32")))
+    gflops = flops / latency_ns if flops else None
+    dtype = record.engine.get("precision", "fp32")
+    peak = peaks.get(_peak_key(record, measured.threads, dtype))
     return {
         **_identity(record),
         **_verified([record for record, _ in measured.trials]),
@@ -516,14 +602,14 @@ def _row(measured: MeasuredPoint, peaks: _Peaks) -> dict[str, Any]:
         "cores": point.cores,
         "outliers": int(measured.outlier.sum()),
         "coarse": measured.coarse,
-        "throughput": measured.config.batch_size / latency * 1e3,
+        "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
         "gflops": gflops,
         "peak_fraction": gflops / peak if gflops and peak else None,
         "pinned": all(point.pinned for _, point in measured.trials),
         "cpus_utilized": measured.cpus_utilized,
         "trials": len(measured.trials),
         **asdict(Disturbed.of(point for _, point in measured.trials)),
-        "spent_s": measured.spent_s,
+        "spent_s": sum(point.spent_s for _, point in measured.trials),
     }
 
 
@@ -554,33 +640,13 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
 
 
 def _missing_row(record: Record) -> dict[str, Any]:
-    return {**_identity(record), "samples": 0, "outliers": 0, "trials": 0, "turns": 0, "paired": ""}
-
-
-def _published_row(imported: Imported, point: PublishedPoint) -> dict[str, Any]:
-    """A published mean as the row of a point; what only samples can tell is empty."""
-    return {
-        **point.model_dump(),
-        "machine": imported.machine_name,
-        "config_id": point.config_id,
-        "device": "cpu",
-        "image_size": DEFAULT_IMAGE_SIZE,  # as of every model that takes none
-        "item": f"{point.seq_len} tokens" if point.seq_len else "",
-        "status": "ok",
-        "latency_ms": point.latency_ms_mean,
-        "coarse": False,
-        "throughput": point.batch_size / point.latency_ms_mean * 1e3,
-        "paired": "",
-        "trials": point.rows,
-        "imported_from": imported.file,
-    }
+    return {**_identity(record), "samples": 0, "outliers": 0, "trials": 0, "turns": 0}
 
 
 def _identity(record: Record) -> dict[str, Any]:
-    config = record.config.model_dump(exclude={"weights", "seed"})
     peak = record.peak_memory_bytes
     return {
-        **config,
+        **record.config.model_dump(include=set(AXES) | {"model"}),
         "machine": record.machine_name,
         "config_id": record.config_id,
         "item": record.item or record.config.item,

@@ -19,7 +19,7 @@ DAMAGE = {
     "a folder": None,
 }
 RECORD = "records/one-t1.json"
-FILES = (RECORD, "sweep.yaml", "imported.json", "interference.json")
+FILES = (RECORD, "sweep.yaml", "source.json", "interference.json")
 COMMANDS = (
     ("status", "OUT"),
     ("report", "OUT"),

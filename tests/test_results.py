@@ -10,7 +10,7 @@ import pytest
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, Turn
-from scalebench_lib.results import COLUMNS, Results, results_table, twins
+from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, results_table, twins
 from tests import factories, simulated
 from tests.factories import (
     disturbed,
@@ -63,10 +63,11 @@ def slower(record: Record, factor: float) -> Record:
 
 def test_one_row_a_point_with_all_columns() -> None:
     """3 batches × 2 optimizations × 2 thread counts."""
-    table = results_table(small_records())
-    assert len(table) == 12
-    assert tuple(table.columns) == COLUMNS
-    assert not table["latency_ms"].isna().any()
+    results = Results.of(small_records())
+    assert len(results.csv) == len(results.table) == 12
+    assert tuple(results.csv.columns) == COLUMNS
+    assert {*COLUMNS, *RATIO_COLUMNS, "is_base"} - {"paired"} == set(results.table.columns)
+    assert not results.table["latency_ms"].isna().any()
 
 
 def test_trials_of_a_point_are_one_row() -> None:
@@ -116,7 +117,7 @@ def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
     faster = table.loc[("script", 2)]
     assert faster["speedup_low"] < factories.SCRIPT_SPEEDUP < faster["speedup_high"]
     assert table.loc[("none", 1), "speedup"] < 0.6
-    assert set(table["paired"]) == {"paired"}
+    assert set(table["speedup_paired"]) == {"paired"}
 
 
 def test_scaling_is_over_the_own_single_thread() -> None:
@@ -127,6 +128,15 @@ def test_scaling_is_over_the_own_single_thread() -> None:
     assert 1.5 < table.loc[2, "scaling"] < 2
     only_two = found.model_copy(update={"points": found.points[1:]})
     assert results_table([only_two])["scaling"].isna().all()
+
+
+def test_rows_of_the_table_are_compared_as_their_points_are() -> None:
+    """By machine, config and threads; at the same thread count too."""
+    results = Results.of(small_records())
+    rows = {(row["config_id"], row["threads"]): row for row in results.table.to_dict("records")}
+    there = results.row_ratio(rows[key(NONE, 1)], rows[key(SCRIPT, 1)])
+    assert there == results.ratio(key(NONE, 1), key(SCRIPT, 1))
+    assert rows[key(SCRIPT, 1)]["same_threads"] == there.value
 
 
 def test_a_point_with_itself_is_exactly_one() -> None:
@@ -179,18 +189,20 @@ def test_groups_of_one_block_are_paired_and_others_are_not() -> None:
 def test_a_base_that_failed_gives_no_speedup(status: str) -> None:
     """No other config takes its place."""
     records = [missing(NONE, SMALL, status, "no luck"), measured(SCRIPT, SMALL)]
-    table = results_table(records)
-    assert table["speedup"].isna().all()
-    assert set(table["paired"]) == {""}
-    assert Results.of(records).base(key(SCRIPT)) is None
+    results = Results.of(records)
+    assert results.table["speedup"].isna().all()
+    assert results.table.loc[results.table["is_base"], "status"].tolist() == [status]
+    assert set(results.csv["paired"]) == {""}
+    assert results.base(key(SCRIPT)) is None
 
 
 def test_a_group_without_eager_refers_to_the_first_known() -> None:
-    """Here TorchScript."""
+    """Here TorchScript, in results.csv; nothing is called eager."""
     results = Results.of([measured(SCRIPT, SMALL), measured(BF16, SMALL)])
     assert results.base(key(BF16)) == key(SCRIPT)
-    assert results.best_threads(SCRIPT.id) == key(SCRIPT)
-    assert results.best_threads("unknown") is None
+    assert results.csv["speedup"].notna().all()
+    assert results.table["speedup"].isna().all()
+    assert not results.table["is_base"].any()
 
 
 def test_hosts_are_groups_of_their_own() -> None:
@@ -315,7 +327,7 @@ def test_what_failed_is_a_row_with_its_reason() -> None:
 
 def test_no_records_have_an_empty_table() -> None:
     """With all columns."""
-    assert tuple(results_table([]).columns) == COLUMNS
+    assert tuple(Results.of([]).csv.columns) == COLUMNS
     assert not Results.of([]).assumed_spread
 
 

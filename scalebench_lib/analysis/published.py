@@ -1,4 +1,4 @@
-"""Reading the latency files that scalebench has published, into a sweep like any other."""
+"""Read the latency files that scalebench has published, into a sweep like any other."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import csv
 import hashlib
 import io
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from scalebench_lib.config import DEFAULT_IMAGE_SIZE
 from scalebench_lib.errors import RequestError, one_line
-from scalebench_lib.results import FILE, Imported, Milliseconds, PublishedPoint
+from scalebench_lib.files import write_atomically
+from scalebench_lib.results import COLUMNS, CSV, FILE, Imported, PublishedPoint, Results, Row
 
 _OURS = {"eager": "none"}
-"""Published words for what has another name here; all others are kept."""
+"""Published names of optimizations that have another name here; all others are kept."""
 
 _TOKENS = {"bert": 16}
 """The files do not say how long their items are; of these models it is known."""
@@ -28,9 +31,11 @@ _USUAL = {"run": "manual", "pinning": "numactl", "source": "torch", "interop_thr
 
 _THREADS_A_CORE = 2
 _ROUNDING = 1e-9
+_BENCHMARK = r"^([\w.+-]{1,60})_(default|manual)_([\w.+-]{1,60})$"
 
 Word = Annotated[str, Field(pattern=r"^[\w.+ -]{1,60}$")]
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Row(BaseModel):
@@ -38,7 +43,7 @@ class _Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
 
-    benchmark: Annotated[str, Field(pattern=r"^[\w.+-]{1,60}_(default|manual)_[\w.+-]{1,60}$")]
+    benchmark: Annotated[str, Field(pattern=_BENCHMARK)]
     topology: Word
     pinning: Word
     source: Word = "torch"
@@ -73,18 +78,9 @@ class _Row(BaseModel):
         return self
 
     @property
-    def words(self) -> tuple[str, str, str]:
-        """Model, run and optimization, as the benchmark's name has them."""
-        for run in ("manual", "default"):
-            model, found, optimization = self.benchmark.rpartition(f"_{run}_")
-            if found:
-                return model, run, optimization
-        raise AssertionError(self.benchmark)
-
-    @property
     def point(self) -> dict[str, Any]:
-        """All of the point but its latencies."""
-        model, run, optimization = self.words
+        """The columns of the results table that tell its point from others."""
+        ((model, run, optimization),) = re.findall(_BENCHMARK, self.benchmark)
         how = {**self.model_dump(include=set(_USUAL)), "run": run}
         unusual = [f"{name} {how[name]}" for name, usual in _USUAL.items() if how[name] != usual]
         return {
@@ -101,24 +97,26 @@ class _Row(BaseModel):
         }
 
 
-_COLUMNS = {field.alias or name: field for name, field in _Row.model_fields.items()}
+_FIELDS = {field.alias or name: field for name, field in _Row.model_fields.items()}
 _LATENCY = {"latency(min)", "latency(avg)", "latency(max)"}
 
 
 def import_published(path: Path, out: Path, machine: str | None = None) -> Imported:
-    """Import the published file at `path` into the new folder `out`, whole or not at all.
+    """Import the published file at `path` into the new folder `out`.
 
     `machine` is a name for the machine, which the files do not tell. Raises `RequestError`,
     naming the line, where the file cannot be read, or where `out` holds anything.
     """
     _require_new(out)
-    imported = read_published(path, machine)
+    source, rows = read_published(path, machine)
+    table = Results((), source, rows).csv
     try:
         out.mkdir(parents=True, exist_ok=True)
-        imported.save(out)
+        write_atomically(out / CSV, table.to_csv(index=False))
+        write_atomically(out / FILE, source.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise RequestError(f"cannot write {out / FILE}: {error.strerror}") from None
-    return imported
+    return source
 
 
 def _require_new(out: Path) -> None:
@@ -131,8 +129,8 @@ def _require_new(out: Path) -> None:
         raise RequestError(f"{there} cannot be written: choose another place for the import")
 
 
-def read_published(path: Path, machine: str | None = None) -> Imported:
-    """The points of the published file at `path`, with notes on what to know of them.
+def read_published(path: Path, machine: str | None = None) -> tuple[Imported, Sequence[Row]]:
+    """Return what there is to know of the published file at `path`, and the rows of its table.
 
     Raises `RequestError`, naming the line, where it is damaged or not such a file.
     """
@@ -144,27 +142,25 @@ def read_published(path: Path, machine: str | None = None) -> Imported:
     except UnicodeDecodeError:
         raise RequestError(f"{path} is not a text file: give a published latency CSV") from None
     header, rows = _rows(path, text)
-    points = tuple(_points(rows.values()))
-    return Imported(
+    table = _table(rows, machine or path.stem, path.name)
+    source = Imported(
         file=path.name,
         sha256=hashlib.sha256(data).hexdigest(),
         imported=datetime.now(UTC),
         machine=machine,
-        notes=(*_about_file(header, list(rows.values())), *_about_points(points)),
-        points=points,
+        points=len(table),
+        notes=(*_about_file(header, rows), *_about_points(table)),
     )
+    return source, table.to_dict("records")
 
 
-def _rows(path: Path, text: str) -> tuple[list[str], dict[int, _Row]]:
-    """The names of the columns, and the rows by line number."""
+def _rows(path: Path, text: str) -> tuple[list[str], list[_Row]]:
+    """The names of the columns, and the rows."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: dict[int, _Row] = {}
     try:
         header = [name.strip() for name in next(reader, [])]
         _require_columns(header)
-        for cells in reader:
-            if cells:
-                rows[reader.line_num] = _row(header, cells)
+        rows = [_row(header, cells) for cells in reader if cells]
         _require_alone(rows)
     except (ValueError, csv.Error) as error:
         where = f"{path.name}, line {max(reader.line_num, 1)}"
@@ -173,11 +169,10 @@ def _rows(path: Path, text: str) -> tuple[list[str], dict[int, _Row]]:
 
 
 def _require_columns(header: list[str]) -> None:
-    needed = {name for name, field in _COLUMNS.items() if field.is_required()} | _LATENCY
+    needed = {name for name, field in _FIELDS.items() if field.is_required()} | _LATENCY
     if "throughput" in header and not _LATENCY & set(header):
         needed -= _LATENCY
-    lacking = sorted(needed - set(header))
-    if lacking:
+    if lacking := sorted(needed - set(header)):
         raise ValueError(f"no column {lacking[0]!r}: give a published scalebench latency CSV")
     if len(set(header)) < len(header):
         raise ValueError("a column's name stands there twice")
@@ -205,11 +200,11 @@ def _mean_of(values: dict[str, Any]) -> float:
         raise ValueError(f"batch_size, throughput: must be above 0, not {both}") from None
 
 
-def _require_alone(rows: dict[int, _Row]) -> None:
+def _require_alone(rows: list[_Row]) -> None:
     """Copies of a model that ran beside each other do not say how fast it is alone."""
     if not rows:
         raise ValueError("no rows under the names of the columns")
-    instances = sorted({row.instance_id for row in rows.values()})
+    instances = sorted({row.instance_id for row in rows})
     if len(instances) > 1:
         raise ValueError(
             f"{len(instances)} instances ran beside each other (instance_id {instances[0]}, "
@@ -217,27 +212,34 @@ def _require_alone(rows: dict[int, _Row]) -> None:
         )
 
 
-def _points(rows: Iterable[_Row]) -> Iterator[PublishedPoint]:
-    """One point for all the rows of it; the same row twice counts once."""
-    gathered: dict[tuple[Any, ...], list[_Row]] = defaultdict(list)
-    for row in dict.fromkeys(rows):
-        gathered[tuple(row.point.values())].append(row)
-    for alike in gathered.values():
-        least = [row.minimum for row in alike if row.minimum is not None]
-        most = [row.maximum for row in alike if row.maximum is not None]
-        yield PublishedPoint(
-            **alike[0].point,
-            latency_ms_mean=sum(row.mean for row in alike) / len(alike),
-            latency_ms_min=min(least, default=None),
-            latency_ms_max=max(most, default=None),
-            rows=len(alike),
-        )
+def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
+    """The results table: one row for all the rows of a point; the same row twice counts once."""
+    found = pd.DataFrame(
+        [{**row.point, "mean": row.mean, "least": row.minimum} for row in dict.fromkeys(rows)]
+    )
+    points = found.groupby(list(rows[0].point), sort=False)
+    table = points.agg(
+        latency_ms_mean=("mean", "mean"), latency_ms_min=("least", "min"), trials=("mean", "size")
+    ).reset_index()
+    configs = (PublishedPoint(row).config for row in table.to_dict("records"))
+    return table.assign(
+        machine=machine,
+        config_id=[config.id for config in configs],
+        device="cpu",
+        image_size=DEFAULT_IMAGE_SIZE,  # as of every model that takes none
+        item=[f"{length} tokens" if length else "" for length in table["seq_len"]],
+        status="ok",
+        latency_ms=table["latency_ms_mean"],
+        coarse=False,
+        throughput=table["batch_size"] / table["latency_ms_mean"] * 1e3,
+        imported_from=file,
+    ).reindex(columns=list(COLUMNS))
 
 
 def _about_file(header: list[str], rows: list[_Row]) -> Iterator[str]:
     """What to know of the file itself, a sentence each."""
     swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
-    unknown = [name for name in header if name not in {*_COLUMNS, "throughput"}]
+    unknown = [name for name in header if name not in {*_FIELDS, "throughput"}]
     if "latency(avg)" not in header:
         yield "A throughput file: mean latencies are batch size / throughput, minima are not known."
     if swapped:
@@ -255,14 +257,13 @@ def _about_file(header: list[str], rows: list[_Row]) -> Iterator[str]:
         yield "The column flops was left out: files differ in what it means."
 
 
-def _about_points(points: tuple[PublishedPoint, ...]) -> Iterator[str]:
+def _about_points(table: pd.DataFrame) -> Iterator[str]:
     """What to know of the points, a sentence each."""
-    several = sum(point.rows > 1 for point in points)
-    if several:
+    if several := int((table["trials"] > 1).sum()):
         yield f"Points whose means are those of several runs, averaged: {several}."
-    if any(point.smt for point in points):
+    if table["smt"].any():
         yield f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core."
-    if any((point.model, point.optimization) == ("bert", "script") for point in points):
+    if ((table["model"] == "bert") & (table["optimization"] == "script")).any():
         yield "What is published as script for BERT was never TorchScript: it ran eagerly."
-    if any(not point.seq_len for point in points):
+    if (table["seq_len"] == 0).any():
         yield "The file does not tell how long an item is."

@@ -1,5 +1,6 @@
 """Published latency files: what is read of them, what is refused, and where it shows."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.published import import_published, read_published
 from scalebench_lib.analysis.tables import Measured
 from scalebench_lib.errors import RequestError, ScalebenchError
-from scalebench_lib.results import FILE, Imported, Results
+from scalebench_lib.results import CSV, FILE, Results
 from tests import factories
 from tests.analysis.test_analysis_notebook import NOTEBOOK, outputs, printed
 
@@ -33,6 +34,11 @@ def write(path: Path, *rows: str, extra: str = "", times: str = TIMES) -> Path:
     return path
 
 
+def cells(rows: list, *names: str) -> list[tuple]:
+    """Those columns of every row."""
+    return [tuple(row[name] for name in names) for row in rows]
+
+
 def with_ht(path: Path) -> Path:
     """Two batch sizes, up to two threads, hyper-threading off and on."""
     rows = [
@@ -47,17 +53,16 @@ def with_ht(path: Path) -> Path:
 @pytest.mark.parametrize(("extra", "cell"), [("", ""), ("source,", "torch,"), ("ht,", "false,")])
 def test_the_variants_of_columns_read_alike(tmp_path: Path, extra: str, cell: str) -> None:
     """With ht, with source, with neither."""
-    imported = read_published(write(tmp_path / "a.csv", row(2, 4, extra=cell), extra=extra))
-    point = imported.points[0]
-    assert (point.model, point.optimization, point.smt) == ("bert", "none", False)
-    assert (point.placement, point.allocator, point.cores) == ("sequential", "default", 2)
-    assert (point.latency_ms_min, point.latency_ms_mean, point.latency_ms_max) == (10, 11, 12)
+    _, rows = read_published(write(tmp_path / "a.csv", row(2, 4, extra=cell), extra=extra))
+    assert cells(rows, "model", "optimization", "smt") == [("bert", "none", False)]
+    assert cells(rows, "placement", "allocator", "cores") == [("sequential", "default", 2)]
+    assert cells(rows, "latency_ms_min", "latency_ms_mean", "latency_ms") == [(10, 11, 11)]
 
 
 def test_hyper_threads_share_cores(tmp_path: Path) -> None:
     """And it says that it took two threads for a core."""
-    imported = read_published(with_ht(tmp_path / "a.csv"))
-    assert {(p.smt, p.threads, p.cores) for p in imported.points} == {
+    imported, rows = read_published(with_ht(tmp_path / "a.csv"))
+    assert set(cells(rows, "smt", "threads", "cores")) == {
         (False, 1, 1),
         (False, 2, 2),
         (True, 1, 0.5),
@@ -70,10 +75,9 @@ def test_hyper_threads_share_cores(tmp_path: Path) -> None:
 def test_exchanged_columns_are_noticed(tmp_path: Path) -> None:
     """Newer files hold minimum, maximum, mean under the old names; rows may be mixed."""
     path = write(tmp_path / "a.csv", row(1, times="10,12,11,0.0"), row(2, times="5,6,7,0.0"))
-    first, second = read_published(path).points
-    assert (first.latency_ms_mean, first.latency_ms_max) == (11, 12)
-    assert (second.latency_ms_mean, second.latency_ms_max) == (6, 7)
-    assert any(note.startswith("In 1 of 2 rows") for note in read_published(path).notes)
+    imported, rows = read_published(path)
+    assert cells(rows, "latency_ms_min", "latency_ms_mean") == [(10, 11), (5, 6)]
+    assert any(note.startswith("In 1 of 2 rows") for note in imported.notes)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +128,9 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes, complai
 def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path) -> None:
     """A file that two runs appended to; the notes say so."""
     path = write(tmp_path / "a.csv", row(), row(), row(times="8,13,20,0.0"))
-    (point,) = read_published(path).points
-    assert (point.latency_ms_min, point.latency_ms_mean, point.latency_ms_max) == (8, 12, 20)
-    assert point.rows == 2
-    notes = " ".join(read_published(path).notes)
+    imported, rows = read_published(path)
+    assert cells(rows, "latency_ms_min", "latency_ms_mean", "trials") == [(8, 12, 2)]
+    notes = " ".join(imported.notes)
     assert "count once: 1." in notes
     assert "averaged: 1." in notes
 
@@ -135,18 +138,18 @@ def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path
 def test_what_was_measured_unusually_is_kept_apart(tmp_path: Path) -> None:
     """Other pinning is another placement, unpinned where there was none; words stay."""
     unpinned = row(name="resnet_manual_ipex").replace("numactl", "none")
-    (point,) = read_published(write(tmp_path / "a.csv", unpinned)).points
-    assert (point.model, point.optimization) == ("resnet", "ipex")
-    assert point.placement == "sequential, pinning none"
-    assert not point.pinned
-    assert point.seq_len == 0
+    _, rows = read_published(write(tmp_path / "a.csv", unpinned))
+    assert cells(rows, "model", "optimization") == [("resnet", "ipex")]
+    assert cells(rows, "placement", "pinned") == [("sequential, pinning none", False)]
+    assert cells(rows, "seq_len", "item") == [(0, "")]
 
 
 def test_a_throughput_file_gives_means(tmp_path: Path) -> None:
     """Batch size over throughput."""
     path = write(tmp_path / "a.csv", row(batch=4, times="8.0"), times="throughput")
-    (point,) = read_published(path).points
-    assert (point.latency_ms_mean, point.latency_ms_min) == (500, None)
+    _, rows = read_published(path)
+    assert cells(rows, "latency_ms_mean") == [(500,)]
+    assert pd.isna(rows[0]["latency_ms_min"])
     broken = write(tmp_path / "b.csv", row(times="0"), times="throughput")
     with pytest.raises(RequestError, match=r"line 2: batch_size, throughput: must be above 0"):
         read_published(broken)
@@ -237,10 +240,33 @@ def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: P
 
 
 def test_a_damaged_import_is_named(tmp_path: Path) -> None:
-    """Like a damaged record."""
-    (tmp_path / FILE).write_text("{}")
-    with pytest.raises(ScalebenchError, match="is damaged"):
-        Imported.load(tmp_path)
+    """Like a damaged record: its table, or where it comes from."""
+    import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
+    (tmp_path / "out" / CSV).write_text("model,batch_size\nbert,four\n")
+    with pytest.raises(ScalebenchError, match=f"{CSV} is damaged"):
+        Results.load(tmp_path / "out")
+    (tmp_path / "out" / FILE).write_text("{}")
+    with pytest.raises(ScalebenchError, match=f"{FILE} is damaged"):
+        Results.load(tmp_path / "out")
+
+
+def test_an_import_of_an_older_scalebench_is_to_be_made_anew(tmp_path: Path) -> None:
+    """In one line, with what to do."""
+    (tmp_path / "imported.json").write_text("{}")
+    with pytest.raises(RequestError, match="import its file again, with 'scalebench import'"):
+        Results.load(tmp_path)
+
+
+def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """To the last digit, with ratios of means: they have no interval."""
+    import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out", "NA")
+    source, rows = read_published(tmp_path / "a.csv", "NA")
+    results = Results.load(tmp_path / "out")
+    pd.testing.assert_frame_equal(results.table, Results((), source, rows).table)
+    one, two = results.table.sort_values("threads").to_dict("records")[::7]
+    found = results.row_ratio(one, two)
+    assert found.value == pytest.approx(one["latency_ms"] / two["latency_ms"])
+    assert (found.how, math.isnan(found.low)) == ("not measured together", True)
 
 
 def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
