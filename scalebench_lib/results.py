@@ -32,7 +32,7 @@ from scalebench_lib.stats import (
     Spread,
     Variance,
     by_cycle,
-    error,
+    median_variance,
     outliers,
     paired,
     percentile,
@@ -175,7 +175,7 @@ class PublishedPoint:
     @property
     def latency(self) -> Interval:
         """The mean in ns."""
-        return Interval.around(self.row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
+        return Interval(self.row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
 
     @property
     def by_block(self) -> dict[str, np.ndarray]:
@@ -225,12 +225,7 @@ class MeasuredPoint:
     @cached_property
     def latency(self) -> Interval:
         """The median of all samples in ns, with its 95 % interval: of these rounds."""
-        return Interval.around(float(np.median(self.samples_ns)), error(self.parts, self.spread))
-
-    @property
-    def half_width(self) -> float:
-        """Half the latency's interval over the latency."""
-        return self.latency.half_width
+        return Interval(float(np.median(self.samples_ns)), median_variance(self.parts, self.spread))
 
     @property
     def turns(self) -> int:
@@ -324,7 +319,7 @@ class Results:
         met it at its best thread count; else from their latencies.
         """
         if one == other:
-            return Ratio.around(1.0, Variance(0.0), "paired" if self.points else _APART)
+            return Ratio(1.0, Variance(0.0), "paired" if self.points else _APART)
         found = self._paired(one, other) or self._via_base(one, other)
         return found or self._apart(one, other)
 
@@ -456,7 +451,7 @@ class Results:
     def _apart(self, one: PointKey, other: PointKey) -> Ratio:
         a, b = self._compared[one].latency, self._compared[other].latency
         variance = a.variance + b.variance
-        return Ratio.around(a.value / b.value, variance, _APART, assumed=self.assumed_spread)
+        return Ratio(a.value / b.value, variance, _APART, assumed=self.assumed_spread)
 
     def _spread(self, same_group: bool, same_threads: bool) -> Spread:
         """The spread of pairs of one kind: from block to block those of one thread count, and

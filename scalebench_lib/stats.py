@@ -8,8 +8,8 @@ the second. A ratio is taken from turns of one cycle, which met the same state o
 randomized multiple interleaved trials (Abedi and Brecht, ICPE 2017), duet benchmarking (Bulej et
 al., ICPE 2020).
 
-Locations are medians, all of them; variances within a part come from the median absolute
-deviation. So a few slow turns change neither.
+Locations are medians, variances within a part come from the median absolute deviation (MAD): a
+few slow turns change neither.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -63,7 +64,7 @@ class Variance:
     df: float = math.inf
 
     def __add__(self, other: Variance) -> Variance:
-        """The variance of a sum of independent terms, by Satterthwaite."""
+        """Return the variance of a sum of independent terms, by Satterthwaite."""
         total = self.value + other.value
         if math.isinf(total):
             return Variance(total, min(self.df, other.df))
@@ -74,7 +75,7 @@ class Variance:
         return Variance(self.value * factor, self.df)
 
     @property
-    def reach(self) -> float:
+    def half_width(self) -> float:
         """Half the width of the 95 % interval, by Student's t."""
         quantile = float(special.stdtrit(self.df, (1 + CONFIDENCE) / 2))
         return quantile * math.sqrt(self.value)
@@ -85,14 +86,27 @@ class Interval:
     """A value with its 95 % interval; `variance` is that of its logarithm."""
 
     value: float
-    low: float
-    high: float
     variance: Variance
 
     @classmethod
-    def around(cls, value: float, variance: Variance) -> Self:
-        """Return the interval of `value`, whose logarithm has this `variance`."""
-        return cls(value, *_limits(value, variance), variance)
+    def around(cls, *values: Any, **named: Any) -> Any:
+        """As the class itself: until all call that."""
+        return cls(*values, **named)
+
+    @cached_property
+    def _factor(self) -> float:
+        log = self.variance.half_width
+        return math.inf if log > _FARTHEST else math.exp(log)
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        return self.value / self._factor
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.value * self._factor
 
     @property
     def half_width(self) -> float:
@@ -103,11 +117,6 @@ class Interval:
     def std_error(self) -> float:
         """Standard error of the logarithm."""
         return math.sqrt(self.variance.value)
-
-    @property
-    def df(self) -> float:
-        """Degrees of freedom of the standard error."""
-        return self.variance.df
 
 
 How = Literal["paired", "via", "not measured together"]
@@ -126,18 +135,6 @@ class Ratio(Interval):
     via: str = ""
     assumed: bool = False
 
-    @classmethod
-    def around(
-        cls,
-        value: float,
-        variance: Variance,
-        how: How = "paired",
-        via: str = "",
-        assumed: bool = False,
-    ) -> Self:
-        """Return the ratio of this `value`, whose logarithm has this `variance`."""
-        return cls(value, *_limits(value, variance), variance, how, via, assumed)
-
     @property
     def differs(self) -> bool:
         """Whether the interval leaves out 1: otherwise no difference was measured."""
@@ -150,17 +147,17 @@ class Ratio(Interval):
         if not distance:
             return 1.0
         errors = distance / self.std_error if self.std_error else math.inf
-        return float(2 * special.stdtr(self.df, -errors))
+        return float(2 * special.stdtr(self.variance.df, -errors))
 
     @property
     def label(self) -> str:
-        """How the two were compared, in words: ``via none`` names the config between them."""
+        """How the two were compared: ``via none`` names the config between them."""
         return f"via {self.via}" if self.how == "via" else self.how
 
     def times(self, other: Ratio, via: str) -> Ratio:
         """Return the product of ratios a / `via` and `via` / b, whose errors are independent."""
         variance, assumed = self.variance + other.variance, self.assumed or other.assumed
-        return Ratio.around(self.value * other.value, variance, "via", via, assumed)
+        return Ratio(self.value * other.value, variance, "via", via, assumed)
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ class Spread:
     assumed: bool
 
     @classmethod
-    def of(cls, points: Iterable[Parts], contrasts: float) -> Self:
+    def of(cls, points: Iterable[Parts], contrasts: float) -> Spread:
         """Pool the parts of many points, or of many pairs of points.
 
         `contrasts` is how many independent comparisons each round holds, all rounds together:
@@ -180,7 +177,7 @@ class Spread:
         count as far as they are repeated.
         """
         points = [parts for parts in points if parts]
-        within = _pooled_within(part for parts in points for part in parts)
+        within = _pooled_within([part for parts in points for part in parts if part.size > 1])
         repeated = sum(len(parts) - 1 for parts in points)
         if not repeated:
             return cls(within, Variance(ASSUMED_SPREAD**2, ASSUMED_DF), assumed=True)
@@ -188,8 +185,8 @@ class Spread:
         return cls(within, _moderated(_between(points, within), df), assumed=False)
 
 
-def error(parts: Parts, spread: Spread) -> Variance:
-    """The variance of the median over all turns of `parts`.
+def median_variance(parts: Parts, spread: Spread) -> Variance:
+    """Return the variance of the median over all turns of `parts`.
 
     pi/2 s^2 / turns + b^2 / parts; of unequal length they count as fewer parts.
     """
@@ -202,17 +199,21 @@ def error(parts: Parts, spread: Spread) -> Variance:
 
 
 def paired(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The differences of turns of `one` and `other` in the same cycle, an array for each block.
+    """Return the differences of turns in the same cycle, an array for each block of both.
 
     Both map a block to logs by cycle, NaN where there was no turn (`by_cycle`).
     """
-    blocks = [block for block in one if block in other]
-    differences = [_overlap(one[block], other[block]) for block in blocks]
+    differences = []
+    for block in one:
+        if block in other:
+            cycles = min(one[block].size, other[block].size)
+            apart = one[block][:cycles] - other[block][:cycles]
+            differences.append(apart[np.isfinite(apart)])
     return [part for part in differences if part.size]
 
 
 def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
-    """The `logs` of turns at the place of their cycle, NaN where there was none.
+    """Return the `logs` of turns at the place of their cycle, NaN where there was none.
 
     Of several in one cycle, as where a config is in a block twice, their median.
     """
@@ -226,13 +227,13 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
 
 
 def ratio(parts: Parts, spread: Spread) -> Ratio:
-    """The ratio of two points from the differences of their turns, those of a block together."""
+    """Return the ratio of two points from the differences of their turns, an array a block."""
     value = math.exp(_median(np.concatenate(parts)))
-    return Ratio.around(value, error(parts, spread), assumed=spread.assumed)
+    return Ratio(value, median_variance(parts, spread), assumed=spread.assumed)
 
 
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
-    """The median over the turns of one trial, with the interval that they tell by themselves.
+    """Return the median over the turns of one trial, with the interval that they tell themselves.
 
     Without end for fewer than 6 turns. Raises ValueError where there is none.
     """
@@ -240,19 +241,18 @@ def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     if not logs.size:
         raise ValueError("no turns")
     noise = _within(logs) if logs.size >= MIN_TURNS else Variance(math.inf, 1)
-    value = math.exp(_median(logs))
-    return Interval.around(value, noise * (_MEDIAN_OVER_MEAN / logs.size))
+    return Interval(math.exp(_median(logs)), noise * (_MEDIAN_OVER_MEAN / logs.size))
 
 
 def outliers(samples: ArrayLike) -> np.ndarray:
-    """Which samples of one trial take more than `OUTLIER` times their median."""
+    """Return which samples of one trial take more than `OUTLIER` times their median."""
     values = np.asarray(samples, dtype=float)
     far: np.ndarray = values > OUTLIER * _median(values)
     return far
 
 
 def percentile(samples: ArrayLike, q: float) -> float | None:
-    """The q-th percentile of single passes, or None where they are too few to tell it.
+    """Return the q-th percentile of single passes, or None where they are too few to tell it.
 
     By MLPerf's bound for early stopping: with 99 % confidence at least 2 of them lie beyond it.
     The 90th needs 64 passes, the 99th 662.
@@ -268,54 +268,37 @@ def _median(values: np.ndarray) -> float:
     return float(ordered[half] + ordered[-half - 1]) / 2
 
 
-def _limits(value: float, variance: Variance) -> tuple[float, float]:
-    if variance.reach > _FARTHEST:
-        return 0.0, math.inf
-    reach = math.exp(variance.reach)
-    return value / reach, value * reach
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    size = min(one.size, other.size)
-    apart = one[:size] - other[:size]
-    found: np.ndarray = apart[np.isfinite(apart)]
-    return found
-
-
 def _within(part: np.ndarray) -> Variance:
     """The variance within a part, from its MAD."""
     deviation = _median(np.abs(part - _median(part)))
     return Variance((_SD_OVER_MAD * deviation) ** 2, MAD_EFFICIENCY * (part.size - 1))
 
 
-def _pooled_within(parts: Iterable[np.ndarray]) -> Variance:
+def _pooled_within(parts: Parts) -> Variance:
     """The variance within parts of any length, from differences of turns half a part apart.
 
     Unlike the MAD of a few turns that of their differences is not too small.
     """
-    apart = [part[part.size // 2 :] - part[: -(part.size // 2)] for part in parts if part.size > 1]
-    differences = np.concatenate(apart) if apart else np.array([])
-    if not differences.size:
+    if not parts:
         return Variance(ASSUMED_SPREAD**2, ASSUMED_DF)
-    deviation = _median(np.abs(differences))
+    apart = [part[part.size // 2 :] - part[: -(part.size // 2)] for part in parts]
+    differences = np.abs(np.concatenate(apart))
+    deviation = _median(differences)
     return Variance((_SD_OVER_MAD * deviation) ** 2 / 2, MAD_EFFICIENCY * differences.size)
 
 
 def _between(points: Sequence[Parts], within: Variance) -> float:
     """The variance of parts' medians around their point's, less what comes from within them."""
-    squares, freedom = 0.0, 0
+    squares, df = 0.0, 0
     for parts in points:
         if len(parts) > 1:
             medians = [_median(part) for part in parts]
-            noise = [_own_or(within, part).value / part.size for part in parts]
+            own = [_within(part) if part.size >= MIN_TURNS else within for part in parts]
+            noise = [each.value / part.size for each, part in zip(own, parts, strict=True)]
             expected = _MEDIAN_OVER_MEAN * sum(noise) / len(parts)
             squares += (len(parts) - 1) * (float(np.var(medians, ddof=1)) - expected)
-            freedom += len(parts) - 1
-    return max(squares / freedom, 0.0)
-
-
-def _own_or(pooled: Variance, part: np.ndarray) -> Variance:
-    return _within(part) if part.size >= MIN_TURNS else pooled
+            df += len(parts) - 1
+    return max(squares / df, 0.0)
 
 
 def _moderated(variance: float, df: float) -> Variance:

@@ -16,7 +16,7 @@ from scalebench_lib.stats import (
     Spread,
     Variance,
     by_cycle,
-    error,
+    median_variance,
     outliers,
     paired,
     percentile,
@@ -80,7 +80,7 @@ def test_a_latency_knows_of_the_minutes_between_rounds() -> None:
         made = simulated.sweep(simulated.steps, seed)
         for key, point in Results.of(made.records).points.items():
             held.append(point.latency.low <= made.true_latency_ns(key) <= point.latency.high)
-            widths.append(point.half_width)
+            widths.append(point.latency.half_width)
     assert np.mean(held) >= 0.8
     assert np.median(widths) > 0.05
 
@@ -132,16 +132,16 @@ def test_the_error_of_a_median_is_of_two_levels() -> None:
     parts = [random.normal(0, 0.02, 400) for _ in range(2)]
     spread = Spread(Variance(1.0), Variance(0.03**2, 5), assumed=False)
     expected = math.pi / 2 * 0.02**2 / 800 + 0.03**2 / 2
-    assert error(parts, spread).value == pytest.approx(expected, rel=0.02)
-    assert error(parts, spread).df == pytest.approx(5, rel=0.1)
+    assert median_variance(parts, spread).value == pytest.approx(expected, rel=0.02)
+    assert median_variance(parts, spread).df == pytest.approx(5, rel=0.1)
 
 
 def test_parts_of_unequal_length_count_as_fewer() -> None:
     """One turn beside a hundred adds nothing to what one block knows."""
     spread = Spread(Variance(0.0), Variance(1e-4, 5), assumed=False)
-    lopsided = error([np.zeros(100), np.zeros(1)], spread).value
+    lopsided = median_variance([np.zeros(100), np.zeros(1)], spread).value
     assert lopsided == pytest.approx(1e-4, rel=0.03)
-    assert error([np.zeros(50), np.zeros(50)], spread).value == pytest.approx(0.5e-4)
+    assert median_variance([np.zeros(50), np.zeros(50)], spread).value == pytest.approx(0.5e-4)
 
 
 @pytest.mark.parametrize("turns", [2, 3, 4, 5])
@@ -152,7 +152,7 @@ def test_short_parts_borrow_the_noise_of_all(turns: int) -> None:
     spread = Spread.of(points, 400)
     assert math.sqrt(spread.within.value) == pytest.approx(0.02, rel=0.1)
     (short,) = points[0]
-    assert error([short], spread).value == pytest.approx(
+    assert median_variance([short], spread).value == pytest.approx(
         math.pi / 2 * spread.within.value / turns + spread.between.value
     )
 
@@ -208,8 +208,8 @@ def test_turns_of_one_cycle_count_as_one() -> None:
 
 def test_ratios_multiply() -> None:
     """A product says through which config it went; its errors are independent."""
-    half = Ratio.around(0.5, Variance(3e-4, 6), assumed=True)
-    found = half.times(Ratio.around(3, Variance(1e-4, 6)), "none")
+    half = Ratio(0.5, Variance(3e-4, 6), assumed=True)
+    found = half.times(Ratio(3, Variance(1e-4, 6)), "none")
     assert (found.value, found.label, found.assumed) == (1.5, "via none", True)
     assert found.std_error == pytest.approx(0.02)
 
@@ -217,7 +217,7 @@ def test_ratios_multiply() -> None:
 @pytest.mark.parametrize(("value", "differs"), [(1.03, False), (1.06, True), (0.94, True)])
 def test_p_values_agree_with_intervals(value: float, differs: bool) -> None:
     """An interval that leaves out 1 is a p-value below 5 %."""
-    found = Ratio.around(value, Variance(0.02**2, 8))
+    found = Ratio(value, Variance(0.02**2, 8))
     assert found.differs is differs
     assert (found.p_value < 0.05) is differs
 
@@ -258,7 +258,7 @@ def test_no_estimator_but_a_median_is_exported() -> None:
         "ratio": lambda: math.log(ratio([skewed], Spread.of([], 0)).value),
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
-    others = {"error", "paired", "outliers", "percentile"}
+    others = {"median_variance", "paired", "outliers", "percentile"}
     functions = {
         name
         for name, found in inspect.getmembers(stats, inspect.isfunction)

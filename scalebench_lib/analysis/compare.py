@@ -41,7 +41,7 @@ from scalebench_lib.stats import (
     Ratio,
     Spread,
     Variance,
-    error,
+    median_variance,
 )
 
 Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
@@ -339,7 +339,7 @@ def _apart(one: MeasuredPoint, other: MeasuredPoint) -> Ratio:
 
 
 def _ratio(log: float, variance: Variance) -> Ratio:
-    return Ratio.around(math.exp(log), variance, "not measured together")
+    return Ratio(math.exp(log), variance, "not measured together")
 
 
 def _most_outliers(one: MeasuredPoint, other: MeasuredPoint) -> float:
@@ -400,7 +400,7 @@ def _levels(points: _Points) -> _Levels:
     for key, parts in beside.items():
         own = sum(share * (share - 2 * mean[block]) for block, share in shares[key].items())
         logs[key] += float(np.median(np.concatenate(parts)))
-        noise[key] = error(parts, spread) + minutes * max(own + common, 0.0)
+        noise[key] = median_variance(parts, spread) + minutes * max(own + common, 0.0)
     return _Levels(logs, noise, minutes * common)
 
 
@@ -410,7 +410,7 @@ def _errors(points: _Points) -> dict[PointKey, Variance]:
     drift = Spread.of((point.parts for point in points.values()), len(blocks))
     if drift.assumed:
         drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
-    return {key: error(point.parts, drift) for key, point in points.items()}
+    return {key: median_variance(point.parts, drift) for key, point in points.items()}
 
 
 def _of_a_block(

@@ -182,7 +182,7 @@ def _pairs_against(one: Results, other: Results, same_threads: bool = False) -> 
             name = f"{_name(one.points[a])} / {_name(one.points[b])}"
             found, true = one.ratio(a, b), other.ratio(a, b)
             apart = log(found.value / true.value)
-            reach = (found.variance + true.variance).reach
+            reach = (found.variance + true.variance).half_width
             rows.append({"name": name, "error": apart, "inside": abs(apart) <= reach})
     return pd.DataFrame(rows)
 
