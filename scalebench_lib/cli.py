@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from scalebench_lib.config import OPTIMIZATIONS, PRESETS, Sweep
@@ -19,8 +22,9 @@ from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
 from scalebench_lib.results import Imported
 from scalebench_lib.sweep.folder import in_flight
-from scalebench_lib.sweep.locks import IF_BUSY, lock_machine, require_free
+from scalebench_lib.sweep.locks import lock_machine, require_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
+from scalebench_lib.text import parse_duration
 
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
@@ -36,32 +40,51 @@ app = typer.Typer(
 console = Console(highlight=False)
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The sweep's folder.")]
-_IF_BUSY = "The machine: refuse, wait or beside."
+IfBusyOption = Annotated[
+    Literal["refuse", "wait", "ignore", "beside"],
+    typer.Option(
+        help="Where the machine is already measuring.",
+        show_choices=False,
+        metavar="refuse|wait|ignore",
+    ),
+]
+"""``beside`` is what ``ignore`` was called."""
 _OF_SEVERAL = "Where OUT has several."
+_OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
+
+
+def _with_sweep_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` an option for each field of `Sweep` that has a description."""
+    described = {name: field for name, field in Sweep.model_fields.items() if field.description}
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, field))
+        for name, field in described.items()
+    ]
+    own = signature(command, eval_str=True).parameters.values()
+    parameters = [one for one in own if one.kind is not Parameter.VAR_KEYWORD] + options
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> Any:
+    """An option that takes text, for `Sweep` to read."""
+    names = [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
+    return Annotated[str | None, typer.Option(*names, help=field.description)]
 
 
 @app.command()
+@_with_sweep_options
 def sweep(
     context: typer.Context,
     out: Out,
     preset: Annotated[str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")] = "page",
     spec: Annotated[Path | None, typer.Option(help="A YAML file of the options below.")] = None,
-    model: Annotated[str | None, typer.Option(help="A name, a folder or a hub id.")] = None,
-    weights: Annotated[str | None, typer.Option(help="random, pretrained, hub id, folder.")] = None,
-    batch_sizes: Annotated[str | None, typer.Option(help="Such as 1,2,4.")] = None,
-    optimizations: Annotated[str | None, typer.Option(help="Such as none,script.")] = None,
-    threads: Annotated[str | None, typer.Option(help="auto, all, or such as 1,2,4.")] = None,
-    smt: Annotated[str | None, typer.Option(help="Hyper-threading: auto, off, on, both.")] = None,
-    seq_len: Annotated[str | None, typer.Option(help="Tokens an item, such as 16,128.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="Pixels a side, such as 224.")] = None,
-    allocators: Annotated[str | None, typer.Option(help="Such as default,tcmalloc.")] = None,
-    placement: Annotated[str | None, typer.Option(help="sequential or interleave.")] = None,
-    target_ci: Annotated[float | None, typer.Option(help="Half-width to stop at: 0.02.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Of a point, in all.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Fresh processes of a config: 2.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Such as 10m: end after it.")] = None,
-    kernels: Annotated[str, typer.Option(help="warm (forked, fast) or fresh.")] = "warm",
-    if_busy: Annotated[str, typer.Option(help=_IF_BUSY)] = "refuse",
+    kernels: Annotated[
+        Literal["warm", "fresh"], typer.Option(help="warm (forked, fast) or fresh.")
+    ] = "warm",
+    if_busy: IfBusyOption = "refuse",
     trial_timeout: Annotated[
         str | None, typer.Option("--trial-timeout", help="End what hangs after: 10m.")
     ] = None,
@@ -71,6 +94,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
     scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
     any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
+    **options: str | None,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
     hosts = _hosts(scheduler, any_host, against)
@@ -81,29 +105,11 @@ def sweep(
     from scalebench_lib.sweep.hosts import cluster_at
     from scalebench_lib.sweep.run import SweepRun, prepare_pair
 
-    options = {
-        "model": model,
-        "weights": weights,
-        "batch_sizes": _listed(batch_sizes),
-        "optimizations": _listed(optimizations),
-        "threads": threads if threads in ("auto", "all") else _listed(threads),
-        "smt": smt,
-        "seq_lens": _listed(seq_len),
-        "image_sizes": _listed(image_size),
-        "allocators": _listed(allocators),
-        "placement": placement,
-        "target_ci": target_ci,
-        "max_seconds": max_seconds,
-        "rounds": rounds,
-    }
     given = {name: value for name, value in options.items() if value is not None}
-    given["hosts"] = hosts
-    if kernels not in ("warm", "fresh"):
-        raise RequestError(f"kernels: must be warm or fresh, not {kernels!r}")
-    _require_if_busy(if_busy)
-    budget, warm = progress.seconds("time_budget", time_budget), kernels == "warm"
-    timeout = trial_timeout or visit_timeout
-    request, runs = _request(preset, spec, given), list[SweepRun]()
+    budget = parse_duration("time_budget", time_budget) or math.inf
+    timeout = parse_duration("trial_timeout", trial_timeout or visit_timeout)
+    request, runs = _request(preset, spec, {**given, "hosts": hosts}), list[SweepRun]()
+    warm = kernels == "warm"
     measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
     if scheduler:
         cluster = context.with_resource(cluster_at(scheduler))
@@ -115,7 +121,7 @@ def sweep(
     else:
         runs.append(SweepRun.prepare(request, out, retry_failed))
     for run in runs:
-        run.trial_timeout = progress.seconds("trial_timeout", timeout) if timeout else None
+        run.trial_timeout = timeout
     progress.announce(runs, console)
     if dry_run:
         return
@@ -183,7 +189,7 @@ def plan(
     placement: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
     max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
-    if_busy: Annotated[str, typer.Option(help=_IF_BUSY)] = "refuse",
+    if_busy: IfBusyOption = "refuse",
 ) -> None:
     """How to split a batch over instances of the model; with --verify, proved by running it."""
     from scalebench_lib.plan import decide as deciding
@@ -194,7 +200,6 @@ def plan(
     of = {"machine": machine, "model": model, "seq_len": seq_len, "image_size": image_size}
     request = deciding.Request.of(**asked, **of, placement=placement, slo_ms=slo_ms)
     limits = Limits.from_input({"max_seconds": max_seconds})
-    _require_if_busy(if_busy)
     decision = deciding.decide(out, request)
     if verify:
         with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
@@ -280,7 +285,7 @@ def main() -> NoReturn:
     except RequestError as error:
         _leave(str(error), 2)
     except _UsageError as error:
-        _leave(error.format_message().lower(), 2)
+        _leave(error.format_message(), 2)
     except ScalebenchError as error:
         _leave(str(error), 1)
     except OSError as error:
@@ -313,7 +318,7 @@ def _complain(message: str) -> None:
 
 
 def _tell(imported: Imported) -> None:
-    console.print(f"{len(imported.points)} points. {imported.source}", soft_wrap=True)
+    console.print(f"{imported.points} points. {imported.source}", soft_wrap=True)
     for note in imported.notes:
         console.print(f"note: {note}", soft_wrap=True)
 
@@ -366,15 +371,6 @@ def _print_comparison(found: Comparison) -> None:
     from scalebench_lib.analysis.compared import printed
 
     console.print(*printed(found), sep="\n", soft_wrap=True, markup=False)
-
-
-def _require_if_busy(word: str) -> None:
-    if word not in IF_BUSY:
-        raise RequestError(f"if_busy: must be {', '.join(IF_BUSY)}, not {word!r}")
-
-
-def _listed(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]
 
 
 def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -109,12 +109,23 @@ def _whole(value: Any) -> Any:
     return int(text)
 
 
+def _listed(value: Any) -> Any:
+    """A list as people write it: ``1,2,4``, ``[1, 2, 4]``, or a value by itself."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _on_or_off(value: Any) -> Any:
+    """YAML takes a bare ``off`` for False."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _thread_rule(value: Any) -> Any:
     if value in ("auto", "all"):
         return value
-    counts = [value] if isinstance(value, str | int) else value
     try:
-        return tuple(sorted({_whole(count) for count in counts}))
+        return tuple(sorted({_whole(count) for count in _listed(value)}))
     except (TypeError, ValueError):
         raise ValueError(
             f"must be 'auto', 'all' or whole numbers of at least 1, not {reprlib.repr(value)}"
@@ -140,6 +151,9 @@ OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
 BatchSize = Annotated[PositiveInt, Field(le=2**20)]
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(distinct)]
+"""The values of an axis: at least one, each once."""
 Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -266,15 +280,13 @@ def base_of(configs: Iterable[Config]) -> Config:
     Where the group lacks one of these, the first known value that it has. Raises ValueError
     where there is no config.
     """
-    optimizations, allocators = list(OPTIMIZATIONS), list(get_args(Allocator))
-    return min(
-        configs,
-        key=lambda config: (
-            optimizations.index(config.optimization),
-            allocators.index(config.allocator),
-            config.smt,
-        ),
-    )
+    order = {name: place for place, name in enumerate((*OPTIMIZATIONS, *get_args(Allocator)))}
+
+    def place(config: Config) -> tuple[int, int, bool]:
+        last = len(order)  # words of published files may be unknown
+        return order.get(config.optimization, last), order.get(config.allocator, last), config.smt
+
+    return min(configs, key=place)
 
 
 def trial_name(config_id: str, host: str | None, number: int) -> str:
@@ -373,25 +385,40 @@ class Sweep(StrictModel):
     hosts measures every config, or ``any`` of them, all alike; ``one`` is this machine.
     """
 
-    model: ModelName = "bert"
-    weights: Weights = "random"
+    model: Annotated[ModelName, Field(description="A name, a folder or a hub id.")] = "bert"
+    weights: Annotated[Weights, Field(description="random, pretrained, a hub id or a folder.")] = (
+        "random"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    seq_lens: Annotated[tuple[PositiveInt, ...], AfterValidator(distinct)] = (16,)
-    image_sizes: Annotated[tuple[PositiveInt, ...], AfterValidator(distinct)] = (
+    batch_sizes: Annotated[Several[BatchSize], Field(description="Such as 1,2,4.")] = (
+        PAGE_BATCH_SIZES
+    )
+    optimizations: Annotated[
+        Several[OptimizationName], Field(description="Such as none,script; 'doctor' lists them.")
+    ] = ("none", "script")
+    threads: Annotated[ThreadRule, Field(description="auto, all, or such as 1,2,4.")] = "auto"
+    smt: Annotated[
+        Literal["auto", "off", "on", "both"],
+        BeforeValidator(_on_or_off),
+        Field(description="Hyper-threading: auto, off, on or both."),
+    ] = "auto"
+    seq_lens: Annotated[Several[PositiveInt], Field(description="Tokens, such as 16,128.")] = (16,)
+    image_sizes: Annotated[Several[PositiveInt], Field(description="Pixels, such as 224.")] = (
         DEFAULT_IMAGE_SIZE,
     )
-    batch_sizes: Annotated[tuple[BatchSize, ...], AfterValidator(distinct)] = PAGE_BATCH_SIZES
-    optimizations: Annotated[tuple[OptimizationName, ...], AfterValidator(distinct)] = (
-        "none",
-        "script",
+    allocators: Annotated[Several[Allocator], Field(description="Such as default,tcmalloc.")] = (
+        "default",
     )
-    allocators: Annotated[tuple[Allocator, ...], AfterValidator(distinct)] = ("default",)
-    threads: ThreadRule = "auto"
-    smt: Literal["auto", "off", "on", "both"] = "auto"
-    placement: Literal["sequential", "interleave"] = "sequential"
-    target_ci: Fraction = 0.02
-    max_seconds: Seconds = 10.0
-    rounds: Annotated[PositiveInt, Field(le=100)] = 2
+    placement: Annotated[
+        Literal["sequential", "interleave"], Field(description="sequential or interleave.")
+    ] = "sequential"
+    target_ci: Annotated[Fraction, Field(description="Half-width of an interval to stop at.")] = (
+        0.02
+    )
+    max_seconds: Annotated[Seconds, Field(description="Most computing time of a point.")] = 10.0
+    rounds: Annotated[
+        PositiveInt, Field(le=100, description="Fresh processes for each config.")
+    ] = 2
     hosts: Literal["one", "each", "any"] = "one"
 
     def trials(self, machine: Machine) -> list[Trial]:

@@ -42,7 +42,7 @@ def one_line(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
     field = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
         return f"unknown parameter {field!r}: {nearest(field, known_keys)}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     message = message[:1].lower() + message[1:]
     given = "" if first["type"] == "value_error" else f", not {reprlib.repr(first['input'])}"
     return f"{field}: {message}{given}" if field else message

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from scalebench_lib.errors import RequestError
+
 
 def format_number(value: float, digits: int = 3) -> str:
     """So many significant digits, or all of a whole number: ``0.123``, ``12.3``, ``1,234``."""
@@ -19,3 +23,13 @@ def format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def parse_duration(name: str, text: str | None) -> float | None:
+    """Return ``90``, ``90s``, ``10m`` or ``2h`` in seconds; a `RequestError` calls it `name`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or float(found[1]) == 0:
+        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
