@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -37,7 +39,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
+
+
+class _Output(Console):
+    """Standard output: no text is taken for markup, and where nobody reads on, the command ends."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False)
+
+    def say(self, *lines: object) -> None:
+        """Print a line each, however long."""
+        self.print(*lines, sep="\n", soft_wrap=True)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """End as after an error: rich would exit without a word."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ScalebenchError("stopped: standard output was closed; the same command goes on")
+
+
+console = _Output()
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The sweep's folder.")]
 IfBusyOption = Annotated[
@@ -114,7 +135,7 @@ def sweep(
     if scheduler:
         cluster = context.with_resource(cluster_at(scheduler))
         across = HostsRun.prepare(request, out, cluster, retry_failed, warm, if_busy)
-        console.print(across, soft_wrap=True, markup=False)
+        console.say(across)
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
     elif against:
         runs += prepare_pair(request, out, against, retry_failed)
@@ -140,7 +161,7 @@ def report(
     """Render OUT's page: results.csv, figures, index.md, index.html."""
     from scalebench_lib.analysis.page import write_page  # seaborn and pandas take a second
 
-    console.print(f"page: {write_page(out, any_machine)}", soft_wrap=True)
+    console.say(f"page: {write_page(out, any_machine)}")
 
 
 @app.command()
@@ -155,9 +176,9 @@ def status(out: Out) -> None:
         sum(len(getattr(one, word)) for one in schedules.values())
         for word in ("done", "failed", "left")
     )
-    console.print(f"{done} done, {failed} failed, {left} left")
+    console.say(f"{done} done, {failed} failed, {left} left")
     if doing := in_flight(out):
-        console.print(f"running: {doing}", soft_wrap=True, markup=False)
+        console.say(f"running: {doing}")
     for host, schedule in schedules.items():
         _tell_schedule(schedule, f" on {host}" if host else "")
 
@@ -172,7 +193,7 @@ def import_(
     from scalebench_lib.analysis.published import import_published
 
     _tell(import_published(csv, out, machine))
-    console.print(f"its page: scalebench report {out}", soft_wrap=True)
+    console.say(f"its page: scalebench report {out}")
 
 
 @app.command()
@@ -206,8 +227,8 @@ def plan(
             decision = deciding.verify(decision, limits, line.update)
     console.print(telling.comparison(decision))
     for lines in (telling.sentences(decision), telling.commands(decision)):
-        console.print(*lines, "", sep="\n", soft_wrap=True, markup=False)
-    console.print(f"plan: {telling.save(decision)}", soft_wrap=True)
+        console.say(*lines, "")
+    console.say(f"plan: {telling.save(decision)}")
 
 
 @app.command()
@@ -246,7 +267,7 @@ def render(
     from scalebench_lib.notebook import render as write  # nbconvert takes a second
 
     for notebook in notebooks:
-        console.print(f"page: {write(notebook)}", soft_wrap=True)
+        console.say(f"page: {write(notebook)}")
 
 
 @app.command()
@@ -255,17 +276,17 @@ def doctor() -> None:
     from scalebench_lib.measure.noise import PROBE_SECONDS, probe_noise
 
     machine = Machine.here()
-    console.print(f"machine: {machine}", soft_wrap=True)
+    console.say(f"machine: {machine}")
     for smt in machine.smt_values("auto"):
         counts = machine.thread_counts("auto", smt)
-        console.print(f"threads with SMT {'on' if smt else 'off'}: {', '.join(map(str, counts))}")
+        console.say(f"threads with SMT {'on' if smt else 'off'}: {', '.join(map(str, counts))}")
     if not machine.has_smt:
-        console.print("SMT: none, so only SMT off can be measured")
+        console.say("SMT: none, so only SMT off can be measured")
     for name, what in OPTIMIZATIONS.items():
-        console.print(f"{name}: {what}", soft_wrap=True)
-    console.print(f"listening to the machine for {PROBE_SECONDS:.0f} s …")
+        console.say(f"{name}: {what}")
+    console.say(f"listening to the machine for {PROBE_SECONDS:.0f} s …")
     noise = probe_noise()
-    console.print(
+    console.say(
         f"noise: best {noise.best:.2f} ms, typical {noise.typical:.2f} ms, "
         f"worst {noise.worst:.2f} ms\n{noise.advice}"
     )
@@ -280,24 +301,30 @@ def main() -> NoReturn:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs, we say in one line
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal is no reason to fail
     try:
         sys.exit(app(standalone_mode=False))
-    except RequestError as error:
-        _leave(str(error), 2)
-    except _UsageError as error:
-        _leave(error.format_message(), 2)
-    except ScalebenchError as error:
-        _leave(str(error), 1)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        _leave(f"stopped: {error.strerror or error}{where}", 1)
-    except Interrupted as interrupted:
-        signum = interrupted.args[0]
-        word = "interrupted" if signum == signal.SIGINT else "terminated"
-        _leave(
-            f"{word}: 'scalebench report' shows what there is, the same command goes on",
-            128 + signum,
-        )
+    except (ScalebenchError, _UsageError, OSError, Interrupted) as error:
+        message, code = _message_and_code(error)
+        _complain(message)
+        sys.exit(code)
+
+
+def _message_and_code(error: BaseException) -> tuple[str, int]:
+    match error:
+        case ScalebenchError():
+            return str(error), 2 if isinstance(error, RequestError) else 1
+        case OSError():
+            where = f" ({error.filename})" if error.filename else ""
+            return f"stopped: {error.strerror or error}{where}", 1
+        case Interrupted():
+            word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
+            go_on = "'scalebench report' shows what there is, the same command goes on"
+            return f"{word}: {go_on}", 128 + error.args[0]
+        case _:
+            return error.format_message(), 2  # type: ignore[attr-defined]
 
 
 _UsageError: Any = typer.BadParameter.mro()[1]
@@ -308,28 +335,23 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(signum)
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    _complain(message)
-    sys.exit(code)
-
-
 def _complain(message: str) -> None:
     print(f"scalebench: {message}", file=sys.stderr)
 
 
 def _tell(imported: Imported) -> None:
-    console.print(f"{imported.points} points. {imported.source}", soft_wrap=True)
+    console.say(f"{imported.points} points. {imported.source}")
     for note in imported.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.say(f"note: {note}")
 
 
 def _tell_schedule(schedule: Schedule, where: str) -> None:
     for trial, record in schedule.failed:
         line = f"{record.status}: {trial}{where}: {record.reason}"
-        console.print(line, soft_wrap=True, markup=False)
+        console.say(line)
     for trial in schedule.left:
         line = f"left: {trial}{where}, threads {', '.join(map(str, trial.threads))}"
-        console.print(line, soft_wrap=True, markup=False)
+        console.say(line)
 
 
 def _tell_against(out: Path) -> bool:
@@ -370,7 +392,7 @@ def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
 def _print_comparison(found: Comparison) -> None:
     from scalebench_lib.analysis.compared import printed
 
-    console.print(*printed(found), sep="\n", soft_wrap=True, markup=False)
+    console.say(*printed(found))
 
 
 def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:

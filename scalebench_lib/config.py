@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -82,10 +83,11 @@ def model_name(name: str) -> str:
         return name
     if not name.isprintable() or not slug(name):
         raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
+    if Path(name, "config.json").is_file():
+        folder = os.path.normpath(name)
+        return folder if "/" in folder else f"./{folder}"
     if "/" in name:
         return name
-    if Path(name, "config.json").is_file():
-        return f"./{name}"
     raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
 
 

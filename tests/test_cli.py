@@ -14,7 +14,7 @@ from scalebench_lib.measure import noise
 from scalebench_lib.record import load_records
 from scalebench_lib.sweep.folder import say_in_flight
 from scalebench_lib.sweep.locks import lock_folder
-from tests.analysis.test_compare import sweep
+from tests import simulated
 from tests.factories import machine, missing, save_sweep, small_records
 from tests.waiting import wait_until
 
@@ -200,7 +200,11 @@ def test_a_second_sweep_into_a_folder_is_refused_before_anything_is_loaded(tmp_p
 
 def test_compare_tells_and_exits_by_what_it_found(scalebench, tmp_path: Path) -> None:
     """0 for the same, 1 for slower, 2 for what must not be compared."""
-    before, same, slower = sweep(0), sweep(1), sweep(2, {sweep(0)[0].config_id: 1.2})
+    one_slower = {simulated.CONFIGS[0].id: 1.2}
+    before, same, slower = (
+        simulated.sweep(simulated.steady, seed, rounds=4, slower=factor).records
+        for seed, factor in ((0, 1.0), (1, 1.0), (2, one_slower))
+    )
     one, two, three = (
         save_sweep(tmp_path / name, records)
         for name, records in (("one", before), ("two", same), ("three", slower))
@@ -213,3 +217,37 @@ def test_compare_tells_and_exits_by_what_it_found(scalebench, tmp_path: Path) ->
     assert (tmp_path / "found" / "compare.png").exists()
     code, _, err = scalebench("compare", one, save_sweep(tmp_path / "other", other))
     assert (code, "--anyway" in err) == (2, True)
+
+
+def failed_sweep(out: Path, reason: str) -> Path:
+    """A sweep whose only config failed for this `reason`."""
+    record = small_records([1], optimizations=["none"])[0]
+    return save_sweep(out, [missing(record.config, record.machine, "failed", reason)])
+
+
+def test_square_brackets_are_printed_as_they_are(scalebench, tmp_path: Path) -> None:
+    """A reason is no markup, which would eat it or end the sweep."""
+    reason = "pip install 'scalebench[x]' [/b]"
+    _, printed, _ = scalebench("status", failed_sweep(tmp_path / "sweep", reason))
+    assert reason in printed
+
+
+def test_a_terminal_of_ascii_gets_what_it_can_show(tmp_path: Path) -> None:
+    arguments = command("status", failed_sweep(tmp_path / "sweep", "too large …"))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert r"too large \u2026" in found.stdout
+
+
+def test_a_closed_pipe_ends_the_command_with_a_word(tmp_path: Path) -> None:
+    save_sweep(tmp_path / "sweep", small_records([1, 4]))
+    arguments = command("status", tmp_path / "sweep")
+    read, write = os.pipe()
+    os.close(read)
+    found = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert found.returncode == 1
+    assert found.stderr == (
+        "scalebench: stopped: standard output was closed; the same command goes on\n"
+    )

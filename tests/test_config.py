@@ -1,6 +1,7 @@
 """What may be asked for, and what a wrong request is told."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -193,3 +194,28 @@ def test_the_base_of_a_group_is_eager_with_the_default_allocator_and_without_smt
     assert base_of(group[:-4]) == Config(optimization="script")
     only_smt = [config for config in group if config.smt]
     assert base_of(only_smt) == Config(smt=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "field", "meant"),
+    [
+        ("smt: off", "smt", "off"),
+        ("smt: on", "smt", "on"),
+        ("batch_sizes: 8", "batch_sizes", (8,)),
+        ("batch_sizes: 1,2", "batch_sizes", (1, 2)),
+        ("threads: 2", "threads", (2,)),
+        ("threads: 1,2", "threads", (1, 2)),
+        ("optimizations: none", "optimizations", ("none",)),
+    ],
+)
+def test_yaml_is_read_as_people_write_it(tmp_path: Path, written: str, field: str, meant) -> None:
+    (tmp_path / "sweep.yaml").write_text(written)
+    assert getattr(Sweep.load(tmp_path / "sweep.yaml"), field) == meant
+
+
+def test_a_folder_is_the_same_model_however_it_is_written(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    written = ("mine", "mine/", "./mine", "./mine//")
+    assert {Config(model=name).model for name in written} == {"./mine"}
