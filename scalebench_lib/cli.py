@@ -246,16 +246,16 @@ def compare(
 ) -> None:
     """Is OUT_B slower than OUT_A: all points, or any? Exit code 1 where it is, or lost a point."""
     from scalebench_lib.analysis import compare as comparing
-    from scalebench_lib.analysis import compared
+    from scalebench_lib.analysis import compare_report
 
     found = comparing.compare(a, b, threshold, anyway, model_a, model_b)
     if to:
-        compared.save(found, to)
+        compare_report.save(found, to)
     if markdown:
-        print(compared.markdown(found))
+        print(compare_report.markdown(found))
     else:
         _print_comparison(found)
-    if found.worse:
+    if found.has_regressions:
         raise typer.Exit(1)
 
 
@@ -361,7 +361,7 @@ def _tell_against(out: Path) -> bool:
     found = comparing.against(out / "a", out / "b")
     comparing.save_against(found, out / "against.csv")
     _print_comparison(found)
-    return found.worse
+    return found.has_regressions
 
 
 def _went_wrong(runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None) -> bool:
@@ -390,7 +390,7 @@ def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
 
 
 def _print_comparison(found: Comparison) -> None:
-    from scalebench_lib.analysis.compared import printed
+    from scalebench_lib.analysis.compare_report import printed
 
     console.say(*printed(found))
 

@@ -12,8 +12,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -60,16 +59,11 @@ class Verification(StrictModel):
             return True
         return self.sqnr_db >= self.required_db
 
-    @property
-    def sliced(self) -> bool:
-        """Whether only some items of the batch were compared."""
-        return self.batch_size is not None and self.items < self.batch_size
-
     def __str__(self) -> str:
         largest = f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
         if self.sqnr_db is None:
             return largest
-        of = f" of {self.batch_size}" if self.sliced else ""
+        of = f" of {self.batch_size}" if (self.batch_size or 0) > self.items else ""
         against = "eager fp32" if self.eager_sqnr_db is None else "fp64"
         eager = "" if self.eager_sqnr_db is None else f", where eager has {self.eager_sqnr_db:.0f}"
         note = f" ({self.note})" if self.note else ""
@@ -79,32 +73,31 @@ class Verification(StrictModel):
         )
 
 
-_COMPARED = ("numpy", "torch", "transformers")
+_LIBRARIES = ("numpy", "torch", "transformers")
 _DECIDING = re.compile(
     "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC|TCMALLOC"
     "|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
 )
-_A_PLACE = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
-"""Environment variables that decide what is computed, or how fast; names of places do not."""
+"""Environment variables that change the result or its speed."""
+_LOCATION = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
+"""Names of places do not."""
 
 RUNNERS = "SCALEBENCH_ENVIRONMENT"
-"""The variable in which a runner tells its kernels, as JSON, the `deciding` ones as it had them:
-a kernel's own also hold what it was started with."""
+"""The variable in which a runner passes its `deciding` variables to its kernels, as JSON: a
+kernel's own also hold what it was started with."""
 
 
 def deciding(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of `environment` decides; of preloaded libraries the file names alone."""
+    """Return the variables that change the result or its speed; of preloaded libraries the file
+    names alone."""
     found = {
         name: value
         for name, value in sorted(environment.items())
-        if value and _DECIDING.match(name) and not _A_PLACE.search(name)
+        if value and _DECIDING.match(name) and not _LOCATION.search(name)
     }
     if libraries := found.get("LD_PRELOAD"):
         found["LD_PRELOAD"] = ":".join(Path(one).name for one in re.split("[: ]+", libraries))
     return found
-
-
-_ALLOCATORS_OWN = ("LD_PRELOAD", "MALLOC_")
 
 
 class Software(StrictModel):
@@ -122,7 +115,7 @@ class Software(StrictModel):
         return cls(
             python=platform.python_version(),
             scalebench=__version__,
-            versions={name: version(name) for name in _COMPARED},
+            versions={name: version(name) for name in _LIBRARIES},
             libraries=libraries or {},
             environment=(
                 json.loads(os.environ[RUNNERS]) if RUNNERS in os.environ else deciding(os.environ)
@@ -134,26 +127,23 @@ class Software(StrictModel):
 
         How an `allocator` is loaded does not count: every trial asks which one it has.
         """
-        mine, theirs = (s._deciding(allocator) for s in (self, other))
+        loading = ("LD_PRELOAD",) if allocator == "default" else ("LD_PRELOAD", "MALLOC_")
+        mine, theirs = (each._deciding(without=loading) for each in (self, other))
         for name in sorted(mine | theirs):
             if mine.get(name) != theirs.get(name):
                 return f"{name} {mine.get(name)} against {theirs.get(name)}"
         return None
 
-    def _deciding(self, allocator: str) -> dict[str, str]:
+    def _deciding(self, without: tuple[str, ...]) -> dict[str, str]:
         found = {"python": self.python, **self.versions, **self.environment}
-        loaded = ("LD_PRELOAD",) if allocator == "default" else _ALLOCATORS_OWN
-        return {name: value for name, value in found.items() if not name.startswith(loaded)}
+        return {name: value for name, value in found.items() if not name.startswith(without)}
 
 
 KernelKind = Literal["fresh", "warm", "none"]
 Status = Literal["ok", "failed", "skipped"]
 
 SCHEMA: Final = 2
-"""Version 1 knew visits: trials by themselves, without blocks, in files that end in ``-v1``."""
-
-_OLD_TURN_NS = 500_000_000
-"""How long the thread counts of a visit took turns for."""
+"""Version 1 had visits: trials by themselves, without blocks, in files that end in ``-v1``."""
 
 MOST_WAITED = 0.1
 """A turn is shared if a thread that was ready had no CPU for more of it than this: on a calm
@@ -162,6 +152,11 @@ machine it was 1.5 % as a rule and 4 % at most; beside a hog it is half."""
 LEAST_CPU = 0.9
 """And if it got less than this of its point's usual CPU time / wall time, the median over its
 turns: other guests of the hypervisor take CPUs without any thread being seen to wait."""
+
+CONFIG_ORDER = (
+    *("model", "seq_len", "image_size", "optimization", "smt", "allocator", "batch_size"),
+)
+"""By what records and rows are sorted, of their configs."""
 
 _LEAST_TURNS = 3
 """From so many turns on a point has a usual: the median of two is one that neither had."""
@@ -174,7 +169,7 @@ class Turn(StrictModel):
     by the machine's monotonic clock, which all trials of a block share. `cpu_ns` is the CPU time
     of all threads for the samples, `waited_ns` the longest that any one thread that was ready had
     no CPU, `stolen_ns` the time that the hypervisor took from the point's CPUs meanwhile, all
-    together, and `throttled` in how many periods a quota stopped the process. None: not told.
+    together, and `throttled` in how many periods a quota stopped the process. None: not known.
     """
 
     cycle: Annotated[int, Field(ge=1)]
@@ -241,10 +236,11 @@ class Point(StrictModel):
         """
         walls = [sum(turn.samples_ns) * self.passes_per_sample for turn in self.turns]
         rates = [(turn.cpu_ns or 0) / wall for turn, wall in zip(self.turns, walls, strict=True)]
-        known = self.cpu_ns is not None and len(rates) >= _LEAST_TURNS
-        least = LEAST_CPU * median(rates) if known else 0.0
+        usual_known = self.cpu_ns is not None and len(rates) >= _LEAST_TURNS
+        least = LEAST_CPU * median(rates) if usual_known else 0.0
         return tuple(
-            rate < least or _waited(turn, wall)
+            rate < least
+            or (None if turn.waited_ns is None else turn.waited_ns > MOST_WAITED * wall)
             for turn, rate, wall in zip(self.turns, rates, walls, strict=True)
         )
 
@@ -256,11 +252,6 @@ class Point(StrictModel):
             f"in {pluralize(len(self.turns), 'turn')}"
             f"{'' if self.cpu_ns is None else f', CPU time / wall time {self.cpus_utilized:.2f}'}"
         )
-
-
-def _waited(turn: Turn, wall_ns: int) -> bool | None:
-    """Whether a thread of `turn` waited too long for a CPU; None where it is not known."""
-    return None if turn.waited_ns is None else turn.waited_ns > MOST_WAITED * wall_ns
 
 
 class Setup(StrictModel):
@@ -323,12 +314,6 @@ class Record(StrictModel):
     peak_gflops: dict[int, dict[str, float]] = Field(default={})
     engine: dict[str, str] = Field(default={})
     points: tuple[Point, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_the_old_schema(cls, values: Any) -> Any:
-        old = isinstance(values, Mapping) and "visit" in values
-        return _from_visit(values) if old else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -415,12 +400,14 @@ class Record(StrictModel):
     def load(cls, path: Path) -> Self:
         """Read and check a record; `ScalebenchError` names the file and what is wrong."""
         try:
-            record = cls.model_validate_json(unsealed(path.read_bytes()))
+            data = unsealed(path.read_bytes())
+            old = b'"visit":' in data
+            record = cls.model_validate(_in_trials(data)) if old else cls.model_validate_json(data)
         except OSError as error:
             raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
         except ValidationError as error:
             raise DamagedError(f"{path.name} is damaged: {one_line(error)}") from None
-        except DamagedError as error:
+        except (DamagedError, ValueError, LookupError, TypeError) as error:
             raise DamagedError(f"{path.name} is damaged: {error}") from None
         ending = record.name.removeprefix(record.config_id)
         if not (path.stem.startswith(record.config_id) and path.stem.endswith(ending)):
@@ -428,27 +415,26 @@ class Record(StrictModel):
         return record
 
 
-def _from_visit(values: Mapping[str, Any]) -> dict[str, Any]:
+def _in_trials(data: bytes) -> dict[str, Any]:
     """A record of schema 1 in today's words: its probes are left out, its points are in turns."""
-    left_out = ("visit", "probe_version", "points")
-    points = [_in_turns(point) for point in values.get("points", ())]
-    kept = {name: value for name, value in values.items() if name not in left_out}
-    return {**kept, "trial": values["visit"], "round": values["visit"], "points": points}
+    old = json.loads(data)
+    points = [_in_turns(point) for point in old.get("points", ())]
+    kept = {name: old[name] for name in old.keys() & Record.model_fields.keys()}
+    return {**kept, "trial": old["visit"], "round": old["visit"], "points": points}
 
 
 def _in_turns(old: Mapping[str, Any]) -> dict[str, Any]:
     """A point of schema 1; its CPU time, known as a whole, is dealt out by wall time."""
     turns = list[dict[str, Any]]()
     for start, sample in zip(old["started_ns"], old["samples_ns"], strict=True):
-        if not turns or start - turns[-1]["start_ns"] >= _OLD_TURN_NS:
+        if not turns or start - turns[-1]["start_ns"] >= 500_000_000:  # of the next turn
             turns.append({"cycle": len(turns) + 1, "start_ns": start, "samples_ns": []})
         turns[-1]["samples_ns"].append(sample)
     if old.get("cpu_ns") is not None:
         share = old["cpu_ns"] / sum(old["samples_ns"])
         for turn in turns:
             turn["cpu_ns"] = round(share * sum(turn["samples_ns"]))
-    same = Point.model_fields.keys() & old.keys()
-    return {**{name: old[name] for name in same}, "turns": turns}
+    return {**{name: old[name] for name in Point.model_fields.keys() & old.keys()}, "turns": turns}
 
 
 def load_records(out: Path) -> list[Record]:
@@ -456,25 +442,13 @@ def load_records(out: Path) -> list[Record]:
 
     A damaged one is set aside, to be measured again; a line on the log says so.
     """
-    with _no_garbage():
-        found = [record for path in (out / "records").glob("*.json") if (record := _load(path))]
-    return sorted(
-        found,
-        key=lambda r: (*_size_order(r.config), r.host_label or "", r.schema_version, r.trial),
-    )
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Records make none: looking for it in thousands takes as long as reading them, each time."""
-    enabled = gc.isenabled()
-    gc.disable()
+    gc.disable()  # records hold no cycles: looking for them takes as long as reading 10,000
     try:
-        yield
+        found = [record for path in (out / "records").glob("*.json") if (record := _load(path))]
     finally:
         gc.freeze()
-        if enabled:
-            gc.enable()
+        gc.enable()
+    return sorted(found, key=_order)
 
 
 def _load(path: Path) -> Record | None:
@@ -485,16 +459,9 @@ def _load(path: Path) -> Record | None:
         return None
 
 
-def _size_order(config: Config) -> tuple[Any, ...]:
-    return (
-        config.model,
-        config.seq_len,
-        config.image_size,
-        config.optimization,
-        config.smt,
-        config.allocator,
-        config.batch_size,
-    )
+def _order(record: Record) -> tuple[Any, ...]:
+    config = (getattr(record.config, name) for name in CONFIG_ORDER)
+    return *config, record.host_label or "", record.schema_version, record.trial
 
 
 def require_one_machine(records: Iterable[Record]) -> None:
@@ -520,12 +487,6 @@ def next_trial(out: Path, config: Config, host: str = "") -> int:
 
     ``*`` means all hosts together.
     """
-    numbers = _trials(out, f"{config.id}-{host}" if host else config.id)
-    return max(numbers, default=0) + 1
-
-
-def _trials(out: Path, stem: str) -> Iterator[int]:
-    for path in (out / "records").glob(f"{stem}-t*.json"):
-        number = path.stem.rpartition("-t")[2]
-        if number.isdigit():
-            yield int(number)
+    stem = f"{config.id}-{host}" if host else config.id
+    numbers = (path.stem.rpartition("-t")[2] for path in (out / "records").glob(f"{stem}-t*.json"))
+    return max((int(number) for number in numbers if number.isdigit()), default=0) + 1

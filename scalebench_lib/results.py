@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from scalebench_lib.config import AXES, Config, StrictModel, base_of
 from scalebench_lib.disturbances import Disturbed
 from scalebench_lib.errors import RequestError, ScalebenchError, one_line
-from scalebench_lib.record import Point, Record, load_records, require_one_machine
+from scalebench_lib.record import CONFIG_ORDER, Point, Record, load_records, require_one_machine
 from scalebench_lib.stats import (
     MIN_TURNS,
     Interval,
@@ -81,10 +81,6 @@ _TYPES = {
 COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
 
-_ORDER = [
-    *("model", "seq_len", "image_size", "optimization", "smt", "allocator"),
-    *("batch_size", "threads"),
-]
 _NS_PER_MS = 1e6
 _MOST_PAIRS = 1000
 """So many pairs of points tell the spread of all."""
@@ -200,6 +196,11 @@ class MeasuredPoint:
     def threads(self) -> int:
         """On how many threads."""
         return self.trials[0][1].threads
+
+    @property
+    def key(self) -> PointKey:
+        """Its name among the points of a sweep."""
+        return self.trials[0][0].point_key, self.threads
 
     @property
     def machine_name(self) -> str:
@@ -502,7 +503,7 @@ class Results:
             ),
         ]
         table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
-        return table.sort_values(_ORDER, ignore_index=True)
+        return table.sort_values([*CONFIG_ORDER, "threads"], ignore_index=True)
 
     def _ratios(self, key: PointKey) -> dict[str, Any]:
         """The cells of `RATIO_COLUMNS`: empty for ratios to what was not measured."""

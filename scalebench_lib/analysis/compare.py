@@ -1,4 +1,4 @@
-"""Two sweeps, point by point: is B slower than A? With an interval for every answer.
+"""Compare two sweeps point by point: is B slower than A? With an interval for every answer.
 
 The ratio of a point is B's latency over A's: above 1, B takes longer. Two sweeps share no minutes
 (`compare`), so a machine that was slower in B's minutes raises all ratios alike; or all of a
@@ -24,25 +24,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.stats import false_discovery_control
 
+from scalebench_lib.config import AXES
 from scalebench_lib.errors import RequestError
+from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import perhaps_another_host
-from scalebench_lib.record import Record, write_atomically
+from scalebench_lib.record import CONFIG_ORDER, Record
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, twins
-from scalebench_lib.stats import (
-    ASSUMED_DF,
-    CONFIDENCE,
-    Interval,
-    Ratio,
-    Spread,
-    Variance,
-    median_variance,
-)
+from scalebench_lib.stats import ASSUMED_DF, CONFIDENCE, Ratio, Spread, Variance, median_variance
 
 Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
 """`unclear` are points that both sides measured and that cannot be judged, `lost` those that A
@@ -55,7 +49,7 @@ by up to 6 % at worst; what is smaller than this is not worth a red build."""
 THRESHOLD_AGAINST = 0.02
 """Of two environments that took turns: points with themselves differed by 0.7 % in the median."""
 
-WIDE, TOO_WIDE = 0.10, 0.20
+WARN_HALF_WIDTH, MAX_HALF_WIDTH = 0.10, 0.20
 """Half of a ratio's interval. From the first on, the point says what could hide in it; beyond the
 second a slow-down by a fifth could, and "same" would mean nothing."""
 
@@ -69,24 +63,12 @@ ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together, from one round to the next, where a
 sweep has one round. On a shared machine 1 to 7 % were seen."""
 
-_WHAT = (
-    "model",
-    "seq_len",
-    "image_size",
-    "optimization",
-    "smt",
-    "placement",
-    "allocator",
-    "device",
-)
-
+_AXES = (*(name for name in AXES if name != "batch_size"), "batch_size")
 _COLUMNS = [
-    *("config_id", *_WHAT, "batch_size", "threads", "latency_ms_a", "latency_ms_b"),
+    *("config_id", "model", *_AXES, "threads", "latency_ms_a", "latency_ms_b"),
     *("ratio", "ratio_low", "ratio_high", "beyond", "beyond_low", "beyond_high"),
     *("chance", "verdict", "why"),
 ]
-
-_Points = Mapping[PointKey, MeasuredPoint]
 
 
 @dataclass(frozen=True)
@@ -122,14 +104,21 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def count(self, verdict: Verdict) -> int:
-        """How many points got `verdict`."""
+        """Return how many points got `verdict`."""
         return int((self.table["verdict"] == verdict).sum())
 
     @property
-    def worse(self) -> bool:
+    def has_regressions(self) -> bool:
         """Whether any point is slower in B, or all of a thread count are, or B lost any."""
         together = any(each.verdict == "slower" for each in self.common)
         return together or self.count("slower") + self.count("lost") > 0
+
+
+class _Change(NamedTuple):
+    """How much longer a point takes in B: its `ratio`, and what of it is `beyond` the common."""
+
+    ratio: Ratio
+    beyond: Ratio
 
 
 def compare(
@@ -148,11 +137,11 @@ def compare(
     """
     if not 0 <= threshold < 1:
         raise RequestError(f"threshold: must be at least 0 and below 1, not {threshold:g}")
-    before, after = (_loaded(out, anyway) for out in (a, b))
+    before, after = (_load(out, anyway) for out in (a, b))
     if model_a or model_b:
         before, after = _of_one_model(before, after, model_a, model_b)
     _require_common_configs(a, b, before, after)
-    changes, common = _changes(before.points, after.points, threshold)
+    changes, common = _changes(before, after, threshold)
     found = _comparison(a, b, before, after, changes, threshold, common)
     if found.differences and not anyway:
         differences = "; ".join(found.differences)
@@ -166,14 +155,19 @@ def against(a: Path, b: Path) -> Comparison:
     Ratios are paired turn by turn. Other software is what was asked about: it is named, and never
     refused. Raises `RequestError` where there is nothing to compare.
     """
-    before, after = (_loaded(out, any_machine=False) for out in (a, b))
+    before, after = (_load(out, any_machine=False) for out in (a, b))
     _require_common_configs(a, b, before, after)
-    ratios = twins(after, before)
-    changes = {key: _Change(ratio, ratio) for key, ratio in ratios.items()}
+    changes = {key: _Change(ratio, ratio) for key, ratio in twins(after, before).items()}
     return _comparison(a, b, before, after, changes, THRESHOLD_AGAINST)
 
 
-def _loaded(out: Path, any_machine: bool) -> Results:
+def save_against(found: Comparison, path: Path) -> None:
+    """Write what `against` found as CSV, a row a point."""
+    of_two_minutes = ["beyond", "beyond_low", "beyond_high", "chance"]
+    write_atomically(path, found.table.drop(columns=of_two_minutes).to_csv(index=False))
+
+
+def _load(out: Path, any_machine: bool) -> Results:
     found = Results.load(out, any_machine)
     if found.imported:
         raise RequestError(f"{out} is imported: published means cannot be compared point by point")
@@ -186,10 +180,12 @@ def _of_one_model(
     """Both sides' records of one model, those of `after` by the name that it has in `before`."""
     if not (model_a and model_b):
         raise RequestError("model-a and model-b belong together: name the model in both sweeps")
-    ours = _of_model(before, model_a, "A")
-    name = ours[0].config.model
-    theirs = (_renamed(record, name) for record in _of_model(after, model_b, "B"))
-    return Results.of(ours), Results.of(theirs)
+    ours, theirs = _of_model(before, model_a, "A"), _of_model(after, model_b, "B")
+    renamed = []
+    for record in theirs:
+        config = record.config.model_copy(update={"model": ours[0].config.model})
+        renamed.append(record.model_copy(update={"config": config, "config_id": config.id}))
+    return Results.of(ours), Results.of(renamed)
 
 
 def _of_model(side: Results, model: str, name: str) -> list[Record]:
@@ -201,13 +197,12 @@ def _of_model(side: Results, model: str, name: str) -> list[Record]:
     return found
 
 
-def _renamed(record: Record, model: str) -> Record:
-    config = record.config.model_copy(update={"model": model})
-    return record.model_copy(update={"config": config, "config_id": config.id})
+def _config_ids(side: Results) -> set[str]:
+    return {record.config_id for record in side.records}
 
 
 def _require_common_configs(a: Path, b: Path, before: Results, after: Results) -> None:
-    if _asked(before) & _asked(after):
+    if _config_ids(before) & _config_ids(after):
         return
     ours, theirs = ({record.config.model for record in side.records} for side in (before, after))
     hint = ": if a model lies in two folders, name both with --model-a and --model-b"
@@ -215,10 +210,6 @@ def _require_common_configs(a: Path, b: Path, before: Results, after: Results) -
         f"{a} and {b} have no config in common, so nothing can be compared"
         f"{'' if ours & theirs else hint}"
     )
-
-
-def _asked(side: Results) -> set[str]:
-    return {record.config_id for record in side.records}
 
 
 def _comparison(
@@ -233,7 +224,7 @@ def _comparison(
     return Comparison(
         a=a.resolve().name,
         b=b.resolve().name,
-        machine=_titles(before.records),
+        machine="; ".join(before.machines),
         threshold=threshold,
         differences=list(_differences(before, after)),
         table=_table(before, after, changes, threshold),
@@ -242,19 +233,15 @@ def _comparison(
     )
 
 
-def _titles(records: Iterable[Record]) -> str:
-    return "; ".join(dict.fromkeys(record.machine.title for record in records))
-
-
 def _differences(before: Results, after: Results) -> Iterator[str]:
     """What the records of configs that both measured do not share: ``torch 2.6.0 → 2.7.0``."""
-    both = _asked(before) & _asked(after)
+    both = _config_ids(before) & _config_ids(after)
     sides = [
         [r for r in side.records if r.status == "ok" and r.config_id in both]
         for side in (before, after)
     ]
     if what := _other_machine(*sides):
-        titles = [_titles(side) for side in sides]
+        titles = ["; ".join(Results.of(side).machines) for side in sides]
         yield f"machine ({what}) {titles[0]} → {titles[1]}"
     facts = [_facts(side) for side in sides]
     for name in sorted(facts[0].keys() | facts[1].keys()):
@@ -270,66 +257,49 @@ def _other_machine(before: list[Record], after: list[Record]) -> str | None:
 
 def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
     """Every value of each fact about the software, the kernel and its governor."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        told: dict[str, object] = {
+        facts: dict[str, object] = {
             "OS kernel": record.machine.kernel,
             "governor": record.machine.governor,
         }
         for name, value in record.software.model_dump().items():
-            told |= value if isinstance(value, dict) else {name: value}
-        for name, value in told.items():
-            found.setdefault(name, set()).add(str(value))
+            facts |= value if isinstance(value, dict) else {name: value}
+        for name, value in facts.items():
+            found[name].add(str(value))
     return found
 
 
 def _notes(before: Results, after: Results) -> Iterator[str]:
     sides = ([record.machine for record in side.records] for side in (before, after))
-    if told := perhaps_another_host(*sides):
-        yield told
+    if another_host := perhaps_another_host(*sides):
+        yield another_host
     if before.assumed_spread or after.assumed_spread:
         yield "without a second round on both sides it is assumed how much rounds differ"
 
 
-@dataclass(frozen=True)
-class _Change:
-    """How much longer a point takes in B: its `ratio`, and what of it is `beyond` the common."""
-
-    ratio: Ratio
-    beyond: Ratio
-
-
 def _changes(
-    before: _Points, after: _Points, threshold: float
+    before: Results, after: Results, threshold: float
 ) -> tuple[dict[PointKey, _Change], tuple[Common, ...]]:
     """The change of each point that both sides have, and what is common to many."""
-    ratios = {key: _apart(before[key], after[key]) for key in before if key in after}
-    changes = {key: _Change(ratio, ratio) for key, ratio in ratios.items()}
-    told = [key for key in ratios if _most_outliers(before[key], after[key]) <= MOST_OUTLIERS]
-    kinds, factors = list(_kinds(before, told)), list[Ratio]()
-    for kind in kinds:
-        sides = (_levels({key: side[key] for key in kind}) for side in (before, after))
-        factor, beyond = _split(*sides)
+    pairs = {
+        key: (before.points[key], after.points[key]) for key in before.points if key in after.points
+    }
+    changes = {
+        key: _Change(ratio, ratio) for key, pair in pairs.items() for ratio in [_apart(*pair)]
+    }
+    calm = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
+    alike, factors = list(_alike(calm)), list[Ratio]()
+    for keys in alike:
+        factor, beyond = _common_and_beyond(*zip(*(pairs[key] for key in keys), strict=True))
         factors.append(factor)
-        changes |= {key: _Change(ratios[key], left) for key, left in beyond.items()}
-    values, chance = ([each.value for each in factors], [each.p_value for each in factors])
-    verdicts, _ = _called(np.array(values), np.array(chance), threshold)
-    where = [tuple(sorted({(key[1], before[key].config.smt) for key in kind})) for kind in kinds]
+        changes |= {
+            key: changes[key]._replace(beyond=left) for key, left in zip(keys, beyond, strict=True)
+        }
+    values, p_values = ([each.value for each in factors], [each.p_value for each in factors])
+    verdicts, _ = _verdicts(np.array(values), np.array(p_values), threshold)
+    where = [tuple(sorted({_cpus_of(pairs[key][0]) for key in keys})) for keys in alike]
     return changes, tuple(map(Common, where, factors, verdicts.tolist()))
-
-
-def _kinds(points: _Points, keys: Iterable[PointKey]) -> Iterator[list[PointKey]]:
-    """The points that a state of the machine changes together: those of one thread count.
-
-    Counts of fewer than `MIN_COMMON` points are put together; what is fewer still is left out.
-    """
-    found: dict[tuple[int, bool], list[PointKey]] = defaultdict(list)
-    for key in keys:
-        found[key[1], points[key].config.smt].append(key)
-    rest = [key for kind in found.values() if len(kind) < MIN_COMMON for key in kind]
-    for kind in (*(kind for kind in found.values() if len(kind) >= MIN_COMMON), rest):
-        if len(kind) >= MIN_COMMON:
-            yield kind
 
 
 def _apart(one: MeasuredPoint, other: MeasuredPoint) -> Ratio:
@@ -342,31 +312,39 @@ def _ratio(log: float, variance: Variance) -> Ratio:
     return Ratio(math.exp(log), variance, "not measured together")
 
 
-def _most_outliers(one: MeasuredPoint, other: MeasuredPoint) -> float:
-    return max(float(point.outlier.mean()) for point in (one, other))
+def _outlier_share(*points: MeasuredPoint) -> float:
+    return max(float(point.outlier.mean()) for point in points)
 
 
-@dataclass(frozen=True)
-class _Levels:
-    """The logs of latencies of a sweep, without what the turns of a cycle had in common.
+def _cpus_of(point: MeasuredPoint) -> tuple[int, bool]:
+    return point.threads, point.config.smt
 
-    `common` is the variance of the mean of all `logs`, by the minutes that they were measured in;
-    `noise` that of each beside it.
+
+def _alike(
+    pairs: Mapping[PointKey, tuple[MeasuredPoint, MeasuredPoint]],
+) -> Iterator[list[PointKey]]:
+    """The points that a state of the machine changes together: those of one thread count.
+
+    Counts of fewer than `MIN_COMMON` points are put together; what is fewer still is left out.
     """
+    by_count: dict[tuple[int, bool], list[PointKey]] = defaultdict(list)
+    for key, (point, _) in pairs.items():
+        by_count[_cpus_of(point)].append(key)
+    rest = [key for keys in by_count.values() if len(keys) < MIN_COMMON for key in keys]
+    yield from (keys for keys in (*by_count.values(), rest) if len(keys) >= MIN_COMMON)
 
-    logs: dict[PointKey, float]
-    noise: dict[PointKey, Variance]
-    common: Variance
 
-
-def _split(before: _Levels, after: _Levels) -> tuple[Ratio, dict[PointKey, Ratio]]:
-    """The factor common to the points of both levels, and what is left of each point's ratio."""
-    change = {key: after.logs[key] - before.logs[key] for key in before.logs}
-    noise = {key: before.noise[key] + after.noise[key] for key in change}
-    middle = _middle(list(change.values()))
-    doubt = _doubt(list(noise.values()), processes=len({key[0] for key in change}))
-    factor = _ratio(middle, before.common + after.common + doubt)
-    return factor, {key: _ratio(change[key] - middle, noise[key] + doubt) for key in change}
+def _common_and_beyond(
+    before: Sequence[MeasuredPoint], after: Sequence[MeasuredPoint]
+) -> tuple[Ratio, list[Ratio]]:
+    """The factor common to the points of both sides, and what is left of each point's ratio."""
+    a, b = _Levels.of(before), _Levels.of(after)
+    changes, noise = b.logs - a.logs, [x + y for x, y in zip(a.noise, b.noise, strict=True)]
+    middle = _middle(changes.tolist())
+    processes = len({point.key[0] for point in before})  # the points of one count as one
+    doubt = noise[_typical(noise)] * (math.pi / 2 / processes)
+    factor = _ratio(middle, a.common + b.common + doubt)
+    return factor, [_ratio(x - middle, own + doubt) for x, own in zip(changes, noise, strict=True)]
 
 
 def _middle(changes: Sequence[float]) -> float:
@@ -378,180 +356,169 @@ def _middle(changes: Sequence[float]) -> float:
     return min(ordered[half], ordered[-half - 1], key=abs)
 
 
-def _doubt(noise: Sequence[Variance], processes: int) -> Variance:
-    """The variance of a median of points of this `noise`; those of a process count as one."""
-    typical = sorted(noise, key=lambda each: each.value)[len(noise) // 2]
-    return typical * (math.pi / 2 / processes)
+def _typical(variances: Sequence[Variance]) -> int:
+    """The place of the median one."""
+    return sorted(range(len(variances)), key=lambda place: variances[place].value)[
+        len(variances) // 2
+    ]
 
 
-def _levels(points: _Points) -> _Levels:
-    """The levels of `points`: of one sweep, and such as share the states of the machine.
+@dataclass(frozen=True)
+class _Levels:
+    """The logs of latencies of a sweep, without what the turns of a cycle had in common.
 
-    A point that was alone in its blocks keeps its latency, and the error of that.
+    `common` is the variance of the mean of all `logs`, by the minutes that they were measured in;
+    `noise` that of each beside it.
     """
-    logs = {key: math.log(point.latency.value) for key, point in points.items()}
-    shares, alone = _shares(points), _errors(points)
-    minutes, mean = _of_a_block(alone, shares), defaultdict[str, float](float)
-    for block, share in (item for each in shares.values() for item in each.items()):
-        mean[block] += share / len(points)
-    common = sum(share**2 for share in mean.values())
-    beside, noise = _beside_others(points), dict(alone)
-    spread = Spread.of(beside.values(), _contrasts(points))
-    for key, parts in beside.items():
-        own = sum(share * (share - 2 * mean[block]) for block, share in shares[key].items())
-        logs[key] += float(np.median(np.concatenate(parts)))
-        noise[key] = median_variance(parts, spread) + minutes * max(own + common, 0.0)
-    return _Levels(logs, noise, minutes * common)
+
+    logs: np.ndarray
+    noise: list[Variance]
+    common: Variance
+
+    @classmethod
+    def of(cls, points: Sequence[MeasuredPoint]) -> _Levels:
+        """Those of points of one sweep that share the states of the machine.
+
+        A point that was alone in its blocks keeps its latency, and the error of that.
+        """
+        logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
+        shares = _block_shares(points)
+        mean, typical = shares.mean(), _typical(noise)
+        common, own = (mean**2).sum(), (shares * (shares - 2 * mean)).sum(axis="columns")
+        minutes = noise[typical] * (1 / (shares.loc[typical] ** 2).sum())  # of one block
+        beside = _beside_others(points, logs)
+        trials = {(block, point.key[0]) for point in points for block in point.by_block}
+        # A process has its own speed: the configs of each block less 1 are compared.
+        spread = Spread.of(beside.values(), len(trials) - len(shares.columns))
+        for place, parts in beside.items():
+            logs[place] += np.median(np.concatenate(parts))
+            own_minutes = minutes * max(own[place] + common, 0.0)
+            noise[place] = median_variance(parts, spread) + own_minutes
+        return cls(logs, noise, minutes * common)
 
 
-def _errors(points: _Points) -> dict[PointKey, Variance]:
+def _latency_variances(points: Sequence[MeasuredPoint]) -> list[Variance]:
     """The variance of each point's log latency, with all that its minutes did to it."""
-    blocks = {block for point in points.values() for block in point.by_block}
-    drift = Spread.of((point.parts for point in points.values()), len(blocks))
+    blocks = {block for point in points for block in point.by_block}
+    drift = Spread.of((point.parts for point in points), len(blocks))
     if drift.assumed:
         drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
-    return {key: median_variance(point.parts, drift) for key, point in points.items()}
+    return [median_variance(point.parts, drift) for point in points]
 
 
-def _of_a_block(
-    errors: Mapping[PointKey, Variance], shares: Mapping[PointKey, Mapping[str, float]]
-) -> Variance:
-    """The variance that the minutes of one block bring, from that of a typical point's latency."""
-    key = sorted(errors, key=lambda key: errors[key].value)[len(errors) // 2]
-    return errors[key] * (1 / sum(share**2 for share in shares[key].values()))
+def _block_shares(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
+    """The share of each block (a column) in the turns of each point (a row)."""
+    turns = pd.DataFrame(
+        [
+            {block: np.isfinite(logs).sum() for block, logs in point.by_block.items()}
+            for point in points
+        ]
+    ).fillna(0)
+    return turns.div(turns.sum(axis="columns"), axis="index")
 
 
-def _beside_others(points: _Points) -> dict[PointKey, list[np.ndarray]]:
+def _beside_others(
+    points: Sequence[MeasuredPoint], log_latencies: np.ndarray
+) -> dict[int, list[np.ndarray]]:
     """The turns of each point less the median of the other points' in the same cycle, by block.
 
-    All are logs over their point's latency.
+    All are logs over their point's latency. Points are told by their place.
     """
-    found: dict[PointKey, list[np.ndarray]] = defaultdict(list)
-    blocks: dict[str, dict[PointKey, np.ndarray]] = defaultdict(dict)
-    for key, point in points.items():
-        for block, logs in point.by_block.items():
-            blocks[block][key] = logs - math.log(point.latency.value)
-    for members in blocks.values():
-        turns = pd.DataFrame([logs.tolist() for logs in members.values()])
-        for place, key in enumerate(members if len(members) > 1 else ()):
+    found: dict[int, list[np.ndarray]] = defaultdict(list)
+    for block in dict.fromkeys(block for point in points for block in point.by_block):
+        turns = pd.DataFrame.from_dict(
+            {
+                place: (point.by_block[block] - log_latencies[place]).tolist()
+                for place, point in enumerate(points)
+                if block in point.by_block
+            },
+            orient="index",
+        )
+        for place in turns.index if len(turns) > 1 else ():
             beside = (turns.loc[place] - turns.drop(index=place).median()).dropna()
             if not beside.empty:
-                found[key].append(beside.to_numpy(float))
+                found[place].append(beside.to_numpy(float))
     return found
-
-
-def _shares(points: _Points) -> dict[PointKey, dict[str, float]]:
-    """The share of each block in the turns of each point."""
-    turns = {
-        key: {block: int(np.isfinite(logs).sum()) for block, logs in point.by_block.items()}
-        for key, point in points.items()
-    }
-    return {
-        key: {block: count / sum(of.values()) for block, count in of.items()}
-        for key, of in turns.items()
-    }
-
-
-def _contrasts(points: _Points) -> int:
-    """A process has its own speed: the configs of each block less 1."""
-    trials = {(block, key[0]) for key, point in points.items() for block in point.by_block}
-    return len(trials) - len({block for block, _ in trials})
 
 
 def _table(
     before: Results, after: Results, changes: Mapping[PointKey, _Change], threshold: float
 ) -> pd.DataFrame:
     points = {**after.points, **before.points}
-    keys = sorted(points, key=lambda key: _order(points[key]))
     rows = [
         {
-            **_identity(key, points[key]),
-            **_latency("latency_ms_a", before.points.get(key)),
-            **_latency("latency_ms_b", after.points.get(key)),
-            **_found(key, before, after, changes.get(key)),
+            "config_id": key[0],
+            "threads": key[1],
+            **point.config.model_dump(include={"model", *AXES}),
+            **_compared(key, before, after, changes.get(key)),
         }
-        for key in keys
+        for key, point in points.items()
     ]
-    return _judged(pd.DataFrame(rows, columns=_COLUMNS), threshold)
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    table = table.sort_values([*CONFIG_ORDER, "threads"], kind="stable", ignore_index=True)
+    return _with_verdicts(table, threshold)
 
 
-def _order(point: MeasuredPoint) -> tuple[Any, ...]:
-    config = point.config
-    size = config.seq_len, config.image_size
-    return config.model, size, config.optimization, config.smt, config.batch_size, point.threads
-
-
-def _identity(key: PointKey, point: MeasuredPoint) -> dict[str, Any]:
-    config = point.config.model_dump(include={*_WHAT, "batch_size"})
-    return {"config_id": key[0], "threads": key[1], **config}
-
-
-def _latency(name: str, point: MeasuredPoint | None) -> dict[str, float]:
-    return {name: point.latency.value / 1e6 if point else math.nan}
-
-
-def _found(
+def _compared(
     key: PointKey, before: Results, after: Results, change: _Change | None
-) -> dict[str, str | float]:
+) -> dict[str, Any]:
     """What is known of a point before all are judged; its verdict is empty where it is to be."""
     one, other = before.points.get(key), after.points.get(key)
-    if one is None:
-        return {"verdict": "only B", "why": _missing(key, before) or ""}
-    if other is None:
-        why = _missing(key, after)
-        return {"verdict": "only A" if why is None else "lost", "why": why or ""}
+    latencies = {
+        "latency_ms_a": one.latency.value / 1e6 if one else math.nan,
+        "latency_ms_b": other.latency.value / 1e6 if other else math.nan,
+    }
+    if one is None or other is None:
+        return {**latencies, **_one_sided(key, before if one is None else after, one is None)}
     if change is None:
-        return {"verdict": "unclear", "why": "not measured together"}
-    verdict, why = _reading(_most_outliers(one, other), change)
-    ratios = {**_limits("ratio", change.ratio), **_limits("beyond", change.beyond)}
-    return {**ratios, "chance": change.beyond.p_value, "verdict": verdict, "why": why}
+        return {**latencies, "verdict": "unclear", "why": "not measured together"}
+    verdict, why = _reading(_outlier_share(one, other), change)
+    cells: dict[str, Any] = {"chance": change.beyond.p_value, "verdict": verdict, "why": why}
+    for name, ratio in change._asdict().items():
+        cells |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+    return {**latencies, **cells}
 
 
-def _missing(key: PointKey, side: Results) -> str | None:
-    """Why a `side` that was asked for the point's config has no such point; None: it was not."""
+def _one_sided(key: PointKey, side: Results, only_b: bool) -> dict[str, str]:
+    """The verdict on a point that `side` lacks, and why it does, if it was asked for it."""
     record = next((r for r in reversed(side.records) if r.point_key == key[0]), None)
-    if record is None:
-        return None
-    return f"{record.status}: {record.reason}" if record.reason else "not at this thread count"
+    why = ""
+    if record:
+        reason = record.reason and f"{record.status}: {record.reason}"
+        why = reason or "not at this thread count"
+    return {"verdict": "only B" if only_b else "lost" if record else "only A", "why": why}
 
 
 def _reading(outliers: float, change: _Change) -> tuple[str, str]:
     """The verdict of a point that cannot be judged, else an empty one; and what to say of it."""
+    half_width = change.beyond.half_width
     if outliers > MOST_OUTLIERS:
         return "unclear", "more than a third of the passes of one side are outliers"
-    if not change.beyond.half_width <= TOO_WIDE:
-        return "unclear", f"interval too wide, beyond ±{TOO_WIDE:.0%}: measure for longer"
-    if change.beyond.half_width > WIDE:
-        return "", f"interval wide, beyond ±{WIDE:.0%}: smaller changes would not show"
+    if not half_width <= MAX_HALF_WIDTH:
+        return "unclear", f"interval too wide, beyond ±{MAX_HALF_WIDTH:.0%}: measure for longer"
+    if half_width > WARN_HALF_WIDTH:
+        return "", f"interval wide, beyond ±{WARN_HALF_WIDTH:.0%}: smaller changes would not show"
     if change.beyond is change.ratio and change.ratio.how == "not measured together":
         return "", f"fewer than {MIN_COMMON} points alike: what is common is not taken out"
     return "", ""
 
 
-def _limits(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def _judged(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def _with_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """`table` with its verdicts; noise is judged over all points that can be compared."""
     fit = table.index[table["verdict"] == ""]
-    beyond, chance = (table.loc[fit, name].to_numpy(float) for name in ("beyond", "chance"))
-    verdict, large = _called(beyond, chance, threshold)
+    beyond, p_values = (table.loc[fit, name].to_numpy(float) for name in ("beyond", "chance"))
+    verdict, large = _verdicts(beyond, p_values, threshold)
     table.loc[fit, "verdict"] = verdict
-    unclear = large & (verdict == "same") & (chance <= 1 - CONFIDENCE)
+    unclear = large & (verdict == "same") & (p_values <= 1 - CONFIDENCE)
     table.loc[fit[unclear], "why"] = f"no clearer than chance among {len(fit)} points"
     return table
 
 
-def _called(ratios: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[np.ndarray, ...]:
-    """The verdict on each of several `ratios` of some p-values, and whether it is large."""
-    adjusted = stats.false_discovery_control(chance) if chance.size else chance
+def _verdicts(
+    ratios: np.ndarray, p_values: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The verdict on each of several `ratios`, and whether it is large."""
+    adjusted = false_discovery_control(p_values) if p_values.size else p_values
     large: np.ndarray = np.abs(np.log(ratios)) > np.log1p(threshold)
     called = np.where(ratios > 1, "slower", "faster")
     return np.where((adjusted <= 1 - CONFIDENCE) & large, called, "same"), large
-
-
-def save_against(found: Comparison, path: Path) -> None:
-    """Write what `against` found as CSV, a row a point."""
-    apart = ["beyond", "beyond_low", "beyond_high", "chance"]  # of two sweeps apart
-    write_atomically(path, found.table.drop(columns=apart).to_csv(index=False))

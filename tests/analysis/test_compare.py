@@ -2,30 +2,29 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.compare import TOO_WIDE, Comparison, against, compare, save_against
+from scalebench_lib.analysis.compare import (
+    MAX_HALF_WIDTH,
+    Comparison,
+    against,
+    compare,
+    save_against,
+)
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
-from scalebench_lib.results import Results
 from tests import factories, simulated
+from tests.comparisons import compared, sweep
 
 PAIRS = 8
 """Comparisons of 12 points each, on each kind of machine."""
 
 ONE, OTHER = simulated.CONFIGS[0], simulated.CONFIGS[3]
 CALLED = ["slower", "faster"]
-
-
-def sweep(seed: int, slower: simulated.Slower = 1.0, **options: Any) -> list[Record]:
-    """The records of a simulated sweep of four rounds, whose passes are far out now and then."""
-    kind = simulated.far_out if seed % 4 > 1 else simulated.steady
-    return simulated.sweep(kind, seed, **{"rounds": 4, **options}, slower=slower).records
 
 
 def twice(kind: Callable, seed: int, slower: simulated.Slower) -> tuple[list[Record], ...]:
@@ -40,14 +39,6 @@ def twice(kind: Callable, seed: int, slower: simulated.Slower) -> tuple[list[Rec
             now += random.uniform(100, 600)
         sides.append(records)
     return tuple(sides)
-
-
-def compared(before: list[Record], after: list[Record], how=compare, **options: Any) -> Comparison:
-    """Compare two lists of records, as if they lay in folders."""
-    sides = {"before": Results.of(before), "after": Results.of(after)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Results, "load", lambda out, any_machine=False: sides[str(out)])
-        return how(Path("before"), Path("after"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +110,24 @@ def _slower_point(record: Record, config: Config) -> Record:
 def test_all_points_slower_is_a_finding_of_its_own() -> None:
     """No single point is called, and still B is worse; as much faster is not."""
     found = compared(sweep(0), sweep(1, 1.08))
-    assert (found.count("same"), verdicts(found), found.worse) == (12, ["slower"] * 2, True)
+    assert (found.count("same"), verdicts(found), found.has_regressions) == (
+        12,
+        ["slower"] * 2,
+        True,
+    )
     found = compared(sweep(1, 1.08), sweep(0))
-    assert (found.count("same"), verdicts(found), found.worse) == (12, ["faster"] * 2, False)
+    assert (found.count("same"), verdicts(found), found.has_regressions) == (
+        12,
+        ["faster"] * 2,
+        False,
+    )
 
 
 def test_all_points_slower_by_less_than_the_threshold_is_none() -> None:
     """However clear it is."""
     found = compared(sweep(0), sweep(1, 1.08), threshold=0.2)
     assert all(common.ratio.differs for common in found.common)
-    assert (verdicts(found), found.worse) == (["same"] * 2, False)
+    assert (verdicts(found), found.has_regressions) == (["same"] * 2, False)
 
 
 def test_all_points_of_a_thread_count_slower_are_told_together() -> None:
@@ -139,15 +138,15 @@ def test_all_points_of_a_thread_count_slower_are_told_together() -> None:
         (((1, False),), "same"),
         (((2, False),), "slower"),
     ]
-    assert (found.count("same"), found.worse) == (12, True)
+    assert (found.count("same"), found.has_regressions) == (12, True)
 
 
 def test_one_round_tells_large_common_changes_only() -> None:
     """How much the minutes differ is assumed, and that it is so is said."""
     found = compared(sweep(0, rounds=1), sweep(1, 1.08, rounds=1))
-    assert (verdicts(found), found.worse) == (["same"] * 2, False)
+    assert (verdicts(found), found.has_regressions) == (["same"] * 2, False)
     assert any("assumed" in note for note in found.notes)
-    assert compared(sweep(0, rounds=1), sweep(1, 1.4, rounds=1)).worse
+    assert compared(sweep(0, rounds=1), sweep(1, 1.4, rounds=1)).has_regressions
 
 
 def test_few_points_of_each_thread_count_are_taken_together() -> None:
@@ -166,7 +165,7 @@ def test_where_nothing_is_left_to_compare_all_is_lost() -> None:
         factories.missing(config, simulated.ON, "failed", "no") for config in simulated.CONFIGS
     ]
     found = compared(sweep(0), after)
-    assert (found.count("lost"), found.common, found.worse) == (12, (), True)
+    assert (found.count("lost"), found.common, found.has_regressions) == (12, (), True)
 
 
 def test_where_half_of_the_points_changed_the_others_are_what_is_common() -> None:
@@ -184,14 +183,14 @@ def test_only_what_changed_is_called() -> None:
     assert list(verdicts[ONE.id]) == ["slower"]
     assert list(verdicts[OTHER.id]) == ["faster"]
     assert found.count("same") == len(found.table) - 4
-    assert found.worse
+    assert found.has_regressions
 
 
 def test_a_change_below_the_threshold_is_none() -> None:
     """A lower threshold calls it."""
     sides = sweep(0), sweep(1, {ONE.id: 1.2})
-    assert not compared(*sides, threshold=0.5).worse
-    assert compared(*sides).worse
+    assert not compared(*sides, threshold=0.5).has_regressions
+    assert compared(*sides).has_regressions
 
 
 def test_too_few_points_tell_no_factor() -> None:
@@ -200,7 +199,7 @@ def test_too_few_points_tell_no_factor() -> None:
     found = compared(before, after)
     assert not found.common
     assert (found.table["beyond"] == found.table["ratio"]).all()
-    assert (found.count("slower"), found.worse) == (2, True)
+    assert (found.count("slower"), found.has_regressions) == (2, True)
     assert set(found.table["why"]) == {"fewer than 4 points alike: what is common is not taken out"}
 
 
@@ -232,7 +231,7 @@ def test_points_with_many_outliers_get_no_verdict() -> None:
     found = compared(sweep(0), [_hogged(record) for record in sweep(1, 1.1)])
     assert found.count("unclear") == len(found.table)
     assert found.table["why"].str.contains("outliers").all()
-    assert not found.worse
+    assert not found.has_regressions
 
 
 def _hogged(record: Record) -> Record:
@@ -252,7 +251,7 @@ def with_passes(record: Record, change: Callable[[list[int]], Iterable[int]]) ->
 def test_too_wide_an_interval_is_no_answer() -> None:
     """Three wild turns cannot tell a slow-down; it says to measure for longer."""
     found = compared(*[_wild(sweep(seed, rounds=1, cycles=3)) for seed in (0, 1)])
-    wide = half_width(found.table) > TOO_WIDE
+    wide = half_width(found.table) > MAX_HALF_WIDTH
     assert wide.any()
     assert (found.table.loc[wide, "verdict"] == "unclear").all()
     assert found.table.loc[wide, "why"].str.contains("too wide.*measure for longer").all()
@@ -275,7 +274,7 @@ def test_what_failed_in_b_is_lost() -> None:
     lost = found.table[found.table["verdict"] == "lost"]
     assert set(lost["config_id"]) == {ONE.id}
     assert list(lost["why"]) == ["failed: no | memory"] * 2
-    assert found.worse
+    assert found.has_regressions
 
 
 def test_a_thread_count_that_b_lacks_is_lost() -> None:
@@ -287,7 +286,7 @@ def test_a_thread_count_that_b_lacks_is_lost() -> None:
     found = compared(sweep(0), after)
     lost = found.table[found.table["verdict"] == "lost"]
     assert lost[["config_id", "threads"]].to_numpy().tolist() == [[ONE.id, 2]]
-    assert found.worse
+    assert found.has_regressions
 
 
 def test_what_b_was_never_asked_for_is_not_lost() -> None:
@@ -295,7 +294,7 @@ def test_what_b_was_never_asked_for_is_not_lost() -> None:
     only = [record for record in sweep(1) if record.config.batch_size == 4]
     found = compared(sweep(0), only)
     assert set(found.table.loc[found.table["verdict"] == "only A", "batch_size"]) == {1, 16}
-    assert (found.count("only A"), found.worse) == (8, False)
+    assert (found.count("only A"), found.has_regressions) == (8, False)
     assert compared(only, sweep(0)).count("only B") == 8
 
 
@@ -394,11 +393,11 @@ def in_turn(slower: simulated.Slower = 1.0) -> tuple[list[Record], list[Record]]
 def test_two_environments_in_turn_are_told_apart_to_two_per_cent() -> None:
     """Though the machine drifts by 25 %; all points slower are so many slower points."""
     found = compared(*in_turn(), how=against)
-    assert (found.count("same"), found.worse, found.threshold) == (12, False, 0.02)
+    assert (found.count("same"), found.has_regressions, found.threshold) == (12, False, 0.02)
     found = compared(*in_turn({ONE.id: 1.05}), how=against)
     called = found.table[found.table["verdict"].isin(CALLED)]
     assert list(called["config_id"]) == [ONE.id] * 2
-    assert found.worse
+    assert found.has_regressions
     found = compared(*in_turn(1.05), how=against)
     assert (found.count("slower"), found.common) == (12, ())
 
@@ -408,7 +407,7 @@ def test_points_that_took_no_turns_together_are_not_told_apart() -> None:
     found = compared(sweep(0), sweep(1, 1.5), how=against)
     assert set(found.table["verdict"]) == {"unclear"}
     assert set(found.table["why"]) == {"not measured together"}
-    assert not found.worse
+    assert not found.has_regressions
 
 
 def test_environments_differ_in_software_and_that_is_named() -> None:

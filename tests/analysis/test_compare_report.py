@@ -10,19 +10,19 @@ from PIL import Image
 from rich.console import Console
 
 from scalebench_lib.analysis.compare import Comparison
-from scalebench_lib.analysis.compared import (
+from scalebench_lib.analysis.compare_report import (
     figure,
-    headline,
     markdown,
     notes,
     printed,
     save,
+    summary,
     tables,
 )
 from scalebench_lib.config import Config
 from scalebench_lib.record import Record
 from tests import factories, simulated
-from tests.analysis.test_compare import compared, sweep
+from tests.comparisons import compared, sweep
 
 SLOW, GONE = simulated.CONFIGS[:2]
 
@@ -43,9 +43,9 @@ def lines(found: Comparison, width: int = 80) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_the_headline_counts_and_tells_what_is_common(found: Comparison) -> None:
+def test_the_summary_counts_and_tells_what_is_common(found: Comparison) -> None:
     """All of it computed, and first of all that is printed."""
-    first, common = headline(found)
+    first, common = summary(found)
     assert first == (
         "after (B) against before (A), 12 points: 2 slower, 0 faster, 8 same, 0 unclear, "
         "2 lost in B."
@@ -59,11 +59,11 @@ def test_what_all_points_share_is_a_sentence() -> None:
     """For each thread count, with its interval; and how to tell a slow machine from software."""
     change = r"\d\.\d % slower \(\d\.\d–[\d.]+ %\) on"
     told = f"Common to all points: {change} 1 thread; {change} 2 threads."
-    first, common, hint = headline(compared(sweep(0), sweep(1, 1.08)))
+    first, common, hint = summary(compared(sweep(0), sweep(1, 1.08)))
     assert " 0 slower, 0 faster, 12 same" in first
     assert re.fullmatch(told, common)
     assert "Machine or software: 'scalebench sweep OUT --against PYTHON' tells" in hint
-    assert len(headline(compared(sweep(0), sweep(1, 1.08), threshold=0.5))) == 2
+    assert len(summary(compared(sweep(0), sweep(1, 1.08), threshold=0.5))) == 2
 
 
 def test_reasons_are_notes_that_name_their_points(found: Comparison) -> None:
@@ -108,11 +108,13 @@ def test_the_longest_names_fit_into_80_columns(width: int) -> None:
     found = compared(*sides)
     (_, rows), *others = tables(found)
     start = lines(found, width).index("") + 1
-    table = lines(found, width)[start : start + len(rows) + 1]
+    table = lines(found, width)[start : start + len(rows) + 2]
     assert not others
     assert max(map(len, table)) <= 80
-    assert [line.split() for line in table[2:]] == [" ".join(row).split() for row in rows[1:]]
-    assert {"onnxruntime-int8", "1024", "16", "on", "off"} <= {word for row in rows for word in row}
+    assert [line.split() for line in table[2:]] == [
+        " ".join(row).split() for row in rows.to_numpy()
+    ]
+    assert {"onnxruntime-int8", "1024", "16", "on", "off"} <= set(rows.to_numpy().ravel())
 
 
 def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_settings_have_tables_of_their_own() -> None:
     records = [r for size in sizes for r in factories.small_records([1], **size)]
     found = compared(records, records)
     assert [title for title, _ in tables(found)] == ["64 pixels", "224 pixels"]
-    assert [len(rows) for _, rows in tables(found)] == [1 + 4, 1 + 4]
+    assert [len(rows) for _, rows in tables(found)] == [4, 4]
     assert "**64 pixels**" in markdown(found)
 
 

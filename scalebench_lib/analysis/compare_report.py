@@ -1,0 +1,273 @@
+"""A comparison for people: lines and tables for a terminal, Markdown, and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape as no_markup
+from rich.table import Table
+
+from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, Common, Comparison, Verdict
+from scalebench_lib.analysis.draw import STYLE, Picture, canvas, caption
+from scalebench_lib.config import AXES
+from scalebench_lib.files import write_atomically
+from scalebench_lib.text import format_number
+
+_STYLES: dict[Verdict, tuple[str, str]] = {
+    "slower": ("#c0392b", ">"),
+    "faster": ("#1f6fb2", "<"),
+    "same": ("0.35", "o"),
+    "unclear": ("0.6", "x"),
+}
+_ONE_SIDED = {"lost": "lost in B", "only A": "only in A", "only B": "only in B"}
+
+_CONTEXT = ["model", *(name for name, axis in AXES.items() if axis.splits)]
+"""Points that differ in one of these stand in tables of their own, so that each stays narrow."""
+
+_MAX_NAMED = 60
+"""More points than this are drawn by their ratio, without a name for each."""
+
+
+def summary(found: Comparison) -> list[str]:
+    """Return how many points got which verdict, and what is common to all of them, in lines."""
+    counts = found.table["verdict"].value_counts()
+    said = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _STYLES]
+    said += [
+        f"{counts[verdict]} {label}" for verdict, label in _ONE_SIDED.items() if verdict in counts
+    ]
+    lines = [f"{found.b} (B) against {found.a} (A), {len(found.table)} points: {', '.join(said)}."]
+    if found.common:
+        lines.append(f"Common to all points: {'; '.join(map(_common_change, found.common))}.")
+    if any(each.verdict != "same" for each in found.common):
+        lines.append("Machine or software: 'scalebench sweep OUT --against PYTHON' tells which.")
+    return lines
+
+
+def _common_change(common: Common) -> str:
+    """``8.0 % slower (3.1–13 %) on 1 thread``."""
+    ratio, where = common.ratio, _on(common.where)
+    if not ratio.differs:
+        return f"no measurable change ({_change(ratio.low)} to {_change(ratio.high)}) on {where}"
+    ends = sorted(100 * abs(end - 1) for end in (ratio.low, ratio.high))
+    least, most = (format_number(each, 2) for each in ends)
+    return f"{_change(ratio.value)} ({least}–{most} %) on {where}"
+
+
+def _change(ratio: float) -> str:
+    return f"{format_number(100 * abs(ratio - 1), 2)} % {'slower' if ratio > 1 else 'faster'}"
+
+
+def _on(where: Sequence[tuple[int, bool]]) -> str:
+    """``1, 2 threads and 4 threads with SMT``."""
+    counts = [(smt, [str(count) for count, on in where if on == smt]) for smt in (False, True)]
+    return " and ".join(_threads(", ".join(n)) + " with SMT" * smt for smt, n in counts if n)
+
+
+def _threads(counts: object) -> str:
+    return f"{counts} thread{'s' * (str(counts) != '1')}"
+
+
+def notes(found: Comparison) -> list[str]:
+    """Return how points were judged, and the reasons of those that could not be, in lines."""
+    judged = found.table[found.table["verdict"].isin(("slower", "faster", "same"))]
+    of = "what is left of its ratio beyond what is common" if found.common else "its latency"
+    lines = [
+        f"A point is called slower or faster where {of} changed by more than "
+        f"{100 * found.threshold:g} % and is clear of noise, at a false discovery rate of 5 % over "
+        "all points."
+    ]
+    if len(judged):
+        lines.append(f"95 % intervals are ±{_half_width(judged).median():.1%} in the median.")
+    if any(each.ratio.half_width > WARN_HALF_WIDTH for each in found.common):
+        lines.append("What is common is not well known: more rounds, or --against, would tell it.")
+    lines += [f"Note: {note}." for note in (*_reasons(found.table), *found.notes)]
+    return lines + [f"NOT ALIKE: {'; '.join(found.differences)}."] * bool(found.differences)
+
+
+def _half_width(table: pd.DataFrame) -> pd.Series:
+    return (table["beyond_high"] - table["beyond_low"]) / 2 / table["beyond"]
+
+
+def _reasons(table: pd.DataFrame) -> Iterator[str]:
+    """Each reason with its points: ``lost in B (failed: no memory): script, batch 1, 4 on …``."""
+    rows = table[(table["why"] != "") | table["verdict"].isin(list(_ONE_SIDED))]
+    if rows.empty:
+        return
+    named = [*_varying(rows, [*_CONTEXT, "smt"]), "optimization"]
+    alike = ["verdict", "why", *named]
+    rows = _joined(
+        _joined(rows, [*alike, "batch_size"], "threads"), [*alike, "threads"], "batch_size"
+    )
+    for (verdict, why), points in rows.groupby(["verdict", "why"], sort=False):
+        labels = (
+            f"{_label(row, [*named, 'batch_size'])} on {_threads(row['threads'])}"
+            for row in points.to_dict("records")
+        )
+        yield f"{_ONE_SIDED.get(verdict, verdict)}{f' ({why})' * bool(why)}: {'; '.join(labels)}"
+
+
+def _joined(table: pd.DataFrame, alike: list[str], name: str) -> pd.DataFrame:
+    """One row for all that are `alike`, with their values of `name` in a list: ``1, 2``."""
+    lists = table.groupby(alike, sort=False)[name].agg(lambda values: ", ".join(map(str, values)))
+    return lists.reset_index()
+
+
+def _varying(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    return [name for name in names if len(table[name].unique()) > 1]
+
+
+def _label(row: dict[Any, Any], names: Iterable[str]) -> str:
+    """Name a point by some of its columns: ``script, SMT on, batch 4, 2 threads``."""
+    words = {
+        "batch_size": f"batch {row['batch_size']}",
+        "threads": _threads(row["threads"]),
+        "smt": f"SMT {'on' if row.get('smt') else 'off'}",
+        "seq_len": f"{row.get('seq_len')} tokens",
+        "image_size": f"{row.get('image_size')} pixels",
+    }
+    return ", ".join(words.get(name, str(row[name])) for name in names)
+
+
+def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
+    """Return a title and a table of text for each context; of one alone without a title.
+
+    The points that both sides have, a row each.
+    """
+    both = found.table.dropna(subset=["latency_ms_a", "latency_ms_b"])
+    varying = _varying(both, _CONTEXT)
+    titles = pd.Series([_label(row, varying) for row in both.to_dict("records")], both.index, str)
+    text = _as_text(both, bool(found.common))
+    return [(str(title), part) for title, part in text.groupby(titles, sort=False)]
+
+
+def _as_text(rows: pd.DataFrame, common: bool) -> pd.DataFrame:
+    """Latencies, ratio, and what is left of it; the one that is judged with half its interval."""
+    columns = {
+        "optimization": rows["optimization"],
+        "SMT": rows["smt"].map({True: "on", False: "off"}),
+        "batch": rows["batch_size"].astype(str),
+        "threads": rows["threads"].astype(str),
+        "A, ms": rows["latency_ms_a"].map(format_number),
+        "B, ms": rows["latency_ms_b"].map(format_number),
+        "B/A": rows["ratio"].map("{:.3f}".format, na_action="ignore").fillna(""),
+        "beyond": [
+            "" if np.isnan(value) else f"{value:.3f} ±{half:.{1 if half < 10 else 0}f}%"
+            for value, half in zip(rows["beyond"], 100 * _half_width(rows), strict=True)
+        ],
+        "verdict": rows["verdict"],
+    }
+    if not common:
+        columns["B/A"] = columns.pop("beyond")
+    if not _varying(rows, ["smt"]):
+        del columns["SMT"]
+    return pd.DataFrame(columns)
+
+
+def printed(found: Comparison) -> list[str | Table]:
+    """Return the comparison for a terminal or a pipe: lines, and tables that fit 80 columns."""
+    lines: list[str | Table] = [*summary(found), ""]
+    for title, table in tables(found):
+        lines += [*[f"{title}:"] * bool(title), _rich(table), ""]
+    return [*lines, *notes(found)]
+
+
+def _rich(rows: pd.DataFrame) -> Table:
+    """A table with a space between columns, and never cut, however narrow the terminal."""
+    widths = [max(len(name), rows[name].str.len().max()) for name in rows]
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, width=sum(widths) + len(widths) - 1)
+    for name in rows:
+        left = name in ("optimization", "SMT", "verdict")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for row in rows.to_numpy():
+        table.add_row(*map(no_markup, row))
+    return table
+
+
+def markdown(found: Comparison, picture: str | None = None) -> str:
+    """Return the comparison for a pull request; `picture` is the address of its figure."""
+    lines = [f"### {_safe(found.a)} → {_safe(found.b)}", "", *_paragraphs(summary(found))]
+    lines += [f"![{_safe(_title(found))}]({picture})", ""] if picture else []
+    for title, table in tables(found):
+        bold = table.replace({"verdict": {name: f"**{name}**" for name in ("slower", "faster")}})
+        rows = bold.assign(optimization=table["optimization"].map(_safe)).to_numpy().tolist()
+        lines += [f"**{_safe(title)}**", ""] if title else []
+        lines += [f"| {' | '.join(row)} |" for row in (table, ["---"] * len(table.columns), *rows)]
+        lines.append("")
+    return "\n".join([*lines, *_paragraphs(notes(found)), _safe(found.machine), ""])
+
+
+def _paragraphs(sentences: Iterable[str]) -> list[str]:
+    return [line for sentence in sentences for line in (_safe(sentence), "")]
+
+
+def _safe(text: str) -> str:
+    """Reasons and names are other people's text: neither HTML nor a table's bar."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
+
+
+def save(found: Comparison, folder: Path) -> Path:
+    """Write ``compare.md``, its figure and its table (CSV) into `folder`; return the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compare.png").write_bytes(figure(found).png())
+    write_atomically(folder / "compare.csv", found.table.to_csv(index=False))
+    write_atomically(folder / "compare.md", markdown(found, "compare.png"))
+    return folder / "compare.md"
+
+
+def _title(found: Comparison) -> str:
+    return f"Latency of {found.b} over that of {found.a}"
+
+
+def figure(found: Comparison) -> Picture:
+    """Draw what each point is judged by, with its interval; in the band is what counts as none."""
+    table = found.table.dropna(subset="ratio")
+    named = len(table) <= _MAX_NAMED
+    rows = (table if named else table.sort_values("beyond")).reset_index(drop=True)
+    beyond = " beyond what is common to all points" * bool(found.common)
+    with rc_context(STYLE):
+        height = 0.7 + 0.26 * len(rows) if named else 5
+        picture, axes = canvas(_title(found), 1, height)
+        axes.axvspan(1 / (1 + found.threshold), 1 + found.threshold, color="0.92", zorder=0)
+        axes.axvline(1, color="0.4", linewidth=1)
+        for verdict, part in rows.groupby("verdict", sort=False):
+            _draw(axes, part, verdict, named)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * (x - 1):+.3g} %".replace("+0 %", "0"))
+        axes.set(xlabel=f"change of latency{beyond}, right: slower", ylim=(len(rows) - 0.4, -0.6))
+        _label_rows(axes, rows, named)
+        note = f"{found.machine} · bars: 95 % interval · grey: less than ±{found.threshold:.0%}"
+        caption(picture, _title(found), [note])
+    picture.subplots_adjust(left=0.27)
+    return picture
+
+
+def _draw(axes: Axes, part: pd.DataFrame, verdict: Verdict, named: bool) -> None:
+    colour, marker = _STYLES[verdict]
+    middle, low, high = part[["beyond", "beyond_low", "beyond_high"]].to_numpy(float).T
+    axes.errorbar(
+        middle,
+        part.index,
+        xerr=[middle - low, high - middle],
+        fmt=marker,
+        color=colour,
+        markersize=6 if named else 3,
+        elinewidth=1.4 if named else 0.5,
+        label=f"{len(part)} {verdict}",
+    )
+
+
+def _label_rows(axes: Axes, rows: pd.DataFrame, named: bool) -> None:
+    columns = [*_varying(rows, [*_CONTEXT, "smt"]), "optimization", "batch_size", "threads"]
+    labels = [_label(row, columns) for row in rows.to_dict("records")] if named else []
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylabel("" if named else f"{len(rows)} points, by ratio")
+    axes.grid(visible=False, axis="y")
+    if len(rows):
+        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
