@@ -1,4 +1,4 @@
-"""What disturbed the turns of a sweep: counted by point, and said where it matters."""
+"""What disturbed the turns of a sweep: counted by point, and reported where it matters."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from typing import Self
 from scalebench_lib.record import Point, Record
 from scalebench_lib.text import pluralize
 
-MANY_SHARED = 0.1
-"""Share of all turns from which on it is said that they were shared: some are on any machine."""
-
-HALF = 0.5
-"""A median holds as long as less than this of a point's turns is shared."""
-
-MANY_THROTTLED = 0.01
-"""Throttled periods a turn from which on they are said: a quota that fits stops nobody."""
-
-MUCH_STOLEN = 0.02
-"""Stolen share of CPU time from which on it is said: as much as points are to be known to."""
+# What is below these is not reported.
+MANY_SHARED = 0.1  # of all turns: some are shared on any machine
+HALF = 0.5  # of a point's turns: with fewer shared its median holds
+MANY_THROTTLED = 0.01  # periods a turn: a quota that fits stops nobody
+MUCH_STOLEN = 0.02  # of the CPU time: as much as points are to be known to
 
 
 @dataclass(frozen=True)
@@ -59,61 +53,61 @@ def _sum(values: Iterable[int | None]) -> int | None:
 
 
 def disturbances(records: Iterable[Record]) -> list[str]:
-    """What disturbed the sweep of `records`, and what to do; a sentence each, where it matters."""
-    records = list(records)
-    points: dict[str, list[Point]] = defaultdict(list)
+    """Return what disturbed the sweep of `records`, and what to do: a sentence each, or none."""
+    records, points = list(records), defaultdict[str, list[Point]](list)
     for record in records:
+        host = f" on {record.host_label}" if record.host_label else ""
         for point in record.points:
-            host = f" on {record.host_label}" if record.host_label else ""
             points[f"{record.config}, {pluralize(point.threads, 'thread')}{host}"].append(point)
-    found = {name: Disturbed.of(each) for name, each in points.items()}
+    by_point = {name: Disturbed.of(each) for name, each in points.items()}
     total = Disturbed.of(chain.from_iterable(points.values()))
-    told = (_shared(found, total), _throttled(found, total), _stolen(found, total))
-    return [*chain.from_iterable(told), *_governors(records)]
+    return [
+        *_shared(by_point, total),
+        *_throttled(by_point, total),
+        *_stolen(by_point, total),
+        *_governors(records),
+    ]
 
 
-_Found = Mapping[str, Disturbed]
-
-
-def _shared(found: _Found, total: Disturbed) -> Iterator[str]:
-    shares = {name: (one.shared or 0) / one.turns for name, one in found.items()}
-    shared, lost = total.shared or 0, sum(share >= HALF for share in shares.values())
-    if shared > MANY_SHARED * total.turns or lost:
+def _shared(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str]:
+    shares = {name: (one.shared or 0) / one.turns for name, one in by_point.items()}
+    shared, unsure = total.shared or 0, sum(share >= HALF for share in shares.values())
+    if shared > MANY_SHARED * total.turns or unsure:
         worst = max(shares, key=shares.__getitem__)
-        more = (
-            f"not so at {pluralize(lost, 'point')}, so measure anew, into another folder, when "
+        advice = (
+            f"not so at {pluralize(unsure, 'point')}, so measure anew, into another folder, when "
             "nothing else runs"
         )
         yield (
             f"Something else was computing here: {shared} of {pluralize(total.turns, 'turn')} were "
-            f"shared, the most at {worst} ({found[worst].shared} of {found[worst].turns}). A "
+            f"shared, the most at {worst} ({by_point[worst].shared} of {by_point[worst].turns}). A "
             "median holds with less than half of its point's turns shared (see results.csv): "
-            f"{more if lost else 'so do all here'}."
+            f"{advice if unsure else 'so do all here'}."
         )
 
 
-def _throttled(found: _Found, total: Disturbed) -> Iterator[str]:
-    if (total.throttled or 0) > MANY_THROTTLED * total.turns:
-        worst = max(found, key=lambda name: (found[name].throttled or 0) / found[name].turns)
+def _throttled(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str]:
+    throttled = total.throttled or 0
+    if throttled > MANY_THROTTLED * total.turns:
+        worst = max(
+            by_point, key=lambda name: (by_point[name].throttled or 0) / by_point[name].turns
+        )
         yield (
-            f"A CPU quota stopped passes in {pluralize(total.throttled or 0, 'period')} of "
+            f"A CPU quota stopped passes in {pluralize(throttled, 'period')} of "
             f"{pluralize(total.turns, 'turn')}, the most at {worst}: raise the quota, or use fewer "
             "threads; the mean, not the median, is what such a point sustains."
         )
 
 
-def _stolen(found: _Found, total: Disturbed) -> Iterator[str]:
+def _stolen(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str]:
+    stolen = {name: one.stolen or 0.0 for name, one in by_point.items()}
     if (total.stolen or 0) > MUCH_STOLEN:
-        worst = max(found, key=lambda name: found[name].stolen or 0)
+        worst = max(stolen, key=stolen.__getitem__)
         yield (
-            f"The hypervisor took {_percent(total.stolen)} of the CPU time for other guests, the "
-            f"most at {worst} ({_percent(found[worst].stolen)}): latencies are those of a shared "
-            "host; measure at another hour, or on a host of its own."
+            f"The hypervisor took {100 * (total.stolen or 0):.1f} % of the CPU time for other "
+            f"guests, the most at {worst} ({100 * stolen[worst]:.1f} %): latencies are those of a "
+            "shared host; measure at another hour, or on a host of its own."
         )
-
-
-def _percent(share: float | None) -> str:
-    return f"{100 * (share or 0):.1f} %"
 
 
 def _governors(records: Iterable[Record]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
@@ -118,28 +118,22 @@ class Imported(StrictModel):
     notes: tuple[str, ...]
 
     @property
-    def machine_title(self) -> str:
-        """For titles and captions."""
-        return self.machine or "an unknown machine"
-
-    @property
     def source(self) -> str:
         """Where the numbers come from, for captions."""
-        return f"Imported from {self.file}: published means, no intervals · {self.machine_title}"
+        machine = self.machine or "an unknown machine"
+        return f"Imported from {self.file}: published means, no intervals · {machine}"
 
     @classmethod
     def load(cls, out: Path) -> Self | None:
         """Read the source of the import in folder `out`, or None; `ScalebenchError` if damaged."""
-        path = out / FILE
         if (out / "imported.json").exists():
             raise RequestError(
                 f"{out} was imported by an older scalebench: import its file again, with "
                 "'scalebench import', into a new folder"
             )
-        if not path.exists():
-            return None
+        path = out / FILE
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes()) if path.exists() else None
         except OSError as error:
             raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
         except ValidationError as error:
@@ -148,35 +142,30 @@ class Imported(StrictModel):
 
 @dataclass(frozen=True, eq=False)
 class PublishedPoint:
-    """A row of an import: a mean without interval, that met nothing else."""
+    """A row of an import: a mean in ns without an interval, that met nothing else (`by_block`)."""
 
     row: Row
+    config: Config
+    threads: int
+    latency: Interval
+    by_block: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    @cached_property
-    def config(self) -> Config:
-        """As of a config of ours, though the words may be unknown to us."""
-        words = {name: value for name, value in self.row.items() if name in Config.model_fields}
-        return Config.model_construct(**words)
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Return the point of a row, whose config may have names unknown to us."""
+        names = {name: row[name] for name in ("model", *AXES)}
+        latency = Interval(row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
+        return cls(row, Config.model_construct(**names), int(row["threads"]), latency)
 
     @property
-    def threads(self) -> int:
-        """On how many threads."""
-        return int(self.row["threads"])
+    def key(self) -> PointKey:
+        """Its name among the points of a sweep."""
+        return self.config.id, self.threads
 
     @cached_property
     def group(self) -> _Group:
         """What it is compared within."""
         return self.config.group, None
-
-    @property
-    def latency(self) -> Interval:
-        """The mean in ns."""
-        return Interval(self.row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
-
-    @property
-    def by_block(self) -> dict[str, np.ndarray]:
-        """It took no turns."""
-        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,11 +190,6 @@ class MeasuredPoint:
     def key(self) -> PointKey:
         """Its name among the points of a sweep."""
         return self.trials[0][0].point_key, self.threads
-
-    @property
-    def machine_name(self) -> str:
-        """The machine's name in tables."""
-        return self.trials[0][0].machine_name
 
     @cached_property
     def group(self) -> _Group:
@@ -232,18 +216,6 @@ class MeasuredPoint:
     def turns(self) -> int:
         """Of all trials."""
         return sum(len(point.turns) for _, point in self.trials)
-
-    @property
-    def coarse(self) -> bool:
-        """Whether it has fewer than 6 turns."""
-        return self.turns < MIN_TURNS
-
-    @property
-    def cpus_utilized(self) -> float:
-        """CPU time / wall time of all samples; NaN where it is not known."""
-        points = [point for _, point in self.trials]
-        wall = sum(point.wall_ns for point in points)
-        return sum(point.cpus_utilized * point.wall_ns for point in points) / wall
 
     @cached_property
     def by_block(self) -> dict[str, np.ndarray]:
@@ -282,7 +254,11 @@ class Results:
         self.records = list(records)
         self.imported = imported
         self.points = _points_of(self.records)
-        self._published = [PublishedPoint(row) for row in published]
+        published_points = (PublishedPoint.of(row) for row in published)
+        self._compared: Mapping[PointKey, MeasuredPoint | PublishedPoint] = {
+            **self.points,
+            **{point.key: point for point in published_points},
+        }
         self._spreads: dict[tuple[bool, bool], Spread] = {}
 
     @classmethod
@@ -362,8 +338,6 @@ class Results:
     @property
     def machines(self) -> list[str]:
         """The machines' titles: ``AMD EPYC, 16 cores, 32 threads``."""
-        if self.imported:
-            return [self.imported.machine_title]
         return list(dict.fromkeys(record.machine.title for record in self.records))
 
     @property
@@ -372,14 +346,14 @@ class Results:
         if self.imported:
             return f"not known; imported {self.imported.imported.date().isoformat()}"
         days = sorted({record.started.date().isoformat() for record in self.records})
-        return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        return " to ".join(dict.fromkeys((days[0], days[-1])))
 
     @property
     def source(self) -> str:
         """Where and when it was measured, for captions."""
-        if self.imported:
-            return self.imported.source
-        return f"{'; '.join(self.machines)} · {self.dates}"
+        return (
+            self.imported.source if self.imported else f"{'; '.join(self.machines)} · {self.dates}"
+        )
 
     @property
     def origin(self) -> str:
@@ -398,18 +372,13 @@ class Results:
         return "This machine has no hyper-threading (SMT), so there is nothing with HT=True."
 
     @cached_property
-    def _compared(self) -> Mapping[PointKey, MeasuredPoint | PublishedPoint]:
-        published = {(one.config.id, one.threads): one for one in self._published}
-        return self.points or published
-
-    @cached_property
-    def _keys(self) -> dict[tuple[str, str], str]:
-        named = ((point.machine_name, point.config.id) for point in self.points.values())
-        return dict(zip(named, (name for name, _ in self.points), strict=True))
+    def _point_keys(self) -> dict[tuple[str, str], str]:
+        """The `point_key` of each machine's configs, as the table names them."""
+        return {(r.machine_name, r.config_id): r.point_key for r in self.records}
 
     def _key_of(self, row: Row) -> PointKey:
         name = str(row["config_id"])
-        return self._keys.get((row["machine"], name), name), int(row["threads"])
+        return self._point_keys.get((row["machine"], name), name), int(row["threads"])
 
     @cached_property
     def _best(self) -> dict[str, PointKey]:
@@ -427,8 +396,8 @@ class Results:
         configs: dict[_Group, dict[Config, str]] = defaultdict(dict)
         for record in self.records:
             configs[_group_of(record)][record.config] = record.point_key
-        for point in self._published:
-            configs[point.group][point.config] = point.config.id
+        for key, point in self._compared.items() if self.imported else ():
+            configs[point.group][point.config] = key[0]
         bases = {group: base_of(each) for group, each in configs.items()}
         return {
             group: _Base(configs[group][base], base.optimization) for group, base in bases.items()
@@ -493,14 +462,13 @@ class Results:
     def _rows(self) -> pd.DataFrame:
         """All columns, those of ``results.csv`` as well as those of `table`."""
         peaks = _peaks(self.records)
-        missing = {r.point_key: r for r in self.records if r.point_key not in self._best}
         rows = [
-            *({**_row(point, peaks), **self._ratios(key)} for key, point in self.points.items()),
-            *({**one.row, **self._ratios((one.config.id, one.threads))} for one in self._published),
-            *(
-                {**_missing_row(record), **self._base_flags(_group_of(record), name)}
-                for name, record in missing.items()
-            ),
+            {**_row(point, peaks), **self._ratios(key)} for key, point in self._compared.items()
+        ]
+        missing = {r.point_key: r for r in self.records if r.point_key not in self._best}
+        rows += [
+            {**_missing_row(record), **self._base_flags(_group_of(record), name)}
+            for name, record in missing.items()
         ]
         table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
         return table.sort_values([*CONFIG_ORDER, "threads"], ignore_index=True)
@@ -568,7 +536,10 @@ def _published_rows(path: Path) -> Sequence[Row]:
     return table.to_dict("records")
 
 
-def _peaks(records: Iterable[Record]) -> dict[tuple[Any, ...], float]:
+_Peaks = Mapping[tuple[Any, ...], float]
+
+
+def _peaks(records: Iterable[Record]) -> _Peaks:
     """The machine's best GFLOP/s by placement of threads and type, over the whole sweep."""
     peaks: dict[tuple[Any, ...], float] = {}
     for record in records:
@@ -583,11 +554,15 @@ def _peak_key(record: Record, threads: int, dtype: str) -> tuple[Any, ...]:
     return threads, record.config.smt, record.config.placement, record.host_label, dtype
 
 
-def _row(measured: MeasuredPoint, peaks: Mapping[tuple[Any, ...], float]) -> dict[str, Any]:
+def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
+    if isinstance(measured, PublishedPoint):
+        return measured.row
     record, point = measured.trials[0]
     latency_ns = measured.latency.value
     flops = next((record.flops for record, _ in measured.trials if record.flops), None)
     gflops = flops / latency_ns if flops else None
+    points = [point for _, point in measured.trials]
+    wall_ns = sum(point.wall_ns for point in points)
     dtype = record.engine.get("precision", "fp32")
     peak = peaks.get(_peak_key(record, measured.threads, dtype))
     return {
@@ -597,15 +572,15 @@ def _row(measured: MeasuredPoint, peaks: Mapping[tuple[Any, ...], float]) -> dic
         "threads": measured.threads,
         "cores": point.cores,
         "outliers": int(measured.outlier.sum()),
-        "coarse": measured.coarse,
+        "coarse": measured.turns < MIN_TURNS,
         "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
         "gflops": gflops,
         "peak_fraction": gflops / peak if gflops and peak else None,
-        "pinned": all(point.pinned for _, point in measured.trials),
-        "cpus_utilized": measured.cpus_utilized,
+        "pinned": all(point.pinned for point in points),
+        "cpus_utilized": sum(point.cpus_utilized * point.wall_ns for point in points) / wall_ns,
         "trials": len(measured.trials),
-        **asdict(Disturbed.of(point for _, point in measured.trials)),
-        "spent_s": sum(point.spent_s for _, point in measured.trials),
+        **asdict(Disturbed.of(points)),
+        "spent_s": sum(point.spent_s for point in points),
     }
 
 

@@ -221,7 +221,7 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
     table = points.agg(
         latency_ms_mean=("mean", "mean"), latency_ms_min=("least", "min"), trials=("mean", "size")
     ).reset_index()
-    configs = (PublishedPoint(row).config for row in table.to_dict("records"))
+    configs = (PublishedPoint.of(row).config for row in table.to_dict("records"))
     return table.assign(
         machine=machine,
         config_id=[config.id for config in configs],
