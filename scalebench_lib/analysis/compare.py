@@ -22,7 +22,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -83,25 +84,28 @@ class Common:
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What comparing sweep `a` with sweep `b` found.
+class Change(NamedTuple):
+    """How much longer a point takes in B: its `ratio`, and what of it is `beyond` the common."""
 
-    `common` is what was taken out of the ratios. `table` has one row a point of either side: its
-    config, ``latency_ms_a`` and ``_b``, ``ratio`` (B over A), what is left of it ``beyond`` the
-    common, each with ``_low`` and ``_high``, ``chance`` (the p-value of ``beyond``), ``verdict``,
-    and ``why`` where it needs a word. `differences` are what machine and software do not share,
-    `notes` whatever else a reader has to know.
+    ratio: Ratio
+    beyond: Ratio
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Sweep `b` compared with sweep `a`, point by point: the results `after` with those `before`.
+
+    `changes` are those of the points that can be compared, `common` is what was taken out of them.
+    A change up to `threshold` is none.
     """
 
     a: str
     b: str
-    machine: str
+    before: Results
+    after: Results
     threshold: float
-    differences: list[str]
-    table: pd.DataFrame
+    changes: Mapping[PointKey, Change]
     common: tuple[Common, ...] = ()
-    notes: tuple[str, ...] = ()
 
     def count(self, verdict: Verdict) -> int:
         """Return how many points got `verdict`."""
@@ -113,12 +117,84 @@ class Comparison:
         together = any(each.verdict == "slower" for each in self.common)
         return together or self.count("slower") + self.count("lost") > 0
 
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row a point of either side: its config, ``latency_ms_a`` and ``_b``, and verdict.
 
-class _Change(NamedTuple):
-    """How much longer a point takes in B: its `ratio`, and what of it is `beyond` the common."""
+        ``ratio`` is B over A, ``beyond`` what is left of it beyond the common, each with ``_low``
+        and ``_high``; ``chance`` is the p-value of ``beyond``, ``why`` explains some verdicts.
+        """
+        points = {**self.after.points, **self.before.points}
+        rows = [
+            {
+                "config_id": key[0],
+                "threads": key[1],
+                **point.config.model_dump(include={"model", *AXES}),
+                **self._cells(key),
+            }
+            for key, point in points.items()
+        ]
+        table = pd.DataFrame(rows, columns=_COLUMNS)
+        table = table.sort_values([*CONFIG_ORDER, "threads"], kind="stable", ignore_index=True)
+        return _with_verdicts(table, self.threshold)
 
-    ratio: Ratio
-    beyond: Ratio
+    def _cells(self, key: PointKey) -> dict[str, Any]:
+        """What is known of a point before all are judged; its verdict is empty if it can be."""
+        sides = one, other = self.before.points.get(key), self.after.points.get(key)
+        a, b = (side.latency.value / 1e6 if side else math.nan for side in sides)
+        cells: dict[str, Any] = {"latency_ms_a": a, "latency_ms_b": b}
+        if one is None or other is None:
+            return {**cells, **self._one_sided(key, only_b=one is None)}
+        change = self.changes.get(key)
+        if change is None:
+            return {**cells, "verdict": "unclear", "why": "not measured together"}
+        cells["verdict"], cells["why"] = _reading(_outlier_share(one, other), change)
+        cells["chance"] = change.beyond.p_value
+        for name, ratio in change._asdict().items():
+            cells |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+        return cells
+
+    def _one_sided(self, key: PointKey, only_b: bool) -> dict[str, str]:
+        """The verdict on a point that a side lacks, and why it does, if it was asked for it."""
+        records = (self.before if only_b else self.after).records
+        record = next((record for record in reversed(records) if record.point_key == key[0]), None)
+        why = ""
+        if record:
+            reason = record.reason and f"{record.status}: {record.reason}"
+            why = reason or "not at this thread count"
+        return {"verdict": "only B" if only_b else "lost" if record else "only A", "why": why}
+
+    @cached_property
+    def differences(self) -> list[str]:
+        """What the records of configs that both measured do not share: ``torch 2.6.0 → 2.7.0``."""
+        both = _config_ids(self.before) & _config_ids(self.after)
+        sides = [
+            [r for r in side.records if r.status == "ok" and r.config_id in both]
+            for side in (self.before, self.after)
+        ]
+        if not all(sides):
+            return []
+        facts = [_facts(side) for side in sides]
+        values = {
+            name: [", ".join(sorted(side.get(name, {"none"}))) for side in facts]
+            for name in sorted(facts[0].keys() | facts[1].keys())
+        }
+        return [
+            *_other_machine(*sides),
+            *(f"{name} {one} → {other}" for name, (one, other) in values.items() if one != other),
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What else a reader has to know."""
+        sides = (self.before, self.after)
+        machines = ([record.machine for record in side.records] for side in sides)
+        notes = [note] if (note := perhaps_another_host(*machines)) else []
+        if any(side.assumed_spread for side in sides):
+            notes.append(
+                "without a second round on both sides it is assumed how much rounds differ"
+            )
+        return notes
 
 
 def compare(
@@ -142,7 +218,9 @@ def compare(
         before, after = _of_one_model(before, after, model_a, model_b)
     _require_common_configs(a, b, before, after)
     changes, common = _changes(before, after, threshold)
-    found = _comparison(a, b, before, after, changes, threshold, common)
+    found = Comparison(
+        a.resolve().name, b.resolve().name, before, after, threshold, changes, common
+    )
     if found.differences and not anyway:
         differences = "; ".join(found.differences)
         raise RequestError(f"{a} and {b} differ in {differences}: compare them with --anyway")
@@ -157,8 +235,9 @@ def against(a: Path, b: Path) -> Comparison:
     """
     before, after = (_load(out, any_machine=False) for out in (a, b))
     _require_common_configs(a, b, before, after)
-    changes = {key: _Change(ratio, ratio) for key, ratio in twins(after, before).items()}
-    return _comparison(a, b, before, after, changes, THRESHOLD_AGAINST)
+    changes = {key: Change(ratio, ratio) for key, ratio in twins(after, before).items()}
+    names = (a.resolve().name, b.resolve().name)
+    return Comparison(*names, before, after, THRESHOLD_AGAINST, changes)
 
 
 def save_against(found: Comparison, path: Path) -> None:
@@ -212,47 +291,14 @@ def _require_common_configs(a: Path, b: Path, before: Results, after: Results) -
     )
 
 
-def _comparison(
-    a: Path,
-    b: Path,
-    before: Results,
-    after: Results,
-    changes: Mapping[PointKey, _Change],
-    threshold: float,
-    common: tuple[Common, ...] = (),
-) -> Comparison:
-    return Comparison(
-        a=a.resolve().name,
-        b=b.resolve().name,
-        machine="; ".join(before.machines),
-        threshold=threshold,
-        differences=list(_differences(before, after)),
-        table=_table(before, after, changes, threshold),
-        common=common,
-        notes=tuple(_notes(before, after)),
+def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
+    one, other = (
+        list(dict.fromkeys(record.machine for record in side)) for side in (before, after)
     )
-
-
-def _differences(before: Results, after: Results) -> Iterator[str]:
-    """What the records of configs that both measured do not share: ``torch 2.6.0 → 2.7.0``."""
-    both = _config_ids(before) & _config_ids(after)
-    sides = [
-        [r for r in side.records if r.status == "ok" and r.config_id in both]
-        for side in (before, after)
-    ]
-    if what := _other_machine(*sides):
-        titles = ["; ".join(Results.of(side).machines) for side in sides]
+    differing = (what for x, y in product(one, other) if (what := x.differs_from(y)))
+    titles = ["; ".join(dict.fromkeys(machine.title for machine in side)) for side in (one, other)]
+    for what in islice(differing, 1):
         yield f"machine ({what}) {titles[0]} → {titles[1]}"
-    facts = [_facts(side) for side in sides]
-    for name in sorted(facts[0].keys() | facts[1].keys()):
-        values = [", ".join(sorted(side.get(name, {"none"}))) for side in facts]
-        if values[0] != values[1] and all(sides):
-            yield f"{name} {values[0]} → {values[1]}"
-
-
-def _other_machine(before: list[Record], after: list[Record]) -> str | None:
-    one, other = ({record.machine for record in side} for side in (before, after))
-    return next((what for x, y in product(one, other) if (what := x.differs_from(y))), None)
 
 
 def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
@@ -270,23 +316,15 @@ def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
     return found
 
 
-def _notes(before: Results, after: Results) -> Iterator[str]:
-    sides = ([record.machine for record in side.records] for side in (before, after))
-    if another_host := perhaps_another_host(*sides):
-        yield another_host
-    if before.assumed_spread or after.assumed_spread:
-        yield "without a second round on both sides it is assumed how much rounds differ"
-
-
 def _changes(
     before: Results, after: Results, threshold: float
-) -> tuple[dict[PointKey, _Change], tuple[Common, ...]]:
+) -> tuple[dict[PointKey, Change], tuple[Common, ...]]:
     """The change of each point that both sides have, and what is common to many."""
     pairs = {
         key: (before.points[key], after.points[key]) for key in before.points if key in after.points
     }
     changes = {
-        key: _Change(ratio, ratio) for key, pair in pairs.items() for ratio in [_apart(*pair)]
+        key: Change(ratio, ratio) for key, pair in pairs.items() for ratio in [_apart(*pair)]
     }
     calm = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
     alike, factors = list(_alike(calm)), list[Ratio]()
@@ -382,18 +420,21 @@ class _Levels:
         A point that was alone in its blocks keeps its latency, and the error of that.
         """
         logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
-        shares = _block_shares(points)
+        turns = _turns(points)
+        counts = turns.notna().T.groupby(level=0).sum().T
+        shares = counts.div(counts.sum(axis="columns"), axis="index")  # of blocks in points
         mean, typical = shares.mean(), _typical(noise)
         common, own = (mean**2).sum(), (shares * (shares - 2 * mean)).sum(axis="columns")
         minutes = noise[typical] * (1 / (shares.loc[typical] ** 2).sum())  # of one block
-        beside = _beside_others(points, logs)
-        trials = {(block, point.key[0]) for point in points for block in point.by_block}
         # A process has its own speed: the configs of each block less 1 are compared.
+        trials = {(block, point.key[0]) for point in points for block in point.by_block}
+        beside = {place: _beside_others(turns, place) for place in turns.index}
         spread = Spread.of(beside.values(), len(trials) - len(shares.columns))
         for place, parts in beside.items():
-            logs[place] += np.median(np.concatenate(parts))
-            own_minutes = minutes * max(own[place] + common, 0.0)
-            noise[place] = median_variance(parts, spread) + own_minutes
+            if parts:
+                logs[place] += np.median(np.concatenate(parts))
+                drift = minutes * max(own[place] + common, 0.0)
+                noise[place] = median_variance(parts, spread) + drift
         return cls(logs, noise, minutes * common)
 
 
@@ -406,90 +447,22 @@ def _latency_variances(points: Sequence[MeasuredPoint]) -> list[Variance]:
     return [median_variance(point.parts, drift) for point in points]
 
 
-def _block_shares(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
-    """The share of each block (a column) in the turns of each point (a row)."""
-    turns = pd.DataFrame(
-        [
-            {block: np.isfinite(logs).sum() for block, logs in point.by_block.items()}
-            for point in points
-        ]
-    ).fillna(0)
-    return turns.div(turns.sum(axis="columns"), axis="index")
+def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
+    """The turns of each point (a row) by block and cycle (a column): logs over its latency."""
+    rows = []
+    for point in points:
+        blocks = {block: pd.Series(logs) for block, logs in point.by_block.items()}
+        rows.append(pd.concat(blocks) - math.log(point.latency.value))
+    return pd.DataFrame(rows)
 
 
-def _beside_others(
-    points: Sequence[MeasuredPoint], log_latencies: np.ndarray
-) -> dict[int, list[np.ndarray]]:
-    """The turns of each point less the median of the other points' in the same cycle, by block.
-
-    All are logs over their point's latency. Points are told by their place.
-    """
-    found: dict[int, list[np.ndarray]] = defaultdict(list)
-    for block in dict.fromkeys(block for point in points for block in point.by_block):
-        turns = pd.DataFrame.from_dict(
-            {
-                place: (point.by_block[block] - log_latencies[place]).tolist()
-                for place, point in enumerate(points)
-                if block in point.by_block
-            },
-            orient="index",
-        )
-        for place in turns.index if len(turns) > 1 else ():
-            beside = (turns.loc[place] - turns.drop(index=place).median()).dropna()
-            if not beside.empty:
-                found[place].append(beside.to_numpy(float))
-    return found
+def _beside_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:
+    """The turns of a point less the median of the other points' in the same cycle, by block."""
+    beside = (turns.loc[place] - turns.drop(index=place).median()).dropna()
+    return [part.to_numpy(float) for _, part in beside.groupby(level=0)]
 
 
-def _table(
-    before: Results, after: Results, changes: Mapping[PointKey, _Change], threshold: float
-) -> pd.DataFrame:
-    points = {**after.points, **before.points}
-    rows = [
-        {
-            "config_id": key[0],
-            "threads": key[1],
-            **point.config.model_dump(include={"model", *AXES}),
-            **_compared(key, before, after, changes.get(key)),
-        }
-        for key, point in points.items()
-    ]
-    table = pd.DataFrame(rows, columns=_COLUMNS)
-    table = table.sort_values([*CONFIG_ORDER, "threads"], kind="stable", ignore_index=True)
-    return _with_verdicts(table, threshold)
-
-
-def _compared(
-    key: PointKey, before: Results, after: Results, change: _Change | None
-) -> dict[str, Any]:
-    """What is known of a point before all are judged; its verdict is empty where it is to be."""
-    one, other = before.points.get(key), after.points.get(key)
-    latencies = {
-        "latency_ms_a": one.latency.value / 1e6 if one else math.nan,
-        "latency_ms_b": other.latency.value / 1e6 if other else math.nan,
-    }
-    if one is None or other is None:
-        return {**latencies, **_one_sided(key, before if one is None else after, one is None)}
-    if change is None:
-        return {**latencies, "verdict": "unclear", "why": "not measured together"}
-    verdict, why = _reading(_outlier_share(one, other), change)
-    cells: dict[str, Any] = {"chance": change.beyond.p_value, "verdict": verdict, "why": why}
-    for name, ratio in change._asdict().items():
-        cells |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
-    return {**latencies, **cells}
-
-
-def _one_sided(key: PointKey, side: Results, only_b: bool) -> dict[str, str]:
-    """The verdict on a point that `side` lacks, and why it does, if it was asked for it."""
-    record = next((r for r in reversed(side.records) if r.point_key == key[0]), None)
-    why = ""
-    if record:
-        reason = record.reason and f"{record.status}: {record.reason}"
-        why = reason or "not at this thread count"
-    return {"verdict": "only B" if only_b else "lost" if record else "only A", "why": why}
-
-
-def _reading(outliers: float, change: _Change) -> tuple[str, str]:
+def _reading(outliers: float, change: Change) -> tuple[str, str]:
     """The verdict of a point that cannot be judged, else an empty one; and what to say of it."""
     half_width = change.beyond.half_width
     if outliers > MOST_OUTLIERS:

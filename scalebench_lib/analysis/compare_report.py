@@ -201,7 +201,7 @@ def markdown(found: Comparison, picture: str | None = None) -> str:
         lines += [f"**{_safe(title)}**", ""] if title else []
         lines += [f"| {' | '.join(row)} |" for row in (table, ["---"] * len(table.columns), *rows)]
         lines.append("")
-    return "\n".join([*lines, *_paragraphs(notes(found)), _safe(found.machine), ""])
+    return "\n".join([*lines, *_paragraphs(notes(found)), _safe(_machine(found)), ""])
 
 
 def _paragraphs(sentences: Iterable[str]) -> list[str]:
@@ -220,6 +220,10 @@ def save(found: Comparison, folder: Path) -> Path:
     write_atomically(folder / "compare.csv", found.table.to_csv(index=False))
     write_atomically(folder / "compare.md", markdown(found, "compare.png"))
     return folder / "compare.md"
+
+
+def _machine(found: Comparison) -> str:
+    return "; ".join(found.before.machines)
 
 
 def _title(found: Comparison) -> str:
@@ -242,7 +246,7 @@ def figure(found: Comparison) -> Picture:
         axes.xaxis.set_major_formatter(lambda x, _: f"{100 * (x - 1):+.3g} %".replace("+0 %", "0"))
         axes.set(xlabel=f"change of latency{beyond}, right: slower", ylim=(len(rows) - 0.4, -0.6))
         _label_rows(axes, rows, named)
-        note = f"{found.machine} · bars: 95 % interval · grey: less than ±{found.threshold:.0%}"
+        note = f"{_machine(found)} · bars: 95 % interval · grey: less than ±{found.threshold:.0%}"
         caption(picture, _title(found), [note])
     picture.subplots_adjust(left=0.27)
     return picture

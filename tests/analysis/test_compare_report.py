@@ -1,6 +1,7 @@
 """A comparison's words, table, Markdown and figure."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,8 @@ def test_the_figure_shows_what_each_point_is_judged_by(found: Comparison) -> Non
 def test_a_figure_of_thousands_stays_a_page(found: Comparison) -> None:
     """Sorted by ratio, without a name for each."""
     table = pd.concat([found.table] * 200, ignore_index=True)
-    many = Comparison(**{**vars(found), "table": table})
+    many = replace(found)
+    vars(many)["table"] = table
     picture = figure(many)
     assert picture.get_figheight() < 8
     assert not picture.axes[0].get_yticks().size
