@@ -1,423 +1,358 @@
-"""From a request to a decision: the plan to run, what it is compared with, and the proof.
+"""From a request to a decision: the plan to run, what it is compared with, and the verification.
 
-`Ground` is what a decision stands on: the request, the sweep's profile, what was learned before.
+`Context` is what a decision rests on: the sweep's profile, and the plans that were run before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from math import ceil, nan
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from scalebench_lib.config import PositiveInt, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.plan.interference import Interference, Observation, observation, shape
-from scalebench_lib.plan.placement import Placed, placed
-from scalebench_lib.plan.planner import Plan, Planner
-from scalebench_lib.plan.profile import InstanceOption, Profile
-from scalebench_lib.plan.runner import Limits, PlanRunner, Run, Say, speedup
-from scalebench_lib.record import Record
+from scalebench_lib.notebook import parameters
+from scalebench_lib.plan.interference import Interference, Observation, slowdown
+from scalebench_lib.plan.placement import PlacedInstance, place
+from scalebench_lib.plan.planner import Plan, Planner, unbeaten
+from scalebench_lib.plan.profile import SHARED, Instance, Profile
+from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, speedup
+from scalebench_lib.record import Record, Software
 from scalebench_lib.results import Results
-from scalebench_lib.stats import Interval, Ratio, Variance
+from scalebench_lib.stats import Ratio
 from scalebench_lib.text import format_number, pluralize
 
 CANDIDATES = 3
-"""How many plans a proof runs beside the baselines."""
+"""How many plans a verification runs besides the baselines."""
 
 
 class Request(StrictModel):
     """What is asked: the best plan for `batch_size`, or of most throughput within `slo_ms`.
 
-    `threads` counts physical cores. What is not given is 0 or empty: all cores, any
-    optimization, and the only model, size of items and machine that there is.
+    `threads` counts physical cores, 0 means all; an empty `optimization` means any. `shared` names
+    values of `SHARED` where the sweep has several.
     """
 
     batch_size: PositiveInt = 0
     threads: PositiveInt = 0
     optimization: str = ""
     slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.0
-    machine: str = ""
-    model: str = ""
-    seq_len: PositiveInt = 0
-    image_size: PositiveInt = 0
-    placement: str = ""
+    shared: Mapping[str, Any] = {}
 
     @classmethod
     def of(cls, **values: Any) -> Request:
-        """Check `values` (None: not given); `RequestError` where they are wrong or too few."""
-        given = {name: value for name, value in values.items() if value is not None}
+        """Check `values`, of which None, 0 and the empty text mean: not given.
+
+        Raises `RequestError` where they are wrong or too few.
+        """
+        given = {name: value for name, value in values.items() if value}
         if not {"batch_size", "slo_ms"} & given.keys():
             raise RequestError("name a batch size, or a latency limit with slo_ms, or both")
-        return cls.from_input(given)
+        shared = {name: given.pop(name) for name in SHARED if name in given}
+        return cls.from_input({**given, "shared": shared})
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a decision stands on: the profile, the cores to use, and what was learned before."""
+class Context:
+    """What a decision rests on: the profile, the cores to use, and the plans that were run.
+
+    `record` is one of the profile's; None where the sweep was imported.
+    """
 
     out: Path
     profile: Profile
     machine: Machine
     cores: int
-    records: tuple[Record, ...]
-    learned: Interference
+    record: Record | None
+    interference: Interference
 
     @classmethod
-    def load(cls, out: Path, request: Request) -> Ground:
+    def load(cls, out: Path, request: Request) -> Context:
         """Read what the sweep in `out` has for `request`; `RequestError` says what it lacks."""
         results = Results.load(out)
-        profile = Profile.of(results.table, **request.model_dump())
-        machine = _machine(profile, results.table, results.records)
-        most = machine.max_threads(smt=False)
-        records = tuple(results.records)
-        return cls(out, profile, machine, most, records, Interference.load(out))
+        profile = Profile.of(results.table, request.shared)
+        record = next((one for one in results.records if one.points and profile.holds(one)), None)
+        machine = record.machine if record else _published_machine(profile, results.table)
+        learned, cores = Interference.load(out), machine.max_threads(smt=False)
+        return cls(out, profile, machine, cores, record, learned)
 
-    def narrowed(self, request: Request) -> Ground:
+    def decide(self, request: Request) -> Decision:
+        """The plan that is known or predicted to be best; nothing is run.
+
+        Raises `RequestError` for what cannot be had, with the nearest that can.
+        """
+        context = self._narrowed(request)
+        best = context._best(request)
+        fat, thin = context.fat(best.batch_size), context.thin(best.batch_size)
+        candidates = _candidates([("best", best), ("fat", fat), ("thin", thin)])
+        return Decision(context, request, candidates[0], candidates)
+
+    def _narrowed(self, request: Request) -> Context:
         """Only the cores and the optimization that `request` allows."""
         if request.threads > self.cores:
             raise RequestError(
                 f"threads: {request.threads} is more than the "
-                f"{pluralize(self.cores, 'core')} of {self.profile.machine}, "
+                f"{pluralize(self.cores, 'core')} of {self.profile.shared['machine']}, "
                 f"where this sweep was measured: use at most {self.cores}"
             )
-        profile = self.profile.only(request.optimization or None)
+        chosen = request.optimization
+        profile = self.profile.only(chosen) if chosen else self.profile
         return replace(self, profile=profile, cores=request.threads or self.cores)
 
     @cached_property
     def planner(self) -> Planner:
         """Plans with the slow-down that was learned so far."""
-        return Planner(self.profile.options, self.cores, self.exponent)
+        return Planner(self.profile.instances, self.cores, self.slowdown or 0.0)
+
+    @cached_property
+    def runs(self) -> list[Plan]:
+        """The plans of this profile that were run, with the software that it was measured with."""
+        seen = [one for one in self.interference.observations if one.shared == self.profile.shared]
+        software = self.record and self.record.software
+        return [one.plan for one in seen if software and not one.software.differs_from(software)]
 
     @property
-    def exponent(self) -> float:
-        """How instances slow each other down; see `planner`."""
-        return self.learned.exponent(self.profile)
+    def slowdown(self) -> float | None:
+        """How instances slow each other down (see `planner`); None where nothing is known."""
+        return slowdown(self.runs, self.profile.optimizations)
 
-    @property
-    def seen(self) -> list[Observation]:
-        """The plans of this profile's model that were run, by batch size."""
-        runs = self.learned.about(self.profile)
-        return sorted(runs, key=lambda run: sum(one.batch_size for one in run.instances))
+    @cached_property
+    def _measured(self) -> dict[Plan, Plan]:
+        """Those of `runs` that can be run with these cores and optimizations."""
+        known = set(self.profile.optimizations)
+        fitting = [one for one in self.runs if one.cores <= self.cores]
+        return {plan: plan for plan in fitting if plan.optimizations <= known}
 
-    def known(self, plan: Plan) -> Plan:
-        """`plan` with what its own run taught, if it was run."""
-        return self.learned.known(plan, self.profile)
+    def _ranked(self, plans: Iterable[Plan], batch_size: int) -> list[Plan]:
+        """`plans`, and those of this batch that were run: the fastest, then the smallest, first."""
+        run = [plan for plan in self._measured if plan.batch_size == batch_size]
+        known = dict.fromkeys(self._measured.get(plan, plan) for plan in (*run, *plans))
+        return sorted(known, key=lambda plan: (plan.latency_ms, plan.cores))
 
     def fastest(self, batch_size: int) -> Plan:
-        """The best plan for `batch_size`, with what is known of it."""
-        return fastest(self.planner, self.profile, batch_size, self.learned)
+        """The fastest plan, measured or else predicted; `RequestError` where there is none."""
+        baselines = filter(None, (self.fat(batch_size), self.thin(batch_size)))
+        return self._ranked([*baselines, self.planner.best(batch_size)], batch_size)[0]
 
     def frontier(self) -> list[Plan]:
-        """Plans that none beats in both latency and throughput, with what is known of each."""
-        return self.planner.frontier(self.known)
+        """Plans that none beats in both latency and throughput, measured or else predicted."""
+        predicted = (self._measured.get(plan, plan) for plan in self.planner.frontier())
+        return unbeaten([*predicted, *self._measured])
 
-    def best(self, request: Request) -> Plan:
-        """The best plan; `RequestError` where there is none, with the nearest that there is."""
+    def within_latency(self, slo_ms: float) -> Plan:
+        """The plan of most throughput, of any batch size, that takes at most `slo_ms`.
+
+        Raises `RequestError` with the fastest there is where nothing meets the limit.
+        """
+        frontier = self.frontier()
+        if within := [plan for plan in frontier if plan.latency_ms <= slo_ms]:
+            return within[-1]
+        fastest, least = frontier[0], format_number(frontier[0].latency_ms, 4)
+        raise RequestError(
+            f"slo_ms: nothing answers within {slo_ms:g} ms on {pluralize(self.cores, 'core')}: the "
+            f"fastest is batch {fastest.batch_size} in {least} ms, {fastest}"
+        )
+
+    def _best(self, request: Request) -> Plan:
         if not request.batch_size:
-            return self.planner.under(request.slo_ms, self.known)
+            return self.within_latency(request.slo_ms)
         best = self.fastest(request.batch_size)
-        if request.slo_ms and best.predicted_ms > request.slo_ms:
-            less = self.planner.under(request.slo_ms, self.known)
+        if request.slo_ms and best.latency_ms > request.slo_ms:
+            less = self.within_latency(request.slo_ms)
             raise RequestError(
                 f"slo_ms: batch {request.batch_size} takes at least "
-                f"{format_number(best.predicted_ms, 4)} ms; "
+                f"{format_number(best.latency_ms, 4)} ms; "
                 f"within {request.slo_ms:g} ms the largest is batch {less.batch_size} "
-                f"in {format_number(less.predicted_ms, 4)} ms, {less}"
+                f"in {format_number(less.latency_ms, 4)} ms, {less}"
             )
         return best
 
-    def candidates(self, batch_size: int) -> list[Plan]:
-        """The plans that promise most, the best first."""
-        return candidates(self.planner, self.profile, batch_size, self.learned)[:CANDIDATES]
-
     def fat(self, batch_size: int) -> Plan | None:
-        """The one-instance baseline with what is known of it, if it was profiled."""
-        plan = fat(self.profile, self.cores, batch_size)
-        return plan and self.known(plan)
+        """One instance on all cores, as most people serve; None where that is not known."""
+        single = [Plan.of([one]) for one in self.profile.instances if one.batch_size == batch_size]
+        plans = self._ranked(single, batch_size)
+        return next((p for p in plans if len(p.instances) == 1 and p.cores == self.cores), None)
 
     def thin(self, batch_size: int) -> Plan | None:
-        """The baseline of one thread an instance with what is known of it, if there is one."""
-        plan = thin(self.profile, self.cores, batch_size, self.exponent)
-        return plan and self.known(plan)
+        """Instances of one thread, a core each; None where their sizes do not sum to the batch."""
+        single = [one for one in self.profile.instances if _is_thin(one)]
+        plans = self._ranked(self._fastest_of(single, self.cores, batch_size), batch_size)
+        return next((plan for plan in plans if all(map(_is_thin, plan.instances))), None)
 
-    def proof(self, limits: Limits, say: Say) -> PlanRunner:
+    def promising(self, batch_size: int) -> list[Plan]:
+        """The plans to verify, the best first, each of its own kind.
+
+        They are the best with instances of at most, and of at least, 1, 2, 4 … cores, the best
+        that leave cores idle, and those that were run before.
+        """
+        found = [*self._of_every_kind(batch_size), self.planner.best(batch_size)]
+        return self._ranked(found, batch_size)[:CANDIDATES]
+
+    def _of_every_kind(self, batch_size: int) -> Iterator[Plan]:
+        every = self.profile.instances
+        for cores in (2**power for power in range(self.cores.bit_length())):
+            small = [one for one in every if one.cores <= cores]
+            large = [one for one in every if one.cores >= cores]
+            yield from self._fastest_of(small, self.cores, batch_size)
+            yield from self._fastest_of(large, self.cores, batch_size)
+            yield from self._fastest_of(every, cores, batch_size)
+
+    def _fastest_of(
+        self, instances: Iterable[Instance], cores: int, batch_size: int
+    ) -> Iterator[Plan]:
+        with suppress(RequestError):
+            yield Planner(instances, cores, self.planner.slowdown).best(batch_size)
+
+    def runner(self, limits: Limits, say: Say) -> PlanRunner:
         """The means to run plans here; `RequestError` where the sweep is of another machine."""
         here = Machine.here()
-        if not self.records:
+        if not self.record:
             raise RequestError("this sweep was imported: only one measured here can be verified")
         if differs := self.machine.differs_from(here):
             raise RequestError(
                 f"this sweep was measured on {self.machine.title}, which differs from this machine "
                 f"in its {differs}: verify there, or measure here"
             )
-        record = next(one for one in self.records if one.points and self.profile.is_of(one))
-        return PlanRunner(record.config, here, limits, say)
+        return PlanRunner(self.record.config, here, limits, say)
+
+    def keep(self, plans: Iterable[Plan]) -> Context:
+        """Keep the plans that were run with the sweep, for later ones: the context with them.
+
+        The file is read again first, another verification may have ended.
+        """
+        seen = {"when": datetime.now(UTC), "software": Software.here()}
+        runs = [Observation(shared=self.profile.shared, plan=plan, **seen) for plan in plans]
+        learned = Interference.load(self.out).with_runs(runs)
+        learned.save(self.out)
+        return replace(self, interference=learned)
 
 
-def _machine(profile: Profile, table: pd.DataFrame, records: Iterable[Record]) -> Machine:
-    """The machine of the records; of an imported sweep what its rows tell of one."""
-    for record in records:
-        if record.machine_name == profile.machine:
-            return record.machine
-    rows = table[(table["machine"] == profile.machine) & (table["status"] == "ok")]
-    count = int(np.ceil(rows["cores"].max()))
-    width = int(np.ceil((rows["threads"] / rows["cores"]).max()))
-    cores = [Core(cpus=tuple(range(first, width * count, count))) for first in range(count)]
+def _published_machine(profile: Profile, table: pd.DataFrame) -> Machine:
+    """What the rows of an imported sweep tell of its machine."""
+    rows = table[(table["machine"] == profile.shared["machine"]) & (table["status"] == "ok")]
+    count = ceil(rows["cores"].max())
+    width = ceil((rows["threads"] / rows["cores"]).max())
+    cores = tuple(Core(cpus=tuple(range(first, width * count, count))) for first in range(count))
     unknown = {"system": "unknown", "kernel": "unknown", "architecture": "unknown"}
-    return Machine(cpu_model=profile.machine, cores=tuple(cores), memory_bytes=1, **unknown)
+    return Machine(cpu_model=profile.shared["machine"], cores=cores, memory_bytes=1, **unknown)
 
 
-def fat(profile: Profile, cores: int, batch_size: int) -> Plan | None:
-    """One instance on all cores, as most people serve; None where that was not profiled."""
-    whole = [one for one in profile.options if one.batch_size == batch_size and one.cores == cores]
-    return Plan.of([min(whole, key=lambda one: one.latency_ms)]) if whole else None
-
-
-def even(like: Plan, instances: int, threads: int) -> Plan | None:
-    """The batch of `like` in so many equal instances of its optimization, profiled or not.
-
-    Nobody knows yet how long it takes. None where the batch cannot be split so.
-    """
-    size, rest = divmod(like.batch_size, instances)
-    if rest:
-        return None
-    option = replace(
-        like.instances[0],
-        threads=threads,
-        cores=float(threads),
-        smt=False,
-        batch_size=size,
-        latency_ms=float("nan"),
-        low_ms=None,
-        high_ms=None,
-        memory_mb=None,
-    )
-    return Plan.of([option] * instances)
-
-
-def thin(profile: Profile, cores: int, batch_size: int, exponent: float) -> Plan | None:
-    """Instances of one thread, a core each; None where their sizes do not sum to the batch."""
-    single = [one for one in profile.options if one.threads == 1 and not one.smt]
-    return _best(single, cores, batch_size, exponent)
-
-
-def fastest(planner: Planner, profile: Profile, batch_size: int, learned: Interference) -> Plan:
-    """The plan of `batch_size` that promises most; what was run counts as it was measured.
-
-    Raises `RequestError` where there is none.
-    """
-    first = planner.best(batch_size)
-    before = _run_before(planner, profile, batch_size, learned)
-    return _ranked([*before, first], profile, learned)[0]
-
-
-def candidates(
-    planner: Planner, profile: Profile, batch_size: int, learned: Interference
-) -> list[Plan]:
-    """Plans of `batch_size` by what they promise, the best first, each of its own kind.
-
-    They are the best with instances of at most, and of at least, 1, 2, 4 … cores, the best that
-    leave cores idle, and those that were run before. Raises `RequestError` where there is none.
-    """
-    first = planner.best(batch_size)
-    others = _of_every_kind(profile.options, planner, batch_size)
-    before = _run_before(planner, profile, batch_size, learned)
-    return _ranked([*before, *others, first], profile, learned)
-
-
-def _ranked(plans: Iterable[Plan], profile: Profile, learned: Interference) -> list[Plan]:
-    """Each different plan, with what is known of it; the fastest, then the smallest first."""
-    found = {shape(plan.instances): plan for plan in plans}
-    known = [learned.known(plan, profile) for plan in found.values()]
-    return sorted(known, key=lambda plan: (plan.predicted_ms, plan.cores))
-
-
-def _of_every_kind(
-    options: Iterable[InstanceOption], planner: Planner, batch_size: int
-) -> Iterator[Plan]:
-    options, cores = list(options), planner.cores
-    for power in range(cores.bit_length()):
-        size = 2**power
-        kinds: tuple[tuple[Callable[[InstanceOption], bool], int], ...] = (
-            (lambda one, most=size: one.cores <= most, cores),  # type: ignore[misc]
-            (lambda one, least=size: one.cores >= least, cores),  # type: ignore[misc]
-            (lambda _: True, size),
-        )
-        for fits, budget in kinds:
-            if plan := _best(filter(fits, options), budget, batch_size, planner.exponent):
-                yield plan
-
-
-def _best(
-    options: Iterable[InstanceOption], cores: int, batch_size: int, exponent: float
-) -> Plan | None:
-    with suppress(RequestError):
-        return Planner(options, cores, exponent).best(batch_size)
-    return None
-
-
-def _run_before(
-    planner: Planner, profile: Profile, batch_size: int, learned: Interference
-) -> Iterator[Plan]:
-    """Plans that were run, if they fit the request, with the profile's latencies of today."""
-    today = {shape([option]): option for option in profile.options}
-    for one in learned.about(profile):
-        options = [today.get(shape([option])) for option in one.instances]
-        here = [option for option in options if option]
-        plan = Plan.of(here, planner.exponent) if len(here) == len(options) else None
-        if plan and plan.batch_size == batch_size and plan.cores <= planner.cores:
-            yield plan
-
-
-__all__ = ["Candidate", "Decision", "Ground", "Limits", "Request", "choose", "decide", "verify"]
+def _is_thin(one: Instance) -> bool:
+    return one.threads == 1 and not one.smt
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan under consideration: what it is called, and its run where it was run."""
+    """A plan under consideration: what it is called, and its timing where it was verified."""
 
     plan: Plan
     names: tuple[str, ...]
-    run: Run | None = None
+    timing: PlanTiming | None = None
 
-    @property
-    def measured_ms(self) -> Interval | None:
-        """Latency as measured, if it was."""
-        return self.run.latency_ms if self.run else None
 
-    @property
-    def latency_ms(self) -> float:
-        """The best that is known: measured, or else predicted; nan where neither is."""
-        return self.measured_ms.value if self.measured_ms else self.plan.predicted_ms
+def _candidates(named: Iterable[tuple[str, Plan | None]]) -> tuple[Candidate, ...]:
+    """A candidate for each different plan, with all its names."""
+    names: dict[Plan, list[str]] = {}
+    for name, plan in named:
+        if plan:
+            names.setdefault(plan, []).append(name)
+    return tuple(Candidate(plan, tuple(each)) for plan, each in names.items())
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The plan to run, among the entries it was chosen from; `proved` where they were run."""
+    """The plan to run, and the candidates it was chosen from; `verified` where they were run."""
 
-    ground: Ground
+    context: Context
     request: Request
     best: Candidate
-    entries: tuple[Candidate, ...]
-    proved: bool = False
+    candidates: tuple[Candidate, ...]
+    verified: bool = False
 
     def named(self, name: str) -> Candidate | None:
-        """The entry of that name, if any: ``fat``, ``thin``."""
-        return next((one for one in self.entries if name in one.names), None)
+        """The candidate of that name, if any: ``fat``, ``thin``."""
+        return next((one for one in self.candidates if name in one.names), None)
 
-    @property
-    def placed(self) -> tuple[Placed, ...]:
+    @cached_property
+    def placed(self) -> tuple[PlacedInstance, ...]:
         """The chosen plan's instances on their CPUs."""
-        return placed(self.best.plan, self.ground.machine, self.ground.profile.placement)
+        context = self.context
+        return place(self.best.plan, context.machine, context.profile.shared["placement"])
 
-    def over(self, other: Candidate, one: Candidate | None = None) -> Ratio | None:
+    def speedup(self, other: Candidate, one: Candidate | None = None) -> Ratio | None:
         """How much faster the chosen plan (or `one`) is than `other`; None where not known."""
         one = one or self.best
-        if self.proved:
-            return speedup(one.run, other.run) if one.run and other.run else None
-        return _predicted_speedup(one.plan, other.plan)
-
-
-def _predicted_speedup(plan: Plan, other: Plan) -> Ratio | None:
-    """The ratio of predictions, its interval that of the slowest instances' profiled points."""
-    value = other.predicted_ms / plan.predicted_ms
-    if np.isnan(value):
-        return None
-    reach = float(np.hypot(_reach(plan), _reach(other)))
-    low, high = value * float(np.exp(-reach)), value * float(np.exp(reach))
-    return Ratio(value, low, high, Variance((reach / 1.96) ** 2), "not measured together")
-
-
-def _reach(plan: Plan) -> float:
-    slowest = plan.slowest
-    return float("inf") if slowest.high_ms is None else np.log(slowest.high_ms / slowest.latency_ms)
+        if self.verified and not (one.plan.measured_ms and other.plan.measured_ms):
+            return None
+        paired = speedup(one.timing, other.timing) if one.timing and other.timing else None
+        mine, theirs = one.plan.interval_ms, other.plan.interval_ms
+        variance = mine.variance + theirs.variance
+        return paired or Ratio(theirs.value / mine.value, variance, "not measured together")
 
 
 def decide(out: Path, request: Request) -> Decision:
-    """The plan that the sweep in folder `out` predicts to be best; nothing is run.
+    """The plan that the sweep in folder `out` predicts to be best; see `Context.decide`."""
+    return Context.load(out, request).decide(request)
 
-    Raises `RequestError` for what cannot be had, with the nearest that can.
+
+def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Request]:
+    """What the sweep in `out` has, and what the parameters in a notebook's `namespace` ask.
+
+    Raises `RequestError` for an unknown parameter or a wrong value.
     """
-    return choose(Ground.load(out, request), request)
-
-
-def choose(whole: Ground, request: Request) -> Decision:
-    """`decide`, with what was read before."""
-    ground = whole.narrowed(request)
-    best = ground.best(request)
-    size = best.batch_size
-    called = [("best", best), ("fat", ground.fat(size)), ("thin", ground.thin(size))]
-    entries = _entries(called)
-    return Decision(ground, request, entries[0], entries)
+    values = parameters(namespace)
+    asked = values.keys() - {"out", "verify", "max_seconds"}
+    request = Request.of(**{name: values[name] for name in asked})
+    return Context.load(out, request), request
 
 
 def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _: None) -> Decision:
     """Run the plans that promise most and the baselines; the best *measured* is the answer.
 
-    What their instances do to each other is kept with the sweep. Raises `RequestError` on
-    another machine than the sweep's, `MeasurementError` where no plan could be run.
+    What they took is kept with the sweep. Raises `RequestError` on another machine than the
+    sweep's, `MeasurementError` where no plan could be run.
     """
-    ground, best = decision.ground, decision.best.plan
-    size = best.batch_size
-    others = ground.candidates(size)
-    called = [("fat", _run_fat(ground, best)), ("thin", _run_thin(ground, best)), ("best", best)]
-    entries = _entries([*called, *(("candidate", plan) for plan in others)])
-    proof = ground.proof(limits or Limits(), say)
-    runs = proof.run([entry.plan for entry in entries])
-    entries = tuple(replace(one, run=run) for one, run in zip(entries, runs, strict=True))
-    _learn(ground, runs)
-    return replace(decision, best=_fastest(entries), entries=entries, proved=True)
+    context, plan = decision.context, decision.best.plan
+    size, cores = plan.batch_size, context.cores
+    fat = _baseline(context.fat(size), plan, 1, cores)
+    thin = _baseline(context.thin(size), plan, min(cores, size), 1)
+    others = [("candidate", plan) for plan in context.promising(size)]
+    candidates = _candidates([("fat", fat), ("thin", thin), ("best", plan), *others])
+    timings = context.runner(limits or Limits(), say).run([one.plan for one in candidates])
+    candidates = tuple(
+        Candidate(replace(one.plan, measured_ms=timing.latency_ms), one.names, timing)
+        for one, timing in zip(candidates, timings, strict=True)
+    )
+    best = _fastest(candidates)
+    kept = context.keep(one.plan for one in candidates if one.plan.measured_ms)
+    return Decision(kept, decision.request, best, candidates, verified=True)
 
 
-def _run_fat(ground: Ground, best: Plan) -> Plan | None:
-    """The one-instance baseline; to be run, it need not have been profiled."""
-    return ground.fat(best.batch_size) or even(best, 1, ground.cores)
+def _baseline(found: Plan | None, like: Plan, instances: int, threads: int) -> Plan | None:
+    """`found` if it has so many instances; else the batch of `like` split evenly over them.
 
-
-def _run_thin(ground: Ground, best: Plan) -> Plan | None:
-    """The baseline of one thread an instance on as many cores as there are items for."""
-    count = min(ground.cores, best.batch_size)
-    found = ground.thin(best.batch_size)
-    if found and len(found.instances) == count:
+    That need not have been profiled to be run. Where the batch cannot be split so, `found`.
+    """
+    size, rest = divmod(like.batch_size, instances)
+    if rest or (found and len(found.instances) == instances):
         return found
-    return even(best, count, 1) or found
+    kind = {name: getattr(like.instances[0], name) for name in ("optimization", "allocator")}
+    return Plan.of([Instance(threads, size, nan, cores=threads, **kind)] * instances)
 
 
-def _entries(called: Iterable[tuple[str, Plan | None]]) -> tuple[Candidate, ...]:
-    """An entry for each different plan, with all its names."""
-    entries: dict[Any, Candidate] = {}
-    for name, plan in called:
-        if plan:
-            first = entries.setdefault(shape(plan.instances), Candidate(plan, ()))
-            entries[shape(plan.instances)] = replace(first, names=(*first.names, name))
-    return tuple(entries.values())
-
-
-def _fastest(entries: Sequence[Candidate]) -> Candidate:
+def _fastest(candidates: Sequence[Candidate]) -> Candidate:
     """The best measured."""
-    run = [entry for entry in entries if entry.measured_ms]
+    run = [one for one in candidates if one.plan.measured_ms]
     if not run:
-        reasons = "; ".join(f"{one.plan}: {one.run.reason}" for one in entries if one.run)
+        reasons = "; ".join(f"{one.plan}: {one.timing.reason}" for one in candidates if one.timing)
         raise MeasurementError(f"no plan could be run: {reasons}")
-    return min(run, key=lambda entry: entry.latency_ms)
-
-
-def _learn(ground: Ground, runs: Iterable[Run]) -> None:
-    """Keep what was measured with the sweep; read again first, another proof may have ended."""
-    now = datetime.now(UTC)
-    seen = [
-        observation(ground.profile, run.plan, now, found)
-        for run in runs
-        if (found := run.latency_ms) and np.isfinite(run.plan.predicted_ms)
-    ]
-    if seen:
-        Interference.load(ground.out).with_runs(seen).save(ground.out)
+    return min(run, key=lambda one: one.plan.latency_ms)

@@ -10,43 +10,39 @@ import ipywidgets as widgets
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.notebook import WIDGET, is_interactive
 from scalebench_lib.plan import figures
-from scalebench_lib.plan.decide import Decision, Ground, Request, choose
+from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.plan.report import sentences
 from scalebench_lib.text import format_number
+from scalebench_lib.widgets import buttons, dropdown, slider
 
-_FASTEST, _MOST = "the fastest for a batch", "the most within a limit"
-_ANY = "any"
+FASTEST, MOST = "the fastest for a batch", "the most within a limit"
 
 
 class PlanExplorer(widgets.VBox):  # type: ignore[misc]
-    """Asks `ground` for a plan: a batch size or a latency limit, cores, an optimization.
+    """Asks `context` for a plan: a batch size or a latency limit, cores, an optimization.
 
-    `message` says the `answer`, or why there is none; `picture` shows where it runs.
+    `answer` is its decision, or why there is none; the picture shows where it runs.
     """
 
-    def __init__(self, ground: Ground, batch_size: int = 0) -> None:
-        self._ground = ground
-        self.question = widgets.ToggleButtons(
-            options=[_FASTEST, _MOST], description="Wanted", **_look("max-content")
-        ).add_class("widget-inline-hbox")  # or its label stands left, others' right
+    def __init__(self, context: Context, batch_size: int = 0) -> None:
+        self._context = context
+        self.question = buttons("Wanted", [FASTEST, MOST])
         self.batch_size = widgets.BoundedIntText(
-            value=batch_size or ground.profile.batch_sizes[-1],
+            value=batch_size or context.profile.batch_sizes[-1],
             min=1,
-            max=ground.planner.largest_batch,
+            max=context.planner.largest_batch,
             description="Batch size",
-            **_look("24rem"),
+            style={"description_width": "7rem"},
+            layout={"width": "24rem"},
         )
-        frontier = ground.frontier()
-        limits = [
-            (f"{format_number(plan.predicted_ms, 4)} ms", plan.predicted_ms) for plan in frontier
-        ]
-        self.limit = _slider("Latency limit", limits, limits[-1][1])
-        self.cores = _slider("Cores", list(range(1, ground.cores + 1)), ground.cores)
-        self.optimization = widgets.Dropdown(
-            options=[_ANY, *ground.profile.optimizations],
-            description="Optimization",
-            **_look("24rem"),
-        )
+        latencies = [plan.latency_ms for plan in context.frontier()]
+        self.limit, self.cores = slider("Latency limit"), slider("Cores")
+        self.limit.options = [(f"{format_number(ms, 4)} ms", ms) for ms in latencies]
+        self.limit.value = latencies[-1]
+        self.cores.options = range(1, context.cores + 1)
+        self.cores.value = context.cores
+        optimizations = [(name, name) for name in context.profile.optimizations]
+        self.optimization = dropdown("Optimization", [("any", ""), *optimizations])
         self.message = widgets.HTML()
         self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
         self.controls = (self.question, self.batch_size, self.limit, self.cores, self.optimization)
@@ -56,23 +52,23 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
         self._answer()
 
     def _answer(self, _change: object = None) -> None:
-        by_batch = self.question.value == _FASTEST
+        by_batch = self.question.value == FASTEST
         self.batch_size.layout.display = "flex" if by_batch else "none"
         self.limit.layout.display = "none" if by_batch else "flex"
-        try:
-            self._show(choose(self._ground, self._request(by_batch)))
-        except ScalebenchError as error:
-            self._say(str(error))
-            self.picture.layout.display = "none"
-
-    def _request(self, by_batch: bool) -> Request:
-        chosen = self.optimization.value
-        return Request.of(
-            batch_size=self.batch_size.value if by_batch else None,
-            slo_ms=None if by_batch else self.limit.value,
+        request = Request.of(
+            batch_size=by_batch and self.batch_size.value,
+            slo_ms=not by_batch and self.limit.value,
             threads=self.cores.value,
-            optimization=None if chosen == _ANY else chosen,
+            optimization=self.optimization.value,
         )
+        try:
+            decision = self._context.decide(request)
+        except ScalebenchError as error:
+            self.answer, self.picture.layout.display = str(error), "none"
+        else:
+            self.answer, self.picture.layout.display = ". ".join(sentences(decision)) + ".", ""
+            self.picture.value = figures.cores(decision).png()
+        self.message.value = f'<p role="status">{escape(self.answer)}</p>'
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The controls, and their answer in words for where they are dead; headless, it alone."""
@@ -80,22 +76,3 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
         if not is_interactive():
             del data[WIDGET]
         return {**data, "text/plain": self.answer}
-
-    def _show(self, decision: Decision) -> None:
-        self._say(". ".join(sentences(decision)) + ".")
-        self.picture.value = figures.cores(decision).png()
-        self.picture.layout.display = ""
-
-    def _say(self, answer: str) -> None:
-        self.answer = answer
-        self.message.value = f'<p role="status">{escape(answer)}</p>'
-
-
-def _slider(description: str, options: list[Any], value: Any) -> widgets.SelectionSlider:
-    return widgets.SelectionSlider(
-        options=options, value=value, description=description, **_look("32rem")
-    )
-
-
-def _look(width: str) -> dict[str, Any]:
-    return {"style": {"description_width": "7rem"}, "layout": {"width": width}}

@@ -1,30 +1,28 @@
-"""Pictures of plans: which cores serve what, what splitting gains, and what came true."""
+"""Pictures of plans, each with a sentence: who runs where, what splitting gains, what came true."""
 
 from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from IPython.display import display
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from scalebench_lib.machine import Core
-from scalebench_lib.plan.decide import Decision, Ground
-from scalebench_lib.plan.interference import Observation
-from scalebench_lib.plan.placement import Placed
-from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.decide import Context, Decision
+from scalebench_lib.plan.report import sentences
+from scalebench_lib.text import format_number
 
-_WIDTH, _DPI = 8.4, 110
-_IDLE, _INK, _PALE = "0.93", "0.25", "0.55"
-_MARK = "#0072b2"
+_IDLE, _INK, _PALE, _MARK = "0.93", "0.25", "0.55", "#0072b2"
 _ROW = 16
 """Cores in a row of the picture of cores."""
 
@@ -32,10 +30,10 @@ CLOSE = 0.1
 """What a prediction may be off by: the band in the picture of predictions."""
 
 
-class Drawing(Figure):
-    """A figure that shows itself in a notebook, with `alt` in words."""
+class Picture(Figure):
+    """A figure that shows itself in a notebook; `alt` is its title, `sentence` what is seen."""
 
-    alt = ""
+    alt = sentence = ""
 
     def png(self) -> bytes:
         """The figure as PNG."""
@@ -43,145 +41,140 @@ class Drawing(Figure):
         FigureCanvasAgg(self).print_png(buffer)
         return buffer.getvalue()
 
-    def _repr_mimebundle_(
-        self, include: object = None, exclude: object = None
-    ) -> tuple[dict[str, str], dict[str, Any]]:
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, Any]]:
         data = {"image/png": b64encode(self.png()).decode("ascii"), "text/plain": self.alt}
         return data, {"image/png": {"alt": self.alt}}
 
 
-def cores(decision: Decision) -> Drawing:
+def show(picture: Picture) -> None:
+    """Show `picture` in a notebook, unless it is empty, and under it what is seen."""
+    if picture.axes:
+        display(picture)
+    print(picture.sentence)
+
+
+def cores(decision: Decision) -> Picture:
     """The machine's cores, a box each, coloured by the instance that has them; idle ones grey."""
-    plan, machine = decision.best.plan, decision.ground.machine
-    rows = [
-        (socket, some[start : start + _ROW])
-        for socket, of_socket in groupby(machine.cores, key=lambda core: core.socket)
-        for some in [list(of_socket)]
-        for start in range(0, len(some), _ROW)
-    ]
-    title = f"{plan}: batch {plan.batch_size} on {plan.cores:g} of {len(machine.cores)} cores"
+    plan, every = decision.best.plan, decision.context.machine.cores
+    sockets = [list(some) for _, some in groupby(every, key=lambda core: core.socket)]
+    rows = [one[start : start + _ROW] for one in sockets for start in range(0, len(one), _ROW)]
+    title = f"{plan}: batch {plan.batch_size} on {plan.cores} of {len(every)} cores"
     figure, axes = _canvas(title, height=1.0 + 0.8 * len(rows))
     owner = {cpu: n for n, one in enumerate(decision.placed) for cpu in one.cpus}
-    for row, (socket, some) in enumerate(rows):
-        for column, core in enumerate(some):
-            _core(axes, core, column, -row, owner)
-        axes.text(-0.15, -row + 0.42, f"socket {socket}", ha="right", va="center", color=_PALE)
-    axes.set(
-        xlim=(-1.2, max(_ROW / 2, *(len(some) for _, some in rows))), ylim=(0.9 - len(rows), 1)
-    )
+    for y, row in enumerate(rows):
+        for x, core in enumerate(row):
+            _draw_core(axes, core, x, -y, owner)
+        axes.text(-0.15, 0.42 - y, f"socket {row[0].socket}", ha="right", va="center", color=_PALE)
+    axes.set(xlim=(-1.2, max(_ROW / 2, *map(len, rows))), ylim=(0.9 - len(rows), 1))
     axes.axis("off")
-    figure.text(0.02, 0.03, _legend(decision.placed), fontsize=8, color=_INK)
+    kinds = ", ".join(dict.fromkeys(f"{one} {one.optimization}" for one in plan.instances))
+    legend = f"Numbers: CPU, and #instance. Instances ⟨threads, batch⟩: {kinds}. Grey: idle."
+    figure.text(0.02, 0.03, legend, fontsize=8, color=_INK)
+    figure.sentence = "\n".join(sentences(decision))
     return figure
 
 
-def _core(axes: Axes, core: Core, x: float, y: float, owner: dict[int, int]) -> None:
-    """A core: beside each other its hardware threads, each with its CPU number."""
+def _draw_core(axes: Axes, core: Core, x: float, y: float, owner: dict[int, int]) -> None:
+    """A core: its hardware threads in a row, each with its CPU number and its instance."""
     width = 0.92 / len(core.cpus)
-    for place, cpu in enumerate(core.cpus):
-        owned = owner.get(cpu)
-        colour = _IDLE if owned is None else colormaps["tab20"](owned % 20)
-        left = x + place * width
+    for left, cpu in zip(np.arange(len(core.cpus)) * width + x, core.cpus, strict=True):
+        instance = owner.get(cpu)
+        colour = _IDLE if instance is None else colormaps["tab20"](instance % 20)
         axes.add_patch(Rectangle((left, y), width, 0.84, facecolor=colour, edgecolor="white"))
-        words = f"{cpu}" if owned is None else f"{cpu}\n#{owned + 1}"
-        ink = _PALE if owned is None else "black"
-        small = 8 if len(core.cpus) == 1 else 6
-        axes.text(
-            left + width / 2, y + 0.42, words, ha="center", va="center", fontsize=small, color=ink
-        )
+        text = f"{cpu}" if instance is None else f"{cpu}\n#{instance + 1}"
+        look: dict[str, Any] = {
+            "color": _PALE if instance is None else "black",
+            "fontsize": 5 + 4 * width,
+        }
+        axes.text(left + width / 2, y + 0.42, text, ha="center", va="center", **look)
 
 
-def _legend(instances: Sequence[Placed]) -> str:
-    shapes = dict.fromkeys(f"{one.option} {one.option.optimization}" for one in instances)
-    return (
-        f"Numbers: CPU, and #instance. Instances ⟨threads, batch⟩: {', '.join(shapes)}. Grey: idle."
-    )
-
-
-def speedups(ground: Ground) -> tuple[Drawing, dict[int, float]]:
-    """How many times as fast as fat the best plan is, by profiled batch size; the numbers too."""
-    found = {}
-    for size in ground.profile.batch_sizes:
-        fat = ground.fat(size)
-        if fat and ground.planner.reachable(size):
-            found[size] = fat.predicted_ms / ground.fastest(size).predicted_ms
+def gains(context: Context) -> Picture:
+    """How many times as fast as fat the best plan is, by profiled batch size."""
+    found = {
+        size: fat.latency_ms / context.fastest(size).latency_ms
+        for size in context.profile.batch_sizes
+        if (fat := context.fat(size))
+    }
     figure, axes = _canvas("The best plan against one instance on all cores, by batch size")
-    _logarithmic(axes, "x", list(found) or ground.profile.batch_sizes)
+    _logarithmic(axes, "x")
+    axes.set_xticks(context.profile.batch_sizes)
     axes.axhline(1, color=_PALE, linewidth=1)
     axes.plot(list(found), list(found.values()), marker="o", color=_MARK)
-    for size, ratio in found.items():
-        axes.annotate(
-            f"{ratio:.2f}×", (size, ratio), (0, 7), textcoords="offset points", ha="center"
-        )
+    for point in found.items():
+        _annotate(axes, f"{point[1]:.2f}×", point, "center")
     most = max(found.values(), default=1.0)
     axes.set(xlabel="batch size", ylabel="times as fast as fat", ylim=(0, 1.15 * max(most, 1)))
-    return figure, found
+    figure.sentence = _gains_sentence(found)
+    return figure
 
 
-def frontier(ground: Ground, plans: Sequence[Plan]) -> Drawing:
+def _gains_sentence(gains: dict[int, float]) -> str:
+    if not gains:
+        return "no batch size was profiled on all cores, so there is no fat to compare with"
+    most = max(gains, key=gains.__getitem__)
+    none = [str(size) for size, ratio in gains.items() if ratio <= 1]
+    at = f"most at batch {most}, {gains[most]:.2f}×" if gains[most] > 1 else "nothing anywhere"
+    return f"splitting gains {at}" + (f"; nothing at batch {', '.join(none)}" if none else "")
+
+
+def frontier(context: Context) -> Picture:
     """Throughput against latency: the plans that none beats, over the points of the profile."""
+    plans = context.frontier()
     figure, axes = _canvas("What can be had: latency against throughput")
-    points = [one for one in ground.profile.options if one.cores <= ground.cores]
+    points = [one for one in context.profile.instances if one.cores <= context.cores]
     alone = [one.latency_ms for one in points]
-    axes.plot(
-        alone,
-        [one.batch_size / one.latency_ms * 1e3 for one in points],
-        "o",
-        color="0.75",
-        label="one instance, as profiled",
-    )
-    latency, throughput = [p.predicted_ms for p in plans], [p.throughput for p in plans]
+    served = [one.batch_size / one.latency_ms * 1e3 for one in points]
+    axes.plot(alone, served, "o", color="0.75", label="one instance, as profiled")
+    latency, throughput = [p.latency_ms for p in plans], [p.throughput for p in plans]
     axes.step(latency, throughput, where="post", marker="o", color=_MARK, label="the best plans")
-    for plan in (plans[0], plans[-1]) if len(plans) > 1 else plans:
-        axes.annotate(
-            f"batch {plan.batch_size}: {plan}",
-            (plan.predicted_ms, plan.throughput),
-            (0, 8),
-            textcoords="offset points",
-            ha="left" if plan is plans[0] else "right",
-            fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        )
-    _logarithmic(axes, "x", [*alone, *latency])
+    ends = {"soonest": plans[0], "most": plans[-1]}
+    for name, plan in ends.items():
+        point, side = (plan.latency_ms, plan.throughput), "left" if name == "soonest" else "right"
+        _annotate(axes, f"batch {plan.batch_size}: {plan}", point, side)
+    _logarithmic(axes, "x")
     axes.set(xlabel="latency of one batch (ms)", ylabel="throughput (inferences/s)")
     axes.set_ylim(0, 1.2 * max(throughput))
     axes.legend(loc="upper left", frameon=False)
+    figure.sentence = "\n".join(
+        f"{name}: batch {plan.batch_size} in {format_number(plan.latency_ms, 4)} ms, "
+        f"{format_number(plan.throughput, 4)} inferences/s, {plan}"
+        for name, plan in ends.items()
+    )
     return figure
 
 
-def predictions(seen: Iterable[Observation]) -> Drawing:
+def predictions(context: Context) -> Picture:
     """Predicted against measured latency of the plans that were run, as they were predicted."""
-    runs = list(seen)
+    runs = [plan for plan in context.runs if np.isfinite(plan.predicted_ms)]
+    if not runs:
+        figure = Picture()
+        figure.sentence = "no plan was run yet: 'scalebench plan OUT --batch-size … --verify' does"
+        return figure
     figure, axes = _canvas("Predicted against measured", height=4.6)
-    both = [value for run in runs for value in (run.predicted_ms, run.measured_ms)]
-    ends = np.array([min(both) / 1.3, max(both) * 1.3])
+    found = [(plan.predicted_ms, plan.interval_ms) for plan in runs]
+    predicted, measured, low, high = np.array([(x, y.value, y.low, y.high) for x, y in found]).T
+    ends = np.array([min(*predicted, *measured) / 1.3, max(*predicted, *measured) * 1.3])
     axes.fill_between(ends, ends * (1 - CLOSE), ends * (1 + CLOSE), color=_IDLE)
     axes.plot(ends, ends, color=_PALE, linewidth=1)
-    for count, mark in ((1, "o"), (2, "s")):
-        some = [run for run in runs if min(len(run.instances), 2) == count]
-        middle = np.array([[run.predicted_ms, run.measured_ms] for run in some]).reshape(-1, 2)
-        reach = np.array(
-            [[run.measured_ms - run.low_ms, run.high_ms - run.measured_ms] for run in some]
-        )
-        label = "one instance" if count == 1 else "several instances"
-        if some:
-            axes.errorbar(
-                x=middle[:, 0],
-                y=middle[:, 1],
-                yerr=reach.T,
-                fmt=mark,
-                color=_MARK,
-                mfc="white" if count == 1 else _MARK,
-                label=label,
-            )
-    for which in ("x", "y"):
-        _logarithmic(axes, which, both)
+    several = np.array([len(plan.instances) > 1 for plan in runs])
+    reach = np.array([measured - low, high - measured])
+    for label, mark, which in (("one instance", "x", ~several), ("several", "o", several)):
+        points = predicted[which], measured[which], reach[:, which]
+        axes.errorbar(*points, fmt=mark, color=_MARK, label=label)
+    _logarithmic(axes, "x", "y")
     axes.set(xlim=ends, ylim=ends, xlabel="predicted (ms)", ylabel="measured (ms)")
     axes.legend(loc="lower right", frameon=False, title=f"band: ±{CLOSE:.0%}")
+    off = measured / predicted - 1
+    within, worst = int((abs(off) <= CLOSE).sum()), off[np.argmax(abs(off))]
+    figure.sentence = (
+        f"{within} of {len(off)} plans were within 10 % of their prediction; at worst {worst:+.1%}"
+    )
     return figure
 
 
-def _canvas(title: str, height: float = 3.6) -> tuple[Drawing, Axes]:
-    figure = Drawing(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+def _canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
+    figure = Picture(figsize=(8.4, height), dpi=110, layout="constrained")
     figure.alt = title
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
@@ -189,16 +182,17 @@ def _canvas(title: str, height: float = 3.6) -> tuple[Drawing, Axes]:
     return figure, axes
 
 
-def _logarithmic(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5 of each power, or at few values."""
-    least, most = min(values), max(values)
-    powers = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)) + 1)
-    ticks = np.outer(powers, [1, 2, 5]).ravel()
-    whole = sorted(set(values))
-    if len(whole) <= 12 and all(value == int(value) for value in whole):
-        ticks = np.array(whole)
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks([tick for tick in ticks if least / 1.3 <= tick <= most * 1.3])
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+def _annotate(axes: Axes, text: str, point: tuple[float, float], side: str) -> None:
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    above: dict[str, Any] = {"xytext": (0, 8), "textcoords": "offset points"}
+    axes.annotate(text, point, ha=side, fontsize=8, bbox=box, **above)
+
+
+def _logarithmic(axes: Axes, *names: str) -> None:
+    """Make axes logarithmic, with plain numbers at 1, 2, 5 of each power."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis: Axis = getattr(axes, f"{name}axis")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:,.6g}")

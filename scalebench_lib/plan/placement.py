@@ -1,4 +1,4 @@
-"""Where the instances of a plan run: CPUs that are theirs alone, and how to start them there."""
+"""Where the instances of a plan run: cores that are theirs alone, and how to start them there."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from scalebench_lib.allocators import LIBRARIES
-from scalebench_lib.machine import Machine
+from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.profile import InstanceOption
+from scalebench_lib.plan.profile import Instance
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedInstance:
     """An instance with the CPU numbers of its threads."""
 
-    option: InstanceOption
+    instance: Instance
     cpus: tuple[int, ...]
 
     @property
     def environment(self) -> dict[str, str]:
         """The threads, as every OpenMP or BLAS runtime reads them, and the allocator's library."""
-        library = LIBRARIES.get(self.option.allocator)
+        library = LIBRARIES.get(self.instance.allocator)
         preloaded = {"LD_PRELOAD": library[0]} if library else {}
-        return {"OMP_NUM_THREADS": str(self.option.threads), **preloaded}
+        return {"OMP_NUM_THREADS": str(self.instance.threads), **preloaded}
 
     @property
     def taskset(self) -> str:
@@ -37,46 +37,31 @@ class Placed:
         return f"numactl --physcpubind={ranges(self.cpus)} --localalloc"
 
 
-def placed(plan: Plan, machine: Machine, placement: str = "sequential") -> tuple[Placed, ...]:
-    """Give each instance CPUs of its own, the largest first, within one socket where it fits.
+def place(
+    plan: Plan, machine: Machine, placement: str = "sequential"
+) -> tuple[PlacedInstance, ...]:
+    """Give each instance cores of its own, the largest first, within one socket where it fits.
 
-    Instances with SMT off have cores to themselves; with SMT on, those of odd thread counts may
-    share one. Raises `RequestError` where the machine has fewer cores than the plan.
+    An interleaved plan takes cores of all sockets in turn. Raises `RequestError` where the
+    machine has fewer cores than the plan.
     """
-    free = _cores(plan, machine, placement)
-    alone = [_place(one, free, width=1) for one in plan.instances if not one.smt]
-    shared = [_place(one, free, machine.smt_width) for one in plan.instances if one.smt]
-    return (*alone, *shared)
+    order = machine.cpus_for(max(plan.cores, machine.max_threads(smt=False)), False, placement)
+    by_cpu = {core.cpus[0]: core for core in machine.cores}
+    cores = [by_cpu[cpu] for cpu in order]
+    by_socket = [list(some) for _, some in groupby(cores, key=lambda core: core.socket)]
+    free = by_socket if placement == "sequential" else [cores]
+    return tuple(_take(one, free) for one in plan.instances)
 
 
-def _cores(plan: Plan, machine: Machine, placement: str) -> dict[int, list[list[int]]]:
-    """The first cores of the machine, as many as the plan needs: their CPUs, by socket.
-
-    An interleaved plan has its cores from all sockets on purpose: they stay in one list.
-    """
-    of_cpu = {core.cpus[0]: core for core in machine.cores}
-    sockets: dict[int, list[list[int]]] = {}
-    for cpu in machine.cpus_for(-int(-plan.cores // 1), smt=False, placement=placement):
-        core = of_cpu[cpu]
-        sockets.setdefault(core.socket * (placement == "sequential"), []).append(list(core.cpus))
-    return sockets
-
-
-def _place(option: InstanceOption, free: dict[int, list[list[int]]], width: int) -> Placed:
-    """Take CPUs from the fullest socket that holds the instance, or else from all in order."""
-    room = {socket: _room(cores, width) for socket, cores in free.items()}
-    fitting = [socket for socket in room if room[socket] >= option.threads]
-    sockets = [min(fitting, key=room.__getitem__)] if fitting else list(free)
-    cpus: list[int] = []
-    for core in [core for socket in sockets for core in free[socket]]:
-        wanted = min(option.threads - len(cpus), width, len(core))
-        cpus += core[:wanted]
-        core[:] = core[wanted:] if width > 1 else core[:0] if wanted else core
-    return Placed(option, tuple(cpus))
-
-
-def _room(cores: Sequence[Sequence[int]], width: int) -> int:
-    return sum(min(len(core), width) for core in cores)
+def _take(instance: Instance, sockets: list[list[Core]]) -> PlacedInstance:
+    """Take cores from the fullest socket that holds the instance, or else from all in order."""
+    fitting = [cores for cores in sockets if len(cores) >= instance.cores]
+    sources = [min(fitting, key=len)] if fitting else sockets
+    taken = [core for cores in sources for core in cores][: instance.cores]
+    for cores in sources:
+        cores[:] = [core for core in cores if core not in taken]
+    cpus = [cpu for core in taken for cpu in (core.cpus if instance.smt else core.cpus[:1])]
+    return PlacedInstance(instance, tuple(cpus[: instance.threads]))
 
 
 def ranges(cpus: Sequence[int]) -> str:

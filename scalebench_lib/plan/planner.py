@@ -5,40 +5,44 @@ take longer than each of the profiled latencies (an unbounded knapsack, all late
 The best latency for some cores is then the first level at which so many suffice.
 
 Instances slow each other down: one on `own` of the plan's `busy` cores takes
-``(busy / own) ** exponent`` times its latency alone. As ``busy`` is the same for all of a plan,
-the table is made of ``latency / own ** exponent`` and stays exact.
+``exp(slowdown * (busy - own))`` times its latency alone. As ``busy`` is the same for all of a
+plan, the table is made of ``latency * exp(-slowdown * own)`` and stays exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
+from math import exp
 
 import numpy as np
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.plan.profile import InstanceOption, shares_of_a_core
-from scalebench_lib.text import format_number, pluralize
-
-_NEVER = 2**29
-"""More than any plan costs; twice it still fits 32 bits."""
+from scalebench_lib.plan.profile import Instance, NanFromNull
+from scalebench_lib.stats import Interval
+from scalebench_lib.text import pluralize
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Instances that serve one batch together, the largest first, and their predicted time."""
+    """Instances that serve one batch together, the largest first, and the time they take.
 
-    instances: tuple[InstanceOption, ...]
-    predicted_ms: float
+    `predicted_ms` is NaN where an instance was not profiled; `measured_ms` is the latency where
+    the plan was run. Plans are equal where they run the same instances.
+    """
+
+    instances: tuple[Instance, ...]
+    predicted_ms: NanFromNull = field(compare=False)
+    measured_ms: Interval | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, instances: Iterable[InstanceOption], exponent: float = 0.0) -> Plan:
+    def of(cls, instances: Iterable[Instance], slowdown: float = 0.0) -> Plan:
         """The plan of these instances, slowed down by each other."""
-        ordered = sorted(instances, key=lambda one: (-one.cores, -one.batch_size))
+        ordered = sorted(instances, key=lambda one: (-one.cores, -one.batch_size, one))
         busy = sum(one.cores for one in ordered)
-        slowest = max(one.latency_ms * (busy / one.cores) ** exponent for one in ordered)
+        slowest = max(one.latency_ms * exp(slowdown * (busy - one.cores)) for one in ordered)
         return cls(tuple(ordered), slowest)
 
     @property
@@ -47,48 +51,86 @@ class Plan:
         return sum(one.batch_size for one in self.instances)
 
     @property
-    def cores(self) -> float:
+    def cores(self) -> int:
         """Physical cores in use."""
         return sum(one.cores for one in self.instances)
 
     @property
+    def latency_ms(self) -> float:
+        """The best that is known: measured, or else predicted."""
+        return self.measured_ms.value if self.measured_ms else self.predicted_ms
+
+    @property
+    def interval_ms(self) -> Interval:
+        """`latency_ms` with its 95 % interval: predicted, that of the slowest instance's point."""
+        slowest = max(self.instances, key=lambda one: one.latency_ms)
+        return self.measured_ms or Interval(self.predicted_ms, slowest.variance)
+
+    @property
     def throughput(self) -> float:
-        """Predicted inferences/s."""
-        return self.batch_size / self.predicted_ms * 1e3
+        """Inferences/s at `latency_ms`."""
+        return self.batch_size / self.latency_ms * 1e3
 
     @property
-    def slowest(self) -> InstanceOption:
-        """The instance that takes longest by itself."""
-        return max(self.instances, key=lambda one: one.latency_ms)
-
-    @property
-    def optimization(self) -> str:
-        """The optimization of all instances; ``none + script`` where they differ."""
-        return " + ".join(sorted({one.optimization for one in self.instances}))
+    def optimizations(self) -> set[str]:
+        """Those of its instances."""
+        return {one.optimization for one in self.instances}
 
     def __str__(self) -> str:
         alike = [(shape, len(list(same))) for shape, same in groupby(map(str, self.instances))]
         return " + ".join(f"{count} × {shape}" for shape, count in alike)
 
 
-Known = Callable[[Plan], Plan]
-"""A plan with what is known better than its prediction."""
+def unbeaten(plans: Iterable[Plan]) -> list[Plan]:
+    """Those of `plans` that none beats in both latency and throughput; ascending in both."""
+    ordered = sorted(plans, key=lambda plan: (plan.latency_ms, -plan.throughput, plan.cores))
+    before = accumulate((plan.throughput for plan in ordered), max, initial=0.0)
+    return [plan for plan, most in zip(ordered, before, strict=False) if plan.throughput > most]
+
+
+class _Knapsack:
+    """The least sums of values over items that weigh so much together, at all levels at once.
+
+    Each of the `weights`, ascending, has a row of `values`, a column a level, and may be taken
+    any number of times. A sum is `most` where it would be larger, or the weights do not add up.
+    """
+
+    def __init__(self, weights: np.ndarray, values: np.ndarray, most: int) -> None:
+        self._weights, self._values, self._most = weights, values, most
+        self._sums = np.zeros((1, values.shape[1]), values.dtype)
+
+    def sums(self, upto: int) -> np.ndarray:
+        """The least sums, a row for each weight from 0 to `upto`, a column a level."""
+        known = len(self._sums)
+        if upto >= known:
+            more = np.full((max(upto + 1, 2 * known) - known, self._sums.shape[1]), self._most)
+            self._sums = np.concatenate([self._sums, more.astype(self._sums.dtype)])
+            for weight in range(known, len(self._sums)):
+                few = int(np.searchsorted(self._weights, weight, side="right"))
+                if few:
+                    rows = self._sums[weight - self._weights[:few]] + self._values[:few]
+                    np.minimum(rows.min(axis=0), self._most, out=self._sums[weight])
+        return self._sums[: upto + 1]
+
+    def items(self, weight: int, level: int) -> Iterator[tuple[int, int]]:
+        """The weights and values behind a least sum, the heaviest first."""
+        sums, values = self._sums[:, level], self._values[:, level]
+        while weight:
+            fitting = np.flatnonzero(self._weights <= weight)
+            left = weight - self._weights[fitting]
+            last = fitting[sums[left] + values[fitting] == sums[weight]][-1]
+            yield int(self._weights[last]), int(values[last])
+            weight -= int(self._weights[last])
 
 
 class Planner:
-    """Plans for up to `cores` physical cores out of `options`; `exponent` as above, at least 0."""
+    """Plans for up to `cores` physical cores out of `instances`; `slowdown` as above, ≥ 0."""
 
-    def __init__(
-        self, options: Iterable[InstanceOption], cores: int, exponent: float = 0.0
-    ) -> None:
-        self.cores, self.exponent = cores, exponent
-        self._shares = shares_of_a_core(every := list(options))
-        self._budget = cores * self._shares
-        self._best = self._undominated(every)
+    def __init__(self, instances: Iterable[Instance], cores: int, slowdown: float = 0.0) -> None:
+        self.cores, self.slowdown = cores, slowdown
+        self._best = self._undominated(instances)
         self.sizes = np.array(sorted({size for size, _ in self._best}), dtype=int)
-        levels = {self._level(option) for option in self._best.values()}
-        self._levels = np.array(sorted(levels))
-        self._table = np.zeros((1, len(self._levels)), dtype=np.int32)
+        self._levels = np.array(sorted({self._level(one) for one in self._best.values()}))
 
     def best(self, batch_size: int) -> Plan:
         """The fastest plan for `batch_size`, with the fewest cores and instances that reach it.
@@ -97,163 +139,85 @@ class Planner:
         """
         if not self.reachable(batch_size):
             raise RequestError(self._unreachable(batch_size))
-        cores = self._fewest(batch_size) // self._key_unit
-        predicted = np.where(
-            cores <= self._budget, self._levels * np.maximum(cores, 1.0) ** self.exponent, np.inf
-        )
+        cores = self._fewest.sums(batch_size)[-1] // self._core
+        slowed = self._levels * np.exp(self.slowdown * cores)
+        predicted = np.where(cores <= self.cores, slowed, np.inf)
         level = int(np.lexsort((cores, predicted))[0])
-        return Plan.of(self._taken(level, batch_size), self.exponent)
+        found = self._fewest.items(batch_size, level)
+        return Plan.of(
+            (self._best[size, cost // self._core] for size, cost in found), self.slowdown
+        )
 
     def reachable(self, batch_size: int) -> bool:
         """Whether profiled batch sizes sum to `batch_size` on these cores."""
         if not 1 <= batch_size < self.largest_batch:
             return batch_size == self.largest_batch > 0
-        return bool(self._fewest(batch_size)[-1] // self._key_unit <= self._budget)
+        return bool(self._fewest.sums(batch_size)[-1, -1] < self._core**2)
 
     @cached_property
     def largest_batch(self) -> int:
-        """The most items that all cores can hold at once; 0 where no option fits."""
-        return int(self._most[-1, -1]) if self._levels.size else 0
+        """The most items that all cores can hold at once; 0 where no instance fits."""
+        return int(-self._most.sums(self.cores)[-1, -1]) if self._levels.size else 0
 
-    def plans(self, upto: int) -> Iterator[Plan]:
-        """The best plan of every batch size up to `upto` that can be reached, in order."""
-        self._extend(min(upto, self.largest_batch))
-        return (self.best(size) for size in range(1, upto + 1) if self.reachable(size))
+    def frontier(self) -> list[Plan]:
+        """Plans of any batch size that none beats in both latency and throughput; ascending.
 
-    def under(self, slo_ms: float, known: Known = lambda plan: plan) -> Plan:
-        """The plan of most throughput, of any batch size, that takes at most `slo_ms`.
-
-        Raises `RequestError` with the fastest there is where nothing meets the limit.
+        Raises `RequestError` where no instance fits.
         """
-        frontier = self.frontier(known)
-        if not frontier:
+        if not self.largest_batch:
             raise RequestError(self._unreachable(1))
-        within = [plan for plan in frontier if plan.predicted_ms <= slo_ms]
-        if within:
-            return within[-1]
-        fastest, least = frontier[0], format_number(frontier[0].predicted_ms, 4)
-        raise RequestError(
-            f"slo_ms: nothing answers within {slo_ms:g} ms on {pluralize(self.cores, 'core')}: the "
-            f"fastest is batch {fastest.batch_size} in {least} ms, {fastest}"
-        )
+        most, cores = -self._most.sums(self.cores)[1:], np.arange(1, self.cores + 1)[:, None]
+        latency = (self._levels * np.exp(self.slowdown * cores)).ravel()
+        throughput = most.ravel() / latency
+        order = np.lexsort((np.broadcast_to(cores, most.shape).ravel(), -throughput, latency))
+        rising = throughput[order]
+        before = np.maximum.accumulate(np.concatenate([[0.0], rising[:-1]]))
+        places = zip(*np.unravel_index(order[rising > before], most.shape), strict=True)
+        return unbeaten(self._fullest(int(row) + 1, int(level)) for row, level in places)
 
-    def frontier(self, known: Known = lambda plan: plan) -> list[Plan]:
-        """Plans that none beats in both latency and throughput, as `known`; ascending in both."""
-        plans = sorted(
-            map(known, self._predicted_frontier()),
-            key=lambda plan: (plan.predicted_ms, -plan.throughput),
-        )
-        before = accumulate((plan.throughput for plan in plans), max, initial=0.0)
-        return [plan for plan, most in zip(plans, before, strict=False) if plan.throughput > most]
+    def _fullest(self, cores: int, level: int) -> Plan:
+        found = self._most.items(cores, level)
+        instances = (self._best[-size, own] for own, size in found if size)
+        return Plan.of(instances, self.slowdown)
 
-    def _predicted_frontier(self) -> list[Plan]:
-        most, cores = self._most[1:], np.arange(1, self._budget + 1)[:, None]
-        latency = self._levels[None, :] * np.asarray(cores, dtype=float) ** self.exponent
-        throughput = most / latency
-        # By latency; among equals the most throughput first, then the fewest cores.
-        order = np.lexsort(
-            (np.broadcast_to(cores, most.shape).ravel(), -throughput.ravel(), latency.ravel())
-        )
-        rising = throughput.ravel()[order]
-        best_before = np.maximum.accumulate(np.concatenate([[0.0], rising[:-1]]))
-        kept = order[rising > best_before]
-        return [self._fullest(*divmod(int(flat), len(self._levels))) for flat in kept]
-
-    def _undominated(
-        self, options: Iterable[InstanceOption]
-    ) -> dict[tuple[int, int], InstanceOption]:
-        """By batch size and share count, the best option; none that more cores do not speed up."""
-        best: dict[tuple[int, int], InstanceOption] = {}
+    def _undominated(self, instances: Iterable[Instance]) -> dict[tuple[int, int], Instance]:
+        """By batch size and cores, the best instance; none that more cores do not speed up."""
+        best: dict[tuple[int, int], Instance] = {}
         reached: dict[int, float] = {}
-        for option in sorted(options, key=lambda one: (self._units(one), self._level(one))):
-            level, units = self._level(option), self._units(option)
-            if units <= self._budget and level < reached.get(option.batch_size, np.inf):
-                reached[option.batch_size] = level
-                best[option.batch_size, units] = option
+        for one in sorted(instances, key=lambda one: (one.cores, one.latency_ms)):
+            level = self._level(one)
+            if one.cores <= self.cores and level < reached.get(one.batch_size, np.inf):
+                reached[one.batch_size] = level
+                best[one.batch_size, one.cores] = one
         return best
 
-    def _units(self, option: InstanceOption) -> int:
-        return round(option.cores * self._shares)
-
-    def _level(self, option: InstanceOption) -> float:
-        """What the option adds to a plan's time, but for the plan's busy shares."""
-        return float(option.latency_ms / self._units(option) ** self.exponent)
-
-    @cached_property
-    def _costs(self) -> np.ndarray:
-        """Fewest shares for each batch size within each level: (sizes, levels)."""
-        costs = np.full((len(self.sizes), len(self._levels)), self._budget + 1, dtype=np.int32)
-        for (size, units), option in self._best.items():
-            row = costs[np.searchsorted(self.sizes, size)]
-            first = np.searchsorted(self._levels, self._level(option))
-            row[first:] = np.minimum(row[first:], units)
-        return costs
+    def _level(self, one: Instance) -> float:
+        """What the instance adds to a plan's time, but for the plan's busy cores."""
+        return one.latency_ms * exp(-self.slowdown * one.cores)
 
     @property
-    def _key_unit(self) -> int:
-        """Shares are counted in this, instances in ones: fewest shares first, then instances."""
-        return self._budget + 2
-
-    def _fewest(self, batch_size: int) -> np.ndarray:
-        self._extend(batch_size)
-        row: np.ndarray = self._table[batch_size]
-        return row
-
-    def _extend(self, upto: int) -> None:
-        """Fill the table up to batch `upto`, a row a batch size, all levels at once."""
-        known = len(self._table)
-        if upto < known:
-            return
-        table = np.full((upto + 1, len(self._levels)), _NEVER, dtype=np.int32)
-        table[:known] = self._table
-        steps = np.where(self._costs <= self._budget, self._costs * self._key_unit + 1, _NEVER)
-        for batch in range(known, upto + 1):
-            fitting = int(np.searchsorted(self.sizes, batch, side="right"))
-            rows = table[batch - self.sizes[:fitting]]
-            rows += steps[:fitting]
-            if fitting:
-                np.minimum(rows.min(axis=0), _NEVER, out=table[batch])
-        self._table = table
-
-    def _taken(self, level: int, batch: int) -> Iterator[InstanceOption]:
-        """The instances behind an entry of the table, found by walking it back."""
-        while batch:
-            steps = self._costs[:, level] * self._key_unit + 1
-            for size, step in zip(self.sizes[::-1], steps[::-1], strict=True):
-                if (
-                    size <= batch
-                    and self._table[batch - size, level] + step == (self._table[batch, level])
-                ):
-                    yield self._best[int(size), int(step // self._key_unit)]
-                    batch -= int(size)
-                    break
+    def _core(self) -> int:
+        """A core costs so much, an instance 1: fewest cores come first, then fewest instances."""
+        return self.cores + 1
 
     @cached_property
-    def _holds(self) -> np.ndarray:
-        """The largest batch size of one instance of so many shares within each level."""
-        holds = np.zeros((self._budget + 1, len(self._levels)), dtype=np.int64)
-        for (size, units), option in self._best.items():
-            first = np.searchsorted(self._levels, self._level(option))
-            np.maximum(holds[units, first:], size, out=holds[units, first:])
-        return holds
+    def _fewest(self) -> _Knapsack:
+        """What each batch costs; one that these cores cannot serve costs `_core` squared."""
+        sizes = self.sizes.tolist()
+        costs = np.full((len(sizes), len(self._levels)), self._core**2, dtype=np.int32)
+        for (size, cores), one in self._best.items():
+            within, row = self._levels >= self._level(one), sizes.index(size)
+            costs[row, within] = np.minimum(costs[row, within], cores * self._core + 1)
+        return _Knapsack(self.sizes, costs, self._core**2)
 
     @cached_property
-    def _most(self) -> np.ndarray:
-        """The most items that so many shares serve within each level: (shares + 1, levels)."""
-        most = np.zeros_like(self._holds)
-        for shares in range(1, self._budget + 1):
-            most[shares] = (self._holds[1 : shares + 1] + most[shares - 1 :: -1]).max(axis=0)
-        return most
-
-    def _fullest(self, row: int, level: int) -> Plan:
-        shares, instances = row + 1, list[InstanceOption]()
-        while self._most[shares, level]:
-            sums = self._holds[1 : shares + 1, level] + self._most[shares - 1 :: -1, level]
-            units = 1 + int(np.argmax(sums))
-            if size := int(self._holds[units, level]):
-                instances.append(self._best[size, units])
-            shares -= units
-        return Plan.of(instances, self.exponent)
+    def _most(self) -> _Knapsack:
+        """The most items that so many cores serve, negative; a core may idle."""
+        items = np.zeros((self.cores, len(self._levels)), dtype=np.int64)
+        for (size, cores), one in self._best.items():
+            within = self._levels >= self._level(one)
+            items[cores - 1, within] = np.minimum(items[cores - 1, within], -size)
+        return _Knapsack(np.arange(1, self.cores + 1), items, 0)
 
     def _unreachable(self, batch_size: int) -> str:
         """Why not, and what can be had."""

@@ -1,43 +1,54 @@
-"""What a plan can be made of: the measured points of one model on one machine, as options."""
+"""What a plan can be made of: the measured points of one model on one machine, as instances."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import lcm
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil, inf, log, nan
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import BeforeValidator
 
-from scalebench_lib.config import DEFAULT_IMAGE_SIZE
+from scalebench_lib.config import AXES
 from scalebench_lib.errors import RequestError, nearest
 from scalebench_lib.record import Record
+from scalebench_lib.stats import Variance
 
-CHOICES = ("machine", "model", "seq_len", "image_size", "placement")
-"""What all instances of a plan have in common."""
+SHARED = (
+    *("machine", "model"),
+    *(name for name, axis in AXES.items() if axis.splits and not axis.within),
+)
+"""The columns of the results table in which all instances of a plan are alike."""
 
-_FINEST = 8
-"""No core has more hardware threads than this."""
+NanFromNull = Annotated[float, BeforeValidator(lambda value: nan if value is None else value)]
+"""JSON has no NaN: pydantic writes null."""
 
 
-@dataclass(frozen=True)
-class InstanceOption:
-    """An instance that a plan may have: a profiled point, with its latency in ms.
+@dataclass(frozen=True, order=True)
+class Instance:
+    """A copy of the model on cores of its own, with the latency in ms that it has alone.
 
-    `cores` counts physical cores: threads with SMT off, a share of them with SMT on.
+    `cores` are whole physical cores: with SMT on and an odd number of threads a sibling idles, as
+    it did when the point was measured. `latency_ms` is NaN where the point was not measured.
+    Instances are equal where they are run alike, whatever their latencies.
     """
 
     threads: int
     batch_size: int
-    latency_ms: float
-    cores: float
-    low_ms: float | None = None
-    high_ms: float | None = None
+    latency_ms: NanFromNull = field(compare=False)
+    cores: int
+    high_ms: float | None = field(default=None, compare=False)
     optimization: str = "none"
     smt: bool = False
     allocator: str = "default"
-    memory_mb: float | None = None
+    memory_mb: float | None = field(default=None, compare=False)
+
+    @property
+    def variance(self) -> Variance:
+        """Of the latency's logarithm; infinite where no interval was measured."""
+        width = inf if self.high_ms is None else log(self.high_ms / self.latency_ms)
+        return Variance((width / 1.96) ** 2)
 
     def __str__(self) -> str:
         return f"⟨{self.threads}, {self.batch_size}⟩"
@@ -45,95 +56,76 @@ class InstanceOption:
 
 @dataclass(frozen=True)
 class Profile:
-    """The options of one model on one machine, and what all of them share."""
+    """The instances of one model on one machine, and their values of `SHARED`."""
 
-    options: tuple[InstanceOption, ...]
-    machine: str
-    model: str
-    seq_len: int
-    placement: str
-    image_size: int = DEFAULT_IMAGE_SIZE
+    instances: tuple[Instance, ...]
+    shared: Mapping[str, Any]
 
     @property
     def optimizations(self) -> tuple[str, ...]:
         """Every optimization that was measured."""
-        return tuple(dict.fromkeys(option.optimization for option in self.options))
+        return tuple(dict.fromkeys(one.optimization for one in self.instances))
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Every batch size that was measured, ascending."""
-        return tuple(sorted({option.batch_size for option in self.options}))
+        return tuple(sorted({one.batch_size for one in self.instances}))
 
-    def only(self, optimization: str | None) -> Profile:
-        """The options with this optimization (all, for None); `RequestError` if there are none."""
-        if optimization is None:
-            return self
-        found = tuple(one for one in self.options if one.optimization == optimization)
+    def only(self, optimization: str) -> Profile:
+        """The instances with this optimization; `RequestError` if there are none."""
+        found = tuple(one for one in self.instances if one.optimization == optimization)
         if not found:
             raise RequestError(
                 f"optimization: no point was measured with {optimization!r}: "
                 f"{nearest(optimization, self.optimizations)}"
             )
-        return replace(self, options=found)
+        return replace(self, instances=found)
 
-    def is_of(self, record: Record) -> bool:
-        """Whether `record` holds options of this profile."""
-        mine = {name: getattr(self, name) for name in CHOICES}
+    def holds(self, record: Record) -> bool:
+        """Whether the points of `record` are instances of this profile."""
         theirs = {**record.config.model_dump(), "machine": record.machine_name}
-        return mine.items() <= theirs.items()
+        return self.shared.items() <= theirs.items()
 
     @classmethod
-    def of(cls, table: pd.DataFrame, **wanted: Any) -> Profile:
-        """The options in the results `table`; `wanted` chooses where it holds several.
+    def of(cls, table: pd.DataFrame, wanted: Mapping[str, Any]) -> Profile:
+        """The instances in the results `table`; `wanted` chooses where it holds several.
 
-        Keys: machine, model, seq_len, image_size, placement. Placement is sequential where there
-        is a choice. Raises `RequestError` where nothing was measured, or a choice is open.
+        Its keys are of `SHARED`. Placement is sequential where there is a choice. Raises
+        `RequestError` where nothing was measured, or a choice is open.
         """
         rows = table[(table["status"] == "ok") & table["latency_ms"].notna()]
         if rows.empty:
             raise RequestError("the sweep holds no measured point: nothing can be planned from it")
-        found: dict[str, Any] = {}
-        for column in CHOICES:
-            found[column] = _chosen(rows, column, wanted.get(column))
-            rows = rows[rows[column] == found[column]]
-        options = tuple(_option(row) for row in rows.to_dict("records"))
-        return cls(options, **found)
+        shared: dict[str, Any] = {}
+        for column in SHARED:
+            shared[column] = _chosen(rows, column, wanted.get(column))
+            rows = rows[rows[column] == shared[column]]
+        return cls(tuple(_instance(row) for row in rows.to_dict("records")), shared)
 
 
 def _chosen(rows: pd.DataFrame, column: str, wanted: Any) -> Any:
-    known = sorted(rows[column].unique().tolist())
-    if not wanted and len(known) > 1 and "sequential" in known:
+    known = {str(value): value for value in sorted(rows[column].unique().tolist())}
+    if wanted is None and "sequential" in known:
         return "sequential"
-    if not wanted and len(known) == 1:
-        return known[0]
-    if wanted in known:
-        return wanted
-    there = ", ".join(map(str, known))
-    if not wanted:
+    if wanted is None and len(known) == 1:
+        return next(iter(known.values()))
+    if str(wanted) in known:
+        return known[str(wanted)]
+    there = ", ".join(known)
+    if wanted is None:
         raise RequestError(f"the sweep has more than one {column}: choose one of {there}")
     raise RequestError(f"{column}: no point was measured with {wanted!r}: there is {there}")
 
 
-def _option(row: dict[Any, Any]) -> InstanceOption:
-    return InstanceOption(
+def _instance(row: Mapping[Any, Any]) -> Instance:
+    optional = {"high_ms": row["latency_ms_high"], "memory_mb": row["peak_memory_mb"]}
+    return Instance(
         threads=int(row["threads"]),
         batch_size=int(row["batch_size"]),
         latency_ms=float(row["latency_ms"]),
-        cores=float(row["cores"]),
-        low_ms=_number(row["latency_ms_low"]),
-        high_ms=_number(row["latency_ms_high"]),
+        cores=ceil(row["cores"]),
         optimization=row["optimization"],
         smt=bool(row["smt"]),
         allocator=row["allocator"],
-        memory_mb=_number(row["peak_memory_mb"]),
+        **{name: None if pd.isna(value) else float(value) for name, value in optional.items()},
     )
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)
-
-
-def shares_of_a_core(options: Iterable[InstanceOption]) -> int:
-    """Into how many equal shares a core must be cut so that every option takes whole ones."""
-    cores = (Fraction(option.cores).limit_denominator(_FINEST) for option in options)
-    return lcm(*(share.denominator for share in cores))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from scalebench_lib.plan.decide import Candidate, Decision, Ground
-from scalebench_lib.plan.interference import Observation
+from scalebench_lib.files import write_atomically
+from scalebench_lib.plan.decide import Candidate, Context, Decision
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.profile import InstanceOption
-from scalebench_lib.record import write_atomically
+from scalebench_lib.plan.profile import Instance
+from scalebench_lib.record import Software
 from scalebench_lib.stats import Ratio
 from scalebench_lib.text import format_number, pluralize
 
 FILE = "plan.json"
 
+_RUN_BY = ("threads", "batch_size", "optimization", "smt", "allocator")
+
 
 def save(decision: Decision) -> Path:
     """Write ``plan.json`` into the sweep's folder, and say where it lies."""
-    path = decision.ground.out / FILE
+    path = decision.context.out / FILE
     write_atomically(path, json.dumps(as_json(decision), indent=1) + "\n")
     return path
 
@@ -33,113 +35,103 @@ def save(decision: Decision) -> Path:
 def as_json(decision: Decision) -> dict[str, Any]:
     """The decision as plain values; times in ms, None where something is not known.
 
-    `fat_ms` and `thin_ms` are measured where the plan was verified, else predicted.
+    `fat_ms` and `thin_ms` are measured where the plans were run, else predicted;
+    `slowdown_per_core` is the logarithm of what each core that others keep busy costs an instance.
     """
-    best, profile = decision.best, decision.ground.profile
-    names = {"fat": decision.named("fat"), "thin": decision.named("thin")}
+    plan, context = decision.best.plan, decision.context
+    baselines: dict[str, Any] = {}
+    for name in ("fat", "thin"):
+        one = decision.named(name)
+        baselines[f"{name}_ms"] = _finite(one.plan.latency_ms) if one else None
+        baselines[f"speedup_over_{name}"] = _ratio(decision.speedup(one)) if one else None
     return {
-        "batch_size": best.plan.batch_size,
-        "cores": best.plan.cores,
-        "cores_available": decision.ground.cores,
-        "optimization": best.plan.optimization,
+        "batch_size": plan.batch_size,
+        "cores": plan.cores,
+        "cores_available": context.cores,
+        "optimization": _optimization(plan),
         "instances": [
             {
-                "threads": one.option.threads,
-                "batch_size": one.option.batch_size,
-                "cpus": list(one.cpus),
-                "optimization": one.option.optimization,
-                "smt": one.option.smt,
-                "allocator": one.option.allocator,
+                **{name: getattr(one.instance, name) for name in _RUN_BY},
+                "cpus": one.cpus,
                 "environment": one.environment,
                 "taskset": one.taskset,
                 "numactl": one.numactl,
             }
             for one in decision.placed
         ],
-        **_times(best),
-        "throughput": best.plan.batch_size / best.latency_ms * 1e3,
-        **{f"{name}_ms": _known(one.latency_ms) if one else None for name, one in names.items()},
-        **{
-            f"speedup_over_{name}": _ratio(decision.over(one) if one else None)
-            for name, one in names.items()
-        },
-        "verified": decision.proved,
-        "slowdown_exponent": decision.ground.exponent,
+        **_times(decision.best),
+        "throughput": plan.throughput,
+        **baselines,
+        "verified": decision.verified,
+        "slowdown_per_core": context.slowdown,
         "slo_ms": decision.request.slo_ms or None,
-        "model": profile.model,
-        "seq_len": profile.seq_len,
-        "machine": profile.machine,
+        **context.profile.shared,
         "considered": [
             {"plan": str(one.plan), "names": one.names, "cores": one.plan.cores, **_times(one)}
-            for one in decision.entries
+            for one in decision.candidates
         ],
     }
 
 
-def _times(entry: Candidate) -> dict[str, Any]:
-    found = entry.measured_ms
+def _times(candidate: Candidate) -> dict[str, Any]:
+    measured = candidate.plan.measured_ms
     return {
-        "predicted_ms": _known(entry.plan.predicted_ms),
-        "measured_ms": found and found.value,
-        "measured_ms_low": found and found.low,
-        "measured_ms_high": found and found.high,
-        "failed": entry.run.reason if entry.run else None,
+        "predicted_ms": _finite(candidate.plan.predicted_ms),
+        "measured_ms": measured and measured.value,
+        "measured_ms_low": measured and measured.low,
+        "measured_ms_high": measured and measured.high,
+        "failed": candidate.timing and candidate.timing.reason,
     }
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, float | None] | None:
     if ratio is None:
         return None
-    limits = {"low": _known(ratio.low), "high": _known(ratio.high)}
+    limits = {"low": _finite(ratio.low), "high": _finite(ratio.high)}
     return {"value": ratio.value, **limits, "paired": ratio.how == "paired"}
 
 
-def _known(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
 def comparison(decision: Decision) -> Table:
     """The plans side by side: predicted, measured, and how much faster than fat."""
-    table = Table(title=_title(decision), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    context, best = decision.context, decision.best
+    limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
+    model, cores = context.profile.shared["model"], pluralize(context.cores, "core")
+    title = f"{model}, batch {best.plan.batch_size} on {cores}{limit}; times in ms"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     table.add_column("⟨threads, batch⟩", overflow="fold")
     table.add_column("predicted", justify="right", no_wrap=True)
-    if decision.proved:
+    run = [one for one in decision.candidates if one.timing or one.plan.measured_ms]
+    if run:
         table.add_column("measured", overflow="fold")
     table.add_column("against fat", overflow="fold")
-    ordered = sorted(decision.entries, key=lambda one: (one is not decision.best, one.latency_ms))
-    for entry in ordered:
-        style = "bold" if entry is decision.best else None
-        table.add_row(*map(escape, _cells(decision, entry)), style=style)
+    fat = decision.named("fat")
+    for one in sorted(decision.candidates, key=lambda one: (one is not best, one.plan.latency_ms)):
+        ratio = decision.speedup(fat, one) if fat and fat is not one else None
+        cells = [
+            ", ".join([*["plan"] * (one is best), *(n for n in one.names if n in ("fat", "thin"))]),
+            f"{one.plan}, {_optimization(one.plan)}",
+            _ms(one.plan.predicted_ms),
+            *([_measured(one)] if run else []),
+            _short(ratio) if ratio else "",
+        ]
+        table.add_row(*map(escape, cells), style="bold" if one is best else None)
     return table
 
 
-def _title(decision: Decision) -> str:
-    ground = decision.ground
-    limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
-    cores = pluralize(ground.cores, "core")
-    size = decision.best.plan.batch_size
-    return f"{ground.profile.model}, batch {size} on {cores}{limit}; times in ms"
+def _measured(candidate: Candidate) -> str:
+    if found := candidate.plan.measured_ms:
+        return f"{_ms(found.value)} ±{found.half_width:.1%}"
+    return f"failed: {candidate.timing.reason}" if candidate.timing else ""
 
 
-def _cells(decision: Decision, entry: Candidate) -> list[str]:
-    fat = decision.named("fat")
-    ratio = decision.over(fat, entry) if fat and fat is not entry else None
-    names = ["plan"] * (entry is decision.best)
-    names += [name for name in entry.names if name in ("fat", "thin")]
-    return [
-        ", ".join(names),
-        f"{entry.plan}, {entry.plan.optimization}",
-        _ms(entry.plan.predicted_ms),
-        *([_measured(entry)] * decision.proved),
-        "" if ratio is None else _short(ratio),
-    ]
-
-
-def _measured(entry: Candidate) -> str:
-    if entry.measured_ms:
-        return f"{format_number(entry.measured_ms.value, 4)} ±{entry.measured_ms.half_width:.1%}"
-    return f"failed: {entry.run.reason}" if entry.run else ""
+def _optimization(plan: Plan) -> str:
+    """``none + script`` where they differ."""
+    return " + ".join(sorted(plan.optimizations))
 
 
 def _ms(value: float) -> str:
@@ -154,43 +146,54 @@ def _short(ratio: Ratio) -> str:
 def commands(decision: Decision) -> Iterator[str]:
     """What to run: a line an instance, to put before one's own command."""
     yield "To run it, put before the command of each instance:"
-    for place, one in enumerate(decision.placed, 1):
+    for number, one in enumerate(decision.placed, 1):
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
-        yield f"  {place}: {_what(one.option)}:  {settings} {one.taskset}"
+        yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
 
 
-def _what(option: InstanceOption) -> str:
-    threads = pluralize(option.threads, "thread")
-    named = f", {option.allocator}" * (option.allocator != "default")
-    return f"batch {option.batch_size}, {threads}, {option.optimization}{named}"
+def _description(one: Instance) -> str:
+    allocator = f", {one.allocator}" * (one.allocator != "default")
+    threads = pluralize(one.threads, "thread")
+    return f"batch {one.batch_size}, {threads}, {one.optimization}{allocator}"
 
 
 def sentences(decision: Decision) -> Iterator[str]:
     """What the tables come to."""
-    best = decision.best
-    how = "measured" if decision.proved else "predicted"
+    plan, context = decision.best.plan, decision.context
+    how = "predicted" if not plan.measured_ms else "measured" + " before" * (not decision.verified)
     yield (
-        f"{best.plan} serves batch {best.plan.batch_size} in "
-        f"{format_number(best.latency_ms, 4)} ms ({how}), "
-        f"{format_number(best.plan.batch_size / best.latency_ms * 1e3, 4)} inferences/s"
+        f"{plan} serves batch {plan.batch_size} in {_ms(plan.latency_ms)} ms ({how}), "
+        f"{format_number(plan.throughput, 4)} inferences/s"
     )
-    if 0 < decision.request.slo_ms < best.latency_ms:
+    if 0 < decision.request.slo_ms < plan.latency_ms:
         yield (
             f"that is over the limit of {decision.request.slo_ms:g} ms: ask again, "
             "what was measured counts now"
         )
     for name in ("fat", "thin"):
         other = decision.named(name)
-        if other is best:
-            yield f"it is the {name} plan itself: splitting differently gains nothing here"
-        elif other and (ratio := decision.over(other)):
+        if other is decision.best:
+            gain = ": splitting gains nothing here" if name == "fat" else ""
+            yield f"it is the {name} plan itself{gain}"
+        elif other and (ratio := decision.speedup(other)):
             yield f"{_compared(ratio)} {name}, {other.plan}"
         else:
-            yield f"against {name}: {_why_not(decision, name)}"
-    idle = decision.ground.cores - best.plan.cores
-    if idle >= 1:
-        yield f"{idle:g} of {decision.ground.cores} cores are left idle, on purpose"
+            yield f"against {name}: {_why_not(name, other)}"
+    if context.cores > plan.cores:
+        yield f"{context.cores - plan.cores} of {context.cores} cores are left idle, on purpose"
+    yield from _reservations(decision)
+
+
+def _reservations(decision: Decision) -> Iterator[str]:
+    """What the prediction, or the verification, does not cover."""
+    plan, context = decision.best.plan, decision.context
+    if len(plan.instances) > 1 and not plan.measured_ms and context.slowdown is None:
+        tells = "--verify measures it" if context.record else "what was imported cannot tell"
+        yield f"instances are assumed not to slow each other down: {tells}"
+    measured_with = context.record.software if context.record else Software.here()
+    if decision.verified and (differs := measured_with.differs_from(Software.here())):
+        yield f"the sweep has other software ({differs}): later plans do not count these runs"
 
 
 def _compared(ratio: Ratio) -> str:
@@ -199,52 +202,20 @@ def _compared(ratio: Ratio) -> str:
     return f"no measurable difference, {_short(ratio)}, to"
 
 
-def _why_not(decision: Decision, name: str) -> str:
-    entry = decision.named(name)
-    if entry and entry.run:
-        return f"it failed: {entry.run.reason}"
+def _why_not(name: str, candidate: Candidate | None) -> str:
+    if candidate and candidate.timing:
+        return f"it failed: {candidate.timing.reason}"
     if name == "fat":
         return "that batch size was not profiled on all cores; --verify runs it all the same"
     return "the profiled batch sizes of one thread do not sum to this batch"
 
 
-def about_profile(ground: Ground) -> str:
+def describe_profile(context: Context) -> str:
     """What there is to plan with, in a sentence."""
-    profile = ground.profile
+    profile = context.profile
     sizes = ", ".join(map(str, profile.batch_sizes))
     return (
-        f"{profile.model} on {profile.machine}: {len(profile.options)} points, batch {sizes}, "
-        f"{', '.join(profile.optimizations)}; {ground.cores} cores to plan with"
-    )
-
-
-def about_gains(gains: Mapping[int, float]) -> str:
-    """Where splitting gains most, and where nothing."""
-    if not gains:
-        return "no batch size was profiled on all cores, so there is no fat to compare with"
-    most = max(gains, key=gains.__getitem__)
-    none = [str(size) for size, ratio in gains.items() if ratio <= 1]
-    at = f"most at batch {most}, {gains[most]:.2f}×" if gains[most] > 1 else "nothing anywhere"
-    return f"splitting gains {at}" + (f"; nothing at batch {', '.join(none)}" if none else "")
-
-
-def about_frontier(plans: Sequence[Plan]) -> str:
-    """The two ends of the frontier."""
-    ends = {"soonest": plans[0], "most": plans[-1]}
-    return "\n".join(
-        f"{name}: batch {plan.batch_size} in {format_number(plan.predicted_ms, 4)} ms, "
-        f"{format_number(plan.throughput, 4)} inferences/s, {plan}"
-        for name, plan in ends.items()
-    )
-
-
-def about_predictions(seen: Sequence[Observation]) -> str:
-    """How far predictions were off."""
-    if not seen:
-        return "no plan was run yet: 'scalebench plan OUT --batch-size … --verify' does"
-    off = [run.measured_ms / run.predicted_ms - 1 for run in seen]
-    worst = max(off, key=abs)
-    within = sum(abs(one) <= 0.1 for one in off)
-    return (
-        f"{within} of {len(off)} plans were within 10 % of their prediction; at worst {worst:+.1%}"
+        f"{profile.shared['model']} on {profile.shared['machine']}: "
+        f"{len(profile.instances)} points, batch {sizes}, "
+        f"{', '.join(profile.optimizations)}; {context.cores} cores to plan with"
     )

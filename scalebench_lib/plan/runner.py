@@ -15,22 +15,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from statistics import median
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import psutil
 
 from scalebench_lib.allocators import preload
 from scalebench_lib.config import Config, Fraction, Seconds, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
-from scalebench_lib.machine import Machine
-from scalebench_lib.plan.placement import placed
+from scalebench_lib.machine import Machine, available_bytes
+from scalebench_lib.plan.placement import place
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.worker import WorkerSpec
 from scalebench_lib.processes import cause_of_death, end
@@ -47,82 +46,70 @@ _FAREWELL_S = 5.0
 """A process whose pipe has closed is given so long to say why."""
 
 
-class Workers:
+class Workers(ExitStack):
     """Processes that compute at one common start; a context manager that leaves none behind."""
 
-    def __init__(self, roles: Sequence[WorkerSpec]) -> None:
-        self._members: dict[Connection, _Member] = {}
+    def __init__(self, specs: Iterable[WorkerSpec]) -> None:
+        super().__init__()
+        self._workers: dict[Connection, _Worker] = {}
         try:
-            for role in roles:
-                member = _Member(role)
-                self._members[member.pipe] = member
+            for spec in specs:
+                worker = _Worker(spec)
+                self.callback(worker.close)
+                self._workers[worker.pipe] = worker
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
+    def answers(self, limit_s: float) -> list[dict[str, Any]]:
+        """Return one message of each worker, the first when it is ready.
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End every process of the workers, whatever it is doing."""
-        for member in self._members.values():
-            member.close()
-        self._members.clear()
-
-    def ready(self, limit_s: float) -> None:
-        """Wait until all are ready; `MeasurementError` where one dies or takes too long."""
-        self._answers(limit_s)
-
-    def run(self, limit_s: float) -> int:
-        """All compute once, from a common start to the end of the last one: ns.
-
-        Raises `MeasurementError` where one dies, or does not end within `limit_s`.
+        Raises `MeasurementError` where one dies, or does not answer within `limit_s`.
         """
-        ahead = _HEAD_START_NS + _HEAD_START_EACH_NS * len(self._members)
-        start = time.perf_counter_ns() + ahead
-        for member in self._members.values():
-            member.send({"start_ns": start})
-        answers = self._answers(limit_s)
-        return int(max(answer["ended_ns"] for answer in answers)) - start
-
-    def _answers(self, limit_s: float) -> list[dict[str, Any]]:
-        """One message from each member."""
-        deadline, left, answers = time.monotonic() + limit_s, dict(self._members), []
+        deadline, left, answers = time.monotonic() + limit_s, dict(self._workers), []
         while left:
             heard = wait(list(left), timeout=max(0.0, deadline - time.monotonic()))
             if not heard:
                 raise MeasurementError(
-                    f"{len(left)} of {len(self._members)} instances did not answer "
+                    f"{len(left)} of {len(self._workers)} instances did not answer "
                     f"within {limit_s:.3g} s"
                 )
             answers += [left.pop(pipe).receive() for pipe in heard]  # type: ignore[call-overload]
         return answers
 
+    def run(self, limit_s: float) -> int:
+        """Have all compute once: ns from their common start to the end of the last one.
 
-class _Member:
+        Raises `MeasurementError` as `answers`.
+        """
+        ahead = _HEAD_START_NS + _HEAD_START_EACH_NS * len(self._workers)
+        start = time.perf_counter_ns() + ahead
+        for worker in self._workers.values():
+            worker.send({"start_ns": start})
+        return max(int(answer["ended_ns"]) for answer in self.answers(limit_s)) - start
+
+
+class _Worker:
     """A process, the pipe to it, and what it writes to standard error."""
 
-    def __init__(self, role: WorkerSpec) -> None:
-        env = {**os.environ, **preload(role.config.allocator)}
+    def __init__(self, spec: WorkerSpec) -> None:
+        env = {**os.environ, **preload(spec.config.allocator)}
         self.pipe, theirs = Pipe()
-        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
                 [*_COMMAND, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=self._words,
+                stderr=self._errors,
                 start_new_session=True,
                 env=env,
             )
-        self.send(role.model_dump(mode="json"))
+        self.send(spec.model_dump(mode="json"))
 
     def send(self, message: dict[str, Any]) -> None:
-        with suppress(OSError):  # that it is gone shows when it is listened to
+        with suppress(OSError):  # a worker that has died is found out by `receive`
             self.pipe.send_bytes(json.dumps(message).encode())
 
     def receive(self) -> dict[str, Any]:
@@ -132,18 +119,16 @@ class _Member:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_FAREWELL_S)
             end(self._process)
-            self._words.seek(0)
-            how = cause_of_death(self._process, self._words.read())
+            self._errors.seek(0)
+            how = cause_of_death(self._process, self._errors.read())
             raise MeasurementError(f"an instance {how}") from None
         return answer
 
     def close(self) -> None:
         end(self._process)
         self.pipe.close()
-        self._words.close()
+        self._errors.close()
 
-
-_NS = 1_000_000_000
 
 TURN_NS = 300_000_000
 """A plan's turn; or one batch, where that takes longer."""
@@ -167,19 +152,14 @@ class Limits(StrictModel):
     setup_s: Seconds = 300.0
     batch_s: Seconds = 30.0
 
-    def of_batch(self, plan: Plan) -> float:
-        """Seconds that one batch of `plan` may take."""
-        predicted = 0.0 if np.isnan(plan.predicted_ms) else plan.predicted_ms
-        return max(self.batch_s, 20 * predicted / 1e3)
-
 
 @dataclass(eq=False)
-class Run:
+class PlanTiming:
     """A plan that was run: its turns, a sample a batch; `reason` says why it failed."""
 
     plan: Plan
     turns: list[Turn] = field(default_factory=list)
-    spent_ns: int = 0
+    spent_s: float = 0.0
     reason: str | None = None
 
     @property
@@ -189,26 +169,17 @@ class Run:
             return None
         found = turns_interval([turn.median_ns for turn in self.turns])
         middle_ms = median(ns for turn in self.turns for ns in turn.samples_ns) / 1e6
-        return Interval.around(middle_ms, found.variance)
-
-    @property
-    def half_width(self) -> float:
-        """That of `latency_ms`; 0 where it failed, as nothing more can be learned."""
-        return found.half_width if (found := self.latency_ms) else 0.0
+        return Interval(middle_ms, found.variance)
 
 
-def speedup(run: Run, other: Run) -> Ratio | None:
-    """How much faster `run` is than `other`, paired by cycle; None where one failed."""
-    mine, theirs = run.latency_ms, other.latency_ms
-    if mine is None or theirs is None:
-        return None
-    of_cycle = {turn.cycle: turn.median_ns for turn in run.turns}
+def speedup(one: PlanTiming, other: PlanTiming) -> Ratio | None:
+    """How much faster `one` is than `other`, paired by cycle; None where they never met."""
+    of_cycle = {turn.cycle: turn.median_ns for turn in one.turns}
     pairs = [t.median_ns / of_cycle[t.cycle] for t in other.turns if t.cycle in of_cycle]
     if not pairs:
-        variance = mine.variance + theirs.variance
-        return Ratio.around(theirs.value / mine.value, variance, "not measured together")
+        return None
     found = turns_interval(pairs)
-    return Ratio(found.value, found.low, found.high, found.variance)
+    return Ratio(found.value, found.variance)
 
 
 @dataclass
@@ -219,103 +190,100 @@ class PlanRunner:
     machine: Machine
     limits: Limits = field(default_factory=Limits)
     say: Say = lambda _: None
-    seed: int = 0
 
-    def run(self, plans: Sequence[Plan]) -> list[Run]:
+    def run(self, plans: Iterable[Plan]) -> list[PlanTiming]:
         """Run `plans` in turn; one that cannot be run, dies or hangs has its reason instead."""
-        runs, cycles = [Run(plan) for plan in plans], count(1)
-        for wave in self._memory_batches(runs):
-            self._wave(wave, cycles)
-        return runs
+        timings, cycles = [PlanTiming(plan) for plan in plans], count(1)
+        for together in self._memory_batches(timings):
+            self._take_turns(together, cycles)
+        return timings
 
-    def _wave(self, runs: Sequence[Run], cycles: Iterator[int]) -> None:
-        """Runs whose instances are all alive together, parked but for one plan's."""
+    def _take_turns(self, timings: Iterable[PlanTiming], cycles: Iterator[int]) -> None:
+        """Time plans whose instances are all alive together, parked but for one plan's."""
         with ExitStack() as stack:
-            crews = {run: workers for run in runs if (workers := self._start_workers(run, stack))}
-            shuffle = random.Random(self.seed).shuffle  # noqa: S311
-            while (going := [run for run in crews if not run.reason]) and not self._enough(going):
+            started = [(timing, self._start_workers(timing, stack)) for timing in timings]
+            running = [(timing, workers) for timing, workers in started if workers]
+            shuffle = random.Random(0).shuffle  # noqa: S311
+            while running := [(one, workers) for one, workers in running if not one.reason]:
+                if self._enough([timing for timing, _ in running]):
+                    break
                 cycle = next(cycles)
-                shuffle(going)
-                for run in going:
-                    self._turn(cycle, run, crews[run])
+                shuffle(running)
+                for timing, workers in running:
+                    self.say(f"cycle {cycle}, {timing.plan}")
+                    with _failing(timing, workers):
+                        self._turn(cycle, timing, workers)
 
-    def _enough(self, going: Sequence[Run]) -> bool:
+    def _enough(self, timings: Sequence[PlanTiming]) -> bool:
         """Whether all plans have turns enough, and are known well enough or their time is up."""
-        if len(going[0].turns) < MIN_TURNS:
+        if len(timings[0].turns) < MIN_TURNS:
             return False
-        spent = sum(run.spent_ns for run in going)
-        over = spent >= len(going) * self.limits.max_seconds * _NS
-        return over or all(run.half_width <= self.limits.target_ci for run in going)
+        spent_s = sum(timing.spent_s for timing in timings)
+        latencies = [found for one in timings if (found := one.latency_ms)]
+        known = all(found.half_width <= self.limits.target_ci for found in latencies)
+        return known or spent_s >= len(timings) * self.limits.max_seconds
 
-    def _start_workers(self, run: Run, stack: ExitStack) -> Workers | None:
-        """The instances of a plan, ready; None, with the reason in `run`, where they are not."""
-        self.say(f"starting {run.plan}")
+    def _start_workers(self, timing: PlanTiming, stack: ExitStack) -> Workers | None:
+        """The instances of a plan, ready; None, with the reason in `timing`, where they are not."""
+        self.say(f"starting {timing.plan}")
         try:
-            workers = stack.enter_context(Workers(self._roles(run.plan)))
+            workers = stack.enter_context(Workers(self._specs(timing.plan)))
         except (OSError, RequestError) as error:
             why = getattr(error, "strerror", error)
-            run.reason = f"its processes could not be started: {why}"
+            timing.reason = f"its processes could not be started: {why}"
             return None
-        _or_fail(run, workers, lambda: workers.ready(self.limits.setup_s))
-        return None if run.reason else workers
+        with _failing(timing, workers):
+            workers.answers(self.limits.setup_s)
+        return None if timing.reason else workers
 
-    def _turn(self, cycle: int, run: Run, workers: Workers) -> None:
-        self.say(f"cycle {cycle}, {run.plan}")
-        start = time.perf_counter_ns()
-        _or_fail(run, workers, lambda: run.turns.append(self._sampled(cycle, run, workers)))
-        run.spent_ns += time.perf_counter_ns() - start
-
-    def _sampled(self, cycle: int, run: Run, workers: Workers) -> Turn:
-        limit_s = self.limits.of_batch(run.plan)
-        if not (run.turns and run.turns[-1].median_ns > TURN_NS):
+    def _turn(self, cycle: int, timing: PlanTiming, workers: Workers) -> None:
+        # One that was not predicted has NaN, which fmax passes over.
+        limit_s = float(np.fmax(self.limits.batch_s, 20 * timing.plan.predicted_ms / 1e3))
+        began = time.perf_counter_ns()
+        if not (timing.turns and timing.turns[-1].median_ns > TURN_NS):
             workers.run(limit_s)  # brings caches and threads back; it does not count
         start, batches = time.perf_counter_ns(), list[int]()
         while not batches or time.perf_counter_ns() < start + TURN_NS:
             batches.append(workers.run(limit_s))
-        return Turn(cycle=cycle, start_ns=start, samples_ns=tuple(batches))
+        timing.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(batches)))
+        timing.spent_s += (time.perf_counter_ns() - began) / 1e9
 
-    def _roles(self, plan: Plan) -> list[WorkerSpec]:
-        return [
-            WorkerSpec(
-                config=self._config(one.option),
+    def _specs(self, plan: Plan) -> Iterator[WorkerSpec]:
+        names = ("batch_size", "optimization", "smt", "allocator")
+        for one in place(plan, self.machine, self.config.placement):
+            changed = {name: getattr(one.instance, name) for name in names}
+            yield WorkerSpec(
+                config=self.config.model_copy(update=changed),
                 cpus=one.cpus,
                 pinnable=self.machine.pinnable,
             )
-            for one in placed(plan, self.machine, self.config.placement)
-        ]
 
-    def _config(self, option: Any) -> Config:
-        names = ("batch_size", "optimization", "smt", "allocator")
-        return self.config.model_copy(update={name: getattr(option, name) for name in names})
-
-    def _memory_batches(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
+    def _memory_batches(self, timings: Sequence[PlanTiming]) -> Iterator[list[PlanTiming]]:
         """All at once where memory allows; else as many at a time as fit, and it is said."""
-        free_mb = MEMORY_SHARE * min(psutil.virtual_memory().available, self.machine.memory_bytes)
-        free_mb /= 1e6
-        needs = {run: _memory_mb(run.plan, runs) for run in runs}
-        wave: list[Run] = []
-        for run in runs:
-            if needs[run] > free_mb:
-                run.reason = f"its instances need {needs[run]:.0f} MB, of {free_mb:.0f} MB free"
+        free_mb = MEMORY_SHARE * available_bytes() / 1e6
+        instances = [one for timing in timings for one in timing.plan.instances]
+        largest = max(one.memory_mb or 0.0 for one in instances)
+        together, filled = list[PlanTiming](), 0.0
+        for timing in timings:
+            # One that was never measured is taken to need as much as the largest.
+            needed = sum(one.memory_mb or largest for one in timing.plan.instances)
+            if needed > free_mb:
+                timing.reason = f"its instances need {needed:.0f} MB, of {free_mb:.0f} MB free"
                 continue
-            if sum(needs[one] for one in wave) + needs[run] > free_mb:
+            if filled + needed > free_mb:
                 self.say("not all plans fit into memory together: they are run in several groups")
-                yield wave
-                wave = []
-            wave.append(run)
-        yield wave
+                yield together
+                together, filled = [], 0.0
+            together.append(timing)
+            filled += needed
+        yield together
 
 
-def _or_fail(run: Run, workers: Workers, work: Callable[[], object]) -> None:
-    """Do `work`; where an instance dies or hangs, the plan fails and its processes end."""
+@contextmanager
+def _failing(timing: PlanTiming, workers: Workers) -> Iterator[None]:
+    """Where an instance dies or hangs, the plan fails and its processes end."""
     try:
-        work()
+        yield
     except MeasurementError as error:
-        run.reason = str(error)
+        timing.reason = str(error)
         workers.close()
-
-
-def _memory_mb(plan: Plan, runs: Iterable[Run]) -> float:
-    """What the instances need together; one that was never measured as much as the largest."""
-    known = [one.memory_mb or 0.0 for run in runs for one in run.plan.instances]
-    return sum(one.memory_mb or max(known) for one in plan.instances)

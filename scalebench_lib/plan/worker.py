@@ -12,10 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
 
 from scalebench_lib.config import Config, StrictModel
 from scalebench_lib.processes import die_with_parent
@@ -38,74 +36,53 @@ class WorkerSpec(StrictModel):
     pinnable: bool = True
 
 
-def main(pipe: Connection) -> None:
+def serve(pipe: Connection) -> None:
     """Become what the first message says, then compute at each start that is sent."""
-    start = time.perf_counter()
-    role = WorkerSpec.model_validate(_receive(pipe))
-    if role.pinnable:
-        os.sched_setaffinity(0, role.cpus)  # whatever the libraries start will inherit it
-    with suppress(EOFError):
-        _serve(pipe, role, start)
-
-
-def _serve(pipe: Connection, role: WorkerSpec, start: float) -> None:
+    began = time.perf_counter()
+    spec = WorkerSpec.model_validate_json(pipe.recv_bytes())
+    if spec.pinnable:
+        os.sched_setaffinity(0, spec.cpus)  # whatever the libraries start will inherit it
     import torch
 
     with torch.inference_mode():
-        work = _model(role, role.config)
-        _send(pipe, ready=time.perf_counter() - start)
+        pass_once = _warm_model(spec)
+        answer: dict[str, float] = {"ready": time.perf_counter() - began}
         while True:
-            _wait_until(_receive(pipe)["start_ns"])
-            work()
-            _send(pipe, ended_ns=time.perf_counter_ns())
+            pipe.send_bytes(json.dumps(answer).encode())
+            try:
+                start_ns = json.loads(pipe.recv_bytes())["start_ns"]
+            except EOFError:
+                return
+            time.sleep(max(0.0, (start_ns - time.perf_counter_ns() - _AWAKE_NS) / 1e9))
+            while time.perf_counter_ns() < start_ns:
+                pass
+            pass_once()
+            answer = {"ended_ns": time.perf_counter_ns()}
 
 
-def _model(role: WorkerSpec, config: Config) -> Callable[[], object]:
-    """The optimized model on its CPUs, warm."""
+def _warm_model(spec: WorkerSpec) -> Callable[[], object]:
+    """The optimized model on its CPUs, warm: a call is a pass."""
     from scalebench_lib import allocators
     from scalebench_lib.measure import models, optimizations
     from scalebench_lib.measure.executor import Executor
     from scalebench_lib.measure.optimizations.base import Target
 
+    config, threads = spec.config, len(spec.cpus)
     allocators.require_loaded(config.allocator)
-    threads = len(role.cpus)
-    executor = Executor((threads,), lambda _: role.cpus, role.pinnable)
+    executor = Executor((threads,), lambda _: spec.cpus, spec.pinnable)
     executor.switch(threads)
     model = models.build(config)
     batches = [model.inputs(config.batch_size, config.seed + k) for k in range(_ROTATION)]
-    subject = Target(model, batches[0], config)
+    target = Target(model, batches[0], config)
     apply = optimizations.REGISTRY[config.optimization].apply
-    executor.load(lambda: apply(subject), batches)
-    executor.check(executor.pass_once)
-    _warm_up(executor.pass_once)
+    executor.load(lambda: apply(target), batches)
+    executor.team.check(executor.pass_once)
+    end = time.perf_counter() + _WARMUP_S
+    while time.perf_counter() < end:
+        executor.pass_once()
     return executor.pass_once
 
 
-def _warm_up(run: Callable[[], object]) -> None:
-    end = time.perf_counter() + _WARMUP_S
-    while time.perf_counter() < end:
-        run()
-
-
-def _wait_until(start_ns: int) -> None:
-    time.sleep(max(0.0, (start_ns - time.perf_counter_ns() - _AWAKE_NS) / 1e9))
-    while time.perf_counter_ns() < start_ns:
-        pass
-
-
-def _receive(pipe: Connection) -> Any:
-    return json.loads(pipe.recv_bytes())
-
-
-def _send(pipe: Connection, **message: Any) -> None:
-    pipe.send_bytes(json.dumps(message).encode())
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Serve on the pipe whose file descriptor is the only argument."""
-    die_with_parent()
-    main(Connection(int(arguments[0])))
-
-
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    die_with_parent()
+    serve(Connection(int(sys.argv[1])))

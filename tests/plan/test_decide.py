@@ -2,17 +2,28 @@
 
 import json
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
 
+from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import RequestError
 from scalebench_lib.plan import report
-from scalebench_lib.plan.decide import Request, decide, verify
-from scalebench_lib.plan.interference import Interference, observation, shape
+from scalebench_lib.plan.decide import Decision, Request, decide, verify
+from scalebench_lib.plan.interference import Interference
+from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits
 from tests import factories
-from tests.plan.test_interference import took
+from tests.plan.observed import observation
+
+PUBLISHED = """\
+benchmark,topology,pinning,allocator,instance_id,interop_threads,intraop_threads,batch_size,\
+latency(min),latency(avg),latency(max)
+bert_manual_none,sequential,numactl,default,1,1,1,4,79,80,81
+bert_manual_none,sequential,numactl,default,1,1,2,8,119,120,121
+"""
 
 
 @pytest.fixture(scope="module")
@@ -23,56 +34,93 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return factories.save_sweep(tmp_path_factory.mktemp("plan"), records)
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A sweep of 2 cores without SMT, batch 1, 4 and 8, of the optimizations none and script."""
+    return factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
+
+
+def ask(out: Path, **asked: object) -> Decision:
+    """What `decide` answers."""
+    return decide(out, Request.of(**asked))
+
+
+def was_run(out: Path, *runs: tuple[Plan, float], **changed: object) -> None:
+    """Leave in `out` that plans were run, and took so many ms."""
+    shared = ask(out, batch_size=8).context.profile.shared
+    seen = [observation(plan, ms, shared, **changed) for plan, ms in runs]
+    Interference.load(out).with_runs(seen).save(out)
+
+
 def test_the_plan_is_never_worse_than_the_baselines(sweep: Path) -> None:
-    """And its CPUs are the machine's, each used once."""
+    """Its CPUs are the machine's, and no core serves two instances."""
     for size in (1, 3, 8, 16, 32):
-        decision = decide(sweep, Request.of(batch_size=size))
+        decision = ask(sweep, batch_size=size)
         for name in ("fat", "thin"):
             other = decision.named(name)
-            assert not other or decision.best.latency_ms <= other.latency_ms
-        cpus = [cpu for one in decision.placed for cpu in one.cpus]
-        assert len(cpus) == len(set(cpus))
-        assert set(cpus) <= set(range(8))
+            assert not other or decision.best.plan.latency_ms <= other.plan.latency_ms
+        cores = [{cpu % 4 for cpu in one.cpus} for one in decision.placed]
+        assert sum(map(len, cores)) == len(set().union(*cores)) == decision.best.plan.cores <= 4
+        assert [len(one.cpus) for one in decision.placed] == [
+            one.threads for one in decision.best.plan.instances
+        ]
         assert decision.best.plan.batch_size == size
 
 
+def test_a_point_with_smt_on_costs_whole_cores(sweep: Path) -> None:
+    """Its sibling idled when it was measured: half a core was never known to be enough."""
+    instances = ask(sweep, batch_size=8).context.profile.instances
+    assert {one.threads: one.cores for one in instances if one.smt} == {
+        1: 1,
+        2: 1,
+        3: 2,
+        4: 2,
+        5: 3,
+        6: 3,
+        7: 4,
+        8: 4,
+    }
+    assert all(one.cores == one.threads for one in instances if not one.smt)
+
+
 def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:
-    """As asked."""
-    plan = decide(sweep, Request.of(batch_size=8, threads=2, optimization="none")).best.plan
+    plan = ask(sweep, batch_size=8, threads=2, optimization="none").best.plan
     assert plan.cores <= 2
-    assert plan.optimization == "none"
+    assert plan.optimizations == {"none"}
 
 
 def test_plan_json_says_what_to_run(sweep: Path) -> None:
-    """In the words that programs count on."""
-    decision = decide(sweep, Request.of(batch_size=8))
+    """Its keys are those that programs count on."""
+    decision = ask(sweep, batch_size=8)
     found = json.loads(report.save(decision).read_text())
     assert sum(one["batch_size"] for one in found["instances"]) == found["batch_size"] == 8
     assert all(len(one["cpus"]) == one["threads"] for one in found["instances"])
     assert found["measured_ms"] is None
     assert found["predicted_ms"] <= found["fat_ms"]
     assert found["speedup_over_thin"]["low"] < found["speedup_over_thin"]["value"]
+    assert (found["model"], found["seq_len"]) == ("bert", 16)
 
 
 @pytest.mark.parametrize(
     ("asked", "answer"),
     [
         ({}, "name a batch size, or a latency limit"),
-        ({"batch_size": 0}, "batch_size: must be a whole number of at least 1, not 0"),
+        ({"batch_size": "0"}, "batch_size: must be a whole number of at least 1, not '0'"),
         ({"slo_ms": -1}, "slo_ms"),
+        ({"batch_size": 1, "cores": 2}, "unknown parameter 'cores'"),
         ({"batch_size": 10_000}, "the nearest is"),
         ({"batch_size": 1, "threads": 5}, "more than the 4 cores of .* use at most 4"),
         ({"batch_size": 1, "optimization": "scirpt"}, "did you mean 'script'"),
         ({"batch_size": 1, "model": "gpt"}, "no point was measured with 'gpt': there is bert"),
         ({"slo_ms": 0.1}, "nothing answers within 0.1 ms .* the fastest is batch 1 in"),
-        ({"slo_ms": 50, "batch_size": 128}, "within 50 ms the largest is batch"),
+        ({"slo_ms": 50, "batch_size": 64}, "within 50 ms the largest is batch"),
     ],
 )
 def test_what_cannot_be_had_gets_one_line(sweep: Path, asked: dict, answer: str) -> None:
-    """With what can."""
-    with pytest.raises(RequestError, match=answer) as told:
-        decide(sweep, Request.of(**asked))
-    assert len(str(told.value).splitlines()) == 1
+    """The line says what can be had."""
+    with pytest.raises(RequestError, match=answer) as caught:
+        ask(sweep, **asked)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_what_the_sweep_has_several_of_is_chosen(tmp_path: Path) -> None:
@@ -80,30 +128,93 @@ def test_what_the_sweep_has_several_of_is_chosen(tmp_path: Path) -> None:
     sizes = [factories.small_records((1, 4), seq_len=tokens) for tokens in (16, 128)]
     out = factories.save_sweep(tmp_path, [record for records in sizes for record in records])
     with pytest.raises(RequestError, match="more than one seq_len: choose one of 16, 128"):
-        decide(out, Request.of(batch_size=4))
-    short, long = (decide(out, Request.of(batch_size=4, seq_len=n)).best for n in (16, 128))
+        ask(out, batch_size=4)
+    short, long = (ask(out, batch_size=4, seq_len=n).best.plan for n in (16, "128"))
     assert short.latency_ms < long.latency_ms
 
 
-def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(tmp_path: Path) -> None:
+def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(small: Path) -> None:
     """What was measured counts more than what was predicted."""
-    out = factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
-    first = decide(out, Request.of(slo_ms=200))
-    slow = observation(first.ground.profile, first.best.plan, factories.START, took(210.0))
-    Interference(observations=(slow,)).save(out)
-    again = decide(out, Request.of(slo_ms=200))
+    first = ask(small, slo_ms=200)
+    was_run(small, (first.best.plan, 210.0))
+    again = ask(small, slo_ms=200)
     assert again.best.plan != first.best.plan
-    assert again.best.latency_ms <= 200
-    assert shape(first.best.plan.instances) not in {
-        shape(plan.instances) for plan in again.ground.frontier() if plan.predicted_ms < 209
-    }
+    assert again.best.plan.latency_ms <= 200
+    assert all(
+        plan.latency_ms > 209
+        for plan in again.context.frontier()
+        if plan.instances == first.best.plan.instances
+    )
     slower = replace(first.best.plan, predicted_ms=210.0)
     late = replace(first, best=replace(first.best, plan=slower))
     assert any("over the limit of 200 ms" in line for line in report.sentences(late))
 
 
+def test_what_was_measured_slower_is_not_recommended_again(small: Path) -> None:
+    first = ask(small, batch_size=8)
+    fat = first.named("fat").plan
+    was_run(small, (first.best.plan, 500.0), (fat, fat.predicted_ms))
+    again = ask(small, batch_size=8)
+    assert again.best.plan != first.best.plan
+    assert again.best.plan.latency_ms < 500
+
+
+def test_a_plan_that_was_run_is_a_candidate_ever_after(small: Path) -> None:
+    """Though its instances were not profiled: the table has no batch of 2."""
+    even = Plan.of([Instance(1, 2, nan, cores=1, optimization="script")] * 2)
+    assert not ask(small, batch_size=8).context.planner.reachable(3)
+    was_run(small, (even, 1.0))
+    answer = ask(small, batch_size=4)
+    assert answer.best.plan == even
+    assert "2 × ⟨1, 2⟩ serves batch 4 in 1.000 ms (measured before)" in next(
+        report.sentences(answer)
+    )
+    assert answer.named("thin") is answer.best
+    assert report.as_json(answer)["measured_ms"] == 1.0
+    assert ask(small, slo_ms=2).best.plan == even
+    assert ask(small, batch_size=4, threads=1).best.plan != even
+    assert ask(small, batch_size=4, optimization="none").best.plan != even
+
+
+def test_what_was_run_with_other_software_does_not_count(small: Path) -> None:
+    first = ask(small, batch_size=8).best.plan
+    other = factories.SOFTWARE.model_copy(update={"versions": {"torch": "2.7.0"}})
+    was_run(small, (first, 500.0), software=other)
+    assert ask(small, batch_size=8).best.plan == first
+    assert ask(small, batch_size=8).best.plan.measured_ms is None
+
+
+def test_a_split_that_is_faster_than_fat_is_not_said_to_gain_nothing(small: Path) -> None:
+    """Also where it is the thin plan that was best."""
+    decision = ask(small, batch_size=8, optimization="none")
+    fat, thin = (decision.named(name).plan for name in ("fat", "thin"))
+    was_run(small, (fat, 248.0), (thin, 100.0))
+    said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
+    assert "2.48× (2.41 … 2.55) as fast as fat" in said
+    assert "it is the thin plan itself" in said
+    assert "gains nothing" not in said
+    was_run(small, (fat, 90.0))
+    said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
+    assert "it is the fat plan itself: splitting gains nothing here" in said
+
+
+def test_where_no_slow_down_was_measured_none_is_assumed_and_that_is_said(
+    small: Path, tmp_path: Path
+) -> None:
+    """What was imported can never tell."""
+    assumed = "instances are assumed not to slow each other down"
+    assert f"{assumed}: --verify measures it" in report.sentences(ask(small, batch_size=8))
+    two = Plan.of([Instance(1, 4, 100.0, cores=1)] * 2)
+    was_run(small, (two, 120.0))
+    assert not any(assumed in line for line in report.sentences(ask(small, batch_size=8)))
+    csv, out = tmp_path / "published.csv", tmp_path / "imported"
+    csv.write_text(PUBLISHED)
+    import_published(csv, out, "there")
+    assert f"{assumed}: what was imported cannot tell" in report.sentences(ask(out, batch_size=8))
+
+
 def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:
     """Its CPUs are not ours."""
-    decision = decide(sweep, Request.of(batch_size=8))
+    decision = ask(sweep, batch_size=8)
     with pytest.raises(RequestError, match="differs from this machine"):
         verify(decision, Limits())

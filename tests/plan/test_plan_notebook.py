@@ -1,16 +1,20 @@
-"""The plan notebook runs headless on the example sweep, and tells its story."""
+"""The plan notebook runs headless on a sweep, and answers its questions."""
 
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 
-from scalebench_lib.plan.decide import Ground, Request
-from scalebench_lib.plan.explorer import _MOST, PlanExplorer
-from scalebench_lib.plan.figures import speedups
+from scalebench_lib.errors import RequestError
+from scalebench_lib.plan import figures
+from scalebench_lib.plan.decide import Context, Request, from_notebook
+from scalebench_lib.plan.explorer import MOST, PlanExplorer
+from scalebench_lib.plan.interference import Interference
 from tests import factories
+from tests.plan.observed import observation
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "plan.ipynb"
 
@@ -21,8 +25,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return factories.save_sweep(tmp_path_factory.mktemp("plan"), factories.small_records((1, 4, 8)))
 
 
+@pytest.fixture
+def loaded(sweep: Path) -> Context:
+    """What there is to plan with."""
+    return Context.load(sweep, Request())
+
+
 def test_it_shows_the_plan_and_its_pictures(sweep: Path, tmp_path: Path) -> None:
-    """Cores, gains and the frontier; nothing was run yet, and it says so."""
+    """Each of cores, gains and the frontier has a sentence; that no plan was run yet is said."""
     out = tmp_path / "out.ipynb"
     book = papermill.execute_notebook(
         NOTEBOOK, out, {"out": str(sweep), "batch_size": 8}, progress_bar=False
@@ -34,14 +44,14 @@ def test_it_shows_the_plan_and_its_pictures(sweep: Path, tmp_path: Path) -> None
     assert len(pictures) == 3
     assert "batch 8 on" in pictures[0]
     said = "".join(o["text"] for o in outputs if o["output_type"] == "stream")
-    assert "no plan was run yet" in said
-    assert "taskset -c" in said
+    for part in ("serves batch 8", "splitting gains", "soonest:", "no plan was run yet", "taskset"):
+        assert part in said
     assert (sweep / "plan.json").exists()
 
 
-def test_controls_answer_and_say_why_not(sweep: Path) -> None:
-    """The picture follows; what cannot be had is told in its place."""
-    explorer = PlanExplorer(Ground.load(sweep, Request()), batch_size=8)
+def test_controls_answer_and_say_why_not(loaded: Context) -> None:
+    """The picture follows; a message is in the place of an answer that there is not."""
+    explorer = PlanExplorer(loaded, batch_size=8)
     first = bytes(explorer.picture.value)
     assert first.startswith(b"\x89PNG")
     assert "serves batch 8" in explorer.message.value
@@ -50,17 +60,39 @@ def test_controls_answer_and_say_why_not(sweep: Path) -> None:
     explorer.batch_size.value = 16
     assert "cannot be made" in explorer.message.value
     explorer.cores.value = 2
-    explorer.question.value = _MOST
+    explorer.question.value = MOST
     assert "inferences/s" in explorer.message.value
+    assert explorer.limit.layout.display == "flex"
+    assert explorer.batch_size.layout.display == "none"
 
 
-def test_where_nothing_ran_on_all_cores_there_is_no_gain_to_show(sweep: Path) -> None:
-    """And the picture says so by being empty."""
-    ground = Ground.load(sweep, Request())
-    single = [option for option in ground.profile.options if option.threads == 1]
-    drawing, gains = speedups(replace(ground, profile=replace(ground.profile, options=single)))
-    assert gains == {}
-    assert drawing.png().startswith(b"\x89PNG")
+def test_where_nothing_ran_on_all_cores_there_is_no_gain_to_show(loaded: Context) -> None:
+    single = tuple(one for one in loaded.profile.instances if one.threads == 1)
+    picture = figures.gains(replace(loaded, profile=replace(loaded.profile, instances=single)))
+    assert "there is no fat to compare with" in picture.sentence
+    assert picture.png().startswith(b"\x89PNG")
+
+
+def test_predictions_are_compared_with_what_was_measured(loaded: Context) -> None:
+    """A plan whose latency was not predicted is left out."""
+    plan, shared = loaded.fastest(8), loaded.profile.shared
+    slow, unknown = replace(plan, instances=plan.instances[:1]), replace(plan, predicted_ms=nan)
+    runs = [
+        observation(one, share * plan.predicted_ms, shared)
+        for one, share in ((plan, 1), (slow, 1.25), (unknown, 1))
+    ]
+    learned = Interference(observations=tuple(runs))
+    picture = figures.predictions(replace(loaded, interference=learned))
+    assert picture.sentence == "1 of 2 plans were within 10 % of their prediction; at worst +25.0%"
+    assert picture.png().startswith(b"\x89PNG")
+
+
+def test_an_unknown_parameter_is_refused(sweep: Path) -> None:
+    """Papermill only warns of one."""
+    asked = {"out": str(sweep), "batch_size": 8, "verify": False, "seq_len": 0}
+    assert from_notebook(sweep, asked)[1].batch_size == 8
+    with pytest.raises(RequestError, match="unknown parameter 'batchsize'"):
+        from_notebook(sweep, {**asked, "batchsize": 4})
 
 
 def test_the_source_has_one_cell_of_parameters() -> None:

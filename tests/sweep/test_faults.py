@@ -22,7 +22,7 @@ from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
-from scalebench_lib.plan.decide import Ground, Request
+from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import Results, results_table
 from scalebench_lib.sweep import runner
@@ -239,7 +239,7 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     save_sweep(tmp_path, [one, two])
     compare_both = lambda out: compare(out, out)  # noqa: E731
     prepare = lambda out: SweepRun.prepare(ONCE, out)  # noqa: E731
-    plan = lambda out: Ground.load(out, Request(batch_size=2))  # noqa: E731
+    plan = lambda out: Context.load(out, Request(batch_size=2))  # noqa: E731
     for read in (prepare, sweep_schedules, Results.load, plan, compare_both):
         with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
             read(tmp_path)
