@@ -5,6 +5,7 @@ Shared notebooks hold no paths of this machine, and no widgets that are dead.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Container, Iterator, Mapping
@@ -27,47 +28,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 OUTPUTS = PROJECT / "outputs"
 NOTEBOOKS = PROJECT / "notebooks"
 
-_IPYTHONS_OWN = {"In", "Out"}
-
-
-def is_interactive() -> bool:
-    """Whether there is somebody before the notebook: papermill forbids cells to ask for input."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
-
-
-def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
-    """A notebook's parameters in its `namespace`: plain values, and `known` names of any value."""
-    plain = (str, int, float, bool, list, tuple, dict)
-    return {
-        name: value
-        for name, value in namespace.items()
-        if name in known
-        or (isinstance(value, plain) and not name.startswith("_") and name not in _IPYTHONS_OWN)
-    }
-
-
-def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, Path]:
-    """What ``measure.ipynb`` is asked to do, checked: the trial, the machine, the sweep's folder.
-
-    An empty `out` means ``outputs/by-hand``; `trial` 0 means the config's next one there.
-    Raises `RequestError` for an unknown parameter or a wrong value.
-    """
-    values = parameters(namespace, {*Trial.parameter_names(), "out"})
-    out = values.pop("out", "")
-    if not isinstance(out, str) or not out.isprintable():
-        raise RequestError(f"out: must be a folder's name, not {out!r}")
-    number = values.pop("trial", 0)
-    number = 0 if str(number) == "0" else number
-    machine = Machine.here()
-    trial = Trial.from_parameters({**values, "trial": 1 if number == 0 else number}, machine)
-    folder = Path(out) if out else OUTPUTS / "by-hand"
-    if number == 0:
-        trial = trial.model_copy(update={"number": next_trial(folder, trial.config)})
-    return trial, machine, folder
-
-
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+_IPYTHONS_OWN = {"In", "Out"}
 
 _KERNELS_FILE = re.compile(r"(?:/[\w.-]+)+/ipykernel_\d+/\d+\.py")
 _OFFLINE = """{% extends 'lab/index.html.j2' %}
@@ -79,25 +42,57 @@ _OFFLINE = """{% extends 'lab/index.html.j2' %}
 """nbconvert's page without what it loads from a network; our notebooks hold no formulas."""
 
 
+def is_interactive() -> bool:
+    """Whether there is somebody before the notebook: papermill forbids cells to ask for input."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
+
+
+def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, Path]:
+    """Check what ``measure.ipynb`` is asked to do: the trial, the machine, the sweep's folder.
+
+    An empty `out` means ``outputs/by-hand``; `trial` 0 means the config's next one there.
+    Raises `RequestError` for an unknown parameter or a wrong value.
+    """
+    values = parameters(namespace, {*Trial.parameter_names(), "out"})
+    out = values.pop("out", "")
+    if not isinstance(out, str) or not out.isprintable():
+        raise RequestError(f"out: must be a folder's name, not {out!r}")
+    machine, folder = Machine.here(), Path(out) if out else OUTPUTS / "by-hand"
+    is_next = str(values.get("trial", 0)) == "0"
+    trial = Trial.from_parameters({**values, **({"trial": 1} if is_next else {})}, machine)
+    if is_next:
+        trial = trial.model_copy(update={"number": next_trial(folder, trial.config)})
+    return trial, machine, folder
+
+
+def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
+    """The parameters in a notebook's `namespace`: plain values, and `known` names of any value."""
+    plain = (str, int, float, bool, list, tuple, dict)
+    return {
+        name: value
+        for name, value in namespace.items()
+        if name in known
+        or (isinstance(value, plain) and not name.startswith("_") and name not in _IPYTHONS_OWN)
+    }
+
+
 def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
-    """`notebook` without the paths of this machine; those in `folders` become relative to them.
+    """Return `notebook` without the paths of this machine; those in `folders` become relative.
 
     Widgets lose their views where their state was not saved: they would be shown as errors.
     """
     for name in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(name, None)
-    roots = list(_roots(folders))
-    scrubbed: NotebookNode = nbformat.from_dict(_without(notebook, roots))
+    text = nbformat.writes(notebook)
+    for root, instead in _roots(folders):
+        text = text.replace(json.dumps(f"{root}/", ensure_ascii=False)[1:-1], instead)
+    scrubbed: NotebookNode = nbformat.reads(_KERNELS_FILE.sub("<cell>", text), as_version=4)
     if "widgets" not in scrubbed.metadata:
         for cell in scrubbed.cells:
             for output in cell.get("outputs", []):
                 output.get("data", {}).pop(WIDGET, None)
     return scrubbed
-
-
-def write(notebook: NotebookNode, path: Path) -> None:
-    """Write `notebook` to `path` whole or not at all."""
-    write_atomically(path, nbformat.writes(notebook) + "\n")
 
 
 def _roots(folders: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
@@ -107,22 +102,12 @@ def _roots(folders: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
         roots[sys.prefix] = ""
     roots[str(Path.home())] = "~/"
     for root in sorted(roots, key=len, reverse=True):
-        yield f"{root}/", roots[root]
+        yield root, roots[root]
 
 
-def _without(value: Any, roots: list[tuple[str, str]]) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: inside if key.startswith("image/") else _without(inside, roots)
-            for key, inside in value.items()
-        }
-    if isinstance(value, list):
-        return [_without(inside, roots) for inside in value]
-    if not isinstance(value, str):
-        return value
-    for root, instead in roots:
-        value = value.replace(root, instead)
-    return _KERNELS_FILE.sub("<cell>", value)
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write `notebook` to `path` whole or not at all."""
+    write_atomically(path, nbformat.writes(notebook) + "\n")
 
 
 def render(path: Path) -> Path:

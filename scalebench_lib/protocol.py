@@ -1,4 +1,4 @@
-"""What a sweep's runner and a trial in its kernel say to each other, and when a group is done.
+"""The messages between a sweep's runner and a trial in its kernel, and when a group is done.
 
 The trial connects to the Unix socket that the variable `RUNNER` names. One JSON object a line:
 
@@ -26,22 +26,21 @@ RUNNER = "SCALEBENCH_RUNNER"
 """The environment variable that names the runner's socket; without it a trial is alone."""
 
 TURN_S = 0.3
-"""A turn computes for so long: long beside a switch of processes, short beside the states of a
-machine, which last for seconds."""
+"""Long beside a switch of processes, short beside the states of a machine, which last seconds."""
 
 EndedBy = Literal["target_ci", "max_seconds", "interrupted"]
-"""Why there are no more turns: all is known, the time is up, or somebody wanted to stop."""
+"""Why turns ended: the interval is narrow enough, the time is up, or the sweep was stopped."""
 
 
 class Ready(StrictModel):
-    """A trial is set up at these thread counts; its first pass took so long, in seconds."""
+    """The trial is set up at these thread counts; its first pass took `first_pass_s`."""
 
     ready: tuple[int, ...]
     first_pass_s: float
 
 
 class Request(StrictModel):
-    """A turn is asked for: `seconds` of passes at `threads` threads, or at least one pass."""
+    """Take a turn: `seconds` of passes at `threads` threads, at least one pass."""
 
     cycle: int
     threads: int
@@ -49,8 +48,8 @@ class Request(StrictModel):
 
 
 class Answer(StrictModel):
-    """What a point has after its turn: the median of its samples, the half-width of its 95 %
-    interval over the median (None: too few turns), and the seconds that the turn took."""
+    """A point after its turn: the median of its samples, the half-width of its 95 % interval
+    over the median (None: too few turns), and the seconds that the turn took."""
 
     median_ns: float
     half_width: float | None
@@ -58,7 +57,7 @@ class Answer(StrictModel):
 
 
 class End(StrictModel):
-    """No more turns, and why."""
+    """Take no more turns, and write why."""
 
     end: EndedBy
 
@@ -77,39 +76,40 @@ def send(stream: IO[str], message: StrictModel) -> None:
 
 
 def receive(stream: IO[str]) -> Request | End:
-    """What the runner says next; `ConnectionEndedError` where it is gone."""
+    """Return the runner's next message; `ConnectionEndedError` where it is gone."""
     line = stream.readline()
     return parse(line, End) if '"end"' in line else parse(line, Request)
 
 
-def parse(line: str | bytes, kind: type[Message]) -> Message:
-    """`line` as a message of this `kind`; `ConnectionEndedError` where it is none."""
+def parse(line: str, kind: type[Message]) -> Message:
+    """Return `line` as a message of this `kind`; `ConnectionEndedError` where it is none."""
     if not line:
         raise ConnectionEndedError("the other side is gone")
     try:
         return kind.model_validate_json(line)
     except ValidationError:
-        said = line[:80]
-        raise ConnectionEndedError(f"the other side said {said!r}") from None
+        raise ConnectionEndedError(f"the other side said {line[:80]!r}") from None
 
 
 @dataclass
 class Progress:
-    """How far a point is in its block: turns, half-width (None: too few turns), seconds."""
+    """A point in its block so far; the median and the half-width are those of its last answer."""
 
     turns: int = 0
     half_width: float | None = None
     spent_s: float = 0.0
+    median_ns: float = 0.0
 
     def add(self, answer: Answer) -> None:
         """Count a turn."""
         self.turns += 1
         self.half_width = answer.half_width
         self.spent_s += answer.spent_s
+        self.median_ns = answer.median_ns
 
 
 def ended_by(points: Iterable[Progress], target_ci: float, max_seconds: float) -> EndedBy | None:
-    """Why a group of `points` needs no further cycle: ``target_ci``, ``max_seconds``, or None.
+    """Return why a group of `points` needs no further cycle, or None.
 
     `max_seconds` is the computing time of a point in this block; the group shares its sum.
     """

@@ -46,15 +46,15 @@ def warm() -> Iterator["Kernels"]:
     from scalebench_lib.sweep.kernels import Kernels  # not every test waits for papermill
 
     with Kernels(warm=True) as made:
-        assert made.trouble is None
         yield made
+        assert made.warning is None
 
 
 @pytest.fixture
 def light_fork_server(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Zygotes import no more than a kernel needs, for notebooks that measure nothing: by this."""
+    """Fork servers import no more than a kernel needs, for notebooks that measure nothing: by this."""
     command = ["-c", _LIGHT_FORK_SERVER]
-    monkeypatch.setattr("scalebench_lib.sweep.provisioner._FORK_SERVER", command)
+    monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", command)
     return command
 
 

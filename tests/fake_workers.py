@@ -32,10 +32,10 @@ class FakeClock:
 
 
 class FakeKernels:
-    """Kernels that nobody starts; `trouble` is that of a real `Kernels`."""
+    """Kernels that nobody starts; `warning` is that of a real `Kernels`."""
 
     kind = "warm"
-    trouble = None
+    warning = None
 
 
 class Event(NamedTuple):
@@ -77,9 +77,7 @@ class FakeTrials:
     events: list[Event] = field(default_factory=list)
     alive: list["FakeTrial"] = field(default_factory=list)
 
-    def __call__(
-        self, trial: Trial, out: Path, kernels, environment, limit_s, stopping
-    ) -> "FakeTrial":
+    def __call__(self, trial: Trial, out: Path, kernels, limit_s, stopping) -> "FakeTrial":
         """As `TrialProcess.start`."""
         self.note("set up", trial)
         self.clock.now += self.setup_s

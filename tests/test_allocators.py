@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from scalebench_lib import allocators
@@ -16,7 +15,7 @@ from scalebench_lib.results import Results
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import run_in_turn
-from tests.sweep.test_kernels import notebook
+from tests.notebooks import notebook, run_notebook
 
 
 def installed() -> list[str]:
@@ -70,9 +69,8 @@ def test_fresh_kernels_are_started_with_their_allocator(tmp_path: Path) -> None:
         look = "import json, os; print(json.dumps(os.environ['LD_PRELOAD']))"
         source = notebook(tmp_path / "in.ipynb", "allocator = 0", look)
         with Kernels(warm=False) as fresh:
-            fresh.run(source, tmp_path / "out.ipynb", {"allocator": name})
-        out = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text
-        assert json.loads(out) == preload(name)["LD_PRELOAD"]
+            printed = run_notebook(fresh, source, tmp_path / "out.ipynb", allocator=name)
+        assert json.loads(printed) == preload(name)["LD_PRELOAD"]
         assert "LD_PRELOAD" not in os.environ
 
 

@@ -6,16 +6,18 @@ import nbformat
 import pytest
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.notebook import NOTEBOOKS, OUTPUTS, measurement_request, parameters
+from scalebench_lib.notebook import NOTEBOOKS, OUTPUTS, measurement_request
 from scalebench_lib.record import next_trial
 
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
-def test_parameters_are_the_plain_values_of_a_namespace() -> None:
-    """Not what IPython or an import put there."""
-    namespace = {"a": 1, "b": "x", "_i": "hidden", "In": [], "Out": {}, "Path": Path, "p": Path()}
-    assert parameters(namespace) == {"a": 1, "b": "x"}
+def test_what_ipython_and_imports_put_into_a_namespace_is_no_parameter() -> None:
+    """A misspelled parameter is one."""
+    namespace = {"batch_size": 3, "_i": "hidden", "In": [], "Out": {}, "Path": Path, "p": Path()}
+    assert measurement_request(namespace)[0].config.batch_size == 3
+    with pytest.raises(RequestError, match="unknown parameter 'batch_sise'"):
+        measurement_request({**namespace, "batch_sise": 4})
 
 
 def test_an_empty_request_is_the_next_trial_by_hand() -> None:

@@ -107,4 +107,4 @@ def test_progress_adds_up_turns() -> None:
     progress = Progress()
     for half_width in (None, 0.3, 0.2):
         progress.add(Answer(median_ns=1, half_width=half_width, spent_s=0.5))
-    assert progress == Progress(3, 0.2, 1.5)
+    assert progress == Progress(3, 0.2, 1.5, 1.0)

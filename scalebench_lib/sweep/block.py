@@ -2,8 +2,7 @@
 
 All points of a block meet the same minutes and the same states of the machine, so that their
 ratios are free of its drift (randomized multiple interleaved trials: Abedi and Brecht, ICPE 2017).
-A block takes its trials, and what groups they belong to, from its caller. One trial works at a
-time; all others, and this process, stand still.
+One trial works at a time; all others, and this process, stand still.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from scalebench_lib.record import Record
 
 
 class Process(Protocol):
-    """A trial that is set up: `trial_process.TrialProcess`, or a test's."""
+    """A trial that is set up, such as a `trial_process.TrialProcess`."""
 
     trial: Trial
     out: Path
@@ -41,28 +40,24 @@ class Process(Protocol):
         """End it, whatever it is doing."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
-    """A trial of a block. `again`: it is a base that was measured before, and here only to be
-    compared with: its time counts for nobody."""
+    """A trial of a block; `again`: a `base` that was measured before, whose time is not counted."""
 
     process: Process
     group: Hashable
     base: bool = False
     again: bool = False
-    points: dict[int, Progress] = field(default_factory=dict)
-    medians_ns: dict[int, float] = field(default_factory=dict)
     failure: str | None = None
+    points: dict[int, Progress] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.points = {threads: Progress() for threads in self.trial.threads}
 
     @property
     def trial(self) -> Trial:
         """What is measured."""
         return self.process.trial
-
-
-Changed = Callable[[], None]
-Ended = Callable[[Member, Record | str], None]
-"""Gets the record of a member, or why it failed."""
 
 
 @dataclass
@@ -74,7 +69,7 @@ class Block:
 
     name: str
     seed: str = ""
-    changed: Changed = lambda: None
+    changed: Callable[[], None] = lambda: None
     members: list[Member] = field(default_factory=list)
     cycle: int = 0
     reasons: dict[Hashable, EndedBy] = field(default_factory=dict)
@@ -82,67 +77,61 @@ class Block:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311
 
-    def add(
-        self, process: Process, group: Hashable, base: bool = False, again: bool = False
-    ) -> Member:
-        """Take in a trial that is set up and stands still."""
-        points = {threads: Progress() for threads in process.trial.threads}
-        self.members.append(Member(process, group, base, again, points))
-        return self.members[-1]
-
-    def run(self, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Take cycles until every group is done, or, after a cycle, somebody is `stopping`."""
-        while self.running and not (self.cycle and stopping()):
-            self.take_cycle()
-
     @property
     def running(self) -> list[Member]:
         """The members whose groups still take turns."""
         return [m for m in self.members if m.failure is None and m.group not in self.reasons]
 
+    def add(
+        self, process: Process, group: Hashable, base: bool = False, again: bool = False
+    ) -> Member:
+        """Take in a trial that is set up and stands still."""
+        self.members.append(Member(process, group, base, again))
+        return self.members[-1]
+
+    def run(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Take cycles until every group is done, or, after a cycle, the sweep is `stopping`."""
+        while self.running and not (self.cycle and stopping()):
+            self.take_cycle()
+
     def take_cycle(self) -> None:
-        """A turn of every point whose group is not done, in shuffled order."""
+        """Give a turn to every point whose group is not done, in shuffled order."""
         self.cycle += 1
         points = [(member, threads) for member in self.running for threads in member.points]
         for member, threads in self._random.sample(points, len(points)):
             if member.failure is None:
                 self._turn(member, threads)
                 self.changed()
-        for group in dict.fromkeys(member.group for member in self.running):
+        for group in {member.group for member in self.running}:
             if reason := self._done(group):
                 self.reasons[group] = reason
 
     def _turn(self, member: Member, threads: int) -> None:
         try:
-            answer = member.process.turn(self.cycle, threads, TURN_S)
+            member.points[threads].add(member.process.turn(self.cycle, threads, TURN_S))
         except MeasurementError as error:
             member.failure = str(error)
             member.process.kill()  # it may still compute, and holds memory
-            return
-        member.points[threads].add(answer)
-        member.medians_ns[threads] = answer.median_ns
 
     def _done(self, group: Hashable) -> EndedBy | None:
-        """Why the group needs no more turns, if it does not; nobody waits for a base alone."""
-        asking = [m for m in self.running if m.group == group and not m.again]
-        if not asking:
+        """Return why the group needs no more turns, or None; a base alone needs none."""
+        counted = [m for m in self.running if m.group == group and not m.again]
+        if not counted:
             return "max_seconds"
-        points = [point for member in asking for point in member.points.values()]
-        trial = asking[0].trial
-        return ended_by(points, trial.target_ci, trial.max_seconds)
+        points = (point for member in counted for point in member.points.values())
+        return ended_by(points, counted[0].trial.target_ci, counted[0].trial.max_seconds)
 
-    def end(self, ended: Ended) -> None:
-        """Let the members end, one after another, bases first, and hand over what became of each.
+    def end(self) -> Iterator[tuple[Member, Record | str]]:
+        """End the members one after another, bases first; yields the record of each, or why not.
 
         Without a whole cycle there is nothing to keep. A group that is not done is interrupted.
         """
         for member in sorted(self.members, key=lambda member: not member.base):
-            if member.failure is None and self.cycle:
-                ended(member, self._record_of(member))
-            else:
-                member.process.kill()
-                if member.failure is not None:
-                    ended(member, member.failure)
+            if member.failure is not None:
+                yield member, member.failure
+            elif self.cycle:
+                yield member, self._record_of(member)
+        self.kill()
 
     def _record_of(self, member: Member) -> Record | str:
         try:
@@ -151,17 +140,6 @@ class Block:
             return str(error)
 
     def kill(self) -> None:
-        """End all members that are still there, at once."""
+        """End all members at once."""
         for member in self.members:
             member.process.kill()
-
-    def remove(self, member: Member) -> None:
-        """Let go of a member that has had no turn."""
-        member.process.kill()
-        self.members.remove(member)
-
-    def medians(self) -> Iterator[tuple[Trial, int, float, Progress]]:
-        """What the points have so far: trial, threads, median in ns, progress."""
-        for member in self.members:
-            for threads, median_ns in member.medians_ns.items():
-                yield member.trial, threads, median_ns, member.points[threads]

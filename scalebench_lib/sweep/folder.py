@@ -1,10 +1,9 @@
-"""A sweep's folder: whether it may be used, what it holds, and what is wrong with it."""
+"""A sweep's folder: whether it may be used, what it holds, and what is going on in it."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,24 +11,21 @@ from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import unfinished
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import (
-    SCHEMA,
-    Record,
-    Software,
-    load_records,
-    require_one_machine,
-)
+from scalebench_lib.record import SCHEMA, Record, Software, load_records, require_one_machine
 from scalebench_lib.results import FILE as IMPORTED
 from scalebench_lib.sweep.locks import require_free
 from scalebench_lib.sweep.schedule import SPEC
 
 _HOSTS = {"one": "one machine", "each": "each of several hosts", "any": "any of several hosts"}
 
+_IN_FLIGHT = ".running"
+"""The file in which a running sweep says what it does now."""
+
 
 def _require_usable(out: Path) -> None:
     if not str(out).isprintable():
         raise RequestError(f"{str(out)!r} cannot be printed: choose another name for the folder")
-    folder = out if out.exists() else next(p for p in out.absolute().parents if p.exists())
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder: choose another place for the sweep")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -57,17 +53,10 @@ def usable_records(sweep: Sweep, out: Path) -> list[Record]:
     return records
 
 
-def sweep_up(out: Path) -> None:
-    """Remove what a killed sweep has left half written."""
-    for path in unfinished(out):
-        with suppress(OSError):
-            path.unlink()
-
-
 def require_same(
-    sweep: Sweep, machine: Machine, software: Software, out: Path, records: list[Record]
+    sweep: Sweep, machine: Machine, software: Software, out: Path, records: Sequence[Record]
 ) -> None:
-    """Adding to a sweep needs the same machine, software, model and weights."""
+    """Raise `RequestError` unless machine, software, model and weights are those of `records`."""
     require_one_machine(records)
     for record in records[:1]:
         config = record.config
@@ -76,17 +65,24 @@ def require_same(
             for name in ("model", "weights", "seed", "placement")
             if (theirs := getattr(config, name)) != (mine := getattr(sweep, name))
         ]
-        other = record.machine.differs_from(machine)
-        differing += [f"another machine ({other})"] if other else []
-        other = record.software.differs_from(software, config.allocator)
-        differing += [f"other software ({other})"] if other else []
+        if other := record.machine.differs_from(machine):
+            differing.append(f"another machine ({other})")
+        if other := record.software.differs_from(software, config.allocator):
+            differing.append(f"other software ({other})")
         if differing:
             raise RequestError(f"{out} holds another sweep: {differing[0]}; use another folder")
 
 
+def remove_unfinished(out: Path) -> None:
+    """Remove what a killed sweep has left half written."""
+    for path in (*unfinished(out), out / _IN_FLIGHT):
+        with suppress(OSError):
+            path.unlink()
+
+
 @contextmanager
-def disk_errors_told(out: Path) -> Iterator[None]:
-    """What the disk refuses becomes a `ScalebenchError` of one line."""
+def disk_errors_in_one_line(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a `ScalebenchError`."""
     try:
         yield
     except OSError as error:
@@ -96,19 +92,13 @@ def disk_errors_told(out: Path) -> Iterator[None]:
         ) from None
 
 
-_IN_FLIGHT = ".running.json"
-"""Of a sweep that is running: what it does now."""
-
-
 def say_in_flight(out: Path, doing: str | None) -> None:
     """Let `in_flight` tell that the sweep in folder `out` is `doing` this; None: no longer."""
     with suppress(OSError):
         if doing is None:
             (out / _IN_FLIGHT).unlink(missing_ok=True)
-            return
-        draft = out / f"{_IN_FLIGHT}.draft"
-        draft.write_text(json.dumps(doing), encoding="utf-8")
-        draft.replace(out / _IN_FLIGHT)
+        else:
+            (out / _IN_FLIGHT).write_text(doing, encoding="utf-8")
 
 
 def in_flight(out: Path) -> str | None:
@@ -117,5 +107,5 @@ def in_flight(out: Path) -> str | None:
         require_free(out)
     except RequestError:
         with suppress(OSError, ValueError):
-            return str(json.loads((out / _IN_FLIGHT).read_bytes()))
+            return (out / _IN_FLIGHT).read_text(encoding="utf-8")
     return None

@@ -1,12 +1,12 @@
-"""The fork server: a process that has only imported what a measurement needs, and forks kernels.
+"""Warm kernels: forks of a fork server, a process that has only imported what a trial needs.
 
 Importing costs seconds; a fork costs milliseconds. That is sound only as long as the fork server
 has a single thread and has never computed anything: then a fork of it is a fresh process that has
-done its imports. Runs as ``python -m scalebench_lib.sweep.forkserver SOCKET``.
+done its imports. Runs as ``python -m scalebench_lib.sweep.forkserver FOLDER``.
 
-It answers one JSON request a connection: ``{"start": argv, "env": {}, "cwd": ""}`` with
-``{"pid": n}``, and ``{"poll": pid}`` with ``{"code": n or null}``. It ends, and its kernels with
-it, when its standard input does: that is when the sweep is gone.
+It answers JSON requests, one a line: ``{"start": argv, "env": {}, "cwd": ""}`` with a process id,
+and ``{"poll": pid}`` with an exit code or null. It ends, and its kernels with it, when its standard
+input does: that is when the sweep is gone.
 """
 
 from __future__ import annotations
@@ -19,101 +19,232 @@ import random
 import select
 import shutil
 import signal
-import socket
+import subprocess
 import sys
+import threading
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from scalebench_lib.processes import die_with_parent
+import psutil
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-IMPORTS = (
-    "IPython.core.completerlib",
-    "IPython.extensions.storemagic",
-    "ipykernel.debugger",
-    "ipykernel.kernelapp",
-    "matplotlib_inline.backend_inline",
-    "scalebench_lib.analysis.figures",
-    "scalebench_lib.analysis.figures",
-    "scalebench_lib.measure.trial",
-    "scalebench_lib.notebook",
-    "scalebench_lib.results",
-    "sqlite3",
-    "tornado.platform.asyncio",
-)
-"""What ``measure.ipynb`` and its kernel import; named, since the sweep does not know torch."""
+from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.processes import die_with_parent, exit_reason
+from scalebench_lib.sweep.interpreter import IMPORTS, Interpreter
+from scalebench_lib.sweep.locks import socket_folder
 
-KERNEL_OPTIONS = ("--HistoryManager.enabled=False",)
-"""Nobody looks back into the history of a notebook that ran once."""
+START_S = 60.0
+
+ANSWER_S = 30.0
+"""A fork server that takes longer to answer is as good as gone."""
+
+_COMMAND = ["-m", "scalebench_lib.sweep.forkserver"]
+
+
+class ForkServerError(ScalebenchError):
+    """Kernels cannot be forked here: use fresh ones."""
 
 
 class ForkServer:
-    """Serves requests on the listening `server` until standard input ends."""
+    """A running fork server of `python`; `env` is added to what `python` has.
 
-    def __init__(self, server: socket.socket) -> None:
-        self.server = server
-        self.codes: dict[int, int | None] = {}
+    Close it, or its kernels stay until this process ends.
+    """
 
-    def serve(self) -> None:
-        """Answer requests, one after another."""
+    def __init__(self, env: dict[str, str], python: Interpreter) -> None:
+        self.folder, self.is_gone = socket_folder(), False
+        self._lock = threading.Lock()
+        with (self.folder / "errors").open("w") as errors:
+            self.process = subprocess.Popen(  # noqa: S603 - our own module
+                [python.executable, *_COMMAND, str(self.folder)],
+                env={**python.environment, "OPENBLAS_NUM_THREADS": "1", **env},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
         try:
-            while sys.stdin not in select.select([self.server, sys.stdin], [], [])[0]:
-                connection, _ = self.server.accept()
-                with connection, suppress(OSError, ValueError, KeyError):  # it went away again
-                    self._serve_one(connection)
-        finally:
-            for pid in self.codes:
-                if self._poll(pid) is None:
-                    os.kill(pid, signal.SIGKILL)
+            self._answer(START_S)
+        except (OSError, ValueError):
+            errors_seen = (self.folder / "errors").read_text().splitlines()
+            self.close()
+            last = errors_seen[-1] if errors_seen else "it did not start in time"
+            raise ForkServerError(f"no warm kernels: {last}") from None
 
-    def _serve_one(self, connection: socket.socket) -> None:
-        with connection.makefile("rw") as stream:
-            stream.write(json.dumps(self._answer(json.loads(stream.readline()))) + "\n")
-
-    def _answer(self, request: dict[str, Any]) -> dict[str, int | None]:
-        if "start" in request:
-            return {"pid": self._fork(request)}
-        return {"code": self._poll(request["poll"])}
-
-    def _fork(self, request: dict[str, Any]) -> int:
-        require_single_thread()
-        pid = os.fork()
-        if pid == 0:
-            self._become_kernel(request)
-        self.codes[pid] = None
-        return pid
-
-    def _poll(self, pid: int) -> int | None:
-        if self.codes[pid] is None:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            self.codes[pid] = os.waitstatus_to_exitcode(status) if ended else None
-        return self.codes[pid]
-
-    def _become_kernel(self, request: dict[str, Any]) -> NoReturn:
-        """In the child: a session of its own, new random numbers, then ipykernel as it comes."""
-        code = 1
+    def ask(self, request: dict[str, Any]) -> int | None:
+        """Return the answer to `request`; OSError or ValueError where the server is gone."""
         try:
-            die_with_parent()
-            os.setsid()
-            self.server.close()
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.environ.clear()
-            os.environ.update(request["env"])
-            os.chdir(request["cwd"])
-            reseed()
-            from ipykernel.kernelapp import IPKernelApp
+            with self._lock:
+                print(json.dumps(request), file=self.process.stdin, flush=True)
+                return self._answer(ANSWER_S)
+        except (OSError, ValueError):
+            self.is_gone = True
+            self.process.kill()  # a late answer would be taken for the next one
+            raise
 
-            IPKernelApp.launch_instance(argv=[*request["start"], *KERNEL_OPTIONS])
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+    def _answer(self, limit_s: float) -> int | None:
+        assert self.process.stdout is not None  # noqa: S101 - asked for above
+        if not select.select([self.process.stdout], [], [], limit_s)[0]:
+            raise TimeoutError("it takes too long")
+        answer: int | None = json.loads(self.process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End the fork server and its kernels."""
+        for stream in filter(None, (self.process.stdin, self.process.stdout)):
+            with suppress(OSError):
+                stream.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _ForkedKernel:
+    """A kernel that `server` has forked, as jupyter_client wants to see it: like a Popen."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, server: ForkServer, request: dict[str, Any]) -> None:
+        self._server = server
+        self.pid = int(server.ask(request) or 0)
+
+    def poll(self) -> int | None:
+        try:
+            return self._server.ask({"poll": self.pid})
+        except (OSError, ValueError):  # its fork server is gone, and took it along
+            return -signal.SIGKILL
+
+    def wait(self) -> int:
+        while (code := self.poll()) is None:
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+
+class KernelProvisioner(LocalProvisioner):
+    """Starts a kernel of `python`, or has `fork_server` fork it; ends all that it has started."""
+
+    process: Any
+    python: Interpreter
+    fork_server: ForkServer | None = None
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        """Start `cmd`, or fork with its arguments; `ForkServerError` where that cannot be."""
+        added = {k: v for k, v in kwargs["env"].items() if os.environ.get(k) != v}
+        env = {**self.python.environment, **added}
+        if self.fork_server is None:
+            return await super().launch_kernel(cmd, **{**kwargs, "env": env})
+        request = {
+            "start": cmd[cmd.index("-f") :],
+            "env": {**env, "SCALEBENCH_KERNEL": "warm"},
+            "cwd": str(Path.cwd()),
+        }
+        try:
+            self.process = _ForkedKernel(self.fork_server, request)
+        except (OSError, ValueError) as error:
+            raise ForkServerError(f"the fork server does not answer: {error}") from None
+        self.pid = self.pgid = self.process.pid
+        return self.connection_info
+
+    async def kill(self, restart: bool = False) -> None:
+        """As `end`: jupyter_client waits for what has not ended by then, 0.1 s at a time."""
+        self.end()
+
+    def end(self) -> None:
+        """End the kernel, its process group, and what it has started elsewhere."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            return
+        with suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        for kill in (os.killpg, os.kill):  # it may not lead its group yet
+            with suppress(ProcessLookupError):
+                kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def exit_reason(self, oom_kills_before: int) -> str:
+        """Why the kernel has died."""
+        code = self.process and self.process.poll()
+        if self.fork_server is not None and self.fork_server.is_gone:
+            return "the process that kernels are forked from died"
+        return exit_reason(code, oom_kills_before)
+
+
+def main() -> None:
+    """Be a fork server: import, check, say so, serve."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # prints of what is imported are no answers
+    for name in IMPORTS:
+        importlib.import_module(name)
+    require_single_thread()
+    gc.collect()
+    gc.freeze()  # what was imported is never collected again, here or in a kernel
+    print(json.dumps("ready"), file=answers, flush=True)
+    _serve(answers)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)  # a killed sweep cannot
+
+
+def _serve(answers: IO[str]) -> None:
+    codes: dict[int, int] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = _fork(request, answers) if "start" in request else _poll(request["poll"], codes)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _poll(pid: int, codes: dict[int, int]) -> int | None:
+    if pid not in codes:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            codes[pid] = os.waitstatus_to_exitcode(status)
+    return codes.get(pid)
+
+
+def _fork(request: dict[str, Any], answers: IO[str]) -> int:
+    require_single_thread()
+    pid = os.fork()
+    if pid == 0:
+        answers.close()
+        _become_kernel(request)
+    return pid
+
+
+def _become_kernel(request: dict[str, Any]) -> NoReturn:
+    """Get a session of its own and new random numbers, then run ipykernel as it comes."""
+    code = 1
+    try:
+        die_with_parent()
+        os.setsid()
+        for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY)):
+            os.dup2(os.open(os.devnull, mode), descriptor)
+        os.environ.clear()
+        os.environ.update(request["env"])
+        os.chdir(request["cwd"])
+        reseed()
+        from ipykernel.kernelapp import IPKernelApp
+
+        # Nobody looks back into the history of a notebook that ran once.
+        IPKernelApp.launch_instance(argv=[*request["start"], "--HistoryManager.enabled=False"])
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def reseed() -> None:
-    """Forks share the state of random generators; a kernel needs its own."""
+    """Give a kernel random numbers of its own: forks share the state of the generators."""
     import numpy as np
     import torch
 
@@ -128,24 +259,6 @@ def require_single_thread() -> None:
     count = len(list(Path("/proc/self/task").iterdir()))
     if count != 1:
         raise RuntimeError(f"{count} threads: something was computed, or a library starts its own")
-
-
-def main() -> None:
-    """Import, check, say so, serve."""
-    for name in IMPORTS:
-        importlib.import_module(name)
-    require_single_thread()
-    gc.collect()
-    gc.freeze()  # what was imported is never collected again, here or in a kernel
-    try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(sys.argv[1])
-            server.listen()
-            print("ready", flush=True)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what kernels print there
-            ForkServer(server).serve()
-    finally:
-        shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)  # a killed sweep cannot
 
 
 if __name__ == "__main__":

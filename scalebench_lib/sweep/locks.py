@@ -8,32 +8,27 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+import platformdirs
 
 from scalebench_lib.errors import RequestError
-
-IF_BUSY = ("refuse", "wait", "beside")
-"""What a sweep does where another one is measuring on this machine."""
 
 PLACE = "SCALEBENCH_RUNTIME_DIR"
 """The environment variable that names another folder for the machine's lock and the sockets."""
 
-_POLL_SECONDS = 1.0
-"""Who waits must not disturb what it waits for."""
+_POLL_S = 1.0
+"""Poll slowly: polling would disturb the running measurement."""
 
-_LOOK_SECONDS = 0.2
-"""Who finds a lock taken looks again: another may only have looked whether it is free."""
+_LOOK_S = 0.2
+"""How long to find a lock taken: another process may only have looked whether it is free."""
 
 _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
-
-_FOLDER_BUSY = "another sweep is running in {holder}: wait for it"
 
 _log = logging.getLogger("scalebench")
 
@@ -41,51 +36,51 @@ _log = logging.getLogger("scalebench")
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
     """One sweep at a time in folder `out`; `RequestError` names the process that is there."""
-    with _held(out / ".lock", _FOLDER_BUSY, str(out)):
+    busy = "another sweep is running in {holder}: wait for it"
+    with _lock(out / ".lock", busy, str(out)):
         yield
 
 
 def require_free(out: Path) -> None:
     """Raise `RequestError`, naming its process, where a sweep is running in folder `out` now."""
-    if (path := out / ".lock").exists():
-        _acquired(path, _FOLDER_BUSY).release()
+    if (out / ".lock").exists():
+        with lock_folder(out):
+            pass
 
 
 @contextmanager
 def lock_machine(doing: str, if_busy: str = "refuse") -> Iterator[None]:
     """One measurement of this user at a time on this machine; `doing` tells others which.
 
-    `if_busy` is one of `IF_BUSY`.
-
-    Raises `RequestError` where there is another, unless it is to ``wait`` or go on ``beside`` it.
+    Where there is another, ``refuse`` raises `RequestError`, ``wait`` waits for its end, and
+    ``ignore`` (once ``beside``) measures all the same.
     """
-    if if_busy == "beside":
+    if if_busy in ("ignore", "beside"):
         yield
         return
-    path = _own_folder() / f"measuring-on-{platform.node() or 'here'}.lock"
     busy = (
         "this machine is measuring {holder}, and two would disturb each other: "
         "'--if-busy wait' waits for it"
     )
-    with _held(path, busy, doing, wait=if_busy == "wait"):
+    path = _own_folder() / f"measuring-on-{platform.node() or 'here'}.lock"
+    with _lock(path, busy, doing, wait=if_busy == "wait"):
         yield
 
 
-def socket_folder() -> Path:
-    """A new folder that nobody else can enter or guess, with a path short enough for sockets."""
-    told = os.environ.get(PLACE) or os.environ.get("XDG_RUNTIME_DIR")
-    parent = Path(told) if told and _is_ours(Path(told)) else Path(tempfile.gettempdir())
-    longest = parent / "scalebench-12345678" / "tmp12345678/kernel-ipc-5"
-    fits = len(os.fsencode(longest)) <= _SOCKET_SPACE
-    return Path(tempfile.mkdtemp(prefix="scalebench-", dir=parent if fits else "/tmp"))  # noqa: S108
-
-
 @contextmanager
-def _held(path: Path, busy: str, doing: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock at `path`; a note beside it tells others who does."""
-    lock, note = _acquired(path, busy, wait), _note(path)
+def _lock(path: Path, busy: str, holder: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock at `path`; a note next to it names the holder."""
+    lock, note = filelock.FileLock(path), path.with_name(f"{path.name}-holder")
     try:
-        note.write_text(f"{doing} (process {os.getpid()})", encoding="utf-8")
+        lock.acquire(timeout=_LOOK_S, poll_interval=_LOOK_S / 4)
+    except filelock.Timeout:
+        other = note.read_text(encoding="utf-8") if note.exists() else "something else"
+        if not wait:
+            raise RequestError(busy.format(holder=other)) from None
+        _log.warning("waiting: %s", busy.format(holder=other).partition(":")[0])
+        lock.acquire(poll_interval=_POLL_S)
+    try:
+        note.write_text(f"{holder} (process {os.getpid()})", encoding="utf-8")
         yield
     finally:
         with suppress(OSError):
@@ -93,49 +88,29 @@ def _held(path: Path, busy: str, doing: str, wait: bool = False) -> Iterator[Non
         lock.release()
 
 
-def _acquired(path: Path, busy: str, wait: bool = False) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(path, poll_interval=_POLL_SECONDS)
-    try:
-        lock.acquire(timeout=_LOOK_SECONDS, poll_interval=_LOOK_SECONDS / 4)
-    except filelock.Timeout:
-        told = busy.format(holder=_told(path))
-        if not wait:
-            raise RequestError(told) from None
-        _log.warning("waiting: %s", told.partition(":")[0])
-        lock.acquire(timeout=-1)
-    return lock
-
-
-def _note(path: Path) -> Path:
-    return path.with_name(f"{path.name}-holder")
-
-
-def _told(path: Path) -> str:
-    try:
-        return _note(path).read_text(encoding="utf-8")
-    except OSError:
-        return "something else"
-
-
 def _own_folder() -> Path:
     """This user's, the same in every session; `RequestError` where there is no such place."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(os.environ.get(PLACE) or f"{cache}/scalebench").expanduser()
+    folder = Path(os.environ.get(PLACE) or platformdirs.user_cache_dir("scalebench"))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise RequestError(
             f"no place for the machine's lock ({error.strerror}: {folder}): set {PLACE} to a "
-            "folder of your own, or measure with '--if-busy beside'"
+            "folder of your own, or measure with '--if-busy ignore'"
         ) from None
     if not _is_ours(folder):
         raise RequestError(f"{folder} is not yours: set {PLACE} to a folder of your own")
     return folder
 
 
+def socket_folder() -> Path:
+    """A new folder that nobody else can enter or guess, with a path short enough for sockets."""
+    named = os.environ.get(PLACE) or os.environ.get("XDG_RUNTIME_DIR")
+    parent = Path(named) if named and _is_ours(Path(named)) else Path(tempfile.gettempdir())
+    longest = parent / "scalebench-12345678" / "tmp12345678/kernel-ipc-5"
+    fits = len(os.fsencode(longest)) <= _SOCKET_SPACE
+    return Path(tempfile.mkdtemp(prefix="scalebench-", dir=parent if fits else "/tmp"))  # noqa: S108
+
+
 def _is_ours(folder: Path) -> bool:
-    try:
-        found = folder.stat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return folder.is_dir() and folder.stat().st_uid == os.geteuid()

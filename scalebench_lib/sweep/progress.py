@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,9 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scalebench_lib.config import Trial
+from scalebench_lib.config import Config
 from scalebench_lib.disturbances import disturbances
-from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.folder import say_in_flight
@@ -32,12 +29,12 @@ _MOST_LINES = 16
 
 
 def announce(runs: Sequence[SweepRun], console: Console) -> None:
-    """Say what each of `runs` will measure, and how long all of it takes at most."""
+    """Print what each of `runs` will measure, and how long all of it takes at most."""
     for machine in dict.fromkeys(str(run.machine) for run in runs):
-        console.print(machine, soft_wrap=True, markup=False)
+        _print(console, machine)
     before = (record.machine for run in runs for record in run.records)
-    if told := perhaps_another_host(before, (run.machine for run in runs)):
-        console.print(told, soft_wrap=True, markup=False)
+    if other_host := perhaps_another_host(before, (run.machine for run in runs)):
+        _print(console, other_host)
     for run in runs:
         schedule, side = run.schedule, f"{run.host or run.out.name}: " * (len(runs) > 1)
         console.print(
@@ -50,33 +47,32 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
 def run_with_progress(
     runs: Sequence[SweepRun], budget_s: float, warm: bool, if_busy: str, console: Console
 ) -> list[str]:
-    """Run the sweeps and show where they are; returns what there is to complain of, a line each."""
+    """Run the sweeps and show where they are; return warnings, a line each."""
     with ExitStack() as stack:
         for run in runs:
-            stack.enter_context(run.alone(if_busy if run is runs[0] else "beside"))
+            stack.enter_context(run.alone(if_busy if run is runs[0] else "ignore"))
         for run in runs:
-            kernels = Kernels(warm and bool(run.schedule.left), run.python)
-            run.kernels = stack.enter_context(kernels)
+            run.kernels = stack.enter_context(Kernels(warm, run.python))
         run_in_turn(runs, stack.enter_context(progress_shown(runs, console)), budget_s)
-        troubles = dict.fromkeys(run.kernels.trouble for run in runs)
+    warnings = dict.fromkeys(run.kernels.warning for run in runs)
     slow = "kernels were started afresh, which takes longer"
-    return [f"{trouble}; {slow}" for trouble in troubles if trouble]
+    return [f"{warning}; {slow}" for warning in warnings if warning]
 
 
 def summary(run: SweepRun, console: Console) -> list[str]:
-    """Say what is left, and what disturbed; returns what went wrong."""
-    schedule, found = run.schedule, list[str]()
+    """Print what is left, and what disturbed; return what went wrong."""
+    schedule, complaints = run.schedule, list[str]()
     if schedule.left:
         left = pluralize(len(schedule.left), "config")
         where = f" on {run.host}" if run.host else ""
         console.print(f"{left} left{where}: the same command goes on from here")
     if failed := sum(record.status == "failed" for _, record in schedule.failed):
-        found.append(
+        complaints.append(
             f"{pluralize(failed, 'config')} failed: 'scalebench status {run.out}' says why"
         )
-    for told in disturbances(run.records):
-        console.print(told, soft_wrap=True, markup=False)
-    return found
+    for line in disturbances(run.records):
+        _print(console, line)
+    return complaints
 
 
 class _Shown:
@@ -88,7 +84,7 @@ class _Shown:
 
     def say(self, line: str) -> None:
         """Print `line`, which stays."""
-        self._console.print(line, soft_wrap=True, markup=False)
+        _print(self._console, line)
 
     def __call__(self, step: Step) -> None:
         """Called between turns: nothing may go on afterwards."""
@@ -105,13 +101,17 @@ class _Shown:
 
 @contextmanager
 def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Shown]:
-    """What to tell each `Step` of `runs`."""
+    """Show each `Step` of `runs` that the result is called with."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
             yield _Shown(runs, console, live)
         finally:
             for run in runs:
                 say_in_flight(run.out, None)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
 
 
 def _headline(step: Step) -> str:
@@ -122,31 +122,33 @@ def _headline(step: Step) -> str:
 
 
 def _drawn(step: Step) -> Group:
-    bar = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
-    table = Table.grid(padding=(0, 2))
-    lines = list(step.block.medians())
-    for trial, threads, median_ns, progress in lines[:_MOST_LINES]:
-        table.add_row(*_point(trial, threads, median_ns, progress.half_width))
-    if len(lines) > _MOST_LINES:
-        table.add_row(Text(f"… and {len(lines) - _MOST_LINES} more"))
-    head = Table.grid(padding=(0, 2))
-    head.add_row(bar, Text(f"{step.done}/{step.total}"), Text(_headline(step)))
-    return Group(table, head)
+    """The points of the block, with how well each is known, above a bar."""
+    points, bar = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
+    rows = [
+        (
+            _short(member.trial.config),
+            pluralize(threads, "thread"),
+            Text(f"{format_number(point.median_ns / 1e6)} ms", justify="right"),
+            "" if point.half_width is None else f"± {100 * point.half_width:.1f} %",
+        )
+        for member in step.block.members
+        for threads, point in member.points.items()
+        if point.turns
+    ]
+    for row in rows[:_MOST_LINES]:
+        points.add_row(*row)
+    if len(rows) > _MOST_LINES:
+        points.add_row(f"… and {len(rows) - _MOST_LINES} more")
+    total = max(1, step.total)
+    done = ProgressBar(total=total, completed=step.done, width=30)
+    bar.add_row(done, f"{step.done}/{step.total}", Text(_headline(step)))
+    return Group(points, bar)
 
 
-def _point(
-    trial: Trial, threads: int, median_ns: float, half_width: float | None
-) -> tuple[Any, ...]:
-    spread = "" if half_width is None else f"± {100 * half_width:.1f} %"
-    config = trial.config
-    smt, allocator = ", SMT" * config.smt, config.allocator.replace("default", "")
-    name = f"batch {config.batch_size}, {config.optimization}{smt}{allocator and ', '}{allocator}"
-    return (
-        Text(name),
-        Text(pluralize(threads, "thread")),
-        Text(f"{format_number(median_ns / 1e6)} ms", justify="right"),
-        Text(spread, justify="right"),
-    )
+def _short(config: Config) -> str:
+    parts = [f"batch {config.batch_size}", config.optimization]
+    parts += ["SMT"] * config.smt + [config.allocator] * (config.allocator != "default")
+    return ", ".join(parts)
 
 
 def _found(record: Record) -> str:
@@ -158,13 +160,3 @@ def _found(record: Record) -> str:
         for point in record.points
     )
     return f"{points}{early}"
-
-
-def seconds(name: str, text: str | None) -> float:
-    """``90``, ``90s``, ``10m`` and ``2h`` in seconds; without a text there is no limit."""
-    if text is None:
-        return float("inf")
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not found or float(found[1]) == 0:
-        raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]

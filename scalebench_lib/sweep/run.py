@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import Config, Sweep, Trial
@@ -16,27 +15,20 @@ from scalebench_lib.files import DamagedError, set_aside, write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, Status, load_records, next_trial
 from scalebench_lib.sweep.block import Process
-from scalebench_lib.sweep.folder import disk_errors_told, require_same, sweep_up, usable_records
+from scalebench_lib.sweep.folder import (
+    disk_errors_in_one_line,
+    remove_unfinished,
+    require_same,
+    usable_records,
+)
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_folder, lock_machine
 from scalebench_lib.sweep.schedule import SPEC, Pace, Schedule
 from scalebench_lib.sweep.trial_process import TrialProcess
 
-
-class Start(Protocol):
-    """Sets up a trial of the sweep in folder `out`, as `TrialProcess.start`."""
-
-    def __call__(
-        self,
-        trial: Trial,
-        out: Path,
-        kernels: Kernels,
-        environment: Mapping[str, str],
-        limit_s: float | None,
-        stopping: Callable[[], bool],
-    ) -> Process:
-        """See there."""
+Start = Callable[[Trial, Path, Kernels, float | None, Callable[[], bool]], Process]
+"""Sets up a trial, as `TrialProcess.start`."""
 
 
 @dataclass
@@ -111,14 +103,14 @@ class SweepRun:
 
     @contextmanager
     def alone(self, if_busy: str = "refuse") -> Iterator[None]:
-        """Keep other sweeps out of this folder, and off this machine unless told otherwise.
+        """Keep other sweeps out of this folder, and by `if_busy` off this machine.
 
         Raises `RequestError` where another one is there already, naming its process.
         """
-        with disk_errors_told(self.out):
+        with disk_errors_in_one_line(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             with lock_folder(self.out), lock_machine(str(self.out), if_busy):
-                sweep_up(self.out)
+                remove_unfinished(self.out)
                 self.reload()
                 self.locked = True
                 try:
@@ -151,37 +143,44 @@ class SweepRun:
         }
         return trial.model_copy(update=update)
 
-    def set_up(self, trial: Trial, stopping: Callable[[], bool]) -> Process:
-        """Set up `trial`; raises as `TrialProcess.start`."""
-        environment = self.python.software.environment
-        return self.start(trial, self.out, self.kernels, environment, self.trial_timeout, stopping)
-
     def keep(self, record: Record) -> Record:
         """Count `record`, which was just made."""
         self.records.append(record)
         self.retry.discard(record.config_id)  # once is enough
         return record
 
-    def keep_measured(self, trial: Trial, record: Record) -> Record:
-        """Count the `record` of `trial`.
+    def keep_found(
+        self, trial: Trial, found: Record | str, started: datetime | None = None
+    ) -> Record:
+        """Count the record of `trial`; of a failure, `found` is why, and its own record tells more.
 
         Raises `ScalebenchError` where it was made on another machine, and sets it aside.
         """
-        self._require_machine(record.machine, self._path(trial))
-        return self.keep(record)
-
-    def keep_failed(self, trial: Trial, reason: str, started: datetime | None = None) -> Record:
-        """Count that `trial` failed: by the record that it came to write, or one with `reason`."""
-        path = self._path(trial)
+        path = self.out / "records" / f"{trial.name}.json"
+        if isinstance(found, Record):
+            self._require_machine(found.machine, path)
+            return self.keep(found)
         if path.exists():
             with suppress(DamagedError):
                 return self.keep(Record.load(path))
             set_aside(path, f"{path.name} is damaged")
-        return self._without_points(trial, "failed", reason, started)
+        return self.keep_without_points(trial, "failed", found, started)
 
-    def keep_skipped(self, trial: Trial, reason: str) -> Record:
-        """Count that `trial` is not tried."""
-        return self._without_points(trial, "skipped", reason)
+    def keep_without_points(
+        self, trial: Trial, status: Status, reason: str, started: datetime | None = None
+    ) -> Record:
+        """Write and count the record of a trial that failed or was skipped."""
+        record = Record.of(
+            trial,
+            machine=self.machine,
+            software=self.python.software,
+            status=status,
+            reason=reason,
+            started=started or datetime.now(UTC),
+            kernel="none" if status == "skipped" else self.kernels.kind,
+        )
+        record.save(self.out / "records")
+        return self.keep(record)
 
     def require_same_machine(self) -> None:
         """Raise `ScalebenchError` where this machine is no longer what it was."""
@@ -195,24 +194,6 @@ class SweepRun:
                 f"stopped: the machine is no longer what it was ({changed}), and a sweep does not "
                 "mix two; the same command goes on when it is as before"
             )
-
-    def _path(self, trial: Trial) -> Path:
-        return self.out / "records" / f"{trial.name}.json"
-
-    def _without_points(
-        self, trial: Trial, status: Status, reason: str, started: datetime | None = None
-    ) -> Record:
-        record = Record.without_points(
-            trial,
-            self.machine,
-            self.python.software,
-            status,
-            reason,
-            started or datetime.now(UTC),
-            "none" if status == "skipped" else self.kernels.kind,
-        )
-        record.save(self.out / "records")
-        return self.keep(record)
 
 
 def prepare_pair(

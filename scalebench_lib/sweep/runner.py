@@ -14,7 +14,6 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import NamedTuple
 
 from scalebench_lib.config import Trial
@@ -38,8 +37,8 @@ BLOCK_S = 300.0
 class Step:
     """Where a sweep is: what it is `doing` in a round, and the block in flight.
 
-    `record` is one that was just made, by `run`. `done` of `total` trials of this round have
-    ended; `seconds_left` are those of the whole sweep, at most.
+    `record` was just made, by `run`. `done` of `total` trials of this round have ended;
+    `seconds_left` are those of the whole sweep, at most.
     """
 
     round: int
@@ -58,24 +57,25 @@ Progressed = Callable[[Step], None]
 def run_in_turn(
     runs: Sequence[SweepRun], progressed: Progressed, budget_s: float = float("inf")
 ) -> list[Record]:
-    """Run what is left of each of `runs`, round by round; of the same config, in the same block.
+    """Run what is left of each of `runs`, round by round; return the new records, failed ones too.
 
-    They are the same sweep, in different environments. Returns the new records, failed ones too.
+    The runs are the same sweep in different environments: trials of one config share a block.
     After `budget_s` seconds, or the first Ctrl-C or SIGTERM, the block in flight ends with its
     cycle. Raises `RequestError` where another sweep is running, and `ScalebenchError` where the
-    disk is full or the machine is no longer what it was: then the sweep stops, and can be gone
-    on with.
+    disk is full or the machine is no longer what it was: the same command goes on later.
     """
     stop = Stop(time.monotonic() + budget_s)
     with ExitStack() as locks:
         for run in runs:
             if not run.locked:
-                locks.enter_context(run.alone("refuse" if run is runs[0] else "beside"))
+                locks.enter_context(run.alone("refuse" if run is runs[0] else "ignore"))
             run.write_spec()
         before = [len(run.records) for run in runs]
         locks.enter_context(stop.at_signals())
         for number in range(1, runs[0].sweep.rounds + 1):
-            _Round(runs, number, stop, progressed).run()
+            this_round = _Round(runs, number, stop, progressed)
+            while this_round.queue and not stop():
+                this_round.run_block()
     return [r for run, count in zip(runs, before, strict=True) for r in run.records[count:]]
 
 
@@ -84,15 +84,16 @@ def run_block(run: SweepRun, number: int, wanted: Container[str], stop: Stop) ->
 
     Raises as `run_in_turn`.
     """
-    turn = _Round([run], number, stop, lambda step: None)
-    turn.queue = [trial for trial in turn.queue if trial.config.id in wanted]
-    if turn.queue and not stop():
-        turn.run_block()
-    return turn.queue
+    this_round = _Round([run], number, stop, lambda step: None)
+    for trial in [trial for trial in this_round.queue if trial.config.id not in wanted]:
+        del this_round.queue[trial]
+    if this_round.queue and not stop():
+        this_round.run_block()
+    return list(this_round.queue)
 
 
 class _Wanted(NamedTuple):
-    """A trial to be set up; `again`: it is a base that was measured before."""
+    """A trial to be set up; `again`: a base that was measured before."""
 
     run: SweepRun
     trial: Trial
@@ -100,38 +101,36 @@ class _Wanted(NamedTuple):
 
 
 class _Round:
-    """One round: what is left of it, in blocks."""
+    """What is left of a round: `queue` has, for each trial, the runs in which it is left."""
 
     def __init__(
         self, runs: Sequence[SweepRun], number: int, stop: Stop, progressed: Progressed
     ) -> None:
         self.runs, self.number, self.stop, self._progressed = runs, number, stop, progressed
-        self._random = random.Random(f"{runs[0].sweep.seed} {number}")  # noqa: S311
-        self.pace = Pace.of(record for run in runs for record in run.records)
-        schedules = [run.schedule for run in runs]
-        self._bases = schedules[0].base
-        pending = [schedule.pending(number) for schedule in schedules]
-        self.queue = list(dict.fromkeys(trial for trials in pending for trial in trials))
-        self._asked = [set(trials) for trials in pending]
-        self.total = sum(map(len, pending))
-        rounds = range(number + 1, runs[0].sweep.rounds + 1)
-        self._later = [t for schedule in schedules for n in rounds for t in schedule.pending(n)]
-
-    def run(self) -> None:
-        """Measure it, block by block, until it is done or somebody wants to stop."""
-        while self.queue and not self.stop():
-            self.run_block()
+        self._seed = f"{runs[0].sweep.seed} {number}"
+        self._random = random.Random(self._seed)  # noqa: S311
+        self._pace = Pace.of(record for run in runs for record in run.records)
+        self._base = runs[0].schedule.base
+        self.queue: dict[Trial, list[SweepRun]] = {}
+        self._later = list[Trial]()
+        for run in runs:
+            schedule = run.schedule
+            for trial in schedule.pending(number):
+                self.queue.setdefault(trial, []).append(run)
+            for later in range(number + 1, run.sweep.rounds + 1):
+                self._later += schedule.pending(later)
+        self._total = len(self._queued)
 
     def run_block(self) -> None:
         """Measure as much of the queue as fits into a block."""
         self.runs[0].require_same_machine()
-        seed = f"{self.runs[0].sweep.seed} {self.number} {len(self.queue)}"
-        block = Block(secrets.token_hex(4), seed)
-        block.changed = partial(self._tell, "in turn", block)
+        block = Block(secrets.token_hex(4), f"{self._seed} {len(self.queue)}")
+        block.changed = lambda: self._tell("in turn", block)
         try:
             self._fill(block)
             block.run(self.stop)
-            block.end(partial(self._ended, block))
+            for member, found in block.end():
+                self._keep(block, member, found)
         except StoppedError:
             pass  # without turns there is nothing to keep
         finally:
@@ -140,111 +139,100 @@ class _Round:
     def _fill(self, block: Block) -> None:
         """Set up as many of the queue as fit, each with the base of its group.
 
-        Of a time budget at most half goes by so: without turns there is nothing to keep.
+        Where memory does not hold a trial beside its base, it has the block for itself. Set-ups
+        take at most half of a time budget: without turns there is nothing to keep.
         """
         half = (time.monotonic() + self.stop.deadline) / 2
-        unpaired = False
-        while self.queue and not unpaired and time.monotonic() <= half:
-            wanted = list(self._wanted(block, self.queue[0]))
-            if wanted and block.members and not self._room(block, wanted):
+        while self.queue and time.monotonic() <= half:
+            trial = next(iter(self.queue))
+            wanted = list(self._wanted(block, trial))
+            if block.members and wanted and not self._room(block, wanted):
                 return
-            unpaired = self._set_up_all(wanted, block)
-            self.queue.pop(0)
+            alone = not block.members and not self._fits(block, wanted)
+            for one in wanted:
+                if not (alone and one.again):
+                    self._set_up(block, one)
+            del self.queue[trial]
+            if alone:
+                return
 
     def _wanted(self, block: Block, trial: Trial) -> Iterator[_Wanted]:
-        """`trial` in each sweep in which it is left, after its base where `block` lacks that."""
-        asking = [run for run, asked in zip(self.runs, self._asked, strict=True) if trial in asked]
-        for run in self._random.sample(asking, len(asking)):
+        """`trial` in each run in which it is left, after its base where `block` lacks that."""
+        for run in self._random.sample(self.queue[trial], len(self.queue[trial])):
             if reason := run.schedule.skip_reason(trial):
-                run.keep_skipped(run.numbered(trial, self.number, block.name), reason)
+                numbered = run.numbered(trial, self.number, block.name)
+                run.keep_without_points(numbered, "skipped", reason)
                 continue
-            if base := self._missing_base(block, run, trial):
+            base = self._base(trial)
+            there = [m.trial.config for m in block.members if m.process.out == run.out]
+            if base.config not in (trial.config, *there) and run.measured(base.config):
                 yield _Wanted(run, base, again=True)
             yield _Wanted(run, trial, again=False)
-
-    def _missing_base(self, block: Block, run: SweepRun, trial: Trial) -> Trial | None:
-        """The base that `trial` needs beside it and `block` lacks; None where it cannot be had."""
-        base = self._bases(trial)
-        there = (m.trial.config for m in block.members if m.process.out == run.out)
-        had = base.config in (trial.config, *there)
-        return None if had or not run.measured(base.config) else base
-
-    def _set_up_all(self, wanted: Sequence[_Wanted], block: Block) -> bool:
-        """Set up `wanted`, one after another. Returns whether the memory did not hold a trial
-        beside its base: then it stays alone."""
-        unpaired, beside = False, list[Member]()
-        for run, trial, again in wanted:
-            if not again and beside and not self._fits([trial], block):
-                unpaired = True
-                while beside:
-                    block.remove(beside.pop())
-            member = self._set_up(block, run, trial, again)
-            if again and member:
-                beside.append(member)
-        return unpaired
 
     def _room(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
         """Whether `wanted` can join: by memory, and by how long the block takes.
 
         The first trial beside its base may take as long as it likes.
         """
-        trials = [one.trial for one in wanted]
-        paired = not any(one.again for one in wanted)
-        group = trials[-1].config.group
-        first = paired and all(m.base and m.group == group for m in block.members)
-        seconds = sum(map(self.pace.turns_s, [*trials, *(m.trial for m in block.members)]))
-        return (first or seconds <= BLOCK_S) and self._fits(trials, block)
+        group = wanted[-1].trial.config.group
+        first = not any(one.again for one in wanted) and all(
+            member.base and member.group == group for member in block.members
+        )
+        trials = [*(one.trial for one in wanted), *(member.trial for member in block.members)]
+        short = sum(map(self._pace.turns_s, trials)) <= BLOCK_S
+        return (first or short) and self._fits(block, wanted)
 
-    def _fits(self, trials: Sequence[Trial], block: Block) -> bool:
-        """Whether the memory that is available now holds what `trials` need to be set up: each
-        its own last peak, else the largest so far. Alone, a trial is always tried."""
-        records = (record for run in self.runs for record in run.records)
-        known = {r.config_id: r.peak_memory_bytes for r in records if r.peak_memory_bytes}
+    def _fits(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
+        """Whether the memory that is available now holds `wanted`.
+
+        A trial needs its own last peak to be set up, else the largest so far; a base that was
+        measured before then keeps what it held between turns.
+        """
+        records = [record for run in self.runs for record in run.records]
+        peaks = {r.config_id: r.peak_memory_bytes for r in records if r.peak_memory_bytes}
+        resident = {r.config_id: r.resident_bytes for r in records if r.resident_bytes}
         running = (member.process.peak_bytes for member in block.members)
-        largest = max([*known.values(), *running], default=0)
-        need = sum(known.get(trial.config.id, largest) for trial in trials)
-        return not block.members or need <= available_bytes()
+        largest = max([*peaks.values(), *running], default=0)
+        need = 0
+        for one in wanted:
+            config_id = one.trial.config.id
+            peak = peaks.get(config_id, largest)
+            need += resident.get(config_id, peak) if one.again else peak
+        return need <= available_bytes()
 
-    def _set_up(self, block: Block, run: SweepRun, trial: Trial, again: bool) -> Member | None:
-        trial = run.numbered(trial, self.number, block.name)
+    def _set_up(self, block: Block, wanted: _Wanted) -> None:
+        run, trial = wanted.run, wanted.run.numbered(wanted.trial, self.number, block.name)
         self._tell(f"setting up {trial}", block)
-        started, start = datetime.now(UTC), time.monotonic()
+        started = datetime.now(UTC)
         try:
-            process = run.set_up(trial, self.stop.asked)
+            process = run.start(trial, run.out, run.kernels, run.trial_timeout, self.stop.asked)
         except MeasurementError as error:
-            record = run.keep_failed(trial, str(error), started)
+            record = run.keep_found(trial, str(error), started)
             self._tell(f"setting up {trial}", block, record, run)
-            return None
-        self.pace.learn_setup(trial.config.batch_size, time.monotonic() - start + END_S)
-        is_base = trial.config == self._bases(trial).config
-        return block.add(process, trial.config.group, base=is_base, again=again)
+            return
+        self._pace.setups[trial.config.batch_size].append(process.setup_s + END_S)
+        is_base = trial.config == self._base(trial).config
+        block.add(process, trial.config.group, base=is_base, again=wanted.again)
 
-    def _ended(self, block: Block, member: Member, found: Record | str) -> None:
-        """Count what became of `member`."""
+    def _keep(self, block: Block, member: Member, found: Record | str) -> None:
+        """Keep what became of `member`."""
         run = next(run for run in self.runs if run.out == member.process.out)
-        if isinstance(found, str):
-            record = run.keep_failed(member.trial, found)
-        else:
-            record = run.keep_measured(member.trial, found)
+        record = run.keep_found(member.trial, found)
         for point in record.points:
-            self.pace.learn_turn(member.trial.config.batch_size, turn_seconds(point))
+            self._pace.turns[member.trial.config.batch_size].append(turn_seconds(point))
         self._tell(f"ending {member.trial}", block, record, run)
+
+    @property
+    def _queued(self) -> list[Trial]:
+        return [trial for trial, runs in self.queue.items() for _ in runs]
 
     def _tell(
         self, doing: str, block: Block, record: Record | None = None, run: SweepRun | None = None
     ) -> None:
-        running = sum(not member.again for member in block.running)
-        left = sum(trial in asked for trial in self.queue for asked in self._asked)
-        done = max(0, self.total - left - running)
-        seconds = self._seconds_left(block)
-        self._progressed(Step(self.number, doing, block, done, self.total, seconds, record, run))
-
-    def _seconds_left(self, block: Block) -> float:
-        """Of the whole sweep, at most: what the block has left, and the trials after it."""
         running = [member for member in block.running if not member.again]
-        planned = sum(self.pace.turns_s(member.trial) for member in running)
+        done = max(0, self._total - len(self._queued) - len(running))
+        in_block = sum(self._pace.turns_s(member.trial) for member in running)
         spent = sum(point.spent_s for member in running for point in member.points.values())
-        ends = END_S * len(block.members)
-        queued = [trial for trial in self.queue for asked in self._asked if trial in asked]
-        after = sum(map(self.pace.trial_s, [*queued, *self._later]))
-        return max(0.0, planned - spent) + ends + after
+        after = sum(map(self._pace.trial_s, [*self._queued, *self._later]))
+        seconds = max(0.0, in_block - spent) + END_S * len(block.members) + after
+        self._progressed(Step(self.number, doing, block, done, self._total, seconds, record, run))

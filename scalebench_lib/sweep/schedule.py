@@ -8,24 +8,19 @@ later are all one case: what is left is measured, and each block brings its base
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from scalebench_lib.config import Config, Sweep, Trial, base_of
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import KILLED, OUT_OF_MEMORY
 from scalebench_lib.protocol import TURN_S
-from scalebench_lib.record import (
-    SCHEMA,
-    Point,
-    Record,
-    Status,
-    load_records,
-    require_one_machine,
-)
+from scalebench_lib.record import SCHEMA, Point, Record, Status, load_records, require_one_machine
 
 SPEC = "sweep.yaml"
 
@@ -60,8 +55,8 @@ class Schedule:
     @cached_property
     def failed(self) -> list[tuple[Trial, Record]]:
         """Those that failed or were skipped, with their last record."""
-        latest = self._latest
-        return [(trial, latest[trial.config.id]) for trial in self.trials if self._failed(trial)]
+        failed = filter(self._failed, self.trials)
+        return [(trial, self._by_config[trial.config.id][-1]) for trial in failed]
 
     @cached_property
     def left(self) -> list[Trial]:
@@ -83,64 +78,53 @@ class Schedule:
 
     def skip_reason(self, trial: Trial) -> str | None:
         """Why `trial` is not tried: a smaller batch alike has died, and is not retried. Or None."""
-        if trial.config.id in self._measured_ids:
+        if trial.config.id in self._measured:
             return None
-        for record in self._latest.values():
-            died = (record.reason or "").startswith((OUT_OF_MEMORY, KILLED))
-            final = died and record.config_id not in self.retry
-            if final and _same_but_batch(record.config, trial.config):
-                reason = str(record.reason).partition(":")[0]
-                return f"batch {record.config.batch_size} ended so: {reason}"
+        for records in self._by_config.values():
+            last, reason = records[-1], records[-1].reason or ""
+            final = reason.startswith((OUT_OF_MEMORY, KILLED)) and last.config_id not in self.retry
+            if final and _same_but_batch(last.config, trial.config):
+                return f"batch {last.config.batch_size} ended so: {reason.partition(':')[0]}"
         return None
 
     @cached_property
     def _bases(self) -> dict[Config, Trial]:
-        groups: dict[Config, dict[Config, Trial]] = {}
+        groups: dict[Config, dict[Config, Trial]] = defaultdict(dict)
         for trial in self.trials:
-            groups.setdefault(trial.config.group, {})[trial.config] = trial
+            groups[trial.config.group][trial.config] = trial
         return {group: members[base_of(members)] for group, members in groups.items()}
 
     @cached_property
-    def _latest(self) -> dict[str, Record]:
-        return {record.config_id: record for record in self.records}
+    def _by_config(self) -> dict[str, list[Record]]:
+        return _by_config(self.records)
 
     @cached_property
-    def _measured_ids(self) -> set[str]:
+    def _by_config_there(self) -> dict[str, list[Record]]:
+        return _by_config(self.others or ())
+
+    @cached_property
+    def _measured(self) -> set[str]:
         return {record.config_id for record in self.records if record.status == "ok"}
 
     @cached_property
     def _blocks(self) -> dict[str, dict[str, Status]]:
-        return _by_block(self.records)
-
-    @cached_property
-    def _other_blocks(self) -> dict[str, dict[str, Status]]:
-        return _by_block(self.others or ())
-
-    @cached_property
-    def _failed_there(self) -> set[str]:
-        latest = {record.config_id: record.status for record in self.others or ()}
-        return {config_id for config_id, status in latest.items() if status != "ok"}
+        """What became of the configs of each block, by their ids."""
+        blocks: dict[str, dict[str, Status]] = defaultdict(dict)
+        for record in self.records:
+            blocks[record.block or ""][record.config_id] = record.status
+        return blocks
 
     def _failed(self, trial: Trial) -> bool:
-        latest = self._latest.get(trial.config.id)
-        return bool(latest and latest.status != "ok" and latest.config_id not in self.retry)
+        records = self._by_config.get(trial.config.id, [])
+        return trial.config.id not in self.retry and any(r.status != "ok" for r in records[-1:])
 
     def _left(self, trial: Trial) -> bool:
         needed = 1 if self._too_long(trial) else self.sweep.rounds
         return self._rounds_done(trial) < needed
 
     def _rounds_done(self, trial: Trial) -> int:
-        return len({r.block for r in self._records_of(trial) if self._counts(r, trial)})
-
-    def _records_of(self, trial: Trial) -> list[Record]:
-        return self._by_config.get(trial.config.id, [])
-
-    @cached_property
-    def _by_config(self) -> dict[str, list[Record]]:
-        found: dict[str, list[Record]] = {}
-        for record in self.records:
-            found.setdefault(record.config_id, []).append(record)
-        return found
+        records = self._by_config.get(trial.config.id, ())
+        return len({record.block for record in records if self._counts(record, trial)})
 
     def _counts(self, record: Record, trial: Trial) -> bool:
         """Whether `record` is a whole trial, at all thread counts, in a block with its base."""
@@ -152,37 +136,42 @@ class Schedule:
         base, block = self.base(trial).config.id, self._blocks[str(record.block)]
         # Alone in its block: it does not fit into memory together with its base.
         alone = base not in block and list(block.values()).count("ok") == 1
-        return base not in self._measured_ids or block.get(base) == "ok" or alone
+        return base not in self._measured or block.get(base) == "ok" or alone
 
     def _met(self, record: Record) -> bool:
         """Whether the other environment, if there is one, took turns with `record`, or cannot."""
-        if self.others is None or record.config_id in self._failed_there:
+        there = self._by_config_there.get(record.config_id, [])
+        if self.others is None or (there and there[-1].status != "ok"):
             return True
-        return self._other_blocks.get(str(record.block), {}).get(record.config_id) == "ok"
+        return any(other.block == record.block and other.status == "ok" for other in there)
 
     def _too_long(self, trial: Trial) -> bool:
         """Whether a single cycle of its group takes more than its time for all rounds."""
-        points = self._points.get(trial.config.group, {}).values()
-        cycle = sum(map(turn_seconds, points))
-        return cycle > len(points) * self.sweep.max_seconds
+        seconds = self._turn_seconds[trial.config.group].values()
+        return sum(seconds) > len(seconds) * self.sweep.max_seconds
 
     @cached_property
-    def _points(self) -> dict[Config, dict[tuple[str, int], Point]]:
-        """The latest points of each group."""
-        found: dict[Config, dict[tuple[str, int], Point]] = {}
+    def _turn_seconds(self) -> dict[Config, dict[tuple[str, int], float]]:
+        """Of the latest of each point, by its group."""
+        found: dict[Config, dict[tuple[str, int], float]] = defaultdict(dict)
         for record in self.records:
             for point in record.points if record.schema_version == SCHEMA else ():
-                found.setdefault(record.config.group, {})[record.config_id, point.threads] = point
+                key = record.config_id, point.threads
+                found[record.config.group][key] = turn_seconds(point)
         return found
 
 
-def _by_block(records: Iterable[Record]) -> dict[str, dict[str, Status]]:
-    """What became of the configs of each block, by their ids."""
-    blocks: dict[str, dict[str, Status]] = {}
+def _by_config(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.block:
-            blocks.setdefault(record.block, {})[record.config_id] = record.status
-    return blocks
+        found[record.config_id].append(record)
+    return found
+
+
+def _same_but_batch(one: Config, other: Config) -> bool:
+    """Whether `one` is `other` with a smaller batch; SMT makes no difference."""
+    alike = {"batch_size": other.batch_size, "smt": other.smt}
+    return one.batch_size < other.batch_size and one.model_copy(update=alike) == other
 
 
 def turn_seconds(point: Point) -> float:
@@ -190,34 +179,27 @@ def turn_seconds(point: Point) -> float:
     return point.wall_ns / len(point.turns) / 1e9
 
 
+_Seen = dict[int, list[float]]
+
+
 @dataclass
 class Pace:
-    """How long set-ups, turns and ends take: what was seen, by batch size, tells the rest.
+    """How long set-ups with ends, and turns, took at each batch size, in seconds."""
 
-    Seconds; nothing is known before the first trial has been set up.
-    """
-
-    setups: dict[int, list[float]] = field(default_factory=dict)
-    turns: dict[int, list[float]] = field(default_factory=dict)
+    setups: _Seen = field(default_factory=lambda: defaultdict(list))
+    turns: _Seen = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Pace:
         """What `records` tell."""
         pace = cls()
         for record in records:
+            size = record.config.batch_size
             if record.setup and record.points:
-                pace.learn_setup(record.config.batch_size, record.setup.seconds + TRIAL_S / 2)
+                pace.setups[size].append(record.setup.seconds + TRIAL_S / 2)
             for point in record.points:
-                pace.learn_turn(record.config.batch_size, turn_seconds(point))
+                pace.turns[size].append(turn_seconds(point))
         return pace
-
-    def learn_setup(self, batch_size: int, seconds: float) -> None:
-        """A trial of `batch_size` took so long beside its turns."""
-        self.setups.setdefault(batch_size, []).append(seconds)
-
-    def learn_turn(self, batch_size: int, seconds: float) -> None:
-        """A turn at `batch_size` took so long."""
-        self.turns.setdefault(batch_size, []).append(seconds)
 
     def trial_s(self, trial: Trial) -> float:
         """Seconds of `trial`: beside its turns, and in them."""
@@ -225,28 +207,21 @@ class Pace:
 
     def setup_s(self, trial: Trial) -> float:
         """Seconds of `trial` beside its turns."""
-        return self._at(self.setups, trial.config.batch_size, TRIAL_S, lambda seconds: seconds)
+        return _at(self.setups, trial.config.batch_size, unknown=TRIAL_S)
 
     def turns_s(self, trial: Trial) -> float:
         """Seconds of the turns of `trial` in its block, at most: one is never cut short."""
-        turn = self._at(
-            self.turns, trial.config.batch_size, TURN_S, lambda seconds: max(0, seconds - TURN_S)
-        )
+        turn = _at(self.turns, trial.config.batch_size, unknown=TURN_S, constant=TURN_S)
         return len(trial.threads) * max(trial.max_seconds, turn)
 
-    @staticmethod
-    def _at(
-        seen: dict[int, list[float]],
-        batch_size: int,
-        unknown: float,
-        grows: Callable[[float], float],
-    ) -> float:
-        """The mean at the nearest batch size seen; what `grows` of it does so with the batch."""
-        if not seen:
-            return unknown
-        nearest = min(seen, key=lambda size: max(size, batch_size) / min(size, batch_size))
-        mean = sum(seen[nearest]) / len(seen[nearest])
-        return mean + grows(mean) * max(0.0, batch_size / nearest - 1)
+
+def _at(seen: _Seen, batch_size: int, unknown: float, constant: float = 0.0) -> float:
+    """The mean at the nearest batch size; all of it but `constant` grows with the batch."""
+    if not seen:
+        return unknown
+    nearest = min(seen, key=lambda size: max(size, batch_size) / min(size, batch_size))
+    mean = fmean(seen[nearest])
+    return mean + max(0.0, mean - constant) * max(0.0, batch_size / nearest - 1)
 
 
 def sweep_schedules(out: Path) -> dict[str | None, Schedule]:
@@ -256,18 +231,11 @@ def sweep_schedules(out: Path) -> dict[str | None, Schedule]:
     """
     if not (out / SPEC).exists():
         raise RequestError(f"{out} holds no sweep: start one with 'scalebench sweep {out}'")
-    records = load_records(out)
+    sweep, records = Sweep.load(out / SPEC), load_records(out)
     require_one_machine(records)
-    hosts: dict[str | None, list[Record]] = {} if records else {None: []}
+    hosts: dict[str | None, list[Record]] = defaultdict(list)
     for record in records:
-        hosts.setdefault(record.host_label, []).append(record)
-    sweep = Sweep.load(out / SPEC)
-    return {
-        host: Schedule(sweep, found[0].machine if found else Machine.here(), found)
-        for host, found in hosts.items()
-    }
-
-
-def _same_but_batch(one: Config, other: Config) -> bool:
-    alike = {"batch_size": other.batch_size, "smt": other.smt}
-    return one.batch_size < other.batch_size and one.model_copy(update=alike) == other
+        hosts[record.host_label].append(record)
+    if not hosts:
+        return {None: Schedule(sweep, Machine.here(), [])}
+    return {host: Schedule(sweep, found[0].machine, found) for host, found in hosts.items()}

@@ -27,7 +27,7 @@ class Stop:
 
     @contextmanager
     def at_signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks for the end, the second one does as it did before.
+        """Let the first Ctrl-C or SIGTERM ask for the end; the second does what it did before.
 
         In the end the first one is passed on.
         """

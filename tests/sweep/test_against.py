@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.errors import MeasurementError, RequestError
-from scalebench_lib.record import Record, Software, load_records
+from scalebench_lib.record import Record, load_records
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.run import SweepRun, prepare_pair
 from scalebench_lib.sweep.runner import run_in_turn
@@ -19,7 +19,7 @@ from tests.sweep.test_runner import SWEEP, Killed, at, quiet
 @pytest.fixture
 def trials(trials: FakeTrials, monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
     """The other Python is like this one, and need not be started."""
-    other = Interpreter(("other",), "other", Software.here())
+    other = Interpreter.here()
     monkeypatch.setattr(Interpreter, "of", classmethod(lambda *_: other))
     return trials
 
@@ -131,7 +131,7 @@ def test_the_command_measures_both_environments_and_judges_every_point(
     """For real, with a variable that only the other side has."""
     out = tmp_path / "out"
     asked = ("--model", "bert-tiny", "--batch-sizes", "1", "--optimizations", "none,script")
-    limits = ("--threads", "1", "--rounds", "1", "--max-seconds", "2", "--if-busy", "beside")
+    limits = ("--threads", "1", "--rounds", "1", "--max-seconds", "2", "--if-busy", "ignore")
     other = f"env MALLOC_TOP_PAD_=1048576 {sys.executable}"
     code, printed, complaints = scalebench("sweep", out, *asked, *limits, "--against", other)
     with (out / "against.csv").open(encoding="utf-8") as file:

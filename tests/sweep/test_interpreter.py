@@ -9,7 +9,7 @@ import pytest
 from scalebench_lib.errors import RequestError
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
-from tests.sweep.test_kernels import notebook
+from tests.notebooks import notebook, run_notebook
 
 
 def fake_python(folder: Path, script: str) -> str:
@@ -31,8 +31,8 @@ def changed() -> Interpreter:
 def test_its_environment_is_that_of_its_command(changed: Interpreter, monkeypatch) -> None:
     """What decides of it is in its software."""
     monkeypatch.setenv("OMP_DYNAMIC", "false")
-    assert changed.environment()["MALLOC_TOP_PAD_"] == "1048576"
-    assert "OMP_DYNAMIC" not in changed.environment()
+    assert changed.environment["MALLOC_TOP_PAD_"] == "1048576"
+    assert "OMP_DYNAMIC" not in changed.environment
     assert changed.software.environment["MALLOC_TOP_PAD_"] == "1048576"
     assert changed.software.versions == Interpreter.here().software.versions
     assert os.environ.get("MALLOC_TOP_PAD_") is None
@@ -47,9 +47,8 @@ def test_its_kernels_have_its_environment(
     asked = "import os; print(os.environ.get('MALLOC_TOP_PAD_'), os.environ.get('OMP_DYNAMIC'))"
     source = notebook(tmp_path / "in.ipynb", asked)
     with Kernels(warm, changed) as kernels:
-        assert kernels.trouble is None
-        kernels.run(source, tmp_path / "out.ipynb", {})
-    assert "1048576 None" in (tmp_path / "out.ipynb").read_text()
+        assert run_notebook(kernels, source, tmp_path / "out.ipynb") == "1048576 None\n"
+        assert kernels.warning is None
 
 
 def test_what_it_lacks_is_told_in_one_line(tmp_path: Path) -> None:
@@ -80,7 +79,7 @@ def test_what_is_no_python_is_refused(command: str) -> None:
 
 def test_an_engine_that_it_lacks_is_told_before_anything_starts() -> None:
     """With what to install."""
-    bare = Interpreter(("python",), "python", Interpreter.here().software)
+    bare = Interpreter.here().model_copy(update={"executable": "python", "packages": frozenset()})
     bare.require(("none", "script", "compile", "bf16"))
     with pytest.raises(RequestError, match="python lacks openvino, which openvino-bf16 needs"):
         bare.require(("none", "openvino-bf16"))

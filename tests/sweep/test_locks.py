@@ -46,11 +46,12 @@ def test_the_second_is_refused_at_once_and_told_whom_to_wait_for(other, tmp_path
         pass
 
 
-def test_the_second_may_go_on_beside_the_first_or_wait_for_it(other, tmp_path, monkeypatch) -> None:
-    """If it is told to."""
-    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.05)
-    with lock_machine("mine", "beside"):
-        assert other.poll() is None
+def test_the_second_may_ignore_the_first_or_wait_for_it(other, tmp_path, monkeypatch) -> None:
+    """``beside`` is what ``ignore`` was called."""
+    monkeypatch.setattr(locks, "_POLL_S", 0.05)
+    for if_busy in ("ignore", "beside"):
+        with lock_machine("mine", if_busy):
+            assert other.poll() is None
     other.send_signal(signal.SIGKILL)
     with lock_machine("mine", "wait"):
         wait_until(lambda: other.poll() is not None)

@@ -7,14 +7,13 @@ import pytest
 from rich.console import Console
 
 from scalebench_lib.config import Config, Sweep, Trial
-from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
 from scalebench_lib.sweep import progress
 from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.folder import in_flight
 from scalebench_lib.sweep.locks import lock_folder
-from scalebench_lib.sweep.progress import announce, progress_shown, seconds, summary
+from scalebench_lib.sweep.progress import announce, progress_shown, summary
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
 from tests.factories import disturbed, measured, missing
@@ -53,7 +52,7 @@ def block(trials: int = 1) -> Block:
     made, fakes = Block("0000000e"), FakeTrials(half_width=lambda trial, threads: 0.0123)
     for size in range(1, trials + 1):
         trial = Trial(config=Config(batch_size=size, allocator="tcmalloc"), threads=(1, 2))
-        made.add(fakes(trial, Path(), None, {}, None, lambda: False), trial.config.group)
+        made.add(fakes(trial, Path(), None, None, lambda: False), trial.config.group)
     for _ in range(6):
         made.take_cycle()
     return made
@@ -139,22 +138,6 @@ def test_what_failed_is_told_in_the_end(run: SweepRun, console: Console, tmp_pat
         f"1 config failed: 'scalebench status {tmp_path}' says why",
     ]
     assert printed(console) == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (None, float("inf"))],
-)
-def test_times_are_told_in_seconds_minutes_or_hours(text: str | None, found: float) -> None:
-    """Without one there is no limit."""
-    assert seconds("time_budget", text) == found
-
-
-@pytest.mark.parametrize("text", ["", "soon", "0", "0m", "-1", "1d", "1 m", "inf"])
-def test_other_times_are_refused(text: str) -> None:
-    """Naming the option."""
-    with pytest.raises(RequestError, match=r"^time_budget: must be like 90s, 10m or 2h"):
-        seconds("time_budget", text)
 
 
 def test_what_disturbed_a_sweep_is_said_in_the_end(run: SweepRun, console: Console) -> None:

@@ -276,7 +276,14 @@ def test_a_failed_trial_that_wrote_its_own_record_keeps_it(trials, tmp_path: Pat
     def happens(phase: str, trial: Trial, cycle: int) -> None:
         if (phase, short(trial)) == ("set up", "script 1"):
             why = "its own words"
-            record = Record.without_points(trial, SMALL, SOFTWARE, "failed", why, measured_at)
+            record = Record.of(
+                trial,
+                machine=SMALL,
+                software=SOFTWARE,
+                status="failed",
+                reason=why,
+                started=measured_at,
+            )
             record.save(tmp_path / "records")
             raise MeasurementError("ours")
 
@@ -293,9 +300,9 @@ def test_a_hang_is_what_the_trial_says_it_is(trials: FakeTrials, tmp_path: Path)
     prepared = SweepRun.prepare(SWEEP, tmp_path)
     prepared.trial_timeout = 7.0
 
-    def start(trial, out, kernels, environment, limit_s, stopping):
+    def start(trial, out, kernels, limit_s, stopping):
         limits.append(limit_s)
-        return trials(trial, out, kernels, environment, limit_s, stopping)
+        return trials(trial, out, kernels, limit_s, stopping)
 
     prepared.start, prepared.kernels = start, FakeKernels()
     trials.happens = at("turn", "bf16 1", MeasurementError("not done after 7 s, its time limit"))

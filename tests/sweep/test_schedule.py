@@ -184,9 +184,8 @@ def test_time_is_told_from_what_was_seen_at_the_nearest_batch_size() -> None:
     large = one.model_copy(update={"config": Config(batch_size=64)})
     pace = Pace()
     assert pace.trial_s(one) == TRIAL_S + 2 * 5
-    pace.learn_setup(1, 2.0)
-    pace.learn_setup(1, 4.0)
-    pace.learn_turn(1, 1.3)
+    pace.setups[1] += [2.0, 4.0]
+    pace.turns[1].append(1.3)
     assert pace.setup_s(one) == 3.0
     assert pace.setup_s(large) == 3.0 * 64
     assert pace.turns_s(one) == 10

@@ -17,7 +17,7 @@ import pytest
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import Record, load_records
+from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.sweep import trial_process
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import PLACE
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc"
 
 MACHINE = Machine.here()
 COUNTS = MACHINE.thread_counts("auto")[:2]
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT = Software.here().environment
 
 
 def trial(optimization: str = "none", **more: object) -> Trial:
@@ -44,13 +44,13 @@ def started(
     out: Path, kernels: Kernels, optimization: str = "none", **more: object
 ) -> Iterator[TrialProcess]:
     """A trial that is set up; in the end nothing of it is left."""
-    process = TrialProcess.start(trial(optimization), out, kernels, ENVIRONMENT, **more)
+    process = TrialProcess.start(trial(optimization), out, kernels, **more)
     try:
         yield process
     finally:
         process.kill()
         wait_until(lambda: not psutil.pid_exists(process.pid), seconds=20)
-        assert not process._folder.exists()
+        assert process._run.server.fileno() == -1
 
 
 def state(pid: int) -> str:
@@ -116,7 +116,7 @@ def test_a_trial_that_fails_while_it_is_set_up_says_why(warm: Kernels, tmp_path:
     config = Config(model="bert-tiny", weights="pretrained")
     failing = trial().model_copy(update={"config": config})
     with pytest.raises(MeasurementError, match="has no published ones"):
-        TrialProcess.start(failing, tmp_path, warm, {})
+        TrialProcess.start(failing, tmp_path, warm)
     [record] = load_records(tmp_path)
     assert record.status == "failed"
 
@@ -240,7 +240,9 @@ def test_a_record_counts_whatever_comes_after_it(warm, tmp_path: Path, notebook)
     """A notebook that fails in its drawing has measured; half a record has not."""
     path = tmp_path / "records" / f"{trial().name}.json"
     text = json.dumps(
-        Record.without_points(trial(), MACHINE, SOFTWARE, "failed", "x", START).model_dump_json()
+        Record.of(
+            trial(), machine=MACHINE, software=SOFTWARE, status="failed", reason="x", started=START
+        ).model_dump_json()
     )
     write = f"os.makedirs('records'); open({str(path)!r}, 'w').write({text}); 1/0"
     notebook(end=write)
@@ -259,9 +261,7 @@ def test_who_stops_while_a_trial_is_set_up_does_not_wait_for_it(warm, tmp_path, 
     """It is ended at once."""
     notebook(setup=HANG)
     with pytest.raises(StoppedError):
-        TrialProcess.start(
-            trial(), tmp_path, warm, {}, stopping=lambda: (tmp_path / "begun").exists()
-        )
+        TrialProcess.start(trial(), tmp_path, warm, stopping=(tmp_path / "begun").exists)
     pid = int((tmp_path / "begun").read_text())
     wait_until(lambda: not psutil.pid_exists(pid), seconds=20)
 
@@ -295,20 +295,22 @@ def test_a_fork_server_that_dies_takes_its_trials_along_and_the_next_is_fresh(
         with started(tmp_path, kernels) as fresh:
             assert fresh.turn(1, 1, 0.05).median_ns == 1e6
             assert kernels.kind == "fresh"
-            assert "does not answer" in kernels.trouble
+            assert "does not answer" in kernels.warning
 
 
 def test_a_kernel_that_cannot_be_forked_is_started_afresh(
-    light_fork_server, tmp_path: Path, notebook
+    light_fork_server, tmp_path: Path, notebook, monkeypatch
 ) -> None:
     """A trial that had not begun is not lost."""
-    notebook(setup="if os.environ.get('SCALEBENCH_KERNEL') == 'warm': raise SystemExit")
+    notebook(setup="assert 'SCALEBENCH_KERNEL' not in os.environ")
+    broken = light_fork_server[1].replace(
+        "forkserver.main", "forkserver._fork = None; forkserver.main"
+    )
+    monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", ["-c", broken])
     with Kernels(warm=True) as kernels:
-        (fork_server,) = kernels._fork_servers.values()
-        os.kill(fork_server.process.pid, signal.SIGKILL)
         with started(tmp_path, kernels) as process:
             process.turn(1, 1, 0.05)
-        assert kernels.trouble
+        assert "the fork server does not answer" in kernels.warning
 
 
 @pytest.mark.parametrize("kind", [pytest.param("fresh", marks=pytest.mark.slow), "warm"])
@@ -319,8 +321,8 @@ def test_a_runner_that_is_killed_leaves_no_trial_behind(
     before = {*Path(os.environ[PLACE]).iterdir()}
     notebook()
     code = (
-        "import sys, time; from pathlib import Path; from scalebench_lib.sweep import provisioner\n"
-        f"provisioner._FORK_SERVER = {light_fork_server}\n"
+        "import sys, time; from pathlib import Path; from scalebench_lib.sweep import forkserver\n"
+        f"forkserver._COMMAND = {light_fork_server}\n"
         "from scalebench_lib.sweep import trial_process\n"
         "from scalebench_lib.sweep.kernels import Kernels\n"
         "from scalebench_lib.config import Config, Trial\n"
@@ -329,7 +331,7 @@ def test_a_runner_that_is_killed_leaves_no_trial_behind(
         "for name in ('none', 'script'):\n"
         "    trial = Trial(config=Config(optimization=name), threads=(1,))\n"
         "    start = trial_process.TrialProcess.start\n"
-        "    processes.append(start(trial, Path('out'), kernels, {}))\n"
+        "    processes.append(start(trial, Path('out'), kernels))\n"
         "    processes[-1].turn(1, 1, 0.05)\n"
         "print('ready', flush=True); time.sleep(600)"
     )

@@ -1,32 +1,22 @@
-"""Warm kernels: real forks of a real fork_server, kills included."""
+"""Warm kernels: real forks of a real fork server, kills included."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.sweep import kernels as kernels_module
+from scalebench_lib.sweep.forkserver import ForkServer, ForkServerError
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.provisioner import ForkServerError, ForkServerProcess
-from tests.sweep.test_kernels import notebook
+from tests.notebooks import notebook, run_cells
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
-
-
-def told(warm: Kernels, folder: Path, *cells: str) -> dict:
-    """What the last of `cells` prints as JSON, run in a kernel."""
-    source = notebook(folder / "in.ipynb", *cells)
-    warm.run(source, folder / "out.ipynb", {})
-    printed = nbformat.read(folder / "out.ipynb", as_version=4).cells[-1].outputs[0].text
-    return json.loads(printed)
 
 
 def test_a_kernel_is_a_process_of_its_own_with_everything_imported(warm, tmp_path) -> None:
@@ -35,7 +25,7 @@ def test_a_kernel_is_a_process_of_its_own_with_everything_imported(warm, tmp_pat
         "import os, sys, json; print(json.dumps({'pid': os.getpid(), 'group': os.getpgid(0), "
         "'torch': 'torch' in sys.modules, 'kind': os.environ['SCALEBENCH_KERNEL']}))"
     )
-    one, two = told(warm, tmp_path, facts), told(warm, tmp_path, facts)
+    one, two = run_cells(warm, tmp_path, facts), run_cells(warm, tmp_path, facts)
     assert one["pid"] != two["pid"]
     assert one["pid"] == one["group"] != os.getpgid(0)
     assert one["torch"]
@@ -48,18 +38,18 @@ def test_kernels_do_not_share_random_numbers(warm, tmp_path) -> None:
         "import random, json, numpy, torch; print(json.dumps([random.random(), "
         "numpy.random.rand(), torch.rand(1).item()]))"
     )
-    one, two = told(warm, tmp_path, draw), told(warm, tmp_path, draw)
+    one, two = run_cells(warm, tmp_path, draw), run_cells(warm, tmp_path, draw)
     assert all(a != b for a, b in zip(one, two, strict=True))
 
 
 def test_a_kernel_that_is_killed_is_noticed_and_the_next_one_starts(warm, tmp_path) -> None:
     """By its signal."""
     with pytest.raises(MeasurementError, match=r"^killed by signal 9 \(SIGKILL\)"):
-        told(warm, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    assert told(warm, tmp_path, "print(7)") == 7
+        run_cells(warm, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert run_cells(warm, tmp_path, "print(7)") == 7
 
 
-def test_a_zygote_that_has_computed_refuses_to_serve(tmp_path) -> None:
+def test_a_fork_server_that_has_computed_refuses_to_serve(tmp_path) -> None:
     """Its OpenMP pool would be lost in a fork."""
     code = (
         "import torch; torch.set_num_threads(2); torch.ones(1 << 22).mul_(2.0); "
@@ -71,64 +61,66 @@ def test_a_zygote_that_has_computed_refuses_to_serve(tmp_path) -> None:
     assert "threads: something was computed" in run.stderr
 
 
-def test_without_a_zygote_kernels_are_fresh_and_it_is_said(tmp_path, monkeypatch) -> None:
+def test_without_a_fork_server_kernels_are_fresh_and_it_is_said(tmp_path, monkeypatch) -> None:
     """Any trouble falls back."""
 
-    def broken(*_: object) -> ForkServerProcess:
+    def broken(*_: object) -> ForkServer:
         raise ForkServerError("no warm kernels: just because")
 
-    monkeypatch.setattr(kernels_module, "ForkServerProcess", broken)
+    monkeypatch.setattr(kernels_module, "ForkServer", broken)
     with Kernels(warm=True) as kernels:
-        assert kernels.trouble == "no warm kernels: just because"
         kind = "import os, json; print(json.dumps(os.environ.get('SCALEBENCH_KERNEL')))"
-        assert told(kernels, tmp_path, kind) is None
+        assert run_cells(kernels, tmp_path, kind) is None
+        assert kernels.warning == "no warm kernels: just because"
 
 
-def test_a_zygote_that_dies_is_replaced_by_fresh_kernels(light_fork_server, tmp_path) -> None:
-    """In the middle of a sweep."""
+def test_a_fork_server_that_cannot_import_says_why(tmp_path, monkeypatch) -> None:
+    """By the last line of its error."""
+    code = "from scalebench_lib.sweep import forkserver as f; f.IMPORTS = ('nowhere',); f.main()"
+    monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", ["-c", code])
     with Kernels(warm=True) as kernels:
-        (fork_server,) = kernels._fork_servers.values()
-        fork_server.process.kill()
-        fork_server.process.wait()
-        assert told(kernels, tmp_path, "print(7)") == 7
-        assert "does not answer" in kernels.trouble
+        assert run_cells(kernels, tmp_path, "print(7)") == 7
+        assert kernels.warning == "no warm kernels: ModuleNotFoundError: No module named 'nowhere'"
 
 
-def test_a_zygote_that_dies_under_a_running_kernel_takes_it_along(
+def test_what_a_kernel_prints_to_its_own_stdout_is_no_answer(light_fork_server, tmp_path) -> None:
+    """Nor does it read requests."""
+    code = "import os; os.write(1, b'noise'); print(len(os.read(0, 10)))"
+    with Kernels(warm=True) as kernels:
+        assert [run_cells(kernels, tmp_path, code) for _ in range(2)] == [0, 0]
+        assert kernels.warning is None
+
+
+def test_a_fork_server_that_dies_under_a_running_kernel_takes_it_along(
     light_fork_server, tmp_path
 ) -> None:
-    """That is known; the next kernel is a fresh one."""
+    """That is known; no more can be forked."""
     kill = "import os, signal, time; os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"
     with Kernels(warm=True) as kernels:
-        assert not kernels.lost_fork_server("default")
-        with pytest.raises(MeasurementError, match=r"^killed by signal 9 \(SIGKILL\)"):
-            told(kernels, tmp_path, kill)
-        assert kernels.lost_fork_server("default")
-        assert told(kernels, tmp_path, "print(7)") == 7
-        assert kernels.kind == "fresh"
+        with pytest.raises(MeasurementError, match="^the process that kernels are forked from"):
+            run_cells(kernels, tmp_path, kill)
+        with pytest.raises(ForkServerError, match="the fork server does not answer"):
+            run_cells(kernels, tmp_path, "print(7)")
 
 
 def test_no_orphan_is_left_when_the_sweep_is_killed(light_fork_server, tmp_path) -> None:
-    """ForkServer and kernel go with it."""
+    """Fork server and kernel go with it."""
     source = notebook(tmp_path / "in.ipynb", "open('begun', 'w')", "import time; time.sleep(600)")
     code = (
-        "from pathlib import Path; from scalebench_lib.sweep import provisioner\n"
-        f"provisioner._FORK_SERVER = {light_fork_server}\n"
+        "from pathlib import Path; from scalebench_lib.sweep import forkserver\n"
+        f"forkserver._COMMAND = {light_fork_server}\n"
         "from scalebench_lib.sweep.kernels import Kernels\n"
-        f"with Kernels() as k: k.run(Path({str(source)!r}), Path('out.ipynb'), {{}})"
+        f"Kernels().start(Path({str(source)!r}), Path('out.ipynb'), {{}}).result(600)"
     )
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     wait_until((tmp_path / "begun").exists)
     family = psutil.Process(sweep.pid).children(recursive=True)
     assert len(family) >= 2
-    fork_server = Path(
-        next(c.cmdline()[-1] for c in family if "fork_server" in " ".join(c.cmdline()))
-    ).parent
-    assert fork_server.stat().st_mode & 0o777 & ~0o1000 == 0o700, (
-        "nobody else can reach its sockets"
-    )
+    command = next(c.cmdline() for c in family if "forkserver" in " ".join(c.cmdline()))
+    folder = Path(command[-1])
+    assert folder.stat().st_mode & 0o777 & ~0o1000 == 0o700, "nobody else can reach its sockets"
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
-    assert not fork_server.exists(), "its folder goes too"
+    assert not folder.exists(), "its folder goes too"

@@ -1,0 +1,33 @@
+"""Notebooks made by a test, and run in kernels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from scalebench_lib.sweep.kernels import Kernels
+
+
+def notebook(path: Path, *cells: str) -> Path:
+    """A notebook with an empty parameters cell and then `cells`."""
+    first = nbformat.v4.new_code_cell("word = ''", metadata={"tags": ["parameters"]})
+    book = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
+    book.metadata["kernelspec"] = {"name": "nowhere", "language": "python", "display_name": "x"}
+    nbformat.write(book, path)
+    return path
+
+
+def run_notebook(
+    kernels: Kernels, source: Path, target: Path, limit_s: float = 120, **parameters: Any
+) -> str:
+    """Run it; returns what its last cell prints."""
+    kernels.start(source, target, parameters).result(limit_s)
+    outputs = nbformat.read(target, as_version=4).cells[-1].outputs
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def run_cells(kernels: Kernels, folder: Path, *cells: str) -> Any:
+    """What the last of `cells` prints as JSON, run in a kernel."""
+    source = notebook(folder / "in.ipynb", *cells)
+    return json.loads(run_notebook(kernels, source, folder / "out.ipynb"))
