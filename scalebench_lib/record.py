@@ -324,30 +324,16 @@ class Record(StrictModel):
         return self
 
     @classmethod
-    def without_points(
-        cls,
-        trial: Trial,
-        machine: Machine,
-        software: Software,
-        status: Status,
-        reason: str,
-        started: datetime,
-        kernel: KernelKind = "fresh",
-    ) -> Self:
-        """The record of a trial that never came to measure: failed, or skipped."""
+    def of(cls, trial: Trial, **found: Any) -> Self:
+        """Return the record of what a trial has `found`, finished now."""
         return cls(
             config=trial.config,
             config_id=trial.config.id,
             trial=trial.number,
             round=trial.round,
             block=trial.block or None,
-            status=status,
-            reason=reason,
-            started=started,
             finished=datetime.now(UTC),
-            machine=machine,
-            software=software,
-            kernel=kernel,
+            **found,
         )
 
     def require_ok(self) -> None:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -87,11 +87,6 @@ class Interval:
 
     value: float
     variance: Variance
-
-    @classmethod
-    def around(cls, *values: Any, **named: Any) -> Any:
-        """As the class itself: until all call that."""
-        return cls(*values, **named)
 
     @cached_property
     def _factor(self) -> float:

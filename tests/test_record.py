@@ -169,7 +169,9 @@ def test_records_are_listed_by_batch_size(tmp_path) -> None:
 def test_a_trial_that_never_measured_says_why() -> None:
     """Such a record has no points, and asking it for success raises its reason."""
     trial = Trial(config=Config(), threads=(1,), round=2, block="0a1b2c3d")
-    record = Record.without_points(trial, SMALL, SOFTWARE, "failed", "no luck", START)
+    record = Record.of(
+        trial, machine=SMALL, software=SOFTWARE, status="failed", reason="no luck", started=START
+    )
     assert (record.round, record.block, record.ended_by) == (2, "0a1b2c3d", None)
     with pytest.raises(MeasurementError, match="no luck"):
         record.require_ok()
