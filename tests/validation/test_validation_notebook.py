@@ -26,4 +26,4 @@ def test_every_experiment_ends_in_a_verdict(tmp_path: Path) -> None:
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     printed = "".join(output.get("text", "") for output in outputs)
     assert len(re.findall(r": (holds|does not hold)\. ", printed)) == 7
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6

@@ -1,11 +1,15 @@
 """Verdicts on experiments, from made-up turns of which the right answer is known."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
-import pandas as pd
 import pytest
 
 from scalebench_lib.config import Config
+from scalebench_lib.record import Point
 from scalebench_lib.results import Results
+from scalebench_lib.stats import Interval, Variance
 from scalebench_lib.validation import verdicts
 from scalebench_lib.validation.experiments import is_hogged
 from tests import factories
@@ -14,64 +18,134 @@ ON = factories.machine(cores=2, smt=False)
 CYCLES = 24
 
 
-def results(factor: dict[str, float], noise: float = 0.003, hog: float = 1.0) -> Results:
-    """Two optimizations on 1 and 2 threads; `factor` makes one of them slower, `hog` both, in
-    hogged cycles, on 2 threads."""
+def hog(cycle: int, threads: int) -> float:
+    """On 2 threads it doubles the time."""
+    return 2.0 if is_hogged(cycle) and threads == 2 else 1.0
+
+
+def results(
+    factor: dict[str, float],
+    slower: Callable[[int, int], float] = lambda cycle, threads: 1.0,
+    configs: Sequence[Config] = (Config(optimization="none"), Config(optimization="script")),
+) -> Results:
+    """Configs on 1 and 2 threads; `factor` is on an optimization's time, `slower` on a turn's."""
     random, records = np.random.default_rng(3), []
-    for name in ("none", "script"):
-        record = factories.measured(Config(optimization=name), ON)
+    for config in configs:
+        record = factories.measured(config, ON)
         points = []
         for point in record.points[:2]:
-            times = 1e8 * factor.get(name, 1.0) * np.exp(noise * random.standard_normal(CYCLES))
-            slow = [is_hogged(cycle) and point.threads == 2 for cycle in range(1, CYCLES + 1)]
-            times = np.where(slow, hog, 1.0) * times
+            times = (
+                1e8
+                * factor.get(config.optimization, 1.0)
+                * np.exp(0.003 * random.standard_normal(CYCLES))
+            )
+            times *= [slower(cycle, point.threads) for cycle in range(1, CYCLES + 1)]
             points.append(factories.with_turns(point, factories.turns(times.astype(int).tolist())))
         records.append(record.model_copy(update={"points": tuple(points)}))
     return Results.of(records)
 
 
+def in_pairs(measured: Results) -> Results:
+    """The same turns, each two of them in one cycle."""
+
+    def paired(point: Point) -> Point:
+        turns = [t.model_copy(update={"cycle": (t.cycle + 1) // 2}) for t in point.turns]
+        return factories.with_turns(point, turns)
+
+    return Results.of(
+        r.model_copy(update={"points": tuple(map(paired, r.points))}) for r in measured.records
+    )
+
+
+def waiting(point: Point, marked: Callable[[int], bool]) -> Point:
+    """In the `marked` cycles a thread of `point` waits for a CPU half of the time."""
+    turns = [
+        t.model_copy(update={"waited_ns": marked(t.cycle) * sum(t.samples_ns) // 2})
+        for t in point.turns
+    ]
+    return factories.with_turns(point, turns)
+
+
 def test_the_same_thing_twice_holds() -> None:
     """All ratios are near 1, and their intervals hold it."""
-    verdict = verdicts.judge("same", verdicts.between(results({}), results({})), 0.01, 0.04)
-    assert verdict.holds
-    assert str(verdict).startswith("same: holds. 0.")
+    found = verdicts.same_points(results({}), results({}))
+    assert verdicts.judge("same", found, 0.01, 0.04).startswith("same: holds. 0.")
 
 
 def test_a_process_that_is_slower_does_not_hold() -> None:
     """And the verdict names the point."""
-    table = verdicts.between(results({"script": 1.1}), results({}))
-    verdict = verdicts.judge("same", table, 0.01, 0.04)
-    assert not verdict.holds
-    assert "at worst (bar 4%: script, batch 1, " in str(verdict)
-    assert "does not hold" in str(verdict)
+    found = verdicts.same_points(results({"script": 1.1}), results({}))
+    verdict = verdicts.judge("same", found, 0.01, 0.04)
+    assert verdict.startswith("same: does not hold. ")
+    assert "at worst (bar 4%: script, batch 1, " in verdict
 
 
-def test_intervals_that_leave_out_the_truth_do_not_hold() -> None:
+def test_intervals_that_leave_out_1_do_not_hold() -> None:
     """Though all errors are small."""
-    table = pd.DataFrame({"name": list("ab"), "error": [0.001, 0.001], "inside": [True, False]})
-    assert not verdicts.judge("narrow", table, 0.01, 0.04).holds
+    found = {"a": Interval(1.001, Variance(1e-4)), "b": Interval(1.001, Variance(1e-9))}
+    verdict = verdicts.judge("narrow", found, 0.01, 0.04)
+    assert "does not hold" in verdict
+    assert "1 of 2 intervals hold it" in verdict
 
 
 def test_odd_and_even_cycles_of_a_steady_machine_agree() -> None:
     """Within a group; every pair counts once."""
-    table = verdicts.odd_against_even(results({"script": 0.5}))
-    assert len(table) == 6
-    assert verdicts.judge("halves", table, 0.01, 0.04).holds
+    found = verdicts.odd_and_even_cycles(results({"script": 0.5}))
+    assert len(found) == 6
+    assert "halves: holds" in verdicts.judge("halves", found, 0.01, 0.04)
+
+
+def test_a_turn_that_others_leave_cold_is_found() -> None:
+    """Of two on end the first comes after turns of other points, the second does not."""
+    steady = results({})
+    cold = results({}, slower=lambda cycle, threads: 1.1 if cycle % 2 else 1.0)
+    for measured, verdict in ((steady, "turns: holds"), (cold, "turns: does not hold")):
+        on_end = in_pairs(measured)
+        found = verdicts.first_and_second_turns(on_end)
+        assert len(found) == 4
+        assert verdict in verdicts.judge("turns", found, 0.01, 0.04)
 
 
 def test_a_hog_moves_the_mean_and_not_the_median() -> None:
     """Where it runs for a third of the cycles."""
-    hogged = results({}, hog=2.0)
-    table = verdicts.hogged_estimates(hogged).set_index("name")
-    two = table.loc["none, batch 1, 2 threads"]
-    assert two["mean"] == pytest.approx(1 / 3, rel=0.05)
-    assert abs(two["median"]) < 0.01
-    assert verdicts.judge("stay", verdicts.hogged_against_quiet(hogged), 0.02, 0.05).holds
+    hogged = results({}, slower=hog)
+    means, medians = verdicts.estimates(hogged).values()
+    assert means["none, batch 1, 2 threads"].value == pytest.approx(4 / 3, rel=0.05)
+    assert medians["none, batch 1, 2 threads"].value == pytest.approx(1, abs=0.01)
+    assert "stay: holds" in verdicts.judge("stay", verdicts.hogged_and_quiet(hogged), 0.02, 0.05)
 
 
-def test_states_of_the_machine_are_seen_by_cycle() -> None:
-    """Below 1 where it was slower."""
-    seen = verdicts.states(results({}, hog=2.0))
-    slow = seen[(seen["threads"] == 2) & seen["cycle"].map(is_hogged)]
-    assert slow["speed"].median() == pytest.approx(0.5, rel=0.02)
-    assert seen[seen["threads"] == 1]["speed"].median() == pytest.approx(1, rel=0.02)
+@pytest.mark.parametrize(
+    ("marked", "figures"),
+    [
+        (is_hogged, "holds. 16 of 16 disturbed turns are marked (bar 95%), and 0 of 64 quiet"),
+        (
+            lambda cycle: True,
+            "does not hold. 16 of 16 disturbed turns are marked (bar 95%), and 64",
+        ),
+        (lambda cycle: False, "does not hold. 0 of 16 disturbed"),
+    ],
+)
+def test_turns_that_the_hog_disturbed_are_to_be_marked(marked, figures: str) -> None:
+    """All on all CPUs, and no quiet ones."""
+    measured = results({})
+    records = [
+        record.model_copy(update={"points": tuple(waiting(p, marked) for p in record.points)})
+        for record in measured.records
+    ]
+    assert figures in verdicts.shared_turns(Results.of(records))
+
+
+def test_the_effect_of_a_layer_less_is_that_of_bare_loops(tmp_path: Path) -> None:
+    """By batch size and thread count; whichever comes first."""
+    (tmp_path / "config.json").write_text("{}")
+    whole, less = Config(model="bert-tiny"), Config(model=str(tmp_path))
+    both = {config: results({}, configs=(config,)).records for config in (whole, less)}
+    recorded = Results.of([*both[less], *both[whole]])
+    faster = Results.of([*results({"none": 0.9}, configs=(less,)).records, *both[whole]])
+    assert "found: holds" in verdicts.judge(
+        "found", verdicts.layers(recorded, recorded), 0.01, 0.03
+    )
+    found = verdicts.layers(recorded, faster)
+    assert {round(one.value, 1) for one in found.values()} == {1.1}
+    assert len(found) == 2
