@@ -221,10 +221,8 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
     table = points.agg(
         latency_ms_mean=("mean", "mean"), latency_ms_min=("least", "min"), trials=("mean", "size")
     ).reset_index()
-    configs = (PublishedPoint.of(row).config for row in table.to_dict("records"))
-    return table.assign(
+    table = table.assign(
         machine=machine,
-        config_id=[config.id for config in configs],
         device="cpu",
         image_size=DEFAULT_IMAGE_SIZE,  # as of every model that takes none
         item=[f"{length} tokens" if length else "" for length in table["seq_len"]],
@@ -234,6 +232,8 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
         throughput=table["batch_size"] / table["latency_ms_mean"] * 1e3,
         imported_from=file,
     ).reindex(columns=list(COLUMNS))
+    ids = [PublishedPoint.of(row).config.id for row in table.to_dict("records")]
+    return table.assign(config_id=ids)
 
 
 def _about_file(header: list[str], rows: list[_Row]) -> Iterator[str]:
