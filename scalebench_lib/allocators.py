@@ -1,11 +1,11 @@
-"""Memory allocators: found, preloaded when a process starts, and asked for from inside it."""
+"""Memory allocators: found, preloaded when a process starts, and checked from inside it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -23,6 +23,9 @@ _INSTALL = {
     "jemalloc": "'apt install libjemalloc2' or 'conda install jemalloc'",
 }
 
+_SERVED = ("malloc", "free", "realloc", "posix_memalign")
+"""The functions with which torch and the engines take their memory."""
+
 
 def require_installed(allocators: Iterable[Allocator]) -> None:
     """Raise `RequestError`, naming the package to install, unless each can be preloaded."""
@@ -30,49 +33,60 @@ def require_installed(allocators: Iterable[Allocator]) -> None:
         library(allocator)
 
 
-def preload(allocator: Allocator, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variable that makes a new process use `allocator`, whatever `environment` preloads.
+def library(allocator: Allocator) -> str | None:
+    """Return what to preload: a path, or a name that the loader finds; None for the default.
 
-    Without an `environment` it is that of this process. Raises `RequestError` where the library
-    is not installed.
+    Raises `RequestError` if it is not installed.
     """
-    environment = os.environ if environment is None else environment
+    if allocator == "default":
+        return None
+    _require_linux(allocator)
+    prefixes = dict.fromkeys((sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix)))
+    for name in LIBRARIES[allocator]:
+        for prefix in prefixes:
+            if (path := Path(prefix) / "lib" / name).exists():
+                return str(path)
+        if found := find_library(name.removeprefix("lib").partition(".so")[0]):
+            return found
+    raise RequestError(f"allocator {allocator!r} is not installed: {_INSTALL[allocator]}")
+
+
+def preload(allocator: Allocator, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variable with which a process starts with `allocator`, in `environment`.
+
+    Other libraries that are preloaded there stay. Raises `RequestError` as `library`.
+    """
     others = environment.get("LD_PRELOAD", "").replace(":", " ").split()
-    kept = [path for path in others if not _is_allocator(path)]
+    allocators = tuple(f"lib{name}" for name in LIBRARIES)
+    kept = [path for path in others if not Path(path).name.startswith(allocators)]
     return {"LD_PRELOAD": ":".join([*filter(None, [library(allocator)]), *kept])}
 
 
-def library(allocator: Allocator) -> str | None:
-    """What to preload for `allocator`: a path, or a name that the loader finds; none by default."""
-    if allocator == "default":
-        return None
+def require_loaded(allocator: Allocator) -> None:
+    """Raise `RequestError`, saying how to start, unless `allocator` serves this process."""
+    if allocator != "default":
+        _require_linux(allocator)
+    elif not sys.platform.startswith("linux"):
+        return
+    c_library = library_of("getpid")  # a function that no allocator replaces
+    for symbol in _SERVED:
+        found = library_of(symbol)
+        if allocator == "default" and found != c_library:
+            advice = "to measure the system's own, start without LD_PRELOAD"
+        elif allocator != "default" and not found.startswith(f"lib{allocator}"):
+            name = LIBRARIES[allocator][0]
+            advice = f"start with LD_PRELOAD={name} papermill …, or use 'scalebench sweep'"
+        else:
+            continue
+        raise RequestError(f"allocator: {symbol} is {found}'s here; {advice}")
+
+
+def _require_linux(allocator: Allocator) -> None:
     if not sys.platform.startswith("linux"):
         raise RequestError(f"allocator {allocator!r} needs LD_PRELOAD, which only Linux has")
-    found = next(_candidates(allocator), None)
-    if found is None:
-        raise RequestError(f"allocator {allocator!r} is not installed: {_INSTALL[allocator]}")
-    return found
 
 
-def _candidates(allocator: Allocator) -> Iterator[str]:
-    for name in LIBRARIES[allocator]:
-        for prefix in dict.fromkeys((sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix))):
-            if (path := Path(prefix) / "lib" / name).exists():
-                yield str(path)
-        stem = name.removeprefix("lib").partition(".so")[0]
-        if system := find_library(stem):
-            yield system
-
-
-def _is_allocator(path: str) -> bool:
-    return Path(path).name.startswith(tuple(f"lib{name}" for name in LIBRARIES))
-
-
-_SERVED = ("malloc", "free", "realloc", "posix_memalign")
-"""What torch and the engines take their memory with."""
-
-
-class _Found(ctypes.Structure):
+class _SymbolInfo(ctypes.Structure):
     """``Dl_info`` of ``dladdr``."""
 
     _fields_ = (
@@ -84,28 +98,8 @@ class _Found(ctypes.Structure):
 
 
 def library_of(symbol: str) -> str:
-    """The file name of the library that `symbol` resolves to in this process."""
-    process, found = ctypes.CDLL(None), _Found()
+    """Return the file name of the library to which `symbol` resolves in this process."""
+    process, found = ctypes.CDLL(None), _SymbolInfo()
     address = ctypes.cast(getattr(process, symbol), ctypes.c_void_p)
     process.dladdr(address, ctypes.byref(found))
     return Path((found.file or b"unknown").decode()).name
-
-
-def require_loaded(allocator: Allocator) -> None:
-    """Raise `RequestError`, saying how to start, unless `allocator` serves this process."""
-    if not sys.platform.startswith("linux"):
-        if allocator != "default":
-            raise RequestError(f"allocator {allocator!r} needs LD_PRELOAD, which only Linux has")
-        return
-    own = library_of("getpid")  # the C library's, which nobody replaces
-    for symbol in _SERVED:
-        found = library_of(symbol)
-        fits = found == own if allocator == "default" else found.startswith(f"lib{allocator}")
-        if not fits:
-            raise RequestError(f"allocator: {symbol} is {found}'s here; {_advice(allocator)}")
-
-
-def _advice(allocator: Allocator) -> str:
-    if allocator == "default":
-        return "to measure the system's own, start without LD_PRELOAD"
-    return f"start with LD_PRELOAD={LIBRARIES[allocator][0]} papermill …, or use 'scalebench sweep'"

@@ -10,8 +10,8 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterable
-from itertools import product, zip_longest
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,9 +22,7 @@ from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.text import pluralize
 
 EVERY_COUNT_UP_TO = 16
-"""Below this many CPUs ``auto`` measures every thread count: a curve needs its steps there."""
-
-_GIB = 2**30
+"""``auto`` measures every thread count up to this one: a curve needs its steps there."""
 
 
 class Core(BaseModel):
@@ -84,12 +82,12 @@ class Machine(BaseModel):
         return max(len(core.cpus) for core in self.cores)
 
     def max_threads(self, smt: bool) -> int:
-        """The most threads that can each have a CPU to itself, within the quota."""
+        """Return the most threads that can each have a CPU to itself, within the quota."""
         count = len(self._order(smt))
         return count if self.quota is None else max(1, min(count, int(self.quota)))
 
     def smt_values(self, rule: Literal["auto", "off", "on", "both"]) -> tuple[bool, ...]:
-        """Which of SMT off and on to measure; `RequestError` where there is no SMT to turn on."""
+        """Return which of SMT off and on to measure; `RequestError` if there is none to turn on."""
         if rule == "auto":
             rule = "both" if self.has_smt else "off"
         if rule != "off" and not self.has_smt:
@@ -100,13 +98,19 @@ class Machine(BaseModel):
         return {"off": (False,), "on": (True,), "both": (False, True)}[rule]
 
     def thread_counts(self, rule: Any, smt: bool = False) -> tuple[int, ...]:
-        """Resolve ``auto``, ``all`` or explicit counts into ascending thread counts."""
+        """Resolve ``auto``, ``all`` or explicit counts into ascending thread counts.
+
+        Raises `RequestError` for more threads than CPUs.
+        """
         self.smt_values("on" if smt else "off")
         most = self.max_threads(smt)
+        counts = range(1, most + 1)
         if rule == "all":
-            return tuple(range(1, most + 1))
-        if rule == "auto":
-            return tuple(_telling_counts(most))
+            return tuple(counts)
+        if rule == "auto":  # beyond 16, those of 1 or 3 times a power of two, and all CPUs
+            return tuple(
+                n for n in counts if n <= EVERY_COUNT_UP_TO or n == most or n // (n & -n) in (1, 3)
+            )
         if max(rule) > most:
             raise RequestError(
                 f"threads: {max(rule)} is more than the {pluralize(most, 'CPU')} that "
@@ -115,20 +119,24 @@ class Machine(BaseModel):
         return tuple(sorted(rule))
 
     def cpus_for(self, threads: int, smt: bool, placement: str) -> tuple[int, ...]:
-        """The CPU numbers for `threads` threads, in the order in which they are filled."""
+        """Return the CPU numbers for `threads` threads, in the order in which they are filled."""
         self.thread_counts((threads,), smt)
         return tuple(self._order(smt, placement)[:threads])
 
     def cores_of(self, threads: int, smt: bool) -> float:
-        """How many cores `threads` threads fill: half of them with two-way SMT on."""
+        """Return how many cores `threads` threads fill: half of them with two-way SMT on."""
         return threads / self.smt_width if smt else float(threads)
 
     def _order(self, smt: bool, placement: str = "sequential") -> list[int]:
-        cores = _dealt(self.cores) if placement == "interleave" else self.cores
-        return [cpu for core in cores for cpu in (core.cpus if smt else core.cpus[:1])]
+        cores: Iterable[Core | None] = self.cores
+        if placement == "interleave":
+            sockets = dict.fromkeys(core.socket for core in self.cores)
+            hands = ([core for core in self.cores if core.socket == one] for one in sockets)
+            cores = chain.from_iterable(zip_longest(*hands))
+        return [cpu for core in cores if core for cpu in (core.cpus if smt else core.cpus[:1])]
 
     def differs_from(self, other: Machine) -> str | None:
-        """The first thing that makes `other` another machine to measure, or None."""
+        """Return the first thing that makes `other` another machine to measure, or None."""
         for field in ("cpu_model", "cores", "quota", "pinnable", "architecture"):
             if getattr(self, field) != getattr(other, field):
                 return field.replace("_", " ")
@@ -136,14 +144,13 @@ class Machine(BaseModel):
         return None if same_memory else "memory"
 
     def new_governor(self, root: Path = Path("/")) -> str | None:
-        """The governor of the CPUs now, if it is no longer `governor`; else None."""
+        """Return the governor of the CPUs now, if it is no longer `governor`; else None."""
         now = _governor(root)
         return now if self.governor not in (None, now) else None
 
     def require_unchanged(self) -> None:
-        """Raise `MeasurementError` where CPUs, quota or memory are no longer what they were."""
-        changed = self.differs_from(Machine.here())
-        if changed:
+        """Raise `MeasurementError` if CPUs, quota or memory are no longer what they were."""
+        if changed := self.differs_from(Machine.here()):
             raise MeasurementError(
                 f"the machine changed in the middle ({changed}): its times before and after "
                 "cannot be compared"
@@ -153,34 +160,35 @@ class Machine(BaseModel):
     def here(cls, root: Path = Path("/")) -> Self:
         """Read this machine from the kernel's files under `root`, or as psutil sees it."""
         allowed = _affinity()
-        cores = _cores(root / "sys/devices/system/cpu", allowed)
+        memory = _limits(root, "memory", _memory_limit)
+        huge_pages = root / "sys/kernel/mm/transparent_hugepage/enabled"
         return cls(
-            cpu_model=_cpu_model(root),
-            cores=cores or _cores_unknown(allowed),
-            quota=_cgroup_limit(root, "cpu"),
+            cpu_model=search_file(root / "proc/cpuinfo", r"^model name\s*:\s*(.+)$")
+            or platform.processor()
+            or platform.machine(),
+            cores=_cores(root / "sys/devices/system/cpu", allowed) or _cores_unknown(allowed),
+            quota=min(_limits(root, "cpu", _cpu_quota), default=None),
             pinnable=allowed is not None,
-            memory_bytes=int(
-                min(psutil.virtual_memory().total, _cgroup_limit(root, "memory") or float("inf"))
-            ),
+            memory_bytes=int(min([psutil.virtual_memory().total, *memory])),
             system=platform.system(),
             kernel=platform.release(),
             architecture=platform.machine(),
             governor=_governor(root),
-            huge_pages=_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
+            huge_pages=search_file(huge_pages, r"\[(\w+)\]"),  # always [madvise] never
             identity=_identity(root),
         )
 
     def __str__(self) -> str:
         quota = f", quota {self.quota:g} CPUs" if self.quota is not None else ""
         pinning = "" if self.pinnable else f"; {self.system} has no affinity: unpinned"
-        return f"{self.title}{quota}, {self.memory_bytes / _GIB:.0f} GiB{pinning}"
+        return f"{self.title}{quota}, {self.memory_bytes / 2**30:.0f} GiB{pinning}"
 
 
 def perhaps_another_host(before: Iterable[Machine], now: Iterable[Machine]) -> str | None:
-    """A sentence where machines of one kind are not surely the same ones; else None.
+    """Return a sentence if machines of one kind are not surely the same ones; else None.
 
-    Nor where they differ in kind, which is another matter (`Machine.differs_from`), or where an
-    identity is not known.
+    None, too, if they differ in kind, which `Machine.differs_from` tells, or if an identity is
+    not known.
     """
     sides = set(before), set(now)
     one, other = ({machine.identity for machine in side} for side in sides)
@@ -193,18 +201,64 @@ def perhaps_another_host(before: Iterable[Machine], now: Iterable[Machine]) -> s
     )
 
 
-def _telling_counts(most: int) -> list[int]:
-    powers = [2**k for k in range(most.bit_length())]
-    beyond = set(powers) | {3 * p // 4 for p in (*powers, 2 * powers[-1])} | {most}
-    small = range(1, min(most, EVERY_COUNT_UP_TO) + 1)
-    return [*small, *sorted(n for n in beyond if EVERY_COUNT_UP_TO < n <= most)]
+def available_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that a new process may fill now, within the limits of control groups."""
+    left = [int(psutil.virtual_memory().available)]
+    for folder in control_groups(root, "memory"):
+        limit = _memory_limit(folder)
+        used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+        if limit and used:
+            cached = search_file(folder / "memory.stat", r"^(?:total_)?inactive_file (\d+)$")
+            left.append(int(limit) - int(used) + int(cached or 0))
+    return max(0, min(left))
 
 
-def _dealt(cores: Iterable[Core]) -> list[Core]:
-    sockets: dict[int, list[Core]] = {}
-    for core in cores:
-        sockets.setdefault(core.socket, []).append(core)
-    return [core for hand in zip_longest(*sockets.values()) for core in hand if core is not None]
+def throttled_periods(root: Path = Path("/")) -> int | None:
+    """Return in how many periods a quota has stopped this process; None if not known."""
+    for folder in control_groups(root, "cpu"):
+        if found := search_file(folder / "cpu.stat", r"^nr_throttled (\d+)$"):
+            return int(found)
+    return None
+
+
+def stolen_ns(cpus: Iterable[int], root: Path = Path("/")) -> int | None:
+    """Return the time in ns that the hypervisor has taken from all of `cpus` so far.
+
+    The kernel counts it in ticks of 10 ms, as a rule. None if one of them has no such count.
+    """
+    steal = re.findall(r"^cpu(\d+)(?: \d+){7} (\d+)", _text(root / "proc/stat") or "", re.M)
+    ticks = {int(cpu): int(stolen) for cpu, stolen in steal}
+    wanted = set(cpus)
+    if not wanted or not wanted <= ticks.keys():
+        return None
+    return sum(ticks[cpu] for cpu in wanted) * 10**9 // os.sysconf("SC_CLK_TCK")
+
+
+def control_groups(root: Path, resource: str) -> Iterator[Path]:
+    """Yield the folders of this process's control groups for `resource`, its own first."""
+    for line in (_text(root / "proc/self/cgroup") or "0::/").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers or resource in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / (resource if controllers else "")
+            folder = mount / group.lstrip("/")
+            yield from (folder, *(p for p in folder.parents if p.is_relative_to(mount)))
+
+
+def _limits(root: Path, resource: str, read: Callable[[Path], float | None]) -> list[float]:
+    return [limit for folder in control_groups(root, resource) if (limit := read(folder))]
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    both = (_text(folder / "cpu.max") or "").split()
+    if not both:
+        both = [_text(folder / f"cpu.cfs_{name}_us") or "-1" for name in ("quota", "period")]
+    quota, period = both
+    return int(quota) / int(period) if quota not in ("max", "-1") else None
+
+
+def _memory_limit(folder: Path) -> float | None:
+    text = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
+    return float(text) if text and text != "max" else None
 
 
 def _affinity() -> set[int] | None:
@@ -225,35 +279,22 @@ def _cores(cpu_dir: Path, allowed: set[int] | None) -> tuple[Core, ...]:
 
 
 def _cores_unknown(allowed: set[int] | None) -> tuple[Core, ...]:
-    if allowed is not None:
-        return tuple(Core(cpus=(cpu,)) for cpu in sorted(allowed))
-    return tuple(Core(cpus=(cpu,)) for cpu in range(psutil.cpu_count(logical=False) or 1))
+    cpus = range(psutil.cpu_count(logical=False) or 1) if allowed is None else sorted(allowed)
+    return tuple(Core(cpus=(cpu,)) for cpu in cpus)
 
 
 def _numbers(text: str | None) -> list[int]:
+    """The numbers of ``0-2,5``."""
     ranges = [part.partition("-") for part in (text or "").split(",") if part]
     return [n for low, _, high in ranges for n in range(int(low), int(high or low) + 1)]
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip() or None
-    except OSError:
-        return None
 
 
 def _governor(root: Path) -> str | None:
     return _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def _chosen(text: str | None) -> str | None:
-    """What the kernel marks in ``always [madvise] never``."""
-    found = re.search(r"\[(\w+)\]", text or "")
-    return found[1] if found else None
-
-
 def _identity(root: Path) -> str | None:
-    """A digest that tells this machine, since its start, from others, and nothing else of it."""
+    """A digest of what tells this machine, since its start, from others."""
     files = (root / "etc/machine-id", root / "proc/sys/kernel/random/boot_id")
     texts = [text for path in files if (text := _text(path))]
     if not texts:
@@ -261,71 +302,14 @@ def _identity(root: Path) -> str | None:
     return hashlib.sha256(" ".join(["scalebench", *texts]).encode()).hexdigest()[:12]
 
 
-def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that a new process may fill now: the system's, and what is left of a limit."""
-    left = [int(psutil.virtual_memory().available)]
-    for folder in control_groups(root, "memory"):
-        limit = _memory_limit(folder)
-        used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
-        if limit and used:
-            cached = re.search(
-                r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat") or "", re.M
-            )
-            left.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
-    return max(0, min(left))
+def search_file(path: Path, pattern: str) -> str | None:
+    """Return the first group of `pattern` in the lines of a file; None if it is not there."""
+    found = re.search(pattern, _text(path) or "", re.M)
+    return found[1] if found else None
 
 
-def throttled_periods(root: Path = Path("/")) -> int | None:
-    """In how many periods a quota has stopped this process's control groups; None: not told."""
-    for folder in control_groups(root, "cpu"):
-        if found := re.search(r"^nr_throttled (\d+)$", _text(folder / "cpu.stat") or "", re.M):
-            return int(found[1])
-    return None
-
-
-def stolen_ns(cpus: Iterable[int], root: Path = Path("/")) -> int | None:
-    """The time that the hypervisor has taken from `cpus` so far, in ns, all together.
-
-    The kernel counts it in ticks of 10 ms, as a rule. None: not told of each of them.
-    """
-    wanted, stat = set(cpus), _text(root / "proc/stat") or ""
-    steal = re.findall(r"^cpu(\d+)(?: \d+){7} (\d+)", stat, re.M)
-    ticks = [int(stolen) for cpu, stolen in steal if int(cpu) in wanted]
-    if not ticks or len(ticks) < len(wanted):
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except OSError:
         return None
-    return sum(ticks) * 10**9 // os.sysconf("SC_CLK_TCK")
-
-
-def _cpu_model(root: Path) -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _text(root / "proc/cpuinfo") or "", re.M)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _cgroup_limit(root: Path, resource: Literal["cpu", "memory"]) -> float | None:
-    """The tightest limit of this process's control groups: CPUs, or bytes."""
-    read = _cpu_quota if resource == "cpu" else _memory_limit
-    limits = [limit for folder in control_groups(root, resource) if (limit := read(folder))]
-    return min(limits, default=None)
-
-
-def control_groups(root: Path, resource: str) -> Iterable[Path]:
-    """The folders under `root` of this process's control groups for `resource`, its own first."""
-    for line in (_text(root / "proc/self/cgroup") or "0::/").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if not controllers or resource in controllers.split(","):
-            mount = root / "sys/fs/cgroup" / (resource if controllers else "")
-            folder = mount / group.lstrip("/")
-            yield from (folder, *(p for p in folder.parents if p.is_relative_to(mount)))
-
-
-def _cpu_quota(folder: Path) -> float | None:
-    both = (_text(folder / "cpu.max") or "").split()
-    if not both:
-        both = [_text(folder / f"cpu.cfs_{what}_us") or "-1" for what in ("quota", "period")]
-    quota, period = both
-    return int(quota) / int(period) if quota not in ("max", "-1") else None
-
-
-def _memory_limit(folder: Path) -> float | None:
-    text = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
-    return float(text) if text and text != "max" else None

@@ -1,4 +1,4 @@
-"""Where a model runs: the threads of a process on their CPUs, and what they run."""
+"""Where a model runs: the threads of a process on their CPUs, and what they compute."""
 
 from __future__ import annotations
 
@@ -9,37 +9,31 @@ from contextlib import contextmanager
 
 import torch
 
-from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import Inputs
-from scalebench_lib.measure.optimizations.base import OptimizedModel, Runner
-from scalebench_lib.measure.pinning import (
-    SPIN_NS,
-    SelfPinnedTeam,
-    ThreadTeam,
-    ThreadTimes,
-    busy_between,
-    pin_engine,
-    pin_team,
-)
-from scalebench_lib.measure.roof import peak_gflops
+from scalebench_lib.measure.inputs import Inputs
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Runner
+from scalebench_lib.measure.pinning import SelfPinnedTeam, ThreadTeam, pin_threads, pin_torch
 
 
 class Executor:
-    """The threads of this process, and what they run.
+    """Runs a model on one thread a CPU, with as many threads as `switch` says.
 
-    `place` gives the CPUs for a number of threads; `threads` are the numbers that will be used.
+    `threads` are the thread counts that will be used, `place` maps one of them to its CPU
+    numbers; without `pinnable` the system has no affinity. `team` are the threads that compute
+    now. `first_outputs` are those of the last pass over the first batch, if `keep_outputs` is set.
     """
 
     runner: Runner
-    team = ThreadTeam((), ())
-    optimized = OptimizedModel()
+    batches: Iterator[Inputs]
+    optimized: OptimizedModel | None = None
+    keep_outputs = False
+    first_outputs: Outputs | None = None
 
     def __init__(
         self, threads: Sequence[int], place: Callable[[int], tuple[int, ...]], pinnable: bool
     ) -> None:
         self.threads, self.place, self.pinnable = threads, place, pinnable
+        self.team = ThreadTeam((), ())
         self.teams: dict[int, ThreadTeam] = {}
-        self.engines: dict[int, ThreadTeam] = {}
         self.runners: dict[int, Runner] = {}
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)
@@ -47,66 +41,37 @@ class Executor:
     def switch(self, threads: int) -> None:
         """Compute with `threads` threads from now on, each on its own CPU.
 
-        Raises `MeasurementError` as `require_in_place`.
+        Threads are looked for once, and anew only if they have ended. Raises `MeasurementError`
+        if a thread of the team before has been moved, or another number computes than asked for.
         """
-        self.require_in_place()
-        cpus = self.place(threads)
-        self.team = self.teams[threads] = self._team(threads, cpus)
-        if self.optimized.per_thread_count and threads not in self.runners:
-            with self._roaming(cpus):
-                self._open(threads)
-        if threads in self.runners:
-            self.runner = self.runners[threads]
-        if self.optimized.own_threads:
-            self._pin_engine(threads, cpus)
-
-    def _team(self, threads: int, cpus: tuple[int, ...]) -> ThreadTeam:
-        """Torch's threads on `cpus`: looked for only where those known before have ended."""
-        known = self.teams.get(threads)
-        if known is None or not known.alive:
-            return pin_team(cpus, self.pinnable)
+        self.team.require_in_place()
         torch.set_num_threads(threads)
-        known.pin()
-        return known
+        cpus = self.place(threads)
+        if self.optimized:
+            self.runner = self.runners.get(threads) or self._open(self.optimized, threads, cpus)
+        team = self.teams.get(threads)
+        if team is None or not team.alive:
+            team = self.teams[threads] = self._find_team(cpus)
+        team.pin()
+        self.team = team
 
-    def _open(self, threads: int) -> None:
-        """With a pass: OpenVINO looks at its CPUs only then."""
-        self.runner = self.runners[threads] = self.optimized.runner(threads)
-        self.pass_once()
+    def _open(self, optimized: OptimizedModel, threads: int, cpus: tuple[int, ...]) -> Runner:
+        with self._roaming(cpus):
+            return self.runners.setdefault(threads, optimized.runner(threads))
 
-    def require_in_place(self) -> None:
-        """Raise `MeasurementError` where somebody has moved the threads that compute now."""
-        if self.team.cpus:
-            self.team_of(len(self.team.cpus)).require_in_place()
-
-    def require_alone(self, before: ThreadTimes, after: ThreadTimes) -> None:
-        """Raise `MeasurementError` where others computed from `before` to `after` (`thread_times`)
-        than the threads that were pinned."""
-        team = self.team_of(len(self.team.cpus))
-        busy = busy_between(before, after, least_ns=SPIN_NS)
-        if team.tids and (others := busy - set(team.tids)):
-            raise MeasurementError(
-                f"{len(others)} more threads computed than the {len(team.cpus)} asked for"
-            )
-
-    def _pin_engine(self, threads: int, cpus: tuple[int, ...]) -> None:
-        """An engine's threads are found once, and anew where they have ended."""
-        known = self.engines.get(threads)
-        if known is None or not (known.alive or isinstance(known, SelfPinnedTeam)):
-            self.engines[threads] = self._engine_team(cpus)
-        self.team.pin()
-        self.engines[threads].pin()
-
-    def _engine_team(self, cpus: tuple[int, ...]) -> ThreadTeam:
-        if not (self.pinnable and self.optimized.pins_itself):
-            return pin_engine(cpus, self.pinnable, self.pass_once)
+    def _find_team(self, cpus: tuple[int, ...]) -> ThreadTeam:
+        if not (self.optimized and self.optimized.own_threads):
+            return pin_torch(cpus, self.pinnable)
+        if not (self.optimized.pins_itself and self.pinnable):
+            return pin_threads(cpus, self.pinnable, self.pass_once)
         team = SelfPinnedTeam((), cpus)
+        team.pin()
         team.check(self.pass_once)
         return team
 
     @contextmanager
     def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
-        """Let this thread use all of `cpus` for a while: compilers and engines look at that."""
+        """Let the caller use all of `cpus` for a while: compilers and engines look at that."""
         if self.pinnable:
             os.sched_setaffinity(0, cpus)
         try:
@@ -115,34 +80,22 @@ class Executor:
             self.team.pin()
 
     def load(self, make: Callable[[], OptimizedModel], batches: Sequence[Inputs]) -> OptimizedModel:
-        """Run what `make` makes on `batches` in turn from now on, ready at each thread count."""
+        """Run what `make` returns on `batches` in turn from now on, ready at each thread count."""
         with self._roaming(self.team.cpus):
-            optimized = make()
-        self.optimized, self.batches = optimized, itertools.cycle(batches)
-        if optimized.per_thread_count:
+            self.optimized = optimized = make()
+        self.batches, self._first = itertools.cycle(batches), batches[0]
+        if optimized.own_threads:
+            self.teams.clear()
+        if optimized.per_thread_count:  # most threads first: engines look at their CPUs only once
             for threads in sorted(self.threads, reverse=True):
-                self.switch(threads)  # the most first: engines look at their CPUs only once
-            self.switch(max(self.threads))
-        else:
-            self.runner = optimized.runner(max(self.threads))
+                self.switch(threads)
+        self.switch(max(self.threads))
+        self.batches = itertools.cycle(batches)
         return optimized
 
     def pass_once(self) -> None:
-        """One pass, over the next batch."""
-        self.runner(*next(self.batches))
-
-    def check(self, run: Callable[[], object]) -> None:
-        """Call `run`; `MeasurementError` unless the threads that were pinned alone compute it."""
-        self.team_of(max(self.threads)).check(run)
-
-    def team_of(self, threads: int) -> ThreadTeam:
-        """The threads that compute where `threads` are asked for."""
-        return (self.engines or self.teams)[threads]
-
-    def roof(self, precision: str) -> dict[int, dict[str, float]]:
-        """The machine's own peak in `precision` at each number of threads, where it has it."""
-        peaks = {}
-        for threads in self.threads:
-            self.switch(threads)
-            peaks[threads] = peak_gflops(precision)
-        return peaks
+        """Compute one pass over the next batch."""
+        batch = next(self.batches)
+        outputs = self.runner(*batch)
+        if self.keep_outputs and batch is self._first:
+            self.first_outputs = outputs

@@ -8,7 +8,6 @@ import torch
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
-from scalebench_lib.measure.optimizations import export_cache
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.measure.optimizations.export_cache import (
     MANIFEST,
@@ -44,11 +43,11 @@ def key(model_seed: int = 0, seq_len: int = 16, kind: str = "onnx") -> str:
     """The key of a tiny model's export."""
     config = TINY.model_copy(update={"seed": model_seed, "seq_len": seq_len})
     model = build(config)
-    return cache_key(Target(model, model.inputs(2, seed=0), config), kind, ("onnx",))
+    return cache_key(Target(model, model.inputs(2, seed=0), config), kind, "onnx")
 
 
 def test_an_export_is_made_once() -> None:
-    """The second visit takes it from disk, facts included."""
+    """The second trial takes it from disk, metadata included."""
     make = Exporter()
     assert export("one", make) == export("one", make)
     folder, facts = export("one", make)
@@ -112,11 +111,11 @@ def test_the_key_tells_apart_what_differs() -> None:
 def test_one_changed_weight_is_another_model() -> None:
     """A folder may be trained on under the same name."""
     model = build(TINY)
-    subject = Target(model, model.inputs(1, seed=0), TINY)
-    before = cache_key(subject, "onnx", ())
+    target = Target(model, model.inputs(1, seed=0), TINY)
+    before = cache_key(target, "onnx")
     with torch.no_grad():
         next(model.module.parameters())[0, 0] += 1e-3
-    assert cache_key(subject, "onnx", ()) != before
+    assert cache_key(target, "onnx") != before
 
 
 def test_the_cache_is_where_the_user_keeps_such_things(monkeypatch, tmp_path: Path) -> None:
@@ -133,14 +132,3 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path: Path) ->
     monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(MeasurementError, match=r"cannot keep exports in .*set SCALEBENCH_CACHE"):
         export("one", Exporter())
-
-
-def test_inductor_keeps_its_code_beside_them(monkeypatch, folder: Path) -> None:
-    """Unless the user has said where."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
-    export_cache.share_inductor_cache()
-    assert export_cache.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    export_cache.share_inductor_cache()
-    assert export_cache.os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")

@@ -1,5 +1,6 @@
 """``torch.compile``: compiled before the timing, or refused."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.measure.optimizations.inductor import Compiled
+from scalebench_lib.measure.optimizations.inductor import compiled
 
 
 class Small(nn.Module):
@@ -31,7 +32,7 @@ class Broken(Small):
         return (x + 1,)
 
 
-def subject(module: nn.Module) -> Target:
+def target(module: nn.Module) -> Target:
     """`module` as something to compile."""
     return Target(SimpleNamespace(module=module.eval()), (torch.ones(4, 8),), Config())
 
@@ -39,13 +40,13 @@ def subject(module: nn.Module) -> Target:
 def test_it_computes_the_same_and_nothing_is_compiled_while_it_is_watched() -> None:
     """The other shape is what static shapes mean."""
     with torch.inference_mode():
-        compiled = Compiled(subject(Small()))
-        run = compiled.runner(torch.get_num_threads())
-        with compiled.guarded():
+        optimized = compiled(target(Small()))
+        run = optimized.runner(torch.get_num_threads())
+        with optimized.guarded():
             assert torch.equal(run(torch.ones(4, 8))[0], torch.full((4, 8), 3.0))
         with (
             pytest.raises(MeasurementError, match="compiled anew while timing"),
-            compiled.guarded(),
+            optimized.guarded(),
         ):
             run(torch.ones(5, 8))
 
@@ -53,7 +54,7 @@ def test_it_computes_the_same_and_nothing_is_compiled_while_it_is_watched() -> N
 def test_a_module_that_would_be_compiled_in_pieces_is_refused() -> None:
     """Its rest would run as it is, unseen."""
     with pytest.raises(MeasurementError, match="'compile' does not apply: "):
-        Compiled(subject(Broken())).runner(1)
+        compiled(target(Broken())).runner(1)
 
 
 def test_without_a_compiler_one_line_says_so() -> None:
@@ -63,5 +64,16 @@ def test_without_a_compiler_one_line_says_so() -> None:
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(MeasurementError, match=r"needs a C\+\+ compiler.*install g\+\+"),
     ):
-        Compiled(subject(Small()))
+        compiled(target(Small()))
     cpp_compiler_search.cache_clear()
+
+
+def test_inductor_keeps_its_code_beside_the_exports(monkeypatch, tmp_path) -> None:
+    """Unless the user has said where."""
+    monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "elsewhere"))
+    compiled(target(Small()))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "elsewhere")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compiled(target(Small()))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")

@@ -180,7 +180,6 @@ def test_a_folder_of_a_vision_model_takes_pixels(tmp_path) -> None:
     model = build(Config(model=str(tmp_path), image_size=64))
     (pixels,) = model.inputs(2, seed=0)
     assert pixels.shape == (2, 3, 64, 64)
-    assert model.mask((pixels,)) is None
     assert str(model.kind) == "64 × 64 pixels"
     with pytest.raises(MeasurementError, match=r"seq_len: .* takes images"):
         build(Config(model=str(tmp_path), seq_len=32))

@@ -16,14 +16,14 @@ from scalebench_lib.measure.optimizations.export_cache import cache_key
 pytest.importorskip("onnxruntime")
 TINY = Config(model="bert-tiny")
 MODEL = build(TINY)
-SUBJECT = Target(MODEL, MODEL.inputs(1, seed=0), TINY)
+TARGET = Target(MODEL, MODEL.inputs(1, seed=0), TINY)
 
 
 def test_one_export_serves_every_batch_and_padding(monkeypatch) -> None:
     """Its batch axis is free; nothing is exported again."""
-    runner = onnx_runtime.fp32(SUBJECT).runner(1)
+    runner = onnx_runtime.fp32(TARGET).runner(1)
     monkeypatch.setattr(torch.onnx, "export", None)
-    again = onnx_runtime.fp32(SUBJECT).runner(1)
+    again = onnx_runtime.fp32(TARGET).runner(1)
     for size in (1, 5):
         inputs = MODEL.inputs(size, seed=3, padded=True)
         with torch.inference_mode():
@@ -36,10 +36,10 @@ def test_one_export_serves_every_batch_and_padding(monkeypatch) -> None:
 
 def test_int8_is_quantized_nearly_everywhere() -> None:
     """All but the products inside attention."""
-    optimized = onnx_runtime.int8(SUBJECT)
+    optimized = onnx_runtime.int8(TARGET)
     assert 0.9 < float(optimized.engine["quantized_flops"]) < 1.0
     with torch.inference_mode():
-        difference = optimized.runner(1)(*SUBJECT.inputs)[0] - MODEL.module(*SUBJECT.inputs)[0]
+        difference = optimized.runner(1)(*TARGET.inputs)[0] - MODEL.module(*TARGET.inputs)[0]
     assert 1e-4 < float(difference.abs().max()) < 0.1, "int8, and no worse than that"
 
 
@@ -60,17 +60,17 @@ def test_a_quantizer_that_does_nothing_is_refused(monkeypatch, tmp_path) -> None
     def copied(source, target, **_) -> None:
         shutil.copytree(source.parent, target.parent, dirs_exist_ok=True)
 
-    exported = onnx_runtime._exported(SUBJECT)
+    exported = onnx_runtime._exported(TARGET)
     monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path))
     shutil.copytree(exported, tmp_path / exported.name)
     monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", copied)
     with pytest.raises(MeasurementError, match="does not apply to bert-tiny: 0% of its FLOPs"):
-        onnx_runtime.int8(SUBJECT)
-    assert (tmp_path / cache_key(SUBJECT, "onnx", ("onnx", "onnxscript"))).exists()
+        onnx_runtime.int8(TARGET)
+    assert (tmp_path / cache_key(TARGET, "onnx", "onnx", "onnxscript")).exists()
 
 
 def test_a_session_has_the_threads_that_were_asked_for() -> None:
     """And computes the same with one as with two."""
-    engine = onnx_runtime.fp32(SUBJECT)
-    one, two = (engine.runner(count)(*SUBJECT.inputs) for count in (1, 2))
+    engine = onnx_runtime.fp32(TARGET)
+    one, two = (engine.runner(count)(*TARGET.inputs) for count in (1, 2))
     assert torch.allclose(one[0], two[0], atol=1e-5)

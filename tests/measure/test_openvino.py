@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="an extra"
 
 TINY = Config(model="bert-tiny")
 MODEL = build(TINY)
-SUBJECT = Target(MODEL, MODEL.inputs(3, seed=0), TINY)
+TARGET = Target(MODEL, MODEL.inputs(3, seed=0), TINY)
 
 
 def test_it_computes_the_same_and_converts_once(monkeypatch) -> None:
     """Padding included."""
-    first = engine(SUBJECT, "fp32").runner(1)
+    first = engine(TARGET, "fp32").runner(1)
     monkeypatch.setattr("openvino.convert_model", None)
-    again = engine(SUBJECT, "fp32").runner(1)
+    again = engine(TARGET, "fp32").runner(1)
     inputs = MODEL.inputs(3, seed=3, padded=True)
     with torch.inference_mode():
         expected = MODEL.module(*inputs)
@@ -35,8 +35,8 @@ def test_it_computes_the_same_and_converts_once(monkeypatch) -> None:
 
 def test_answers_are_not_overwritten_by_the_next_pass() -> None:
     """An engine may give out its own memory."""
-    runner = engine(SUBJECT, "fp32").runner(1)
-    kept = runner(*SUBJECT.inputs)[0]
+    runner = engine(TARGET, "fp32").runner(1)
+    kept = runner(*TARGET.inputs)[0]
     before = kept.clone()
     runner(*MODEL.inputs(3, seed=9))
     assert torch.equal(kept, before)
@@ -69,7 +69,7 @@ def test_bf16_where_the_cpu_has_none_is_refused() -> None:
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has bfloat16")
     with pytest.raises(MeasurementError, match="'openvino-bf16' does not apply"):
-        engine(SUBJECT, "bf16")
+        engine(TARGET, "bf16")
 
 
 @pytest.mark.slow

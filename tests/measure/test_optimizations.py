@@ -10,12 +10,12 @@ from scalebench_lib.config import OPTIMIZATIONS, Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations import REGISTRY
-from scalebench_lib.measure.optimizations.base import OptimizedModel, Target
+from scalebench_lib.measure.optimizations.base import Target, by_torch
 from scalebench_lib.measure.optimizations.native import bf16, script
 
 TINY = Config(model="bert-tiny", batch_size=2)
 MODEL = build(TINY)
-SUBJECT = Target(MODEL, MODEL.inputs(2, seed=0), TINY)
+TARGET = Target(MODEL, MODEL.inputs(2, seed=0), TINY)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_name_tells_the_precision() -> None:
 
 def test_script_is_torchscript() -> None:
     """Traced and frozen: its weights are constants of a graph, not parameters of a module."""
-    runner = script(SUBJECT).runner(1)
+    runner = script(TARGET).runner(1)
     assert isinstance(runner, torch.jit.ScriptModule)
     assert not list(runner.parameters())
     assert "prim::Constant" in str(runner.graph)
@@ -46,7 +46,7 @@ def test_script_is_torchscript() -> None:
 
 def test_script_holds_for_other_batches_and_padding() -> None:
     """A trace that had baked in its example would give the example's answer."""
-    runner = script(SUBJECT).runner(1)
+    runner = script(TARGET).runner(1)
     padded = MODEL.inputs(5, seed=9, padded=True)
     with torch.inference_mode():
         assert torch.allclose(runner(*padded)[1], MODEL.module(*padded)[1], atol=1e-5)
@@ -56,15 +56,15 @@ def test_script_that_is_no_torchscript_is_refused(monkeypatch: pytest.MonkeyPatc
     """The published "script" figures were never TorchScript."""
     monkeypatch.setattr(torch.jit, "optimize_for_inference", lambda _: MODEL.module)
     with pytest.raises(MeasurementError, match="did not take effect"):
-        script(SUBJECT)
+        script(TARGET)
 
 
 @pytest.mark.usefixtures("_bfloat16")
 def test_bf16_computes_in_bfloat16_and_leaves_the_model_alone() -> None:
     """The reference is still fp32."""
     with torch.inference_mode():
-        outputs = bf16(SUBJECT).runner(1)(*SUBJECT.inputs)
-        expected = MODEL.module(*SUBJECT.inputs)
+        outputs = bf16(TARGET).runner(1)(*TARGET.inputs)
+        expected = MODEL.module(*TARGET.inputs)
     assert {output.dtype for output in outputs} == {torch.bfloat16}
     assert {output.dtype for output in expected} == {torch.float32}
     assert torch.allclose(outputs[0].float(), expected[0], atol=0.1)
@@ -75,14 +75,14 @@ def test_bf16_that_left_the_weights_as_they_were_is_refused(monkeypatch) -> None
     """With the types that were found."""
     monkeypatch.setattr(nn.Module, "to", lambda self, _: self)
     with pytest.raises(MeasurementError, match=r"'bf16' did not take effect: found .*float32"):
-        bf16(SUBJECT)
+        bf16(TARGET)
 
 
 def test_bf16_needs_a_cpu_that_has_it(monkeypatch) -> None:
     """Emulated, its speed would say nothing."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with pytest.raises(MeasurementError, match="'bf16' does not apply: this CPU has no bfloat16"):
-        bf16(SUBJECT)
+        bf16(TARGET)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16"])
@@ -91,11 +91,11 @@ def test_an_engine_that_is_not_installed_names_its_extra(monkeypatch, name: str)
     package = name.partition("-")[0]
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MeasurementError, match=rf"pip install 'scalebench\[{package}\]'"):
-        REGISTRY[name].apply(SUBJECT)
+        REGISTRY[name].apply(TARGET)
 
 
 def test_torch_s_own_share_one_runner() -> None:
     """Any number of threads computes it."""
-    optimized = OptimizedModel(MODEL.module)
+    optimized = by_torch(MODEL.module)
     assert optimized.runner(1) is optimized.runner(2)
     assert optimized.engine["name"] == "torch"

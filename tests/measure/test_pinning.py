@@ -15,8 +15,8 @@ from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.pinning import (
     SPIN_NS,
     ThreadTeam,
-    pin_engine,
-    pin_team,
+    pin_threads,
+    pin_torch,
     set_affinity,
     thread_times,
 )
@@ -40,7 +40,7 @@ def work() -> None:
 
 def test_one_thread_stays_on_its_cpu() -> None:
     """The caller computes alone."""
-    team = pin_team(ALLOWED[:1], pinnable=True)
+    team = pin_torch(ALLOWED[:1], pinnable=True)
     assert team.tids == (threading.get_native_id(),)
     assert os.sched_getaffinity(0) == {ALLOWED[0]}
     team.check(work)
@@ -50,7 +50,7 @@ def test_one_thread_stays_on_its_cpu() -> None:
 def test_each_thread_has_a_cpu_to_itself_however_often_they_change() -> None:
     """From two to one and back: the runtime may have made new threads."""
     for count in (2, 1, 2):
-        team = pin_team(ALLOWED[:count], pinnable=True)
+        team = pin_torch(ALLOWED[:count], pinnable=True)
         team.check(work)
         assert [os.sched_getaffinity(tid) for tid in team.tids] == [
             {cpu} for cpu in ALLOWED[:count]
@@ -60,22 +60,22 @@ def test_each_thread_has_a_cpu_to_itself_however_often_they_change() -> None:
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
 def test_more_threads_than_asked_for_are_noticed() -> None:
     """An engine with a pool of its own, say."""
-    team = pin_team(ALLOWED[:1], pinnable=True)
+    team = pin_torch(ALLOWED[:1], pinnable=True)
     set_affinity(ALLOWED)
     stop = threading.Event()
-    stranger = threading.Thread(target=lambda: [work() for _ in iter(stop.is_set, True)])
-    stranger.start()
+    other = threading.Thread(target=lambda: [work() for _ in iter(stop.is_set, True)])
+    other.start()
     try:
         with pytest.raises(MeasurementError, match="more threads compute than the 1 asked for"):
             team.check(work)
     finally:
         stop.set()
-        stranger.join()
+        other.join()
 
 
 def test_a_thread_that_was_moved_is_noticed() -> None:
     """Some runtimes set affinities of their own."""
-    team = pin_team(ALLOWED[:1], pinnable=True)
+    team = pin_torch(ALLOWED[:1], pinnable=True)
     set_affinity(ALLOWED)
     if len(ALLOWED) > 1:
         with pytest.raises(MeasurementError, match="did not stay on CPU"):
@@ -100,9 +100,9 @@ def test_threads_are_looked_for_once_as_long_as_they_live(monkeypatch) -> None:
 
     def pin(cpus: tuple[int, ...], pinnable: bool) -> ThreadTeam:
         searched.append(len(cpus))
-        return pin_team(cpus, pinnable)
+        return pin_torch(cpus, pinnable)
 
-    monkeypatch.setattr("scalebench_lib.measure.executor.pin_team", pin)
+    monkeypatch.setattr("scalebench_lib.measure.executor.pin_torch", pin)
     executor = Executor((1, 2), lambda count: tuple(ALLOWED[:count]), pinnable=True)
     for count in (2, 1, 2, 1, 2):
         executor.switch(count)
@@ -114,19 +114,18 @@ def test_threads_are_looked_for_once_as_long_as_they_live(monkeypatch) -> None:
     assert searched == [2, 1, 1], "threads that have ended are looked for anew"
 
 
-def test_others_that_compute_between_two_looks_are_strangers() -> None:
+def test_others_that_compute_between_two_looks_are_extra_threads() -> None:
     """Not those that only spin for a moment behind their work, nor who is idle."""
-    executor = Executor((1,), lambda _: (ALLOWED[0],), pinnable=True)
-    executor.switch(1)
-    (own,) = executor.team.tids
+    team = pin_torch(ALLOWED[:1], pinnable=True)
+    (own,) = team.tids
     before = {own: (0, 0), own + 1: (0, 0)}
-    executor.require_alone(before, {own: (100_000_000, 0), own + 1: (SPIN_NS, 0)})
-    executor.require_alone(before, {own: (9_000_000_000, 0), own + 1: (1_000_000_000, 0)})
-    executor.require_alone({}, {})
+    team.require_alone(before, {own: (100_000_000, 0), own + 1: (SPIN_NS, 0)})
+    team.require_alone(before, {own: (9_000_000_000, 0), own + 1: (1_000_000_000, 0)})
+    team.require_alone({}, {})
     with pytest.raises(MeasurementError, match=r"^1 more threads computed than the 1 asked for"):
-        executor.require_alone(before, {own: (100_000_000, 0), own + 1: (2 * SPIN_NS, 0)})
+        team.require_alone(before, {own: (100_000_000, 0), own + 1: (2 * SPIN_NS, 0)})
     with pytest.raises(MeasurementError, match="more threads computed"):
-        executor.require_alone(before, {own: (100_000_000, 0), own + 2: (2 * SPIN_NS, 0)})
+        team.require_alone(before, {own: (100_000_000, 0), own + 2: (2 * SPIN_NS, 0)})
 
 
 def test_each_thread_has_its_cpu_time_and_how_long_it_waited() -> None:
@@ -140,7 +139,7 @@ def test_each_thread_has_its_cpu_time_and_how_long_it_waited() -> None:
 
 def test_a_changed_thread_count_is_noticed() -> None:
     """``assert torch.get_num_threads, n`` is always true."""
-    team = pin_team(ALLOWED[:1], pinnable=True)
+    team = pin_torch(ALLOWED[:1], pinnable=True)
     torch.set_num_threads(3)
     with pytest.raises(MeasurementError, match="asked for 1 threads, torch now uses 3"):
         team.check(work)
@@ -148,24 +147,25 @@ def test_a_changed_thread_count_is_noticed() -> None:
 
 def test_without_affinity_threads_are_counted_and_not_pinned() -> None:
     """As on macOS."""
-    team = pin_team(ALLOWED[:1], pinnable=False)
+    team = pin_torch(ALLOWED[:1], pinnable=False)
     assert not team.pinned
     team.check(work)
     assert os.sched_getaffinity(0) == set(ALLOWED)
 
 
-def test_a_kernel_that_hides_cpu_times_is_named(monkeypatch) -> None:
+def test_a_kernel_that_hides_cpu_times_is_named(monkeypatch, tmp_path) -> None:
     """Rather than measured unpinned and called pinned."""
-    monkeypatch.setattr(pinning, "thread_times", dict)
+    (tmp_path / str(threading.get_native_id())).mkdir()
+    monkeypatch.setattr(pinning, "_TASKS", tmp_path)
     with pytest.raises(MeasurementError, match="does not tell threads' CPU time"):
-        pin_team(ALLOWED[:1], pinnable=True)
+        pin_torch(ALLOWED[:1], pinnable=True)
 
 
 def test_a_runtime_held_to_fewer_threads_is_noticed() -> None:
     """OMP_THREAD_LIMIT silently gives one thread where two were asked for."""
     if len(ALLOWED) < 2:
         pytest.skip("needs 2 CPUs")
-    code = f"from scalebench_lib.measure.pinning import pin_team; pin_team({ALLOWED[:2]}, True)"
+    code = f"from scalebench_lib.measure.pinning import pin_torch; pin_torch({ALLOWED[:2]}, True)"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "OMP_THREAD_LIMIT": "1"},
@@ -184,11 +184,11 @@ def test_an_engine_s_own_threads_are_found_and_pinned() -> None:
     torch.set_num_threads(1)
     worker.start()
     try:
-        team = pin_engine(ALLOWED[:2], True, work)
+        team = pin_threads(ALLOWED[:2], True, work)
         assert team.tids == (threading.get_native_id(), worker.native_id)
         assert os.sched_getaffinity(worker.native_id) == {ALLOWED[1]}
         with pytest.raises(MeasurementError, match=r"asked for 1 threads, but \d of them compute"):
-            pin_engine(ALLOWED[:1], True, work)
+            pin_threads(ALLOWED[:1], True, work)
     finally:
         stop.set()
         worker.join()

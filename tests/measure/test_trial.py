@@ -17,7 +17,7 @@ from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, stolen_ns
 from scalebench_lib.measure import optimizations
-from scalebench_lib.measure.optimizations.base import Optimization, OptimizedModel, Target
+from scalebench_lib.measure.optimizations.base import Optimization, OptimizedModel, Target, by_torch
 from scalebench_lib.measure.trial import measure
 from scalebench_lib.protocol import Answer, ConnectionEndedError, End, Ready, Request
 from scalebench_lib.record import Record
@@ -105,9 +105,9 @@ def test_the_process_is_given_its_cpus_back() -> None:
 def test_an_optimization_that_computes_something_else_fails_the_config(monkeypatch) -> None:
     """No points, and the figure in the reason."""
 
-    def halved(subject: Target) -> OptimizedModel:
-        module = subject.model.module
-        return OptimizedModel(lambda *batch: tuple(output / 2 for output in module(*batch)))
+    def halved(target: Target) -> OptimizedModel:
+        module = target.model.module
+        return by_torch(lambda *batch: tuple(output / 2 for output in module(*batch)))
 
     monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(halved))
     found = measure(trial(optimization="script"), MACHINE)
@@ -160,12 +160,12 @@ def test_passes_rotate_over_inputs(monkeypatch) -> None:
     """No two in a row are alike, so nothing is gained by remembering an answer."""
     asked: list[int] = []
 
-    def guarded(subject: Target) -> OptimizedModel:
+    def guarded(target: Target) -> OptimizedModel:
         def run(*batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
             asked.append(hash(tuple(batch[0].flatten().tolist())))
-            return subject.model.module(*batch)
+            return target.model.module(*batch)
 
-        return OptimizedModel(run)
+        return by_torch(run)
 
     monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(guarded))
     assert measure(trial(optimization="script"), MACHINE).status == "ok"
@@ -296,11 +296,11 @@ def test_a_trial_that_fails_before_it_is_ready_ends_its_connection(monkeypatch) 
 def test_others_that_compute_in_a_turn_fail_the_trial(monkeypatch) -> None:
     """They are seen at the end of the turn, without a search."""
     stop = threading.Event()
-    stranger = threading.Thread(target=_compute, args=(stop,))
+    other = threading.Thread(target=_compute, args=(stop,))
 
     def plays(runner: Runner) -> None:
         runner.hear(Ready)
-        stranger.start()
+        other.start()
         runner.say(Request(cycle=1, threads=1, seconds=0.3))
         with pytest.raises(ConnectionEndedError, match="is gone"):
             runner.hear(Answer)
@@ -310,7 +310,7 @@ def test_others_that_compute_in_a_turn_fail_the_trial(monkeypatch) -> None:
             found = measure(trial((1,)), MACHINE)
         finally:
             stop.set()
-            stranger.join()
+            other.join()
     assert found.status == "failed"
     assert "more threads computed than the 1 asked for" in found.reason
     assert found.points == ()

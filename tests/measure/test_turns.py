@@ -230,13 +230,19 @@ def test_a_counter_that_begins_anew_has_not_grown() -> None:
     assert one.points[1].turns[0].stolen_ns == 0
 
 
-def test_the_longest_wait_of_any_one_thread_is_told() -> None:
+@pytest.mark.parametrize(
+    ("threads", "longest"),
+    [
+        ({7: (20, 5), 8: (3, 2)}, 2),
+        ({7: (20, 9), 8: (3, 2)}, 5),
+        ({8: (3, 2)}, 2),
+        ({}, None),
+    ],
+)
+def test_the_longest_wait_of_any_one_thread_is_told(threads: dict, longest: int | None) -> None:
     """One that begins within the turn has waited from nought; one that has ended is not seen."""
     before = Usage(0, {7: (10, 4)})
-    assert Usage(0, {7: (20, 5), 8: (3, 2)}).waited_since(before) == 2
-    assert Usage(0, {7: (20, 9), 8: (3, 2)}).waited_since(before) == 5
-    assert Usage(0, {8: (3, 2)}).waited_since(before) == 2
-    assert Usage(0).waited_since(before) is None
+    assert Usage(0, threads).since(before)["waited_ns"] == longest
 
 
 def test_starts_are_told_with_the_samples() -> None:

@@ -11,7 +11,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations.base import Runner
-from scalebench_lib.measure.verify import Verifier, count_flops, float64_reference, spread
+from scalebench_lib.measure.verify import Float64, Verifier, count_flops, spread
 from scalebench_lib.record import Verification
 
 MODEL = build(Config(model="bert-tiny"))
@@ -34,23 +34,35 @@ def test_the_model_itself_passes() -> None:
     assert "worst of 8 of 12 items" in str(found)
 
 
-def test_a_visit_that_is_not_the_first_compares_with_eager_alone() -> None:
+def test_a_trial_that_is_not_the_first_compares_with_eager_alone() -> None:
     """Cheaply, and says so."""
     found = checked(MODEL.module, thorough=False)
     assert (found.reference, found.eager_sqnr_db, found.items) == ("eager", None, 1)
     assert "against eager fp32" in str(found)
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    """Float64 is borrowed, even where the pass fails."""
+def test_the_reference_is_the_model_in_float64_which_is_left_as_it_was() -> None:
+    """Each function widens its own arguments; nothing of the model is converted."""
+    double = copy.deepcopy(MODEL.module).double()
     with torch.inference_mode():
         expected = MODEL.module(*INPUTS)
-        with float64_reference(MODEL.module), pytest.raises(ValueError, match="input_ids"):
-            MODEL.module(None, None, None)
-        with float64_reference(MODEL.module):
-            assert {output.dtype for output in MODEL.module(*INPUTS)} == {torch.float64}
+        with Float64():
+            reference = MODEL.module(*INPUTS)
+        for one, other in zip(reference, double(*INPUTS), strict=True):
+            assert one.dtype == torch.float64
+            assert torch.equal(one, other)
         assert {p.dtype for p in MODEL.module.parameters()} == {torch.float32}
         assert torch.equal(MODEL.module(*INPUTS)[0], expected[0])
+
+
+def test_a_model_that_casts_to_float32_is_computed_in_float64_all_the_same() -> None:
+    """As norms and rotary positions do, whatever the type of the model."""
+
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        return x.float().to(torch.float32).div(3).add_(torch.zeros(2, dtype=torch.float32))
+
+    with Float64():
+        assert torch.equal(cast(torch.ones(2)), torch.ones(2, dtype=torch.float64) / 3)
 
 
 @pytest.mark.parametrize("thorough", [True, False])
@@ -209,7 +221,7 @@ def test_bf16_passes_as_bf16_and_not_as_fp32() -> None:
 
 
 def test_what_breaks_while_timing_is_found_afterwards() -> None:
-    """On both batches, once more."""
+    """On either batch; where the outputs of a timed pass are known, these are compared."""
     short = dropped_layer()
 
     def wrong_on(ids: torch.Tensor) -> Runner:
@@ -217,11 +229,31 @@ def test_what_breaks_while_timing_is_found_afterwards() -> None:
 
     with torch.inference_mode():
         verifier = Verifier(MODEL, INPUTS)
-        verifier.check(MODEL.module)
-        assert verifier.recheck(MODEL.module).sqnr_db > 90
-        for ids, *_ in (verifier.inputs, verifier.other):
+        assert verifier.check(MODEL.module).sqnr_db > 90
+        for ids, *_ in (verifier.inputs, verifier.padded):
             with pytest.raises(MeasurementError, match="verification failed: SQNR"):
-                verifier.recheck(wrong_on(ids))
+                verifier.check(wrong_on(ids))
+        timed = MODEL.module(*INPUTS)
+        assert verifier.check(wrong_on(verifier.inputs[0]), timed).sqnr_db > 90
+        with pytest.raises(MeasurementError, match="verification failed: SQNR"):
+            verifier.check(MODEL.module, short(*INPUTS))
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+def test_a_batch_is_computed_anew_only_where_its_outputs_are_not_known(thorough: bool) -> None:
+    """A large one costs seconds; of any size, only the items to compare are computed."""
+    sizes: list[int] = []
+
+    def run(*batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes.append(len(batch[0]))
+        return MODEL.module(*batch)
+
+    with torch.inference_mode():
+        verifier = Verifier(MODEL, INPUTS, thorough=thorough, any_batch=True)
+        verifier.check(run, MODEL.module(*INPUTS))
+        assert sizes == [8 if thorough else 1]
+        verifier.check(run)
+        assert sizes[1:] == [12, sizes[0]]
 
 
 def test_a_batch_of_one_is_verified_with_padding_too() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -17,75 +17,64 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import Inputs, Model
 
-Runner = Callable[..., tuple[Tensor, ...]]
+Precision = Literal["fp32", "bf16", "int8"]
+Outputs = tuple[Tensor, ...]
+Runner = Callable[..., Outputs]
+"""Computes one pass: takes the tensors of a batch as positional arguments."""
+
+TORCH = {"name": "torch", "version": torch.__version__}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be optimized: a model, inputs like those it will be timed with, its config."""
+    """What to optimize: a model, inputs like those that it will be timed with, its config."""
 
     model: Model
     inputs: Inputs
     config: Config
 
 
+@dataclass(frozen=True)
 class OptimizedModel:
-    """A model made ready to run; `engine` tells what runs it.
+    """A model made ready to run; `runner(threads)` is what to time with so many threads.
 
-    Torch's threads compute it and any number of them can, unless `own_threads` or
-    `per_thread_count` say otherwise; `pins_itself` says that it binds its threads, whenever they
-    compute, to the CPUs that it was allowed when it was made.
+    `engine` names what computes it, for the record. By default torch's threads compute it. With
+    `own_threads` the engine has a pool of its own; if it also `pins_itself`, it binds its threads,
+    in each pass, to the CPUs that the caller was allowed when the runner was made. With
+    `per_thread_count` runners are costly, and made before the turns. `guarded` is entered around
+    the turns; it raises `MeasurementError` if something else was timed than was prepared.
     """
 
-    own_threads = False
-    per_thread_count = False
-    pins_itself = False
-
-    def __init__(self, run: Runner | None = None, **engine: str) -> None:
-        self._run = run
-        self.engine = {"name": "torch", "version": torch.__version__, **engine}
-
-    def runner(self, threads: int) -> Runner:
-        """What to time with `threads` threads; torch is set to that many already."""
-        assert self._run is not None  # noqa: S101 - engines have no other
-        return self._run
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Around timing: `MeasurementError` where something else was timed than was prepared."""
-        yield
+    runner: Callable[[int], Runner]
+    engine: dict[str, str]
+    own_threads: bool = False
+    per_thread_count: bool = False
+    pins_itself: bool = False
+    guarded: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-class Engine(OptimizedModel):
-    """An inference engine: the number of threads is part of what `open_runner` makes."""
-
-    own_threads = per_thread_count = True
-
-    def __init__(self, open_runner: Callable[[int], Runner], **engine: str) -> None:
-        super().__init__(None, **engine)
-        self._open = open_runner
-
-    def runner(self, threads: int) -> Runner:
-        """The engine opened for `threads` threads; costly, so ask once."""
-        return self._open(threads)
+def by_torch(run: Runner) -> OptimizedModel:
+    """Return `run` as a model that any number of torch's threads computes."""
+    return OptimizedModel(lambda _: run, TORCH)
 
 
 @dataclass(frozen=True)
 class Optimization:
     """How to `apply` it, and the `precision` that decides how exact it must be.
 
-    `any_batch` says that what it makes takes batches of any size, not the measured one's alone.
+    Without `any_batch` its runners take batches of the measured size alone.
     """
 
     apply: Callable[[Target], OptimizedModel]
-    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    precision: Precision = "fp32"
     any_batch: bool = True
 
 
 def import_extra(name: str, *modules: str) -> ModuleType:
-    """Import `modules` of the package's extra `name`; returns the first.
+    """Import `modules` of the package's extra `name`; return the first.
 
     They are imported late: they start threads, which a process that forks must not have.
+    Raises `MeasurementError`, naming the extra to install, if one is missing.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

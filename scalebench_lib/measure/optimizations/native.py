@@ -10,44 +10,45 @@ from torch import Tensor
 from torch.jit._trace import TracerWarning
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.optimizations.base import OptimizedModel, Target
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target, by_torch
 
 
-def none(subject: Target) -> OptimizedModel:
+def none(target: Target) -> OptimizedModel:
     """Eager PyTorch, as it comes."""
-    return OptimizedModel(subject.model.module)
+    return by_torch(target.model.module)
 
 
-def script(subject: Target) -> OptimizedModel:
+def script(target: Target) -> OptimizedModel:
     """TorchScript: traced on the inputs, frozen, optimized for inference."""
     with torch.no_grad(), warnings.catch_warnings():
         for noise in (TracerWarning, DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", noise)
-        traced = torch.jit.trace(subject.model.module, subject.inputs, check_trace=False)
+        traced = torch.jit.trace(target.model.module, target.inputs, check_trace=False)
         runner = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     if not isinstance(runner, torch.jit.ScriptModule):
         raise MeasurementError(
             f"optimization 'script' did not take effect: got {type(runner).__name__}, "
             "not a ScriptModule"
         )
-    return OptimizedModel(runner)
+    return by_torch(runner)
 
 
-def bf16(subject: Target) -> OptimizedModel:
+def bf16(target: Target) -> OptimizedModel:
     """Weights, computation and outputs in bfloat16; inputs that are floats are cast in the pass."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise MeasurementError(
             "optimization 'bf16' does not apply: this CPU has no bfloat16 arithmetic, "
             "and torch would emulate it"
         )
-    module = copy.deepcopy(subject.model.module).to(torch.bfloat16)
+    module = copy.deepcopy(target.model.module).to(torch.bfloat16)
 
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def run(*inputs: Tensor) -> Outputs:
         cast = (part.bfloat16() if part.is_floating_point() else part for part in inputs)
-        outputs: tuple[Tensor, ...] = module(*cast)
+        outputs: Outputs = module(*cast)
         return outputs
 
-    kinds = {part.dtype for part in (*module.parameters(), *run(*subject.inputs))}
+    one_item = (part[:1] for part in target.inputs)
+    kinds = {part.dtype for part in (*module.parameters(), *run(*one_item))}
     if kinds != {torch.bfloat16}:
         raise MeasurementError(f"optimization 'bf16' did not take effect: found {kinds}")
-    return OptimizedModel(run)
+    return by_torch(run)

@@ -15,35 +15,41 @@ import torch
 from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.optimizations.base import Engine, Runner, Target, import_extra
+from scalebench_lib.measure.optimizations.base import (
+    OptimizedModel,
+    Outputs,
+    Runner,
+    Target,
+    import_extra,
+)
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 
 ENOUGH_QUANTIZED = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
-_FLOAT_LAYERS = ("MatMul", "Gemm", "Conv", "FusedMatMul")
+_FLOATS = ("MatMul", "Gemm", "Conv", "FusedMatMul")
 _MODEL = "model.onnx"
 
 
-def fp32(subject: Target) -> Engine:
+def fp32(target: Target) -> OptimizedModel:
     """ONNX Runtime, computing in fp32."""
-    runtime, folder = _runtime(), _exported(subject)
+    runtime, folder = _runtime(), _exported(target)
     return _engine(runtime, folder, {})
 
 
-def int8(subject: Target) -> Engine:
+def int8(target: Target) -> OptimizedModel:
     """ONNX Runtime with dynamic quantization, of matrix products alone."""
     runtime = _runtime()
-    key = cache_key(subject, "onnx-int8", ("onnx", "onnxruntime", "onnxscript"))
-    folder, facts = export(key, lambda draft: _quantize(_exported(subject), draft))
-    share = float(facts["quantized_flops"])
+    key = cache_key(target, "onnx-int8", "onnx", "onnxruntime", "onnxscript")
+    folder, metadata = export(key, lambda draft: _quantize(_exported(target), draft))
+    share = float(metadata["quantized_flops"])
     if share < ENOUGH_QUANTIZED:
         raise MeasurementError(
-            f"optimization 'onnxruntime-int8' does not apply to {subject.config.model}: "
+            f"optimization 'onnxruntime-int8' does not apply to {target.config.model}: "
             f"{share:.0%} of its FLOPs are in layers that it quantizes, less than "
             f"{ENOUGH_QUANTIZED:.0%}"
         )
-    return _engine(runtime, folder, facts)
+    return _engine(runtime, folder, metadata)
 
 
 def _runtime() -> Any:
@@ -52,21 +58,21 @@ def _runtime() -> Any:
     return runtime
 
 
-def _exported(subject: Target) -> Path:
+def _exported(target: Target) -> Path:
     import_extra("onnxruntime", "onnx", "onnxscript")
-    key = cache_key(subject, "onnx", ("onnx", "onnxscript"))
-    folder, _ = export(key, partial(_export, subject))
+    key = cache_key(target, "onnx", "onnx", "onnxscript")
+    folder, _ = export(key, partial(_export, target))
     return folder
 
 
-def _export(subject: Target, draft: Path) -> Metadata:
+def _export(target: Target, draft: Path) -> Metadata:
     # A batch of one would become part of the graph.
-    inputs = tuple(torch.cat([part[:1], part[:1]]) for part in subject.inputs)
+    inputs = tuple(torch.cat([part[:1], part[:1]]) for part in target.inputs)
     axes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
     passes = import_extra("onnxruntime", "onnx_ir.passes.common")
     with _quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
-            subject.model.module,
+            target.model.module,
             inputs,
             dynamo=True,
             dynamic_shapes=(axes,),  # the module takes them as *inputs
@@ -91,57 +97,41 @@ def _quantize(source: Path, draft: Path) -> Metadata:
 
 
 def quantized_share(before: Path, after: Path) -> float:
-    """Share of the FLOPs in graph `before` whose layers are no longer floats in graph `after`."""
-    flops = _flops_by_output(before)
-    left = set(_flops_by_output(after))
-    kept = sum(count for output, count in flops.items() if output in left)
-    return 1 - kept / sum(flops.values())
-
-
-def _flops_by_output(path: Path) -> dict[str, int]:
-    """FLOPs of an item in each floating-point layer of the graph, by the name of its output."""
-    onnx = import_extra("onnxruntime", "onnx")
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
+    """Return the share of the FLOPs in graph `before` whose layers are no floats in `after`."""
+    graph = _graph(before)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         sizes = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(size.dim_value or 1 for size in sizes)
-    return {
-        _stem(node.output[0]): 2 * _multiplications(node, shapes)
-        for node in graph.node
-        if node.op_type in _FLOAT_LAYERS
-    }
+        shapes[value.name] = tuple(size.dim_value or 1 for size in sizes)  # a batch of one
+    flops = {_stem(node): _flops(node, shapes) for node in graph.node if node.op_type in _FLOATS}
+    left = {_stem(node) for node in _graph(after).node if node.op_type in _FLOATS}
+    return 1 - sum(flops[layer] for layer in left & flops.keys()) / sum(flops.values())
 
 
-def _stem(output: str) -> str:
-    """The quantizer splits a Gemm, and gives its product the output's name with a suffix."""
-    return output.removesuffix("_MatMul")
+def _graph(path: Path) -> Any:
+    return import_extra("onnxruntime", "onnx").load(path, load_external_data=False).graph
 
 
-def _multiplications(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Elements of the output times the length of each sum; 0 where shapes are not known."""
-    output, left, right = (shapes.get(name, ()) for name in (node.output[0], *node.input[:2]))
-    if node.op_type == "Conv":
-        return math.prod(output) * math.prod(right[1:]) if output and right else 0
+def _stem(node: Any) -> str:
+    """A layer's name: the quantizer gives the product of a Gemm its output's, with a suffix."""
+    return str(node.output[0]).removesuffix("_MatMul")
+
+
+def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Twice the elements of the output times the length of each sum."""
+    output, left, right = (shapes.get(name, (0, 0)) for name in (node.output[0], *node.input[:2]))
     flipped = any(part.name == "transA" and part.i for part in node.attribute)
-    if len(left) >= 2 and right:
-        rows = math.prod(left) // left[-2 if flipped else -1]
-        columns = right[-2 if _flipped(node) else -1]
-        return rows * columns * left[-2 if flipped else -1]
-    return 0
+    length = math.prod(right[1:]) if node.op_type == "Conv" else left[-2 if flipped else -1]
+    return 2 * math.prod(output) * length
 
 
-def _flipped(node: Any) -> bool:
-    return any(part.name == "transB" and part.i for part in node.attribute)
-
-
-def _engine(runtime: Any, folder: Path, facts: Metadata) -> Engine:
-    return Engine(
-        lambda threads: _session(runtime, folder / _MODEL, threads),
-        name="onnxruntime",
-        version=runtime.__version__,
-        spinning="within a pass",
-        **facts,
+def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
+    version = {"name": "onnxruntime", "version": runtime.__version__}
+    return OptimizedModel(
+        partial(_session, runtime, folder / _MODEL),
+        {**version, "spinning": "within a pass", **metadata},
+        own_threads=True,
+        per_thread_count=True,
     )
 
 
@@ -149,14 +139,14 @@ def _session(runtime: Any, path: Path, threads: int) -> Runner:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    # Threads that spin after a pass would disturb the probe, and the other thread counts.
+    # Threads that spin after a pass would disturb the turns of other thread counts.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     if (got := session.get_session_options().intra_op_num_threads) != threads:
         raise MeasurementError(f"asked for {threads} threads, onnxruntime uses {got}")
     names = [one.name for one in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def run(*inputs: Tensor) -> Outputs:
         feeds = {name: part.numpy() for name, part in zip(names, inputs, strict=False)}
         return tuple(map(torch.from_numpy, session.run(None, feeds)))
 
@@ -165,7 +155,7 @@ def _session(runtime: Any, path: Path, threads: int) -> Runner:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter and the quantizer tell much that nobody asked for."""
+    """Silence the exporter and the quantizer."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

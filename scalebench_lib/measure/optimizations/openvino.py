@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.optimizations.base import Engine, Runner, Target, import_extra
+from scalebench_lib.measure.inputs import Inputs
+from scalebench_lib.measure.optimizations.base import (
+    OptimizedModel,
+    Outputs,
+    Precision,
+    Runner,
+    Target,
+    import_extra,
+)
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 
 _MODEL = "model.xml"
@@ -20,64 +28,61 @@ _TYPES = {"fp32": "f32", "bf16": "bf16"}
 _LAYERS = {"FullyConnected", "Convolution", "MatMul"}
 
 
-class _OpenVINO(Engine):
-    pins_itself = True
-
-
-def engine(subject: Target, precision: str) -> Engine:
+def engine(target: Target, precision: Precision) -> OptimizedModel:
     """OpenVINO computing in `precision`: ``fp32`` or ``bf16``."""
-    # Its Python package tells a server of conversions; without this module it does not.
+    # Its Python package reports conversions to a server; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = import_extra("openvino", "openvino")
     core = ov.Core()
-    capable = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision == "bf16" and "BF16" not in capable:
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise MeasurementError(
             "optimization 'openvino-bf16' does not apply: this CPU has no bfloat16 arithmetic, "
             "and OpenVINO would compute in fp32"
         )
-    folder, _ = export(
-        cache_key(subject, "openvino", ("openvino",)), partial(_convert, ov, subject)
+    folder, _ = export(cache_key(target, "openvino", "openvino"), partial(_convert, ov, target))
+    return OptimizedModel(
+        partial(_open, core, folder / _MODEL, target.inputs, precision),
+        {"name": "openvino", "version": ov.get_version()},
+        own_threads=True,
+        per_thread_count=True,
+        pins_itself=True,
     )
-    shapes = [list(part.shape) for part in subject.inputs]
-    opened = partial(_compile, core, folder / _MODEL, shapes, precision)
-    return _OpenVINO(opened, name="openvino", version=ov.get_version())
 
 
-def _convert(ov: Any, subject: Target, draft: Path) -> Metadata:
+def _convert(ov: Any, target: Target, draft: Path) -> Metadata:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = ov.convert_model(subject.model.module, example_input=subject.inputs)
+        model = ov.convert_model(target.model.module, example_input=target.inputs)
     ov.save_model(model, draft / _MODEL, compress_to_fp16=False)
     return {}
 
 
-def _compile(
-    core: Any, path: Path, shapes: list[list[int]], precision: str, threads: int
-) -> Runner:
+def _open(core: Any, path: Path, batch: Inputs, precision: Precision, threads: int) -> Runner:
     model = core.read_model(path)
+    shapes = (list(part.shape) for part in batch)
     model.reshape(dict(zip(model.inputs, shapes, strict=False)))
-    asked = {
+    options = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": _TYPES[precision],
         "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": True,  # it undoes what others do
-        "ENABLE_HYPER_THREADING": True,  # else it counts cores, not threads
+        "ENABLE_CPU_PINNING": True,  # without it, OpenVINO undoes the pinning of others
+        "ENABLE_HYPER_THREADING": True,  # without it, it counts cores, not threads
     }
-    compiled = core.compile_model(model, "CPU", asked)
+    compiled = core.compile_model(model, "CPU", options)
     _require_effect(compiled, threads, precision)
     request, count = compiled.create_infer_request(), len(compiled.inputs)
 
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def run(*inputs: Tensor) -> Outputs:
         parts = [part.numpy() for part in inputs[:count]]
         found = request.infer(parts, share_inputs=True, share_outputs=False)
         return tuple(map(torch.from_numpy, found.values()))
 
+    run(*batch)  # in its first pass OpenVINO reads the CPUs that it may use
     return run
 
 
-def _require_effect(compiled: Any, threads: int, precision: str) -> None:
-    """Read back what OpenVINO made of our wishes, down to the types of its matrix products."""
+def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:
+    """Read back the number of threads, and the types of the matrix products."""
     if (got := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
         raise MeasurementError(f"asked for {threads} threads, openvino uses {got}")
     wanted = _TYPES[precision]

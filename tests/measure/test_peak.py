@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from scalebench_lib.analysis.page import overviews, write_page
-from scalebench_lib.analysis.tables import Measured
-from scalebench_lib.measure import roof
+from scalebench_lib.measure import peak
 from scalebench_lib.results import results_table
 from tests.factories import save_sweep, small_records
 
@@ -32,16 +31,16 @@ def test_the_peak_is_the_best_of_several_large_products(monkeypatch) -> None:
         asked.append(shape)
         return {1: 90.0, 2: 120.0}.get(len(asked), 100.0)
 
-    monkeypatch.setattr(roof, "_gflops", gflops)
-    assert roof.peak_gflops("fp32") == {"fp32": 120.0}
+    monkeypatch.setattr(peak, "_gflops", gflops)
+    assert peak.peak_gflops("fp32") == {"fp32": 120.0}
     assert len(set(asked)) >= 3
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert roof.peak_gflops("int8") == {}
+    assert peak.peak_gflops("int8") == {}
 
 
 def test_a_product_s_speed_is_that_of_its_arithmetic() -> None:
     """A positive number of GFLOP/s, after one product to warm up."""
-    assert roof._gflops((64, 64, 64), torch.float32) > 0
+    assert peak._gflops((64, 64, 64), torch.float32) > 0
 
 
 def test_low_precision_is_held_against_its_own_peak() -> None:
@@ -57,7 +56,7 @@ def test_low_precision_is_held_against_its_own_peak() -> None:
 
 def test_without_a_peak_there_is_no_figure() -> None:
     """And no share."""
-    assert {plate.by for plate in overviews(Measured.of(small_records()).table)} == {"eager"}
+    assert {spec.view for spec in overviews(results_table(small_records()))} == {"eager"}
 
 
 def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:

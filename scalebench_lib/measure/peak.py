@@ -1,4 +1,4 @@
-"""The machine's roof: how fast it multiplies large matrices, on the threads that torch uses now."""
+"""The machine's peak: how fast it multiplies large matrices, on the threads that torch uses now."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
 """Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
 
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _REPEATS = 2
 
 
 def peak_gflops(precision: str = "fp32") -> dict[str, float]:
-    """The best GFLOP/s of a matrix product in `precision`, by its name.
+    """Return the best GFLOP/s of a matrix product in `precision`, by its name.
 
-    Empty where the CPU has no arithmetic of that type: torch would emulate it.
+    Empty if the CPU has no arithmetic of that type: torch would emulate it.
     """
     if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return {}
     if precision == "int8" and not torch.cpu._is_vnni_supported():
         return {}
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-    return {precision: max(_gflops(shape, types[precision]) for shape in _SHAPES)}
+    return {precision: max(_gflops(shape, _TYPES[precision]) for shape in _SHAPES)}
 
 
 def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
