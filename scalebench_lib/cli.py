@@ -122,8 +122,7 @@ def sweep(
     for folder in () if dry_run else (out, out / "a", out / "b"):
         require_free(folder)
     from scalebench_lib.sweep import progress  # papermill takes seconds to import
-    from scalebench_lib.sweep.cluster import HostsRun
-    from scalebench_lib.sweep.hosts import cluster_at
+    from scalebench_lib.sweep.cluster import HostsRun, client_of
     from scalebench_lib.sweep.run import SweepRun, prepare_pair
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -133,8 +132,8 @@ def sweep(
     warm = kernels == "warm"
     measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
     if scheduler:
-        cluster = context.with_resource(cluster_at(scheduler))
-        across = HostsRun.prepare(request, out, cluster, retry_failed, warm, if_busy)
+        client = context.with_resource(client_of(scheduler))
+        across = HostsRun(request, out, client, retry_failed, warm, if_busy)
         console.say(across)
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
     elif against:

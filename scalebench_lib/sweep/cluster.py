@@ -1,349 +1,391 @@
 """A sweep on the hosts of a dask cluster: each task is a block, run there as it would be here.
 
-This process deals the blocks out, and alone writes what comes back. A block whose worker dies is
-dealt again, to another host, or to the same one when it is back.
+`HostsRun`, in this process, deals the blocks out and alone writes the records; `describe`,
+`measure_block` and `end` run on the hosts' workers. On the wire dask speaks pickle: use it on
+networks that you trust, or with ``tls://``.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import logging
 import math
-import threading
+import os
+import pickle
+import platform
+import re
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from rich.console import Console
 
-from scalebench_lib.config import Config, Sweep, Trial
-from scalebench_lib.errors import RequestError
+from scalebench_lib.allocators import require_installed
+from scalebench_lib.config import StrictModel, Sweep, Trial
+from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import write_atomically
-from scalebench_lib.record import Point, Record, Turn, next_trial
-from scalebench_lib.sweep import runner
+from scalebench_lib.machine import Machine
+from scalebench_lib.notebook import NOTEBOOKS, PROJECT
+from scalebench_lib.record import Record, Software, next_trial
 from scalebench_lib.sweep.block import Block
-from scalebench_lib.sweep.hosts import Cluster, require_alike, require_distinct, why
+from scalebench_lib.sweep.interpreter import Interpreter
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.locks import lock_machine
 from scalebench_lib.sweep.progress import progress_shown
-from scalebench_lib.sweep.remote import Found, Host, Order
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Progressed, Step
-from scalebench_lib.sweep.schedule import Pace
+from scalebench_lib.sweep.runner import Step, run_block
 from scalebench_lib.sweep.stop import Stop
 from scalebench_lib.text import pluralize
 
-GRACE_S = 20.0
-"""A nanny takes some seconds to start a worker that has died anew."""
+HOST = "SCALEBENCH_HOST"
+"""The environment variable that gives a worker's host another name than the system's."""
 
-MOST_LOSSES = 3
-"""A host whose worker dies so often gets no more: what it measures may be the cause."""
+CONNECT_S = 10.0
+"""How long the scheduler may take to answer, and then the first worker to turn up."""
 
 POLL_S = 1.0
-"""Look for workers rarely: this machine may be one of the hosts."""
-
-ANSWER_S = 60.0
+"""Look at the hosts rarely: this machine may be one of them."""
 
 
-@dataclass
-class Share:
-    """What is left for hosts that count as one machine: for one, or for all where they are alike.
+class Host(StrictModel):
+    """A host as its worker (an address) describes it; `code` is a digest of the library."""
 
-    `queue` is left of round `number`, of which `in_flight` blocks are being measured. A block of
-    `enough_s` seconds of turns leaves something for the other hosts.
+    worker: str
+    name: str
+    machine: Machine
+    software: Software
+    code: str
+
+
+def describe(dask_worker: Any) -> str:
+    """Return the `Host` of the worker that runs this, in JSON."""
+    if getattr(dask_worker, "nanny", None):
+        _undo_nanny_environment()
+    name = os.environ.get(HOST) or platform.node().partition(".")[0]
+    return Host(
+        worker=dask_worker.address,
+        name=re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.-")[:63] or "host",
+        machine=Machine.here(),
+        software=Software.here(),
+        code=code_digest(),
+    ).model_dump_json()
+
+
+def _undo_nanny_environment() -> None:
+    """Unset what dask's nannies set, such as one thread for all computations."""
+    config = importlib.import_module("dask.config")
+    for name, value in config.get("distributed.nanny.pre-spawn-environ").items():
+        if os.environ.get(name) == str(value):
+            del os.environ[name]
+
+
+def code_digest() -> str:
+    """Return a digest of the code that measures: two checkouts may have the same version."""
+    digest = hashlib.sha256((NOTEBOOKS / "measure.ipynb").read_bytes())
+    for path in sorted((PROJECT / "scalebench_lib").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Settings(NamedTuple):
+    """How all blocks of a sweep are measured; they are ended by its id."""
+
+    sweep_id: str
+    warm: bool
+    if_busy: str
+
+
+def measure_block(
+    run: SweepRun, number: int, configs: Collection[str], budget_s: float, settings: Settings
+) -> tuple[list[Record], dict[str, str], set[str]]:
+    """Measure a block of round `number` of `run` here: as many of `configs` (ids) as fit.
+
+    Returns the new records, bases first, their notebooks by name, and the ids that are left.
     """
-
-    run: SweepRun
-    hosts: int = 1
-    number: int = 0
-    queue: list[Trial] = field(default_factory=list)
-    in_flight: int = 0
-    enough_s: float = 0.0
-
-    def waits(self) -> bool:
-        """Whether trials wait for a host; those of the next round do when the last is over."""
-        while not (self.queue or self.in_flight or self.number == self.run.sweep.rounds):
-            self.number += 1
-            self.queue = self.run.schedule.pending(self.number)
-            seconds = _seconds(self.queue, Pace.of(self.run.records))
-            self.enough_s = min(runner.BLOCK_S, seconds / self.hosts)
-        return bool(self.queue)
-
-    def take(self) -> list[Trial]:
-        """Take a block's trials from the queue: whole groups, and a part of one that is too long.
-
-        The first two of a group belong together, however long they take.
-        """
-        groups: dict[Config, list[Trial]] = {}
-        for trial in self.queue:
-            groups.setdefault(trial.config.group, []).append(trial)
-        first, *others = groups.values()
-        block, pace = first[:2], Pace.of(self.run.records)
-        for more in [*([trial] for trial in first[2:]), *others]:
-            limit_s = self.enough_s if more in others else runner.BLOCK_S
-            if _seconds([*block, *more], pace) > limit_s:
-                break
-            block += more
-        self.queue = [trial for trial in self.queue if trial not in block]
-        self.in_flight += 1
-        return block
-
-    def give_back(self, trials: Sequence[Trial]) -> None:
-        """A block has ended or is lost: those of its `trials` that are still left wait again."""
-        self.in_flight -= 1
-        pending = set(self.run.schedule.pending(self.number))
-        self.queue[:0] = [trial for trial in trials if trial in pending]
+    worker, known = importlib.import_module("distributed").get_worker(), len(run.records)
+    stop = _HostStop(settings.sweep_id, worker, budget_s)
+    require_installed(run.sweep.allocators)
+    scratch = tempfile.TemporaryDirectory(dir=worker.local_directory)  # dask's, after a kill too
+    with scratch as folder, _quiet(worker):
+        out = Path(folder) / run.out.name
+        run = replace(run, out=out, python=Interpreter.here())
+        with lock_machine(str(out), settings.if_busy), Kernels(settings.warm) as run.kernels:
+            left = {trial.config.id for trial in run_block(run, number, configs, stop)}
+        notebooks = {path.stem: path.read_text("utf-8") for path in out.glob("notebooks/*.ipynb")}
+    return run.records[known:], notebooks, left
 
 
-def _seconds(trials: Sequence[Trial], pace: Pace) -> float:
-    """Seconds of the turns of `trials`, at most."""
-    return sum(map(pace.turns_s, trials))
+_ended: set[str] = set()
+
+
+def end(sweep_id: str) -> None:
+    """End the blocks of a sweep with the cycle in flight, and those that begin later."""
+    _ended.add(sweep_id)
+
+
+class _HostStop(Stop):
+    """Ends a block at its deadline, when its sweep is ended, and when nobody waits for it."""
+
+    def __init__(self, sweep_id: str, worker: Any, budget_s: float) -> None:
+        super().__init__(time.monotonic() + budget_s)
+        self._sweep_id, self._worker, self._key = sweep_id, worker, worker.get_current_task()
+
+    def asked(self) -> bool:
+        task = self._worker.state.tasks.get(self._key)
+        return self._sweep_id in _ended or task is None or task.state == "cancelled"
+
+
+@contextmanager
+def _quiet(worker: Any) -> Iterator[None]:
+    """Let a worker do its periodic work rarely.
+
+    A worker takes 3 % of a CPU, in 100 slices a second, which turns would feel; a quiet one 0.2 %
+    in 5. A nanny (1.3 % in 50) and a scheduler (as much) are left alone.
+    """
+    with ExitStack() as later:
+        for call in worker.periodic_callbacks.values():
+            later.callback(setattr, call, "callback_time", call.callback_time)
+            call.callback_time = max(call.callback_time, 2000)  # ms; at 3000 it complains
+        yield
+
+
+@contextmanager
+def client_of(address: str) -> Iterator[Any]:
+    """Connect to the scheduler at `address`; raise `RequestError` where that cannot be."""
+    try:
+        distributed = importlib.import_module("distributed")
+    except ModuleNotFoundError:
+        raise RequestError(
+            "scheduler: needs dask.distributed: pip install 'scalebench[cluster]'"
+        ) from None
+    for name in ("distributed", "distributed.client", "tornado"):  # we say it in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise RequestError(f"scheduler: none at {address!r} ({_first_line(error)})") from None
+    try:
+        yield client
+    finally:
+        with suppress(Exception):  # nothing of ours depends on it
+            client.close(timeout=2)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def hosts_of(client: Any, if_busy: str, alike: bool) -> list[Host]:
+    """Return the hosts of all workers, by name; raise `RequestError` where they do not fit."""
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_S)
+    except TimeoutError:
+        address = client.scheduler.address
+        raise RequestError(
+            f"scheduler: no workers at {address}: start some with "
+            f"'dask worker {address} --nthreads 1'"
+        ) from None
+    answers = client.run(describe, on_error="return")
+    hosts = sorted((_checked(*answer) for answer in answers.items()), key=lambda host: host.name)
+    for one, other in combinations(hosts, 2):
+        identity = one.machine.identity if if_busy != "ignore" else None
+        if one.name == other.name or (identity and identity == other.machine.identity):
+            raise RequestError(
+                f"host {one.name} has two workers, {one.worker} and {other.worker}, which would "
+                "disturb each other: start one a host"
+            )
+        if alike and (differs := one.machine.differs_from(other.machine)):
+            raise RequestError(
+                f"any_host: {one.name} and {other.name} differ in {differs}, and only hosts "
+                "that are alike can stand in for each other: leave '--any-host' out"
+            )
+    return hosts
+
+
+def _checked(worker: str, answer: Any) -> Host:
+    """Return the host of `worker` from its `answer`; `RequestError` for other software."""
+    try:
+        host = Host.model_validate_json(answer)
+    except ValidationError:
+        raise RequestError(
+            f"worker {worker} lacks this scalebench ({answer!r:.80}): install this checkout there"
+        ) from None
+    differs = Software.here().differs_from(host.software)
+    if not differs and host.code != (here := code_digest()):
+        differs = f"scalebench's code {here} against {host.code}"
+    if differs:
+        raise RequestError(
+            f"host {host.name} has other software than this one ({differs}): make them the same"
+        )
+    return host
 
 
 @dataclass
 class Lane:
-    """A host, its worker while there is one, and the `trials` of the block that it measures.
-
-    `trouble` is why it measures nothing more.
-    """
+    """A host, and the `trials` of round `number` that it measures; after a `trouble` no more."""
 
     host: Host
-    share: Share
-    worker: str | None
-    future: Any = None
+    run: SweepRun
+    number: int = 0
     trials: Sequence[Trial] = ()
-    gone_at: float = 0.0
-    losses: int = 0
+    future: Any = None
     trouble: str | None = None
 
 
 class HostsRun:
-    """A sweep on the hosts of a cluster, checked and ready to run.
+    """A sweep on the hosts of a cluster, where it may be ``each`` or ``any`` of them.
 
-    There is one of `runs` for each of the hosts, or one for all where any host may measure.
+    `runs` has one run for each host, or a single one where any host may measure. Making it checks
+    hosts and folder `out`, and writes nothing; it raises `RequestError` as `SweepRun.prepare`.
     """
 
-    def __init__(self, cluster: Cluster, lanes: Sequence[Lane], warm: bool, if_busy: str) -> None:
-        self.lanes, self._cluster, self._warm, self._if_busy = lanes, cluster, warm, if_busy
-        self._id, self._woken = uuid.uuid4().hex, threading.Event()
-        self._shares = list({id(lane.share): lane.share for lane in lanes}.values())
-        self.runs = [share.run for share in self._shares]
-        self._progressed: Progressed = lambda step: None
-        self._say: Callable[[str], None] = lambda line: None
-        self._total = 0
-
-    @classmethod
-    def prepare(
-        cls,
-        sweep: Sweep,
-        out: Path,
-        cluster: Cluster,
-        retry_failed: bool = False,
-        warm: bool = True,
-        if_busy: str = "refuse",
-    ) -> HostsRun:
-        """Check `sweep`, whose `hosts` are ``each`` or ``any``, against them and folder `out`.
-
-        Writes nothing. Raises `RequestError` as `SweepRun.prepare`, and where a host cannot be
-        had.
-        """
-        hosts = cluster.all_hosts()
-        require_distinct(hosts, if_busy)
-        first = next(iter(hosts.values()))
-        if sweep.hosts == "any":
-            require_alike(list(hosts.values()))
-            one = Share(SweepRun.on(first.machine, sweep, out, retry_failed), len(hosts))
-            lanes = [Lane(host, one, worker) for worker, host in hosts.items()]
-        else:
-            lanes = [
-                Lane(
-                    host,
-                    Share(SweepRun.on(host.machine, sweep, out, retry_failed, host.name)),
-                    worker,
-                )
-                for worker, host in hosts.items()
-            ]
-        return cls(cluster, lanes, warm, if_busy)
+    def __init__(
+        self, sweep: Sweep, out: Path, client: Any, retry_failed: bool, warm: bool, if_busy: str
+    ) -> None:
+        any_host = sweep.hosts == "any"
+        hosts = hosts_of(client, if_busy, alike=any_host)
+        self.runs = [
+            SweepRun.on(host.machine, sweep, out, retry_failed, None if any_host else host.name)
+            for host in (hosts[:1] if any_host else hosts)
+        ]
+        self.lanes = list(map(Lane, hosts, self.runs * len(hosts)))
+        self._settings = Settings(uuid.uuid4().hex, warm, if_busy)
+        self._client, self._rounds, self._total = client, range(1, sweep.rounds + 1), 0
+        self._tried = set[tuple[str | None, int, str]]()
 
     def __str__(self) -> str:
         names = ", ".join(lane.host.name for lane in self.lanes)
         return f"{pluralize(len(self.lanes), 'host')}: {names}"
 
     def run_with_progress(self, budget_s: float, console: Console) -> list[str]:
-        """Run what is left, and show where it is; returns the `troubles`."""
-        with self.runs[0].alone("beside"), progress_shown(self.runs, console) as shown:
-            self.run(shown, shown.say, budget_s)
-        return self.troubles
+        """Run what is left, on all hosts at once; return which hosts have failed, and why.
 
-    @property
-    def troubles(self) -> list[str]:
-        """Which hosts measure nothing more, and why, a line each."""
-        return [
-            f"host {lane.host.name}: {lane.trouble or 'its worker is gone'}"
-            for lane in self.lanes
-            if lane.worker is None
-        ]
-
-    def run(
-        self,
-        progressed: Progressed,
-        say: Callable[[str], None] = lambda line: None,
-        budget_s: float = math.inf,
-    ) -> None:
-        """Run what is left, on all hosts at once; raises as `run_in_turn`.
-
-        Tells each record by `progressed`, and each block by `say`, in a line.
+        Raises as `run_in_turn`.
         """
-        self._progressed, self._say = progressed, say
         stop = Stop(time.monotonic() + budget_s)
-        first = self.runs[0]
-        with nullcontext() if first.locked else first.alone("beside"), stop.at_signals():
+        with (
+            self.runs[0].alone("ignore"),
+            progress_shown(self.runs, console) as self._shown,
+            stop.at_signals(),
+        ):
             for run in self.runs:
                 run.reload()
-            first.write_spec()
-            self._total = self._left()
+                self._total += sum(len(run.schedule.pending(n)) for n in self._rounds)
+            self.runs[0].write_spec()
             try:
-                while self._busy(stop):
-                    self._woken.wait(POLL_S)
-                    self._woken.clear()
-            finally:
-                if self._in_flight:
-                    self._cluster.end(self._id)
+                self._deal(stop)
+                while in_flight := [lane for lane in self.lanes if lane.trials]:
+                    time.sleep(POLL_S)
+                    if stop.asked():
+                        self._end()
+                    alive = self._workers()
+                    for lane in in_flight:
+                        if lane.future.status != "pending" or lane.host.worker not in alive:
+                            self._receive(lane)
+                            self._deal(stop)
+            except BaseException:
+                self._end()
+                raise
+        return [f"host {lane.host.name}: {lane.trouble}" for lane in self.lanes if lane.trouble]
 
-    @property
-    def _in_flight(self) -> int:
-        return sum(lane.future is not None for lane in self.lanes)
+    def _end(self) -> None:
+        """End the blocks in flight with their cycles."""
+        with suppress(Exception):  # the cluster may be what has failed
+            self._client.run(end, self._settings.sweep_id, on_error="ignore")
 
-    def _busy(self, stop: Stop) -> bool:
-        """Take what has come, deal what waits; whether there is anything to wait for."""
+    def _workers(self) -> set[str]:
+        """Return the addresses of the workers that are alive."""
+        try:
+            return set(self._client.nthreads())
+        except (OSError, RuntimeError) as error:
+            raise ScalebenchError(
+                f"stopped: the scheduler no longer answers ({_first_line(error)}); what is done is "
+                "kept, and the same command goes on"
+            ) from None
+
+    def _deal(self, stop: Stop) -> None:
+        """Have every idle host measure a block."""
         for lane in self.lanes:
-            if lane.future is not None and lane.future.done():
-                self._receive(lane)
-        self._look_for_workers()
-        if stop.asked():
-            self._cluster.end(self._id)
-        for lane in self.lanes:
-            free = lane.worker is not None and lane.future is None and not stop()
-            if free and lane.share.waits():
-                self._deal(lane, stop.deadline - time.monotonic())
-        return bool(self._in_flight) or (not stop() and any(map(self._may_return, self.lanes)))
+            if not (lane.trials or lane.trouble or stop()):
+                lane.number, lane.trials = self._next(lane)
+                if lane.trials:
+                    self._submit(lane, stop.deadline - time.monotonic())
 
-    def _deal(self, lane: Lane, budget_s: float) -> None:
-        """Have a host measure its next block."""
-        run = lane.share.run
-        lane.trials = lane.share.take()
-        bases = [run.schedule.base(trial) for trial in lane.trials]
-        order = Order(
-            run=self._id,
-            folder=run.out.resolve().name or "sweep",
-            sweep=run.sweep.model_copy(update={"hosts": "one"}),
-            machine=lane.host.machine,
-            records=tuple(map(_without_samples, run.records)),
-            retry=frozenset(run.retry),
-            number=lane.share.number,
-            configs=frozenset(trial.config.id for trial in [*lane.trials, *bases]),
-            budget_s=None if math.isinf(budget_s) else budget_s,
-            trial_timeout=run.trial_timeout,
-            warm=self._warm,
-            if_busy=self._if_busy,
+    def _next(self, lane: Lane) -> tuple[int, list[Trial]]:
+        """Return the first round that is not over, and those of its groups that a host takes.
+
+        Of n hosts it takes 1/n of the groups that wait, so that the others get some.
+        """
+        run, peers = lane.run, [peer for peer in self.lanes if peer.run is lane.run]
+        taken = [trial.config for peer in peers for trial in peer.trials]
+        for number in self._rounds:
+            pending = run.schedule.pending(number)
+            if left := [t for t in pending if (run.host, number, t.config.id) not in self._tried]:
+                groups = list(dict.fromkeys(t.config.group for t in left if t.config not in taken))
+                chosen = groups[: math.ceil(len(groups) / len(peers))]
+                return number, [t for t in left if t.config.group in chosen]
+        return 0, []
+
+    def _submit(self, lane: Lane, budget_s: float) -> None:
+        """Have a host measure its trials.
+
+        The scheduler unpickles the function and its arguments, and may lack scalebench: it gets a
+        function that is pickled by value, and bytes.
+        """
+
+        def call(pickled: bytes) -> Any:
+            return pickle.loads(pickled)()  # noqa: S301 - our own
+
+        bases = [lane.run.schedule.base(trial) for trial in lane.trials]
+        ids = {trial.config.id for trial in [*lane.trials, *bases]}
+        block = partial(measure_block, lane.run, lane.number, ids, budget_s, self._settings)
+        lane.future = self._client.submit(
+            call, pickle.dumps(block), workers=[lane.host.worker], pure=False
         )
-        lane.future = self._cluster.measure(str(lane.worker), order)
-        lane.future.add_done_callback(lambda _: self._woken.set())
-        self._say(
-            f"round {order.number}, {lane.host.name}: a block of "
-            f"{pluralize(len(lane.trials), 'config')}"
-        )
-        self._tell(lane)
+        configs = pluralize(len(lane.trials), "config")
+        self._shown.say(f"round {lane.number}, {lane.host.name}: a block of {configs}")
+        self._show(lane)
 
     def _receive(self, lane: Lane) -> None:
-        """Write what a block has found; what is left of it waits again."""
-        found = _answer(lane.future)
-        if found is None:
-            self._lose(lane)
-            return
-        for record in found.records:
-            self._keep(lane, record, found.notebooks.get(record.name))
-        left = [t for t in lane.trials if found.trouble or t.config.id in found.left]
-        lane.share.give_back(left)
-        lane.future, lane.trials = None, ()
-        if found.trouble:
-            lane.worker, lane.trouble = None, found.trouble
+        """Write the records of a host's block; all of it is left where the host fails."""
+        ids = {trial.config.id for trial in lane.trials}
+        records, notebooks, left = [], {}, ids
+        try:
+            if lane.future.status == "pending":
+                raise ScalebenchError("its worker is gone")
+            records, notebooks, left = lane.future.result(timeout=60)
+        except Exception as error:  # the other hosts go on
+            lane.trouble = _first_line(error)
+            configs = pluralize(len(ids), "config")
+            self._shown.say(f"{lane.host.name}: {lane.trouble}, {configs} to be measured again")
+        lane.trials, lane.future = (), None  # released: a late answer is lost
+        self._tried |= {(lane.run.host, lane.number, tried) for tried in ids - left}
+        for record in records:
+            self._keep(lane, record, notebooks.get(record.name))
 
     def _keep(self, lane: Lane, record: Record, notebook: str | None) -> None:
         """Write a record as its host's, after its notebook."""
-        run, name = lane.share.run, lane.host.name
-        any_host = run.host is None
+        run, name, any_host = lane.run, lane.host.name, lane.run.host is None
         number = next_trial(run.out, record.config, "*" if any_host else name)
-        update = {"trial": number, "host": name, "any_host": any_host}
-        record = record.model_copy(update=update)
+        record = record.model_copy(update={"trial": number, "host": name, "any_host": any_host})
         if notebook is not None:
             (run.out / "notebooks").mkdir(exist_ok=True)
             write_atomically(run.out / "notebooks" / f"{record.name}.ipynb", notebook)
         record.save(run.out / "records")
-        self._tell(lane, run.keep(record))
+        self._show(lane, run.keep(record))
 
-    def _lose(self, lane: Lane) -> None:
-        """A worker is gone, and with it its block: that is dealt again."""
-        lost = pluralize(len(lane.trials), "config")
-        self._say(f"{lane.host.name}: its worker is gone, {lost} to be measured again")
-        if lane.future is not None:
-            lane.future.release()  # or it would be run if a worker had this address again
-            lane.share.give_back(lane.trials)
-        lane.future, lane.trials, lane.worker, lane.gone_at = None, (), None, time.monotonic()
-        lane.losses += 1
-        if lane.losses == MOST_LOSSES:
-            lane.trouble = f"its worker has died {MOST_LOSSES} times"
-
-    def _look_for_workers(self) -> None:
-        """See whose worker is gone, and whose is back."""
-        alive = self._cluster.workers()
-        for lane in self.lanes:
-            finished = lane.future is not None and lane.future.status == "finished"
-            if lane.worker is not None and lane.worker not in alive and not finished:
-                self._lose(lane)
-        gone = {one.host.name: one for one in self.lanes if not one.worker and not one.trouble}
-        for worker in alive - {lane.worker for lane in self.lanes} if gone else ():
-            with suppress(RequestError):  # another's, or one that is just starting
-                host = self._cluster.hosts([worker])[worker]
-                back = gone.get(host.name)
-                if back is not None and not back.host.machine.differs_from(host.machine):
-                    back.worker = worker
-
-    def _may_return(self, lane: Lane) -> bool:
-        """Whether it is worth while to wait for a host whose worker is gone."""
-        gone = lane.worker is None and lane.trouble is None
-        return gone and time.monotonic() < lane.gone_at + GRACE_S and lane.share.waits()
-
-    def _left(self) -> int:
-        """How many trials are left, in all rounds."""
-        rounds = range(1, self.runs[0].sweep.rounds + 1)
-        return sum(len(run.schedule.pending(n)) for run in self.runs for n in rounds)
-
-    def _tell(self, lane: Lane, record: Record | None = None) -> None:
-        seconds = max(share.run.forecast() / share.hosts for share in self._shares)
-        done, doing = self._total - self._left(), f"{pluralize(self._in_flight, 'block')} in turn"
-        share = lane.share
-        self._progressed(
-            Step(share.number, doing, Block(""), done, self._total, seconds, record, share.run)
-        )
-
-
-def _answer(future: Any) -> Found | None:
-    """What a block has found; None where that is lost."""
-    if future.status == "error":
-        return Found(trouble=why(future.exception()))
-    with suppress(TimeoutError, OSError):
-        if future.status == "finished":
-            return Found.model_validate_json(future.result(timeout=ANSWER_S))
-    return None
-
-
-def _without_samples(record: Record) -> Record:
-    """What a schedule asks of `record`: of each point one turn, as long as they are on average."""
-    points = [point.model_copy(update={"turns": (_mean_turn(point),)}) for point in record.points]
-    return record.model_copy(update={"points": tuple(points), "host": None, "any_host": False})
-
-
-def _mean_turn(point: Point) -> Turn:
-    ns = point.wall_ns / len(point.turns) / point.passes_per_sample
-    return Turn(cycle=1, start_ns=0, samples_ns=(round(ns),))
+    def _show(self, lane: Lane, record: Record | None = None) -> None:
+        blocks = pluralize(sum(bool(lane.trials) for lane in self.lanes), "block")
+        seconds = sum(run.forecast() for run in self.runs) / len(self.lanes)
+        done, of = len(self._tried), self._total
+        doing = f"{blocks} in turn"
+        self._shown(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))
