@@ -1,87 +1,48 @@
-"""The explorer's controls: one look for all, with labels in one column."""
+"""The explorers' controls: one look for all, with labels in one column."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as widgets
 import traitlets
 
-_LABEL_WIDTH = "7rem"
+_MOST_ROWS = 6
+
+
+def _look(description: str, width: str = "24rem") -> dict[str, Any]:
+    style = {"description_width": "7rem"}
+    return {"description": description, "style": style, "layout": {"width": width}}
 
 
 def buttons(description: str, options: Sequence[Any] = ()) -> widgets.ToggleButtons:
-    """One of a few, all seen at once."""
-    style = {"description_width": _LABEL_WIDTH, "button_width": "max-content"}
-    layout = {"width": "max-content", "flex_flow": "row nowrap"}
-    made = widgets.ToggleButtons(
-        options=options, description=description, style=style, layout=layout
-    )
+    """Return a choice of one of a few, all seen at once."""
+    look = _look(description, "max-content")
+    look["style"]["button_width"] = "max-content"
+    look["layout"]["flex_flow"] = "row nowrap"
+    made = widgets.ToggleButtons(options=options, **look)
     return made.add_class("widget-inline-hbox")  # or its label stands left, others' right
 
 
 def dropdown(description: str, options: Sequence[Any] = ()) -> widgets.Dropdown:
-    """One of many."""
-    return widgets.Dropdown(options=options, **_wide(description))
+    """Return a choice of one of many."""
+    return widgets.Dropdown(options=options, **_look(description))
 
 
 def slider(description: str) -> widgets.SelectionSlider:
-    """One of an ordered few, to go through with the arrow keys."""
-    return widgets.SelectionSlider(options=[""], **_wide(description))
+    """Return a choice of one of an ordered few, to go through with the arrow keys."""
+    return widgets.SelectionSlider(options=[""], **_look(description))
 
 
 def range_slider(description: str) -> widgets.SelectionRangeSlider:
-    """From one to another of an ordered few."""
-    return widgets.SelectionRangeSlider(options=[1], **_wide(description))
+    """Return a choice from one to another of an ordered few."""
+    return widgets.SelectionRangeSlider(options=[1], **_look(description))
 
 
-def _wide(description: str) -> dict[str, Any]:
-    style = {"description_width": _LABEL_WIDTH}
-    return {"description": description, "style": style, "layout": {"width": "24rem"}}
-
-
-class CheckboxGroup(widgets.Box):  # type: ignore[misc]
-    """Check boxes, at first all or none `ticked`; `value` is the tuple of what is ticked."""
-
-    value = traitlets.Tuple()
-
-    def __init__(self, description: str, ticked: bool = True) -> None:
-        super().__init__(layout={"align_items": "baseline"})
-        self.boxes: dict[Any, widgets.Checkbox] = {}
-        self._ticked = ticked
-        self.least = 2 if ticked else 1
-        self._label = widgets.Label(
-            description,
-            layout={
-                "width": _LABEL_WIDTH,
-                "justify_content": "flex-end",
-                "margin": "2px 8px 2px 2px",
-                "flex": "none",
-            },
-        )
-        self._row = widgets.Box(layout={"flex_flow": "row wrap", "align_items": "center"})
-        self.children = (self._label, self._row)
-
-    def set_options(self, options: Sequence[Any], names: Callable[[Any], str] = str) -> None:
-        """Show a box for each of `options`; unticked ones stay so, unless none would be ticked."""
-        kept = {option: self.boxes[option] for option in options if option in self.boxes}
-        others = [option for option in options if option not in kept]
-        new = {option: _box(names(option), self._ticked, self._collect) for option in others}
-        self.boxes = {option: {**kept, **new}[option] for option in options}
-        if self._ticked and not any(box.value for box in self.boxes.values()):
-            for box in self.boxes.values():
-                box.value = True
-        self._row.children = tuple(self.boxes.values())
-        self._collect()
-
-    def hide(self, options: Sequence[Any]) -> None:
-        """Take the boxes of `options`, and only those, from sight; their ticks stay."""
-        for option, box in self.boxes.items():
-            box.layout.display = "none" if option in options else ""
-
-    def _collect(self, _change: object = None) -> None:
-        self.value = tuple(option for option, box in self.boxes.items() if box.value)
+def several(description: str) -> widgets.SelectMultiple:
+    """Return a choice of any of a few."""
+    return widgets.SelectMultiple(**_look(description))
 
 
 class PngImage(widgets.Image):  # type: ignore[misc]
@@ -89,13 +50,6 @@ class PngImage(widgets.Image):  # type: ignore[misc]
 
     description = traitlets.Unicode("").tag(sync=True)
     """The browser's part of a tooltip reads it, though images have none: it would fail."""
-
-
-def _box(name: str, ticked: bool, react: Callable[[object], None]) -> widgets.Checkbox:
-    layout = {"width": "max-content", "margin": "0 1rem 0 0"}
-    box = widgets.Checkbox(ticked, description=name, indent=False, layout=layout)
-    box.observe(react, "value")
-    return box
 
 
 def set_options(control: Any, options: Sequence[Any], default: Any = None) -> None:
@@ -106,20 +60,22 @@ def set_options(control: Any, options: Sequence[Any], default: Any = None) -> No
     control.index = values.index(wanted) if wanted in values else 0  # None as a value shows nothing
 
 
-def set_range_options(control: Any, options: Sequence[Any]) -> None:
+def set_several(control: widgets.SelectMultiple, options: Sequence[tuple[str, Any]]) -> None:
+    """Give `control` new options; those that were left out stay so, unless none would be chosen."""
+    left_out = {value for _, value in control.options} - set(control.value)
+    control.options, control.rows = options, min(len(options), _MOST_ROWS)
+    every = [value for _, value in options]
+    control.value = [value for value in every if value not in left_out] or every
+
+
+def set_range(control: widgets.SelectionRangeSlider, options: Sequence[Any]) -> None:
     """Give a range slider new options, all of them chosen."""
     control.options = options
     control.value = options[0], options[-1]
 
 
-def choosable(control: Any) -> bool:
-    """Whether there is something to choose with `control`."""
-    if isinstance(control, CheckboxGroup):
-        return len(control.boxes) >= control.least
-    return len(control.options) > 1
-
-
 def set_visible(controls: Sequence[Any], applying: Sequence[Any]) -> None:
-    """Hide those of `controls` that are not among `applying`."""
+    """Show those of `controls` that are among `applying` and leave a choice; hide the others."""
     for control in controls:
-        control.layout.display = "flex" if any(control is one for one in applying) else "none"
+        shown = any(control is one for one in applying) and len(control.options) > 1
+        control.layout.display = "flex" if shown else "none"

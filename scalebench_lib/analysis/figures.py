@@ -1,48 +1,31 @@
-"""The figures of a sweep, each a small function of the results table or of the samples.
+"""The figures of a sweep: each a function of rows of its table, and of what was chosen.
 
-Latency is in ms, throughput in inferences/s. `source` says where and when it was measured, under
-every picture (default: the table's machine). All raise `RequestError` where nothing of it was
-measured.
+All make a `Chart` of one context (`tables.CONTEXT`), and raise `RequestError` where nothing of it
+was measured. Latency is in ms, throughput in inferences/s. `VIEWS` names them, for the explorer
+and for the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.patches import Rectangle
 
-from scalebench_lib.analysis.draw import (
-    STYLE,
-    WIDTH,
-    ChartText,
-    EndLabel,
-    Line,
-    Picture,
-    Scale,
-    batch_colour,
-    canvas,
-    caption,
-    draw,
-    label_ends,
-    missing_notes,
-    style_of,
-)
+from scalebench_lib.analysis.findings import extreme, interval_label, point_label
 from scalebench_lib.analysis.tables import (
+    EAGER,
     METRICS,
-    Measured,
+    Metric,
     MetricName,
     Values,
     best_threads,
-    choose,
+    by_values,
     config_label,
     error_label,
+    errors_db,
     measured_only,
     missing_lines,
     model_title,
@@ -50,166 +33,211 @@ from scalebench_lib.analysis.tables import (
     over_eager,
     over_one_thread,
     pairing_label,
-    parts,
+    select,
+    values_of,
 )
+from scalebench_lib.charts import (
+    Cells,
+    Chart,
+    Dots,
+    Line,
+    Marks,
+    batch_colours,
+    how_to_read,
+    missing_notes,
+    style_of,
+)
+from scalebench_lib.config import AXES, Config
 from scalebench_lib.errors import RequestError
-from scalebench_lib.record import Point, Record
 from scalebench_lib.results import Results
-from scalebench_lib.stats import turns_interval
 from scalebench_lib.text import format_number, pluralize
 
 
-def per_batch(
-    table: pd.DataFrame,
-    model: str,
-    metric: MetricName,
-    batch_size: int,
-    *,
-    scale: Scale = "auto",
-    source: str | None = None,
-) -> Picture:
-    """`metric` of one batch size over cores: a line for each optimization, SMT off and on."""
-    rows = choose(table, model=model, batch_size=batch_size)
-    measured_only(rows)
-    lines = [
-        _line(
-            part, "cores", METRICS[metric].of, config_label(rows, name, smt), *style_of(table, name)
-        )
-        for (name, smt), part in parts(rows, ["optimization", "smt"])
-    ]
-    words = _words(rows, f"{metric}: batch size {batch_size}, by cores", "cores", source)
-    return draw(lines, ChartText(**words, y_axis=METRICS[metric].axis), scale)
+@dataclass(frozen=True)
+class Choices:
+    """What a figure is asked to show; each takes what it needs.
+
+    `threads` is the thread count to compare at, None for each config's best.
+    """
+
+    metric: MetricName = "latency"
+    batch_size: int = 1
+    optimization: str = EAGER
+    smt: bool = False
+    threads: int | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Choices:
+        """Return the choice of one config."""
+        return cls("latency", config.batch_size, config.optimization, config.smt)
+
+    @property
+    def config(self) -> str:
+        """``script, SMT off``."""
+        return f"{self.optimization}, SMT {'on' if self.smt else 'off'}"
+
+    @property
+    def at(self) -> str:
+        """At which thread count configs are compared."""
+        if self.threads is None:
+            return "each at its best thread count"
+        return pluralize(self.threads, "thread")
 
 
-def per_optimization(
-    table: pd.DataFrame,
-    model: str,
-    metric: MetricName,
-    optimization: str,
-    smt: bool,
-    *,
-    scale: Scale = "auto",
-    source: str | None = None,
-) -> Picture:
-    """`metric` of one optimization over threads, SMT off or on: a line for each batch size."""
-    rows = choose(table, model=model, optimization=optimization, smt=smt)
-    measured_only(rows)
-    lines = list(_batch_lines(rows, METRICS[metric].of))
-    title = f"{metric}: {_config(optimization, smt)}, by threads"
-    words = _words(rows, title, "threads", source)
-    return draw(lines, ChartText(**words, y_axis=METRICS[metric].axis), scale)
+def per_batch(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return the metric of one batch size over cores: a line for each optimization and SMT."""
+    chosen = select(rows, batch_size=choices.batch_size)
+    found, metric = measured_only(chosen), METRICS[choices.metric]
+    lines = _config_lines(rows, chosen, "cores", metric)
+    title = f"{choices.metric}: batch size {choices.batch_size}, by cores"
+    return _chart(chosen, found, title, "cores", metric, lines, source)
 
 
-def speedup_over_one_thread(
-    table: pd.DataFrame,
-    model: str,
-    optimization: str,
-    smt: bool,
-    *,
-    scale: Scale = "auto",
-    source: str | None = None,
-) -> Picture:
-    """Speed-up over one thread by threads, a line for each batch size, and the ideal line."""
-    rows = choose(table, model=model, optimization=optimization, smt=smt)
-    found = over_one_thread(measured_only(rows)).dropna(subset="speedup")
+def per_optimization(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return the metric of one optimization over threads: a line for each batch size."""
+    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
+    found, metric = measured_only(chosen), METRICS[choices.metric]
+    title = f"{choices.metric}: {choices.config}, by threads"
+    lines = _batch_lines(chosen, metric)
+    return _chart(chosen, found, title, "threads", metric, lines, source)
+
+
+def scaling(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return the speed-up over one thread by threads: a line for each batch size, and the ideal."""
+    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
+    found = over_one_thread(measured_only(chosen)).dropna(subset="speedup")
     if found.empty:
         raise RequestError("one thread was not measured: sweep with '--threads 1,…' first")
-    counts = sorted(found["threads"].unique().astype(int))
-    lines = [Line.ideal_of("ideal", counts, counts), *_batch_lines(found, _speedups)]
-    title = f"speed-up over 1 thread: {_config(optimization, smt)}"
-    words = _words(rows, title, "threads", source, ratios=found)
-    return draw(lines, ChartText(**words, y_axis="speed-up over 1 thread (×)"), scale)
+    counts = sorted(found["threads"].unique().tolist())
+    lines = [Line.reference_of("ideal", counts, counts), *_batch_lines(found, _OVER_ONE_THREAD)]
+    title = f"speed-up over 1 thread: {choices.config}"
+    return _chart(chosen, found, title, "threads", _OVER_ONE_THREAD, lines, source)
 
 
-def by_batch_size(
-    table: pd.DataFrame,
-    model: str,
-    metric: MetricName = "throughput",
-    *,
-    threads: int | None = None,
-    scale: Scale = "auto",
-    source: str | None = None,
-) -> Picture:
-    """`metric` by batch size, a line for each optimization and SMT.
+def by_batch_size(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return the metric by batch size: a line for each optimization and SMT."""
+    found, metric = _compared(measured_only(rows), choices), METRICS[choices.metric]
+    lines = _config_lines(rows, _with_missing(found, rows), "batch_size", metric)
+    title = f"{choices.metric} by batch size, {choices.at}"
+    return _chart(rows, found, title, "batch size", metric, lines, source)
 
-    At `threads` threads, by default each point at its best thread count.
+
+def speedup_over_eager(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return the speed-up over eager by batch size: a line for each optimization and SMT.
+
+    The labels have the least SQNR of each line, in dB. Both sides are at the same thread count,
+    or each at its best.
     """
-    rows = choose(table, model=model)
-    found = _at(measured_only(rows), threads)
-    lines = list(_config_lines(rows, found, METRICS[metric].of))
-    title = f"{metric} by batch size, {_counted(threads)}"
-    words = _words(rows, title, "batch size", source, doubling=True)
-    return draw(lines, ChartText(**words, y_axis=METRICS[metric].axis), scale)
-
-
-def speedup_over_eager(
-    table: pd.DataFrame,
-    model: str,
-    *,
-    threads: int | None = None,
-    scale: Scale = "auto",
-    source: str | None = None,
-) -> Picture:
-    """Speed-up over eager by batch size: a line for each optimization and SMT, with its error.
-
-    The error is the least SQNR of its configs, in dB. Both sides at `threads` threads, by
-    default each at its best thread count.
-    """
-    rows = choose(table, model=model)
-    _at(measured_only(rows), threads)
-    found = over_eager(rows, threads).dropna(subset="speedup")
-    others, compared = (frame[~frame["is_base"]] for frame in (rows, found))
-    if compared.empty:
+    _compared(measured_only(rows), choices)
+    found = over_eager(rows, choices.threads).dropna(subset="speedup")
+    others = found[~found["is_base"]]
+    if others.empty:
         raise RequestError("there is no optimization to compare with eager ('none')")
-    sizes = sorted(found["batch_size"].unique().astype(int))
+    sizes = found["batch_size"].min(), found["batch_size"].max()
+    both = _with_missing(others, rows[~rows["is_base"]])
     lines = [
-        Line.ideal_of("eager", [sizes[0], sizes[-1]], [1, 1]),
-        *_config_lines(others, compared, _speedups, errors=True),
+        Line.reference_of("eager", sizes, (1, 1)),
+        *_config_lines(rows, both, "batch_size", _OVER_EAGER, error_label),
     ]
-    title = f"speed-up over eager by batch size, {_counted(threads)}"
-    words = _words(rows, title, "batch size", source, doubling=True, ratios=compared)
-    return draw(lines, ChartText(**words, y_axis="speed-up over eager (×)"), scale)
+    title = f"speed-up over eager by batch size, {choices.at}"
+    return _chart(rows, others, title, "batch size", _OVER_EAGER, lines, source)
 
 
-def peak_share(
-    table: pd.DataFrame,
-    model: str,
-    *,
-    threads: int | None = None,
-    scale: Scale = "linear",
-    source: str | None = None,
-) -> Picture:
-    """Share of the machine's peak, in percent, by batch size: a line as in `by_batch_size`.
+def peak_share(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return the share of the machine's peak by batch size, in percent.
 
     The peak is that of a large matrix product on as many threads, in the type that the
     optimization computes in.
     """
-    rows = choose(table, model=model)
-    found = measured_only(rows)
-    found = found[found["peak_fraction"].notna()]
-    if found.empty:
+    known = measured_only(rows).dropna(subset="peak_fraction")
+    if known.empty:
         raise RequestError("the machine's peak is not known for any of these points")
-    lines = list(_config_lines(rows, _at(found, threads), _shares))
-    title = f"share of this machine's peak in its own type, {_counted(threads)}"
-    words = _words(rows, title, "batch size", source, doubling=True)
-    return draw(lines, ChartText(**words, y_axis="share of peak (%)"), scale)
+    found = _compared(known, choices)
+    lines = _config_lines(rows, _with_missing(found, rows), "batch_size", _PEAK_SHARE)
+    title = f"share of this machine's peak in its own type, {choices.at}"
+    chart = _chart(rows, found, title, "batch size", _PEAK_SHARE, lines, source)
+    return replace(chart, scale="linear")
 
 
-def _at(rows: pd.DataFrame, threads: int | None) -> pd.DataFrame:
-    found = best_threads(rows, threads)
-    if found.empty:
-        raise RequestError(f"nothing was measured at {threads} threads")
-    return found
+def heat_map(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return the metric of one optimization by batch size and threads, a coloured cell each.
+
+    A cross is a config that failed or was skipped, an empty cell was not asked for.
+    """
+    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
+    found, metric = measured_only(chosen), METRICS[choices.metric]
+    cells = Cells(
+        rows=sorted(chosen["batch_size"].unique().tolist()),
+        row=found["batch_size"].to_numpy(int),
+        marks=_marks(chosen, found, "threads", metric),
+        better_low=choices.metric == "latency",
+    )
+    crosses = " Crosses: failed or skipped." if cells.missing else ""
+    return Chart(
+        title=f"{_model(rows)} {choices.metric}: {choices.config}",
+        x_label="threads",
+        y_label="batch size",
+        unit=metric.unit,
+        caption=_caption(chosen, source, f"{metric.axis}; colours on a log scale.{crosses}"),
+        rows=found,
+        cells=cells,
+    )
 
 
-def _counted(threads: int | None) -> str:
-    if threads is None:
-        return "each at its best thread count"
-    return pluralize(threads, "thread")
+def distribution(samples: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+    """Return every pass of one batch size in ms, a column a point; outliers are crosses.
+
+    `samples` is what `samples_table` gives.
+    """
+    chosen = select(samples, batch_size=choices.batch_size)
+    chosen = select(chosen, optimization=choices.optimization, smt=choices.smt)
+    dots = [
+        Dots(
+            f"{config_label(samples, name, smt)}, {pluralize(threads, 'thread')}",
+            style_of(samples, name)[0],
+            part["latency_ms"].to_numpy(float),
+            part["outlier"].to_numpy(bool),
+        )
+        for (name, smt, threads), part in by_values(chosen, ["optimization", "smt", "threads"])
+    ]
+    many = f"{len(chosen):,} passes, {int(chosen['outlier'].sum()):,} of them outliers (crosses)"
+    return Chart(
+        title=f"{_model(chosen)}, batch size {choices.batch_size}: every pass",
+        x_label="",
+        y_label="latency of a pass (ms)",
+        unit="ms",
+        caption=_caption(chosen, source, f"{many}; bars: medians of all."),
+        rows=chosen,
+        dots=dots,
+        scale="linear",
+    )
 
 
-def _config(optimization: str, smt: bool) -> str:
-    return f"{optimization}, SMT {'on' if smt else 'off'}"
+def samples_table(results: Results) -> pd.DataFrame:
+    """Return every sample of `results`, a row each, with the columns of its point's row that say
+    where it was measured, ``trial``, ``latency_ms``, and ``outlier``, whether it is above 1.5
+    times its point's median."""
+    parts = list(_samples(results)) or [results.table.head(0)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _samples(results: Results) -> Iterator[pd.DataFrame]:
+    for (_, threads), point in results.points.items():
+        record = point.trials[0][0]
+        counts = [len(found.samples_ns) for _, found in point.trials]
+        yield pd.DataFrame(
+            {
+                **point.config.model_dump(exclude={"weights", "seed"}),
+                "config_id": point.config.id,
+                "machine": record.machine_name,
+                "item": record.item or point.config.item,
+                "status": "ok",
+                "threads": threads,
+                "trial": np.repeat([record.trial for record, _ in point.trials], counts),
+                "latency_ms": point.samples_ns / 1e6,
+                "outlier": point.outlier,
+            }
+        )
 
 
 def _speedups(rows: pd.DataFrame) -> Values:
@@ -224,331 +252,237 @@ def _shares(rows: pd.DataFrame) -> Values:
     return share, share * middle / high, share * middle / low
 
 
-def _batch_lines(rows: pd.DataFrame, of: Any) -> Iterator[Line]:
-    for batch_size, part in parts(rows, "batch_size"):
-        yield _line(part, "threads", of, f"batch {batch_size}", batch_colour(batch_size), "o")
+_OVER_EAGER = Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
+_OVER_ONE_THREAD = Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
+_PEAK_SHARE = Metric("share of peak (%)", "% of peak", _shares)
+
+
+def _compared(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
+    found = best_threads(rows, choices.threads)
+    if found.empty:
+        raise RequestError(f"nothing was measured at {choices.threads} threads")
+    return found
+
+
+def _with_missing(found: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    missing = rows[rows["status"] != "ok"]
+    return pd.concat([found, missing]) if len(missing) else found
+
+
+def _batch_lines(rows: pd.DataFrame, metric: Metric) -> Iterator[Line]:
+    for batch_size, part in by_values(rows, "batch_size"):
+        light, dark = batch_colours(batch_size)
+        line = _line(rows, part, "threads", metric, f"batch {batch_size}", (light, "o"))
+        yield replace(line, dark=dark)
 
 
 def _config_lines(
-    rows: pd.DataFrame, found: pd.DataFrame, of: Any, errors: bool = False
+    table: pd.DataFrame,
+    rows: pd.DataFrame,
+    x: str,
+    metric: Metric,
+    more: Callable[[pd.DataFrame], str] = lambda part: "",
 ) -> Iterator[Line]:
-    """A line by batch size for each config of `rows`: the points of `found`, and what failed."""
-    for (name, smt), every in parts(rows, ["optimization", "smt"]):
-        part = found[(found["optimization"] == name) & (found["smt"] == smt)]
-        gone = every[every["status"] != "ok"]
-        label = config_label(rows, name, smt) + (error_label(part) if errors else "")
-        both = pd.concat([part, gone]) if len(gone) else part
-        if len(both):
-            yield _line(both, "batch_size", of, label, *style_of(rows, name))
+    """Yield a line for each config of `rows`, in the styles of `table`; `more` ends its label."""
+    for (name, smt), part in by_values(rows, ["optimization", "smt"]):
+        label = config_label(rows, name, smt) + more(part)
+        yield _line(rows, part, x, metric, label, style_of(table, name))
 
 
-def _line(rows: pd.DataFrame, x: str, of: Any, label: str, colour: str, marker: str) -> Line:
-    gone = rows.loc[rows["status"] != "ok", x].dropna().to_numpy(float)
-    rows = rows[rows["status"] == "ok"].sort_values(x)
-    if rows.empty:
-        return Line.without_points(f"{label}: not measured", colour, gone.tolist())
-    if rows[x].duplicated().any():
+def _line(
+    rows: pd.DataFrame,
+    part: pd.DataFrame,
+    x: str,
+    metric: Metric,
+    label: str,
+    style: tuple[str, str],
+) -> Line:
+    colour, marker = style
+    missing_at = part.loc[part["status"] != "ok", x].dropna().astype(float).tolist()
+    found = part[part["status"] == "ok"].sort_values(x)
+    if found.empty:
+        return Line(f"{label}: not measured", colour, missing_at=missing_at)
+    if found[x].duplicated().any():
         raise ValueError(f"{label}: several rows for one point: give the rows of one sweep")
-    values, low, high = of(rows)
     return Line(
         label=label,
         colour=colour,
         marker=marker,
-        dashed=bool(rows["smt"].iloc[0]),
-        x=rows[x].to_numpy(float),
-        y=values,
-        low=low,
-        high=high,
-        coarse=rows["coarse"].to_numpy(bool),
-        gone=gone,
+        dashed=bool(found["smt"].iloc[0]),
+        marks=_marks(rows, found, x, metric),
+        coarse=found["coarse"].to_numpy(bool),
+        missing_at=missing_at,
     )
 
 
-def _words(
-    rows: pd.DataFrame,
+def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: Metric) -> Marks:
+    """Return the points of `found` at their `x`; names have SMT in them if `rows` have it on."""
+    several_smt = bool(rows["smt"].any())
+    hows = found["speedup_paired"] if metric.ratio else [None] * len(found)
+    points = found.assign(sqnr=errors_db(found), how=hows).itertuples()
+    names, details = zip(*((_name(p, several_smt), _detail(p)) for p in points), strict=True)
+    return Marks(found[x].to_numpy(float), *metric.of(found), names, details)
+
+
+def _name(point: Any, several_smt: bool) -> str:
+    smt = f", SMT {'on' if point.smt else 'off'}" if several_smt else ""
+    threads = pluralize(point.threads, "thread")
+    return f"{point.optimization}{smt}, batch {point.batch_size}, {threads}"
+
+
+def _detail(point: Any) -> str:
+    known = [
+        point.how,
+        pluralize(point.samples, "sample") if pd.notna(point.samples) else None,
+        pluralize(point.outliers, "outlier")
+        if pd.notna(point.outliers) and point.outliers
+        else None,
+        "coarse" if point.coarse else None,
+        f"SQNR {format_number(point.sqnr)} dB" if pd.notna(point.sqnr) else None,
+    ]
+    return ", ".join(filter(None, known))
+
+
+def _chart(
+    chosen: pd.DataFrame,
+    found: pd.DataFrame,
     title: str,
-    by: str,
+    x_label: str,
+    metric: Metric,
+    lines: Iterable[Line],
     source: str | None,
-    doubling: bool = False,
-    ratios: pd.DataFrame | None = None,
-) -> dict[str, Any]:
-    how = "" if ratios is None else pairing_label(ratios["speedup_paired"].dropna())
-    return {
-        "title": f"{model_title(only_value(rows, 'model'))} {title}",
-        "x_axis": by,
-        "source": source_label(rows, source) + (f" · ratios: {how}" if how else ""),
-        "missing": missing_lines(rows),
-        "doubling": doubling,
-    }
+) -> Chart:
+    """Return a chart of `lines`, which show what was `found` among the `chosen` rows."""
+    drawn = list(lines)
+    how = pairing_label(found["speedup_paired"].dropna()) if metric.ratio else ""
+    return Chart(
+        title=f"{_model(chosen)} {title}",
+        x_label=x_label,
+        y_label=metric.axis,
+        unit=metric.unit,
+        caption=_caption(chosen, source, how_to_read(drawn), f"ratios: {how}" if how else ""),
+        rows=found,
+        lines=drawn,
+        doubling=x_label == "batch size",
+    )
+
+
+def _model(rows: pd.DataFrame) -> str:
+    return model_title(only_value(rows, "model"))
+
+
+def _caption(rows: pd.DataFrame, source: str | None, how: str, ratios: str = "") -> list[str]:
+    """Return the lines under a chart: where from, how to read it, and what is missing."""
+    where = " · ".join(filter(None, [source_label(rows, source), ratios]))
+    return [where, *filter(None, [how]), *missing_notes(missing_lines(rows))]
 
 
 def source_label(rows: pd.DataFrame, source: str | None) -> str:
-    """Where it was measured, with what: ``Machine · 2025-03-01 · 16 tokens · …``."""
-    where = [source or only_value(rows, "machine")]
-    where += [item for item in rows["item"].iloc[:1] if item]  # an imported file may not tell
-    where.append(f"{only_value(rows, 'placement')} placement")
+    """Say where it was measured, with what: ``Machine · 2025-03-01 · 16 tokens · …``."""
     allocator = only_value(rows, "allocator")
-    where += [f"allocator {allocator}"] if allocator != "default" else []
-    if not rows["pinned"].fillna(True).all():
-        where.append("NOT PINNED: threads could move between CPUs")
-    return " · ".join(where)
-
-
-_ROW = 0.34
-_MOST_WRITTEN = 20
-"""With more columns than this, numbers would lie on one another."""
-
-
-def heat_map(
-    table: pd.DataFrame,
-    model: str,
-    metric: MetricName,
-    optimization: str,
-    smt: bool,
-    *,
-    source: str | None = None,
-) -> Picture:
-    """`metric` of one optimization by batch size and threads, a coloured cell each.
-
-    A cross is a config that failed or was skipped, an empty cell was not asked for. Latency in
-    ms, throughput in inferences/s. Raises `RequestError` where nothing of it was measured.
-    """
-    rows = choose(table, model=model, optimization=optimization, smt=smt)
-    found = measured_only(rows).assign(value=lambda some: METRICS[metric].of(some)[0])
-    cells = found.pivot_table(index="batch_size", columns="threads", values="value")
-    cells = cells.reindex(sorted(rows["batch_size"].unique())).astype(float)
-    title = f"{model_title(model)} {metric}: {optimization}, SMT {'on' if smt else 'off'}"
-    notes = [source_label(rows, source), f"{METRICS[metric].axis}; colours on a log scale."]
-    gone = missing_lines(rows)
-    notes += [*(["Crosses: failed or skipped."] if gone else []), *missing_notes(gone)]
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = canvas(title, len(notes), max(1.2, _ROW * len(cells)))
-        _fill(axes, cells, "viridis" if metric == "throughput" else "viridis_r")
-        _cross(axes, cells)
-        axes.set(xlabel="threads", ylabel="batch size")
-        figure.subplots_adjust(right=1 - 0.2 / WIDTH)
-        caption(figure, title, notes)
-    return figure
-
-
-def _fill(axes: Axes, cells: pd.DataFrame, palette: str) -> None:
-    written = len(cells.columns) <= _MOST_WRITTEN
-    labels = cells.map(lambda value: format_number(value) if np.isfinite(value) else "").to_numpy()
-    low, high = np.nanmin(cells), np.nanmax(cells)
-    sns.heatmap(
-        cells,
-        norm=LogNorm(low, high if high > low else 1.01 * low),
-        cmap=palette,
-        cbar=False,
-        annot=labels if written else None,
-        fmt="",
-        annot_kws={"fontsize": 8 if len(cells.columns) <= 10 else 6},
-        linewidths=0.8,
-        ax=axes,
-    )
-    axes.tick_params(axis="y", rotation=0)
-
-
-def _cross(axes: Axes, cells: pd.DataFrame) -> None:
-    for row in np.flatnonzero(cells.isna().all(axis=1)).tolist():
-        width = len(cells.columns)
-        axes.add_patch(Rectangle((0, row), width, 1, color="0.93", linewidth=0, zorder=0))
-        axes.plot(np.arange(width) + 0.5, np.full(width, row + 0.5), "x", color="0.35", gid="gone")
-
-
-_OUTLIER = "#d03a4a"
-_SPREAD = 0.28
-"""Dots of a point are strewn so far to each side of its middle."""
-
-
-def samples_table(results: Results) -> pd.DataFrame:
-    """Every sample of `results`, a row each: its config, ``threads``, ``trial``, ``latency_ms``,
-    and ``outlier``, whether it is above 1.5 times its point's median."""
-    return pd.concat(list(_samples(results)), ignore_index=True)
-
-
-def _samples(results: Results) -> Iterator[pd.DataFrame]:
-    for (_, threads), point in results.points.items():
-        counts = [len(found.samples_ns) for _, found in point.trials]
-        yield pd.DataFrame(
-            {
-                **point.config.model_dump(exclude={"weights", "seed"}),
-                "config_id": point.config.id,
-                "threads": threads,
-                "trial": np.repeat([record.trial for record, _ in point.trials], counts),
-                "latency_ms": point.samples_ns / 1e6,
-                "outlier": point.outlier,
-            }
-        )
-
-
-def distribution(samples: pd.DataFrame, model: str, batch_size: int, source: str) -> Picture:
-    """The samples of one batch size in ms, a column a point; outliers are red crosses.
-
-    `samples` is what `samples_table` gives, of one setting. Raises `RequestError` where there
-    are none of them.
-    """
-    rows = samples[(samples["model"] == model) & (samples["batch_size"] == batch_size)]
-    if rows.empty:
-        raise RequestError(f"no samples of {model} at batch size {batch_size}")
-    title = f"{model_title(model)}, batch size {batch_size}: every pass"
-    many = f"{len(rows):,} passes, {int(rows['outlier'].sum()):,} of them outliers (crosses)"
-    notes = [source, f"{many}; bars: medians of all. A column a point, threads in its name."]
-    with rc_context(STYLE):
-        figure, axes = canvas(title, len(notes) + 5, ylabel="latency of a pass (ms)")
-        groups = list(parts(rows, ["optimization", "smt", "threads"]))
-        for place, ((name, _, _), part) in enumerate(groups):
-            _jitter(axes, place, part, style_of(samples, name)[0])
-        names = [f"{config_label(rows, o, s)}, {t}" for (o, s, t), _ in groups]
-        axes.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=8)
-        axes.set_ylim(0, 1.05 * rows["latency_ms"].max())
-        axes.grid(visible=False, axis="x")
-        sns.despine(ax=axes)
-        figure.subplots_adjust(right=1 - 0.2 / WIDTH)
-        caption(figure, title, notes)
-    return figure
-
-
-def _jitter(axes: Axes, place: int, part: pd.DataFrame, colour: str) -> None:
-    strewn = place + _SPREAD * np.sin(2.4 * np.arange(len(part)))
-    odd = part["outlier"].to_numpy(bool)
-    values = part["latency_ms"].to_numpy(float)
-    axes.plot(strewn[~odd], values[~odd], ".", color=colour, markersize=4, alpha=0.55)
-    axes.plot(strewn[odd], values[odd], "x", color=_OUTLIER, markersize=5, gid="outlier")
-    axes.hlines(np.median(values), place - 0.4, place + 0.4, color="0.2", linewidth=1.2)
-
-
-def samples(record: Record) -> Picture:
-    """The passes of `record` over time, in ms and s: dots, their median and its 95 % interval."""
-    figure = Picture(figsize=(8.4, 4.0))
-    figure.alt = f"Every pass of {record.config}"
-    began = min(point.turns[0].start_ns for point in record.points)
-    with rc_context(STYLE):
-        axes = figure.add_subplot(
-            xlabel="seconds since the first pass", ylabel="latency of a pass (ms)"
-        )
-        colours = sns.color_palette("colorblind", len(record.points))
-        ends = [
-            _draw(axes, point, began, colour)
-            for point, colour in zip(record.points, colours.as_hex(), strict=True)
-        ]
-        axes.set_title(figure.alt, loc="left", fontsize=11, weight="bold")
-        axes.set_ylim(bottom=0)
-        sns.despine(ax=axes)
-        figure.subplots_adjust(right=0.86, bottom=0.14)
-        label_ends(axes, ends)
-    return figure
-
-
-def _draw(axes: Axes, point: Point, began_ns: int, colour: str) -> EndLabel:
-    found, middle = turns_interval([turn.median_ns for turn in point.turns]), point.median_ns / 1e6
-    axes.plot(
-        *(_seconds(point, began_ns), np.asarray(point.samples_ns) / 1e6, "."),
-        color=colour,
-        alpha=0.6,
-    )
-    axes.axhline(middle, color=colour, linewidth=1)
-    if np.isfinite(found.high):
-        axes.axhspan(found.low / 1e6, found.high / 1e6, color=colour, alpha=0.2, linewidth=0)
-    return EndLabel(pluralize(point.threads, "thread"), axes.get_xlim()[1], middle, colour)
-
-
-def _seconds(point: Point, began_ns: int) -> np.ndarray:
-    """When each sample began, counted from `began_ns`: those of a turn follow one another."""
-    each = [
-        turn.start_ns + point.passes_per_sample * np.cumsum((0, *turn.samples_ns[:-1]))
-        for turn in point.turns
+    pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
+    where = [
+        source or only_value(rows, "machine"),
+        rows["item"].iloc[0],  # an imported file may not tell
+        f"{only_value(rows, 'placement')} placement",
+        "" if allocator == "default" else f"allocator {allocator}",
+        "" if pinned else "NOT PINNED: threads could move between CPUs",
     ]
-    return (np.concatenate(each) - began_ns) / 1e9
+    return " · ".join(filter(None, where))
 
 
-_MOST_BATCHES = 3
+@dataclass(frozen=True)
+class View:
+    """A way to look at a sweep: the fields of `Choices` that apply, and the figure.
 
-Pair = dict[str, pd.DataFrame]
-"""Speed-ups of two sweeps by the sweep's label."""
-
-
-def speedups(measured: Measured, model: str) -> pd.DataFrame:
-    """How many times as fast as one thread `model` runs, SMT off: by batch size and threads.
-
-    Of several optimizations and settings the fastest counts, at one thread too. Columns
-    `batch_size`, `threads` and `speedup`.
+    `needs` says whether rows hold what it shows; `sentence` says what is seen in its chart.
     """
-    rows = measured_only(measured.table)
-    rows = rows[(rows["model"] == model) & ~rows["smt"].astype(bool)]
-    best = rows.loc[rows.groupby(["batch_size", "threads"])["latency_ms"].idxmin()]
-    single = {row["batch_size"]: row for row in best[best["threads"] == 1].to_dict("records")}
-    found = [
-        (row["batch_size"], row["threads"], measured.ratio(single[row["batch_size"]], row).value)
-        for row in best.to_dict("records")
-        if row["batch_size"] in single
-    ]
-    return pd.DataFrame(found, columns=["batch_size", "threads", "speedup"])
+
+    title: str
+    controls: tuple[str, ...]
+    chart: Callable[[pd.DataFrame, Choices, str | None], Chart]
+    sentence: Callable[[Results, Chart, Choices], str]
+    needs: Callable[[pd.DataFrame], bool] = lambda rows: True
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether its rows are samples (`samples_table`), not points."""
+        return self.chart is distribution
 
 
-def side_by_side(own: Measured, other: Measured) -> tuple[Picture, list[str]]:
-    """A picture of both sweeps' speed-ups over one thread, and sentences on what it shows.
-
-    Raises `RequestError` where they have no model or batch size in common.
-    """
-    model, pair = _comparable(own, other)
-    sizes = _few(sorted(set.intersection(*(set(t["batch_size"]) for t in pair.values()))))
-    colours = sns.color_palette("colorblind", len(sizes)).as_hex()
-    lines = [
-        _pair_line(part, f"{label}, batch {size}", colour, dashed=label == "other")
-        for size, colour in zip(sizes, colours, strict=True)
-        for label, table in pair.items()
-        for _, part in parts(table[table["batch_size"] == size], "batch_size")
-    ]
-    title = f"{model_title(model)}: speed-up over one thread"
-    source = f"own (solid): {own.source} · other (dashed): {other.source} · SMT off"
-    picture = draw(
-        lines, ChartText(title, "threads", "times as fast as one thread", source), "linear"
-    )
-    return picture, list(_sentences(pair, sizes))
+def _extreme(results: Results, chart: Chart, choices: Choices) -> str:
+    return extreme(results, chart.rows, choices.metric)
 
 
-def _comparable(own: Measured, other: Measured) -> tuple[str, Pair]:
-    """The first model that both have at a common batch size, one thread included."""
-    models = sorted(set(own.table["model"]) & set(other.table["model"]))
-    for model in models:
-        pair = {"own": speedups(own, model), "other": speedups(other, model)}
-        if set(pair["own"]["batch_size"]) & set(pair["other"]["batch_size"]):
-            return model, pair
-    raise RequestError(
-        "the two sweeps have no batch size of one model in common, measured at one thread with "
-        "SMT off: choose another sweep to lay beside"
-    )
+def _largest_speedup(_results: Results, chart: Chart, _choices: Choices) -> str:
+    top = chart.rows.sort_values("speedup").iloc[-1]
+    value = f"{format_number(top['speedup'])}×{interval_label(top)}"
+    return f"Largest speed-up: {value}, with {point_label(chart.rows, top)}."
 
 
-def _few(sizes: list[int]) -> list[int]:
-    """The smallest, the largest, and one between."""
-    places = np.linspace(0, len(sizes) - 1, min(len(sizes), _MOST_BATCHES)).round().astype(int)
-    return [sizes[place] for place in places]
+def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
+    top = chart.rows.sort_values("peak_fraction").iloc[-1]
+    share = format_number(100 * top["peak_fraction"])
+    return f"Largest share: {share} % of the peak, with {point_label(chart.rows, top)}."
 
 
-def _pair_line(part: pd.DataFrame, label: str, colour: str, dashed: bool) -> Line:
-    unknown = np.full(len(part), np.nan)
-    return Line(
-        label=label,
-        colour=colour,
-        marker="s" if dashed else "o",
-        dashed=dashed,
-        x=part["threads"].to_numpy(float),
-        y=part["speedup"].to_numpy(float),
-        low=unknown,
-        high=unknown,
-        coarse=np.zeros(len(part), dtype=bool),
-    )
+def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:
+    outliers = int(chart.rows["outlier"].sum())
+    return f"{len(chart.rows):,} passes, {outliers:,} of them outliers."
 
 
-def _sentences(pair: Pair, sizes: list[int]) -> Iterator[str]:
-    for size in sizes:
-        both = [t[t["batch_size"] == size].set_index("threads")["speedup"] for t in pair.values()]
-        threads = max(set(both[0].index) & set(both[1].index))
-        own, other = (float(found[threads]) for found in both)
-        if threads > 1:
-            yield (
-                f"Batch {size}, {threads} threads: {format_number(own)}× as fast as one thread "
-                f"here, {format_number(other)}× in the other sweep."
-            )
+def _compares(rows: pd.DataFrame) -> bool:
+    return {EAGER} < set(rows["optimization"])
+
+
+_CONFIG = ("optimization", "smt")
+VIEWS: dict[str, View] = {
+    "eager": View(
+        "Speed-up over eager", ("threads",), speedup_over_eager, _largest_speedup, _compares
+    ),
+    "sizes": View("By batch size", ("metric", "threads"), by_batch_size, _extreme),
+    "batch": View("One batch size, by cores", ("metric", "batch_size"), per_batch, _extreme),
+    "optimization": View(
+        "One optimization, by threads", ("metric", *_CONFIG), per_optimization, _extreme
+    ),
+    "scaling": View("Speed-up over one thread", _CONFIG, scaling, _largest_speedup),
+    "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
+    "peak": View(
+        "Share of the machine's peak",
+        ("threads",),
+        peak_share,
+        _largest_share,
+        lambda rows: bool(rows["peak_fraction"].notna().any()),
+    ),
+    "samples": View(
+        "Every sample of a batch size",
+        ("batch_size", *_CONFIG),
+        distribution,
+        _passes,
+        lambda rows: bool((rows["samples"] > 0).any()),
+    ),
+}
+"""The first that a sweep can have is shown first."""
+
+
+CONTROLS = {
+    "metric": "Metric",
+    **{name: AXES[name].title for name in ("batch_size", "optimization", "smt")},
+    "threads": "Threads",
+}
+"""The fields of `Choices`, and their titles."""
+
+
+def options(rows: pd.DataFrame) -> dict[str, list[tuple[str, Any]]]:
+    """Return the choices that `rows` leave, by field of `Choices`: names and values."""
+    smt = {False: "off", True: "on"}
+    return {
+        "metric": [(name, name) for name in METRICS],
+        "batch_size": [(str(size), size) for size in values_of(rows, "batch_size")],
+        "optimization": [(name, name) for name in values_of(rows, "optimization")],
+        "smt": [(smt[value], value) for value in values_of(rows, "smt")],
+        "threads": [
+            ("each at its best thread count", None),
+            *((str(count), count) for count in values_of(rows, "threads")),
+        ],
+    }

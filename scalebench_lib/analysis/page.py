@@ -1,11 +1,11 @@
 """The page of a sweep: results.csv, figures, index.md and a self-contained index.html.
 
 Order and names of the figures are those of the published scalebench pages, so that one can stand
-for the other. The browser draws index.html's pictures from the results, with Observable Plot (and
-d3, on which it stands), vendored in ``vendor/``. Of the plotting libraries that are well kept it is
-the one that gives SVG (sharp in print, colours from CSS, so light and dark), has bands, cells, log
-axes, tips and alternative texts of its own, and weighs 0.5 MB: plotly is 4.8 MB, ECharts 1.1 MB;
-uPlot (50 KB) and Chart.js draw on a canvas, without text, and leave cells and labels to us.
+for the other. index.html holds the charts of every view and choice, and draws them with Observable
+Plot (and d3, on which it stands), vendored in ``vendor/``. Of the plotting libraries that are well
+kept it is the one that gives SVG (sharp in print, colours from CSS, so light and dark), has bands,
+cells, log axes and tips of its own, and weighs 0.5 MB. Vega-Lite is 0.8 MB and takes four times as
+long a chart, plotly is 4.8 MB, ECharts 1.1 MB; uPlot and Chart.js draw on a canvas, without text.
 """
 
 from __future__ import annotations
@@ -15,306 +15,57 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from scalebench_lib.analysis.draw import Picture, batch_colour, style_of
-from scalebench_lib.analysis.figures import (
-    peak_share,
-    per_batch,
-    per_optimization,
-    speedup_over_eager,
-)
+from scalebench_lib.analysis.draw import draw
+from scalebench_lib.analysis.figures import CONTROLS, VIEWS, Choices, options, samples_table
 from scalebench_lib.analysis.findings import best_points, findings
 from scalebench_lib.analysis.tables import (
+    ALL,
     CONTEXT,
     EAGER,
     METRICS,
-    RATIO_COLUMNS,
-    Measured,
     MetricName,
     allocators_as_optimizations,
     by_context,
     context_label,
-    errors_db,
     missing_lines,
     model_title,
     over_eager,
+    shown_optimizations,
+    values_of,
     varying_context,
 )
-from scalebench_lib.config import OPTIMIZATIONS, Config, slug
+from scalebench_lib.charts import Axis, Chart, Marks, plain
+from scalebench_lib.config import AXES, DEFAULTS, slug
 from scalebench_lib.disturbances import disturbances
-from scalebench_lib.record import Record, write_atomically
+from scalebench_lib.errors import RequestError
+from scalebench_lib.files import write_atomically
+from scalebench_lib.record import Record
+from scalebench_lib.results import Results
 from scalebench_lib.text import format_number
 
-By = Literal["batch", "optimization", "eager", "peak"]
-
-_SUFFIXES = {
-    "seq_len": "seq",
-    "image_size": "px",
-    "placement": "",
-    "allocator": "",
-    "device": "",
-    "machine": "",
-}
-"""What tells figures of one page apart, and how it begins in their names."""
-
-
-@dataclass(frozen=True)
-class FigureSpec:
-    """A place on the page: the figure `name`.png, or why there is none.
-
-    `alt` is its alternative text, `short` its name within its group, `rows` all that it shows,
-    `choices` what a reader of the live page would choose to see it.
-    """
-
-    name: str
-    alt: str
-    short: str
-    metric: MetricName
-    by: By
-    placement: str
-    rows: pd.DataFrame
-    drawing: partial[Picture]
-    choices: dict[str, Any]
-
-    @property
-    def missing(self) -> str | None:
-        """Why there is no picture, where nothing of it was measured."""
-        if (self.rows["status"] == "ok").any():
-            return None
-        return f"{self.alt}: not measured. {'; '.join(missing_lines(self.rows))}."
-
-    def draw(self, source: str | None = None) -> Picture:
-        """The figure, with its alternative text; `RequestError` where nothing was measured."""
-        picture = self.drawing(source=source)
-        picture.alt = self.alt
-        return picture
-
-
-def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
-    """All specs of `table` in the order of the page: metric, batches, then optimizations."""
-    return [
-        spec
-        for placement in sorted(table["placement"].unique(), reverse=True)
-        for metric in METRICS
-        for by in (_batch_specs, _optimization_specs)
-        for setting, rows in by_context(table[table["placement"] == placement])
-        for spec in by(rows, metric, setting, _suffixes(table, setting))
-    ]
-
-
-def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
-    """Plates of all configs at once, where there is something to show.
-
-    Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
-    """
-    table = allocators_as_optimizations(table)
-    for setting, rows in by_context(table):
-        model, suffixes = setting["model"], _suffixes(table, setting)
-        compared = over_eager(rows).dropna(subset="speedup")
-        if compared["optimization"].ne(EAGER).any():
-            drawing = partial(speedup_over_eager, rows, model)
-            yield _overview("eager", "speedup", "Speed-up", rows, drawing, setting, suffixes)
-        if rows["peak_fraction"].notna().any():
-            drawing = partial(peak_share, rows, model)
-            yield _overview("peak", "peak", "Peak", rows, drawing, setting, suffixes)
-
-
-def _overview(
-    by: By,
-    name: str,
-    title: str,
-    rows: pd.DataFrame,
-    drawing: partial[Picture],
-    setting: dict[str, Any],
-    suffixes: list[str],
-) -> FigureSpec:
-    return FigureSpec(
-        name=_name(setting["model"], name, *suffixes),
-        alt=" ".join([model_title(setting["model"]), title, *suffixes]),
-        short=" ".join([title, *suffixes]),
-        metric="latency",
-        by=by,
-        placement=setting["placement"],
-        rows=rows,
-        drawing=drawing,
-        choices={**setting, "threads": "best"},
-    )
-
-
-def ordered_optimizations(table: pd.DataFrame) -> list[str]:
-    """The table's optimizations: those that we know in our order, then the others by name."""
-    ranks = {name: rank for rank, name in enumerate(OPTIMIZATIONS)}
-    names = set(table["optimization"])
-    return sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name))
-
-
-def shown_optimizations(table: pd.DataFrame) -> list[str]:
-    """Those with figures of their own: `none` only stands to compare with, unless it is alone."""
-    ordered = ordered_optimizations(table)
-    return [name for name in ordered if name != "none"] or ordered
-
-
-def _batch_specs(
-    rows: pd.DataFrame, metric: MetricName, setting: dict[str, Any], suffixes: list[str]
-) -> Iterator[FigureSpec]:
-    model = setting["model"]
-    for size in sorted(rows["batch_size"].unique()):
-        yield FigureSpec(
-            name=_name(model, metric, str(size), *suffixes),
-            alt=_alt(model, metric, f"BS={size}", *suffixes),
-            short=" ".join([str(size), *suffixes]),
-            metric=metric,
-            by="batch",
-            placement=setting["placement"],
-            rows=rows[rows["batch_size"] == size],
-            drawing=partial(per_batch, rows, model, metric, size),
-            choices={**setting, "batch": size},
-        )
-
-
-def _optimization_specs(
-    rows: pd.DataFrame, metric: MetricName, setting: dict[str, Any], suffixes: list[str]
-) -> Iterator[FigureSpec]:
-    model, shown = setting["model"], shown_optimizations(rows)
-    for optimization in shown:
-        of_several = [f"Opt={optimization}"] if len(shown) > 1 else []
-        chosen = rows[rows["optimization"] == optimization]
-        for smt in sorted(chosen["smt"].unique()):
-            yield FigureSpec(
-                name=_name(model, metric, optimization, str(bool(smt)), *suffixes),
-                alt=_alt(model, metric, *of_several, f"HT={bool(smt)}", *suffixes),
-                short=" ".join([optimization, f"HT={bool(smt)}", *suffixes]),
-                metric=metric,
-                by="optimization",
-                placement=setting["placement"],
-                rows=chosen[chosen["smt"] == smt],
-                drawing=partial(per_optimization, rows, model, metric, optimization, smt),
-                choices={**setting, "optimization": optimization, "smt": str(bool(smt)).lower()},
-            )
-
-
-def _suffixes(table: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
-    """What tells `setting` from the page's others; what is the default needs no word."""
-    several = [column for column in _SUFFIXES if len(table[column].unique()) > 1]
-    return [
-        f"{_SUFFIXES[column]}{setting[column]}"
-        for column in several
-        if column not in Config.model_fields
-        or setting[column] != Config.model_fields[column].default
-    ]
-
-
-def _name(*words: str) -> str:
-    """A file's name; a model from elsewhere may hold a slash."""
-    return re.sub(r"[^\w.-]+", "_", "-".join([slug(words[0]), *words[1:]]))
-
-
-def _alt(model: str, metric: MetricName, *words: str) -> str:
-    return " ".join([model_title(model), METRICS[metric].title, *words])
-
-
-FIELDS = (
-    *("model", *CONTEXT, "optimization", "smt", "batch_size", "threads", "cores", "status"),
-    *("reason", "samples", "outliers", "trials", "latency_ms", "latency_ms_low"),
-    *("latency_ms_high", "peak_fraction", "sqnr_db", "coarse", "item", "cpus_utilized"),
-    *("turns", "shared", "throttled", "stolen"),
-    *("is_base", *RATIO_COLUMNS),
-)
-"""The columns of the table that the page has."""
-
-_NOTES = "bands and bars: 95 % interval, of these rounds; hollow: coarse"
-
-MOST_SAMPLES = 200
-"""Of each point; more would make the page large, and are thinned evenly."""
-
-
-def payload(measured: Measured) -> dict[str, Any]:
-    """The sweep for the browser: columns of equal length, samples by row, colours by name."""
-    table = measured.table.assign(sqnr_db=errors_db(measured.table))
-    named = pd.concat([table, allocators_as_optimizations(table)])
-    return {
-        "columns": {name: [_plain(value) for value in table[name]] for name in FIELDS},
-        "setting": ["model", *CONTEXT],
-        "samples": _samples(measured),
-        "looks": {name: style_of(named, name) for name in ordered_optimizations(named)},
-        "batches": {
-            str(size): [batch_colour(size), batch_colour(size, dark=True)]
-            for size in sorted({int(size) for size in table["batch_size"]})
-        },
-        "titles": {name: model_title(name) for name in table["model"].unique()},
-        "source": measured.source,
-        "notes": "" if measured.imported else _NOTES,
-    }
-
-
-def as_json(value: Any) -> Markup:
-    """`value` as JSON that is inert in HTML, whatever its strings hold."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # noqa: S704 - escaped just above
-
-
-def _samples(measured: Measured) -> dict[str, list[Any]]:
-    """By row of the table: latencies in ms, and which of them are outliers."""
-    named = measured.table[["machine", "config_id", "threads"]].itertuples(index=False, name=None)
-    rows = {key: row for row, key in enumerate(named)}
-    found: dict[str, list[Any]] = {}
-    for point in measured.results.points.values():
-        key = (point.trials[0][0].machine_name, point.config.id, point.threads)
-        thin = slice(None, None, -(-len(point.samples_ns) // MOST_SAMPLES))
-        values = [_short(ns / 1e6) for ns in point.samples_ns[thin]]
-        found[str(rows[key])] = [values, np.flatnonzero(point.outlier[thin]).tolist()]
-    return found
-
-
-def _plain(value: Any) -> Any:
-    if pd.isna(value):
-        return None
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    return _short(value) if isinstance(value, float | np.floating) else str(value)
-
-
-def _short(value: Any) -> float:
-    return float(f"{value:.5g}")
-
+MOST_SAMPLES = 100_000
+"""Of all points together; more would make the page large, and are thinned evenly."""
 
 _OURS = re.compile(r".+-((latency|throughput)-.+|(peak|speedup)(-.+)?)\.png")
 """Figures that a report wrote; other pictures in the folder are somebody's own."""
 
-
-_SCRIPTS = (
-    *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
-    *("web/draw.js", "web/views.js", "web/page.js"),
-)
+_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "web/draw.js", "web/page.js")
 _SETTINGS = {
     "model": "Model",
     "machine": "Machine",
-    "seq_len": "Tokens",
-    "image_size": "Image size",
-    "placement": "Placement",
-    "allocator": "Allocator",
-    "device": "Device",
+    **{name: AXES[name].title for name in CONTEXT if name in AXES},
 }
-_FILTERS = {
-    "optimization": "Optimization",
-    "batch": "Batch size",
-    "threads": "Threads",
-    "status": "Status",
-}
+_FILTERS = ("optimization", "batch_size", "threads", "status")
 _COLUMNS = {
     "optimization": "Optimization",
     "smt": "SMT",
@@ -343,39 +94,202 @@ _DISTURBED = {
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A spec that was drawn, or the words that stand in its place."""
+class FigureSpec:
+    """A place on the page: the figure `name`.png, or why there is none.
 
-    spec: FigureSpec
-    png: bytes | None
+    `alt` is its alternative text, `short` its name within its `group` under a `heading`; `rows`
+    are all that it shows. `context` and `choices` of a `view` make its chart.
+    """
+
+    name: str
+    alt: str
+    short: str
+    heading: str
+    group: str
+    rows: pd.DataFrame
+    context: dict[str, Any]
+    view: str
+    choices: Choices
 
     @property
-    def file(self) -> str:
-        """The picture's name in ``figures/``."""
-        return f"{self.spec.name}.png"
+    def key(self) -> str:
+        """The name of its chart among all of the page."""
+        return chart_key(self.context, self.view, self.choices)
+
+    @property
+    def missing(self) -> str | None:
+        """Why there is no picture, where nothing of it was measured."""
+        if (self.rows["status"] == "ok").any():
+            return None
+        return f"{self.alt}: not measured. {'; '.join(missing_lines(self.rows))}."
 
     @property
     def source(self) -> str:
         """The picture's path, from the page."""
-        return f"figures/{self.file}"
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        """What the page's script has to choose to draw this picture."""
-        return {"view": self.spec.by, "metric": self.spec.metric, **self.spec.choices}
+        return f"figures/{self.name}.png"
 
 
-@dataclass(frozen=True)
-class _Group:
-    heading: str
-    shown: list[_Shown]
-    note: str | None
+def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
+    """Return all specs of `table` in the order of the page: metric, batches, optimizations."""
+    return [
+        spec
+        for placement in sorted(table["placement"].unique(), reverse=True)
+        for metric in METRICS
+        for specs in (_batch_specs, _optimization_specs)
+        for context, rows in by_context(table[table["placement"] == placement])
+        for spec in specs(rows, metric, context, _suffixes(table, context))
+    ]
 
 
-@dataclass(frozen=True)
-class _Section:
-    heading: str
-    groups: list[_Group] = field(default_factory=list)
+def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
+    """Yield the specs of all configs at once, where there is something to show.
+
+    Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
+    """
+    table = allocators_as_optimizations(table)
+    for context, rows in by_context(table):
+        suffixes = _suffixes(table, context)
+        if over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
+            yield _overview("eager", "Speed-up", rows, context, suffixes)
+        if rows["peak_fraction"].notna().any():
+            yield _overview("peak", "Peak", rows, context, suffixes)
+
+
+def _overview(
+    view: str, title: str, rows: pd.DataFrame, context: dict[str, Any], suffixes: list[str]
+) -> FigureSpec:
+    return FigureSpec(
+        name=_file_name(context["model"], title.lower().replace("-", ""), *suffixes),
+        alt=" ".join([model_title(context["model"]), title, *suffixes]),
+        short=title,
+        heading="",
+        group="",
+        rows=rows,
+        context=context,
+        view=view,
+        choices=Choices(),
+    )
+
+
+def _batch_specs(
+    rows: pd.DataFrame, metric: MetricName, context: dict[str, Any], suffixes: list[str]
+) -> Iterator[FigureSpec]:
+    for size in values_of(rows, "batch_size"):
+        chosen = rows[rows["batch_size"] == size]
+        choices = Choices(metric, batch_size=size)
+        names = [f"BS={size}"], [str(size)], [str(size)]
+        yield _spec("batch", chosen, context, choices, suffixes, *names)
+
+
+def _optimization_specs(
+    rows: pd.DataFrame, metric: MetricName, context: dict[str, Any], suffixes: list[str]
+) -> Iterator[FigureSpec]:
+    shown = shown_optimizations(rows)
+    for optimization, smt in product(shown, (False, True)):
+        chosen = rows[(rows["optimization"] == optimization) & (rows["smt"] == smt)]
+        if len(chosen):
+            of_several = [f"Opt={optimization}"] if len(shown) > 1 else []
+            choices = Choices(metric, optimization=optimization, smt=smt)
+            names = (
+                [*of_several, f"HT={smt}"],
+                [optimization, f"HT={smt}"],
+                [optimization, str(smt)],
+            )
+            yield _spec("optimization", chosen, context, choices, suffixes, *names)
+
+
+def _spec(
+    view: str,
+    rows: pd.DataFrame,
+    context: dict[str, Any],
+    choices: Choices,
+    suffixes: list[str],
+    alt: list[str],
+    short: list[str],
+    name: list[str],
+) -> FigureSpec:
+    model, metric = context["model"], choices.metric
+    title = metric.title()
+    return FigureSpec(
+        name=_file_name(model, metric, *name, *suffixes),
+        alt=" ".join([model_title(model), title, *alt, *suffixes]),
+        short=" ".join([*short, *suffixes]),
+        heading=f"{title} ({context['placement'].title()})",
+        group=f"{title} Per {view.title()}",
+        rows=rows,
+        context=context,
+        view=view,
+        choices=choices,
+    )
+
+
+def _suffixes(table: pd.DataFrame, context: dict[str, Any]) -> list[str]:
+    """Tell `context` from the page's others; what is the default needs no word."""
+    begins = {name: axis.suffix for name, axis in AXES.items() if axis.splits} | {"machine": ""}
+    return [
+        f"{begin}{context[name]}"
+        for name, begin in begins.items()
+        if len(table[name].unique()) > 1 and context[name] != DEFAULTS.get(name)
+    ]
+
+
+def _file_name(model: str, *words: str) -> str:
+    """Return a file's name; a model from elsewhere may hold a slash."""
+    return re.sub(r"[^\w.-]+", "_", "-".join([slug(model), *words]))
+
+
+def chart_key(context: dict[str, Any], view: str, choices: Choices) -> str:
+    """Name a chart by all that was chosen: the page's script asks for it by this name."""
+    chosen = (getattr(choices, name) for name in VIEWS[view].controls)
+    return "/".join(map(str, [*context.values(), view, *chosen]))
+
+
+def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart | str]]:
+    """Return what can be chosen in each context, and the chart of each choice by `chart_key`.
+
+    In place of a chart that cannot be made there is the reason.
+    """
+    contexts, charts = [], dict[str, Chart | str]()
+    tables = [(results.table, samples_table(results))]
+    if len(results.table["allocator"].unique()) > 1:
+        tables += [tuple(map(allocators_as_optimizations, tables[0]))]
+    for table, samples in tables:
+        passes = {str(context): rows for context, rows in by_context(samples)}
+        for context, rows in by_context(table):
+            offered, names = options(rows), [n for n, view in VIEWS.items() if view.needs(rows)]
+            contexts.append(
+                {
+                    "values": {name: str(value) for name, value in context.items()},
+                    "options": {
+                        name: [(text, str(value)) for text, value in each]
+                        for name, each in offered.items()
+                    }
+                    | {"view": [(VIEWS[name].title, name) for name in names]},
+                    "shown": shown_optimizations(rows)[0],
+                }
+            )
+            for name, choices in _every_choice(names, offered):
+                shown = passes[str(context)] if VIEWS[name].of_samples else rows
+                chart = _chart_or_reason(name, shown, choices, results.source)
+                charts[chart_key(context, name, choices)] = chart
+    return contexts, charts
+
+
+def _every_choice(
+    views: Iterable[str], offered: dict[str, list[tuple[str, Any]]]
+) -> Iterator[tuple[str, Choices]]:
+    for name in views:
+        controls = VIEWS[name].controls
+        for chosen in product(*(offered[control] for control in controls)):
+            values = (value for _, value in chosen)
+            yield name, Choices(**dict(zip(controls, values, strict=True)))
+
+
+def _chart_or_reason(name: str, rows: pd.DataFrame, choices: Choices, source: str) -> Chart | str:
+    try:
+        return VIEWS[name].chart(rows, choices, source)
+    except RequestError as error:
+        return f"{str(error)[0].upper()}{str(error)[1:]}."
 
 
 def write_page(out: Path, any_machine: bool = False) -> Path:
@@ -384,30 +298,28 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
     Figures of an earlier page that no longer belong are removed. Raises `RequestError` where
     the folder has no records, or, but for `any_machine`, those of several machines.
     """
-    measured = Measured.load(out, any_machine)
-    write_atomically(out / "results.csv", measured.results.table.to_csv(index=False))
-    figures, table = out / "figures", measured.table
-    shown, over = (
-        _write_figures(figures, measured, some(table)) for some in (figure_specs, overviews)
-    )
-    context = {**_context(measured, shown), **_live(measured), "overviews": over}
+    results = Results.load(out, any_machine)
+    write_atomically(out / "results.csv", results.csv.to_csv(index=False))
+    contexts, charts = every_chart(results)
+    specs, over = figure_specs(results.table), list(overviews(results.table))
+    figures = out / "figures"
+    figures.mkdir(exist_ok=True)
+    drawn = {spec.name for spec in (*specs, *over) if not spec.missing}
+    for spec in (*specs, *over):
+        if spec.name in drawn:
+            _replace(figures / f"{spec.name}.png", draw(charts[spec.key]).png())
+    context = {
+        **_context(results, specs, over),
+        **_live(results.table, {"contexts": contexts, "charts": charts}),
+    }
     page = _TEMPLATES.get_template("index.html.j2").render(context)
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
     write_atomically(out / "index.html", page)
-    _remove_stale(figures, {one.file for one in (*shown, *over) if one.png})
+    for path in figures.glob("*.png"):
+        if path.stem not in drawn and _OURS.fullmatch(path.name):
+            path.unlink()
     return out / "index.html"
-
-
-def _write_figures(folder: Path, measured: Measured, chosen: Iterable[FigureSpec]) -> list[_Shown]:
-    folder.mkdir(exist_ok=True)
-    shown = []
-    for spec in chosen:
-        png = None if spec.missing else spec.draw(measured.source).png()
-        if png:
-            _replace(folder / f"{spec.name}.png", png)
-        shown.append(_Shown(spec, png))
-    return shown
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -416,54 +328,45 @@ def _replace(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _remove_stale(folder: Path, current: set[str]) -> None:
-    for path in folder.glob("*.png"):
-        if path.name not in current and _OURS.fullmatch(path.name):
-            path.unlink()
-
-
-def _context(measured: Measured, shown: list[_Shown]) -> dict[str, Any]:
-    table = measured.table
+def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) -> dict[str, Any]:
+    table = results.table
     return {
         "title": ", ".join(model_title(model) for model in sorted(table["model"].unique())),
-        "measured": measured,
-        "findings": findings(measured),
-        "disturbances": disturbances(measured.records),
-        "best": list(_best_tables(measured)),
+        "measured": results,
+        "findings": findings(results),
+        "disturbances": disturbances(results.records),
+        "best": list(_best_tables(results)),
         "missing": missing_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
         "samples": int(table["samples"].sum()),
         "outliers": int(table["outliers"].sum()),
         "unpinned": not table["pinned"].fillna(True).all(),
-        "sections": _sections(shown, measured.without_smt),
-        "provenance": _provenance(measured),
+        "sections": {
+            heading: {group: list(shown) for group, shown in groupby(some, lambda s: s.group)}
+            for heading, some in groupby(specs, lambda spec: spec.heading)
+        },
+        "overviews": over,
+        "provenance": _provenance(results),
     }
 
 
-def _sections(shown: list[_Shown], without_smt: str | None) -> list[_Section]:
-    sections: dict[str, _Section] = {}
-    for (placement, metric, by), group in groupby(
-        shown, key=lambda s: (s.spec.placement, s.spec.metric, s.spec.by)
-    ):
-        title = METRICS[metric].title
-        heading = f"{title} ({placement.title()})"
-        note = without_smt if by == "optimization" else None
-        section = sections.setdefault(heading, _Section(heading))
-        section.groups.append(_Group(f"{title} Per {by.title()}", list(group), note))
-    return list(sections.values())
+def _value_label(name: str, value: Any) -> str:
+    if value == ALL:
+        return "all, beside each other"
+    return model_title(value) if name == "model" else str(value)
 
 
-def _best_tables(measured: Measured) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
-    for setting, part in by_context(measured.table):
+def _best_tables(results: Results) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
+    for context, part in by_context(results.table):
         if (part["status"] == "ok").any():
-            best = best_points(measured, part).astype(object)
-            words = context_label(measured.table, setting)
-            yield words, best.where(best.notna(), None).to_dict("records")
+            best = best_points(results, part).astype(object)
+            label = context_label(results.table, context)
+            yield label, best.where(best.notna(), None).to_dict("records")
 
 
-def _provenance(measured: Measured) -> list[tuple[str, list[str]]]:
-    """Where the numbers come from: a label, and each different value that the records hold."""
-    imported = measured.imported
+def _provenance(results: Results) -> list[tuple[str, list[str]]]:
+    """Say where the numbers come from: a label, and each different value that records hold."""
+    imported = results.imported
     if imported:
         return [
             ("Imported from", [imported.file]),
@@ -482,46 +385,134 @@ def _provenance(measured: Measured) -> list[tuple[str, list[str]]]:
         ("Libraries", lambda r: _pairs(r.software.libraries)),
         ("Thread environment", lambda r: _pairs(r.software.environment)),
     ]
-    told = [(label, list(dict.fromkeys(map(tell, measured.records)))) for label, tell in facts]
-    return [(label, values) for label, values in told if any(values)]
+    known = [(label, list(dict.fromkeys(map(of, results.records)))) for label, of in facts]
+    return [(label, values) for label, values in known if any(values)]
 
 
 def _pairs(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _live(measured: Measured) -> dict[str, Any]:
-    """What makes the page live: data, script and its hash, which alone may run."""
+def _live(table: pd.DataFrame, data: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
-    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    found, columns = payload(measured), _columns(measured.table)
+    some = {name: title for name, title in _DISTURBED.items() if (table[name] > 0).any()}
+    columns = {name: _SETTINGS[name] for name in varying_context(table)} | _COLUMNS | some
     return {
         "css": _trusted(_read("web/page.css")),
         "script": _trusted(script),
-        "script_hash": digest,
-        "data": as_json(found),
-        "batches": found["batches"],
-        "settings": _SETTINGS,
-        "filters": _FILTERS,
+        "script_hash": b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        "data": as_json(payload(**data)),
+        "settings": {
+            name: (title, [(_value_label(name, value), value) for value in values_of(table, name)])
+            for name, title in _SETTINGS.items()
+        },
+        "controls": CONTROLS,
         "columns": columns,
-        "words": [name for name in columns if isinstance(found["columns"][name][0], str)],
-        "points": list(_points([found["columns"][name] for name in columns])),
+        "filters": {name: values_of(table, name) for name in _FILTERS},
+        "words": [name for name in columns if table[name].dtype == object],
+        "points": _cells(table[list(columns)]),
     }
 
 
-def _columns(table: pd.DataFrame) -> dict[str, str]:
-    """The headings of the table of every point: settings that tell points apart, and so on."""
-    some = {name: title for name, title in _DISTURBED.items() if (table[name] > 0).any()}
-    return {name: _SETTINGS[name] for name in varying_context(table)} | _COLUMNS | some
+def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> dict[str, Any]:
+    """Return all charts for the browser; texts that many points share are there once."""
+    texts = dict[str, int]()
+    drawn = [chart for chart in charts.values() if isinstance(chart, Chart)]
+    thin = -(-sum(len(dots.passes) for chart in drawn for dots in chart.dots) // MOST_SAMPLES)
+    return {
+        "contexts": contexts,
+        "controls": {name: view.controls for name, view in VIEWS.items()},
+        "charts": {
+            key: chart if isinstance(chart, str) else _compact(_chart_data(chart, texts, thin))
+            for key, chart in charts.items()
+        },
+        "texts": list(texts),
+    }
 
 
-def _points(columns: list[list[Any]]) -> Iterator[list[tuple[Any, str]]]:
-    """The table of every point: each cell's value to sort by, and its text."""
-    for values in zip(*columns, strict=True):
-        yield [("" if value is None else value, _cell(value)) for value in values]
+def _chart_data(chart: Chart, texts: dict[str, int], thin: int) -> dict[str, Any]:
+    names = ("title", "alt", "caption", "unit", "many", "log")
+    data: dict[str, Any] = {name: getattr(chart, name) for name in names}
+    if cells := chart.cells:
+        own = {
+            name: getattr(cells, name)
+            for name in ("columns", "rows", "row", "missing", "colours", "shades")
+        }
+        labels = {"x_label": chart.x_label, "y_label": chart.y_label}
+        return data | labels | {"cells": own | _marks_data(cells.marks, texts)}
+    data["y"] = [_axis_data(replace(chart, scale=scale).y) for scale in ("linear", "log")]
+    if chart.lines:
+        data["x"] = _axis_data(chart.x)
+    data["lines"] = [vars(line) | _marks_data(line.marks, texts) for line in chart.lines]
+    data["dots"] = [
+        {
+            "label": dots.label,
+            "colour": dots.colour,
+            "passes": dots.passes[::thin],
+            "outlier": dots.outlier[::thin],
+            "median": np.median(dots.passes),
+            "values": [format_number(np.median(dots.passes))],
+            "details": dots.detail,
+        }
+        for dots in chart.dots
+    ]
+    return data
 
 
-def _cell(value: Any) -> str:
+def _axis_data(axis: Axis) -> dict[str, Any]:
+    return vars(axis) | {"texts": [plain(tick) for tick in axis.ticks]}
+
+
+def _marks_data(marks: Marks, texts: dict[str, int]) -> dict[str, Any]:
+    """Return the points with their numbers in words, so that all are written alike."""
+    bounds = zip(marks.low, marks.high, marks.bounded, strict=True)
+    return {
+        "marks": None,
+        **{name: getattr(marks, name) for name in ("x", "y", "low", "high")},
+        "values": [format_number(value) for value in marks.y],
+        "intervals": [
+            f"{format_number(low)} – {format_number(high)}" if bounded else ""
+            for low, high, bounded in bounds
+        ],
+        "names": [texts.setdefault(name, len(texts)) for name in marks.names],
+        "details": [texts.setdefault(detail, len(texts)) for detail in marks.details],
+    }
+
+
+def _compact(value: Any) -> Any:
+    """Return `value` for JSON: numbers of 5 digits, of a mask the places, nothing empty."""
+    if isinstance(value, dict):
+        parts = {name: _compact(part) for name, part in value.items()}
+        return {name: part for name, part in parts.items() if part not in (None, False, "", [])}
+    if isinstance(value, np.ndarray):
+        if value.dtype == bool:
+            return np.flatnonzero(value).tolist()
+        return _compact(value.tolist()) if np.isfinite(value).any() else []
+    if isinstance(value, list | tuple):
+        return [_compact(part) for part in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if np.isfinite(value) else None
+    return value
+
+
+def as_json(value: Any) -> Markup:
+    """Return `value` as JSON that is inert in HTML, whatever its strings hold."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - escaped just above
+
+
+def _cells(table: pd.DataFrame) -> list[list[tuple[Any, str]]]:
+    """Return the table of every point: each cell's value to sort by, and its text."""
+    rows = table.astype(object).where(table.notna(), None).to_numpy().tolist()
+    return [
+        [("" if value is None else _compact(value), _text(value)) for value in row] for row in rows
+    ]
+
+
+def _text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -24,6 +24,7 @@ IMPORTS = (
     "ipykernel.debugger",
     "ipykernel.kernelapp",
     "matplotlib_inline.backend_inline",
+    "scalebench_lib.analysis.draw",
     "scalebench_lib.analysis.figures",
     "scalebench_lib.measure.trial",
     "scalebench_lib.notebook",

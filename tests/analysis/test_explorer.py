@@ -31,9 +31,17 @@ def explorer(outputs: Path) -> Explorer:
 
 
 def shown(explorer: Explorer) -> set[str]:
-    """The descriptions of the controls that can be seen, and whether there is a picture."""
+    """The names of the controls that can be seen: ``some …`` of the lists."""
+    named = {name: value for name, value in vars(explorer).items() if hasattr(value, "layout")}
+    named |= explorer.filters | explorer.choices
+    named |= {f"some {name}": control for name, control in explorer.some.items()}
     seen = [c for c in explorer.controls if c.layout.display != "none"]
-    return {name for name, control in vars(explorer).items() if any(control is c for c in seen)}
+    return {name for name, control in named.items() if any(control is c for c in seen)}
+
+
+def control(explorer: Explorer, name: str):
+    """A control by the name of what it chooses."""
+    return explorer.choices.get(name) or getattr(explorer, name)
 
 
 def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
@@ -41,13 +49,13 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
     assert explorer.sweep.label == "smt"
     assert bytes(explorer.picture.value).startswith(b"\x89PNG")
     assert explorer.view.value == "eager"
-    assert explorer.optimization.value == "script"
-    assert explorer.batch_sizes.value == (1, 8, 64)
+    assert explorer.choices["optimization"].value == "script"
+    assert explorer.some["batch_size"].value == (1, 8, 64)
     assert "Largest speed-up" in explorer.message.value
 
 
 @pytest.mark.parametrize(
-    ("view", "control", "value"),
+    ("view", "name", "value"),
     [
         ("optimization", "metric", "throughput"),
         ("optimization", "optimization", "none"),
@@ -59,40 +67,41 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
         ("batch", "batch_size", 64),
         ("batch", "scale", "log"),
         ("sizes", "metric", "throughput"),
-        ("eager", "at", 2),
+        ("eager", "threads", 2),
+        ("scaling", "reach", (1, 2)),
         ("scaling", "optimization", "none"),
         ("heat", "metric", "throughput"),
         ("samples", "batch_size", 8),
+        ("samples", "scale", "log"),
     ],
 )
 def test_each_choice_changes_the_picture(
-    explorer: Explorer, view: str, control: str, value: object
+    explorer: Explorer, view: str, name: str, value: object
 ) -> None:
     """No control is for show."""
     explorer.view.value = view
     before = explorer.picture.value
-    getattr(explorer, control).value = value
+    control(explorer, name).value = value
     assert explorer.picture.value != before
 
 
 @pytest.mark.parametrize(
-    ("view", "control", "option"),
+    ("view", "name", "left"),
     [
-        ("optimization", "batch_sizes", 8),
-        ("batch", "optimizations", "none"),
-        ("batch", "smts", True),
+        ("optimization", "batch_size", (1, 64)),
+        ("batch", "optimization", ("script",)),
+        ("batch", "smt", (False,)),
     ],
 )
-def test_each_box_takes_its_lines_away_and_brings_them_back(
-    explorer: Explorer, view: str, control: str, option: object
+def test_each_list_takes_lines_away_and_brings_them_back(
+    explorer: Explorer, view: str, name: str, left: tuple[object, ...]
 ) -> None:
-    """Ticked again, the picture is what it was."""
+    """Chosen again, the picture is what it was."""
     explorer.view.value = view
-    before = explorer.picture.value
-    box = getattr(explorer, control).boxes[option]
-    box.value = False
+    before, every = explorer.picture.value, explorer.some[name].value
+    explorer.some[name].value = left
     assert explorer.picture.value != before
-    box.value = True
+    explorer.some[name].value = every
     assert explorer.picture.value == before
 
 
@@ -101,25 +110,21 @@ def test_another_sweep_brings_its_own_choices(explorer: Explorer) -> None:
     before = explorer.picture.value
     explorer.sweep.label = "plain"
     assert explorer.picture.value != before
-    assert explorer.batch_sizes.value == (1, 4)
-    assert not {"smt", "smts"} & shown(explorer)
+    assert explorer.some["batch_size"].value == (1, 4)
+    assert not {"smt", "some smt"} & shown(explorer)
 
 
 def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     """What does nothing here is not there."""
-    general = {"sweep", "beside", "metric", "view", "reach", "scale"}
+    general = {"sweep", "beside", "view", "metric", "reach", "scale"}
     explorer.view.value = "optimization"
-    assert shown(explorer) == {*general, "optimization", "smt", "batch_sizes"}
+    assert shown(explorer) == {*general, "optimization", "smt", "some batch_size"}
     explorer.view.value = "batch"
-    assert shown(explorer) == {*general, "batch_size", "optimizations", "smts"}
-
-
-def test_eager_has_no_box_where_all_is_compared_with_it(explorer: Explorer) -> None:
-    """It would change nothing; in other views it is a line like any."""
-    box = explorer.optimizations.boxes["none"]
-    assert box.layout.display == "none"
-    explorer.view.value = "sizes"
-    assert not box.layout.display
+    assert shown(explorer) == {*general, "batch_size", "some optimization", "some smt"}
+    explorer.view.value = "heat"
+    assert "scale" not in shown(explorer)
+    explorer.view.value = "peak" if "peak" in dict(explorer.view.options) else "sizes"
+    assert {"threads", "reach"} & shown(explorer) == {"threads"}
 
 
 def test_a_setting_is_chosen_where_a_sweep_has_several(outputs: Path) -> None:
@@ -139,28 +144,27 @@ def test_allocators_lie_beside_each_other_until_one_is_chosen(outputs: Path) -> 
     records = [*factories.small_records([1]), *factories.small_records([1], allocator="jemalloc")]
     explorer = Explorer(factories.save_sweep(outputs / "allocators", records), outputs)
     names = ["none", "script", "none, jemalloc", "script, jemalloc"]
-    assert list(explorer.optimizations.boxes) == names
+    assert [name for name, _ in explorer.some["optimization"].options] == names
     before = explorer.picture.value
     explorer.filters["allocator"].value = "jemalloc"
-    assert list(explorer.optimizations.boxes) == names[:2]
+    assert [name for name, _ in explorer.some["optimization"].options] == names[:2]
     assert explorer.picture.value != before
 
 
 def test_an_empty_choice_is_a_message(explorer: Explorer) -> None:
-    """Nothing ticked: it says what to do, and recovers."""
-    for box in explorer.batch_sizes.boxes.values():
-        box.value = False
+    """Nothing chosen: it says what to do, and recovers."""
+    explorer.some["batch_size"].value = ()
     assert explorer.pictures.layout.display == "none"
-    assert "tick at least one box" in explorer.message.value
-    explorer.batch_sizes.boxes[8].value = True
+    assert "choose at least one" in explorer.message.value
+    explorer.some["batch_size"].value = (8,)
     assert explorer.pictures.layout.display == ""
     assert "batch size 8" in explorer.message.value
 
 
-def test_what_was_unticked_and_is_hidden_does_not_empty_the_picture(explorer: Explorer) -> None:
-    """Without SMT the boxes for it are gone: a tick taken away before must not count."""
+def test_what_was_left_out_and_is_hidden_does_not_empty_the_picture(explorer: Explorer) -> None:
+    """Without SMT its list is hidden: what was left out before must not count."""
     explorer.view.value = "batch"
-    explorer.smts.boxes[False].value = False
+    explorer.some["smt"].value = (True,)
     explorer.sweep.label = "plain"
     assert explorer.pictures.layout.display == ""
 
@@ -212,13 +216,13 @@ def test_in_jupyterlab_it_is_widgets_with_a_picture_for_when_they_are_dead(
 def test_sweeps_are_drawn_side_by_side_on_one_axis(explorer: Explorer) -> None:
     """A box for each other sweep; heights can be compared, and the words say which is which."""
     explorer.view.value = "optimization"
-    (box,) = explorer.beside.boxes.values()
-    box.value = True
+    (other,) = (path for _, path in explorer.beside.options)
+    explorer.beside.value = (other,)
     assert len(explorer.pictures.children) == 2
-    assert len({one.picture.axes[0].get_ylim() for one in explorer._shown}) == 1
+    assert [one.name for one in explorer._shown] == ["smt", "plain"]
     assert "smt: Lowest" in explorer.message.value
     assert "plain: Lowest" in explorer.message.value
-    box.value = False
+    explorer.beside.value = ()
     assert len(explorer.pictures.children) == 1
 
 

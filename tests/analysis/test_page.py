@@ -15,10 +15,10 @@ import yaml
 from scalebench_lib.analysis import page
 from scalebench_lib.analysis.findings import best_points, findings
 from scalebench_lib.analysis.page import figure_specs, write_page
-from scalebench_lib.analysis.tables import Measured
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import PROJECT
 from scalebench_lib.record import Record
+from scalebench_lib.results import Results
 from scalebench_lib.text import format_number
 from tests import factories
 from tests.analysis.test_compare import with_passes
@@ -64,7 +64,7 @@ def small(tmp_path: Path) -> Path:
 
 def table_of(records: list[Record]) -> pd.DataFrame:
     """The table that a page is drawn from."""
-    return Measured.of(records).table
+    return Results.of(records).table
 
 
 def figures(out: Path) -> set[str]:
@@ -118,7 +118,7 @@ def test_the_markdown_page_has_the_published_order(full: Path) -> None:
 def test_the_html_page_has_a_place_for_every_figure(full: Path) -> None:
     """In the order of the Markdown page; without a script the files stand there."""
     parsed = Parsed(full / "index.html")
-    places = [found for tag, found in parsed.tags if tag == "figure" and "data-view" in found]
+    places = [found for tag, found in parsed.tags if tag == "figure" and "data-chart" in found]
     assert [place["id"] for place in places] == [Path(name).stem for name, _ in pictures(full)]
     shown = list(zip(parsed.every("img", "src"), parsed.every("img", "alt"), strict=True))
     assert shown == [("figures/bert-speedup.png", "BERT Speed-up"), *pictures(full)]
@@ -271,7 +271,7 @@ def test_a_folder_without_records_is_refused_and_left_alone(tmp_path: Path) -> N
 def test_several_sequence_lengths_get_a_suffix_unless_default() -> None:
     """16 tokens keep their name; 128 are told apart in name and alternative text."""
     records = [*factories.small_records([1]), *factories.small_records([1], seq_len=128)]
-    named = {plate.name: plate.alt for plate in figure_specs(table_of(records))}
+    named = {spec.name: spec.alt for spec in figure_specs(table_of(records))}
     assert named["bert-latency-1"] == "BERT Latency BS=1"
     assert named["bert-latency-1-seq128"] == "BERT Latency BS=1 seq128"
     assert named["bert-throughput-script-False-seq128"] == "BERT Throughput HT=False seq128"
@@ -279,7 +279,9 @@ def test_several_sequence_lengths_get_a_suffix_unless_default() -> None:
 
 def test_one_sequence_length_needs_no_suffix() -> None:
     """Whatever it is: the page's caption tells it."""
-    names = [p.name for p in figure_specs(table_of(factories.small_records([1], seq_len=128)))]
+    names = [
+        spec.name for spec in figure_specs(table_of(factories.small_records([1], seq_len=128)))
+    ]
     assert names[0] == "bert-latency-1"
 
 
@@ -294,8 +296,9 @@ def test_several_image_sizes_are_told_apart_wherever_they_are_shown(tmp_path: Pa
     parsed = Parsed(write_page(factories.save_sweep(tmp_path, records)))
     assert {"resnet50-latency-1-px64.png", "resnet50-peak-px64.png"} <= figures(tmp_path)
     assert "image_size" in parsed.every("select", "name")
-    drawn = [f for tag, f in parsed.tags if tag == "figure" and f.get("data-view") == "peak"]
-    assert [figure["data-image_size"] for figure in drawn] == ["64", "224"]
+    charts = [found.get("data-chart") or "" for tag, found in parsed.tags if tag == "figure"]
+    sizes = [chart.split("/")[3] for chart in charts if "/peak/" in chart]
+    assert sizes == ["64", "224"]
     assert "Image size" in parsed.text.split("Every point")[-1]
 
 
@@ -310,14 +313,14 @@ def test_interleaved_placement_is_the_heading(tmp_path: Path) -> None:
 def test_none_alone_has_figures_of_its_own() -> None:
     """Eager stands to compare with, but a sweep of nothing else must not be an empty page."""
     alone = [r for r in factories.small_records([1]) if r.config.optimization == "none"]
-    assert "bert-latency-none-False" in [plate.name for plate in figure_specs(table_of(alone))]
+    assert "bert-latency-none-False" in [spec.name for spec in figure_specs(table_of(alone))]
 
 
 def test_several_optimizations_are_told_apart_in_the_alternative_text() -> None:
     """With one it would say nothing; with two, HT=False alone would not do."""
     table = table_of(factories.small_records([1]))
     other = table[table["optimization"] == "script"].assign(optimization="faster")
-    alts = [plate.alt for plate in figure_specs(pd.concat([table, other]))]
+    alts = [spec.alt for spec in figure_specs(pd.concat([table, other]))]
     assert "BERT Latency Opt=script HT=False" in alts
     assert "BERT Latency Opt=faster HT=False" in alts
 
@@ -325,12 +328,12 @@ def test_several_optimizations_are_told_apart_in_the_alternative_text() -> None:
 def test_a_models_name_cannot_lead_out_of_the_folder() -> None:
     """Imported tables hold names that nobody checked."""
     table = table_of(factories.small_records([1])).assign(model="../../etc/model")
-    assert {plate.name for plate in figure_specs(table) if "/" in plate.name} == set()
+    assert {spec.name for spec in figure_specs(table) if "/" in spec.name} == set()
 
 
 def test_findings_are_computed_from_the_table() -> None:
     """They name the best points, and give the speedups that the records were made with."""
-    measured = Measured.of(factories.full_records())
+    measured = Results.of(factories.full_records())
     found, table = findings(measured), measured.table
     fastest = table.loc[table["latency_ms"].idxmin()]
     assert found[0].startswith(f"Lowest latency: {format_number(fastest['latency_ms'])} ms")
@@ -349,7 +352,7 @@ def test_a_winner_within_noise_is_not_called_the_fastest() -> None:
     assert "Fastest" not in told
     assert "No measurable difference at batch size 1 between" in told
     assert "script: no measurable difference to none" in told
-    assert best_points(Measured.of(twins))["ties"].item() in ("none", "script")
+    assert best_points(Results.of(twins))["ties"].item() in ("none", "script")
 
 
 def as_script(record: Record) -> Record:
@@ -361,7 +364,7 @@ def as_script(record: Record) -> Record:
 
 def findings_of(records: list[Record]) -> list[str]:
     """What is found in a sweep of `records`."""
-    return findings(Measured.of(records))
+    return findings(Results.of(records))
 
 
 def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
@@ -405,7 +408,7 @@ def test_a_sweep_that_was_disturbed_says_so_on_its_pages(small: Path) -> None:
 
 def test_findings_of_records_of_the_old_schema_say_that_they_were_not_paired() -> None:
     """They took no turns."""
-    told = "\n".join(findings(Measured.load(PROJECT / "tests" / "old_sweep")))
+    told = "\n".join(findings(Results.load(PROJECT / "tests" / "old_sweep")))
     assert "whose configs did not take turns" in told
     assert "paired" not in told
 
@@ -425,7 +428,7 @@ def test_findings_say_nothing_of_what_was_not_measured() -> None:
 
 def test_the_best_point_of_a_batch_has_its_lowest_latency() -> None:
     """One row for each batch size."""
-    measured = Measured.of(factories.small_records([1, 4]))
+    measured = Results.of(factories.small_records([1, 4]))
     best = best_points(measured).set_index("batch_size")["latency_ms"]
     assert best.to_dict() == measured.table.groupby("batch_size")["latency_ms"].min().to_dict()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scalebench_lib.analysis.figures import VIEWS
 from scalebench_lib.analysis.page import write_page
 from tests import factories
 
@@ -47,17 +48,9 @@ def picture(page: sync_api.Page) -> str:
 
 def test_every_control_changes_the_picture(page: sync_api.Page) -> None:
     """Each view, and in it each control that is offered, draws another picture at once."""
-    views = page.locator("[name=view] option").evaluate_all("all => all.map(o => o.value)")
-    assert views == [
-        "batch",
-        "optimization",
-        "sizes",
-        "eager",
-        "scaling",
-        "heat",
-        "peak",
-        "samples",
-    ]
+    options = page.locator("#controls [name=view] option")
+    views = options.evaluate_all("all => all.map(o => o.value)")
+    assert views == list(VIEWS)
     for view in views:
         page.select_option("#controls [name=view]", view)
         assert page.locator("#explore-picture svg[role=img]").count() == 1, view
@@ -77,7 +70,7 @@ def test_every_control_changes_the_picture(page: sync_api.Page) -> None:
 def test_the_picture_has_its_words(page: sync_api.Page) -> None:
     """An alternative text with values, and what failed under it, as text."""
     page.select_option("#controls [name=view]", "batch")
-    page.select_option("#controls [name=batch]", "1")
+    page.select_option("#controls [name=batch_size]", "1")
     assert "ms" in picture(page)
     label = page.locator("#explore-picture svg").get_attribute("aria-label")
     assert "none, SMT on" in label
@@ -114,10 +107,10 @@ def test_the_table_is_sorted_and_filtered(page: sync_api.Page) -> None:
 
 def test_the_gallery_is_drawn_when_it_is_reached(page: sync_api.Page) -> None:
     """Every figure of the page, in its place."""
-    for figure in page.locator("figure[data-view]").all():
+    for figure in page.locator("figure[data-chart]").all():
         figure.scroll_into_view_if_needed()
         figure.locator(".picture").wait_for()
-    assert page.locator("figure[data-view] svg[role=img]").count() > 8
+    assert page.locator("figure[data-chart] svg[role=img]").count() > 8
 
 
 def test_each_setting_has_pictures_of_its_own(browser: sync_api.Browser, tmp_path: Path) -> None:
@@ -129,7 +122,7 @@ def test_each_setting_has_pictures_of_its_own(browser: sync_api.Browser, tmp_pat
     opened = browser.new_page()
     opened.goto(address)
     drawn = []
-    for figure in opened.locator("figure[data-view]").all():
+    for figure in opened.locator("figure[data-chart]").all():
         figure.scroll_into_view_if_needed()
         drawn.append((figure.locator(".picture svg").inner_html(), figure.inner_text()))
     assert len(drawn) == len({re.sub(r"plot-\w+-\d+", "", svg) for svg, _ in drawn}) == 12

@@ -7,11 +7,9 @@ import pandas as pd
 import papermill
 import pytest
 
-from scalebench_lib.analysis.explorer import Explorer, sweeps
-from scalebench_lib.analysis.figures import side_by_side
+from scalebench_lib.analysis.explorer import Explorer, show, sweeps
 from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.published import import_published, read_published
-from scalebench_lib.analysis.tables import Measured
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.results import CSV, FILE, Results
 from tests import factories
@@ -20,7 +18,6 @@ from tests.analysis.test_analysis_notebook import NOTEBOOK, outputs, printed
 START = "benchmark,topology,pinning"
 END = "allocator,instance_id,interop_threads,intraop_threads,batch_size"
 TIMES = "latency(min),latency(avg),latency(max),flops"
-PUBLISHED = Path(__file__).parents[2].parent / "shared" / "published"
 
 
 def row(threads=1, batch=1, times="10,11,12,0.0", extra="", name="bert_manual_none", instance=1):
@@ -195,25 +192,16 @@ def test_the_explorer_shows_it_among_the_sweeps(tmp_path: Path) -> None:
     assert explorer.picture.value != before
 
 
-def test_two_sweeps_side_by_side_compare_shapes(tmp_path: Path) -> None:
-    """Speed-ups over one thread of the batch sizes that both have."""
+def test_it_is_shown_beside_ones_own_on_one_axis(tmp_path: Path, capsys) -> None:
+    """A sentence for each; of a sweep without that batch size, why there is no picture."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
     own = factories.save_sweep(tmp_path / "own", factories.small_records([1, 4, 16]))
-    picture, sentences = side_by_side(Measured.load(own), Measured.load(tmp_path / "out"))
-    assert picture.alt == "BERT: speed-up over one thread"
-    assert [sentence.split(":")[0] for sentence in sentences] == [
-        "Batch 1, 2 threads",
-        "Batch 4, 2 threads",
-    ]
-    assert all("2.00× in the other sweep" in sentence for sentence in sentences)
-
-
-def test_sweeps_with_nothing_in_common_are_told(tmp_path: Path) -> None:
-    """Another model."""
-    import_published(write(tmp_path / "a.csv", row(name="gpt2_manual_none")), tmp_path / "out")
-    own = factories.save_sweep(tmp_path / "own", factories.small_records([1]))
-    with pytest.raises(RequestError, match="no batch size of one model in common"):
-        side_by_side(Measured.load(own), Measured.load(tmp_path / "out"))
+    both = Results.load(own), Results.load(tmp_path / "out")
+    show("scaling", *both)
+    assert capsys.readouterr().out.count("Largest speed-up") == 2
+    show("batch", *both, batch_size=16)
+    said = capsys.readouterr().out
+    assert (said.count("Lowest latency"), said.count("nothing has batch_size 16")) == (1, 1)
 
 
 def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: Path) -> None:
@@ -270,7 +258,7 @@ def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
-    """Through papermill: the figures of the import, then both sweeps in one."""
+    """Through papermill: the figures of the import, then both sweeps on one axis."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
     own = factories.save_sweep(tmp_path / "own", factories.small_records([1]))
     asked = {"out": str(tmp_path / "out"), "beside": str(own)}
@@ -280,19 +268,5 @@ def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
         for o in outputs(executed)
         if "metadata" in o and "image/png" in o["metadata"]
     ]
-    assert len(pictures) == 10  # the explorer's own among them
-    assert pictures[-1] == "BERT: speed-up over one thread"
-    assert "Batch 1, 2 threads: 2.00× as fast as one thread here" in printed(executed)
-
-
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published data is not here")
-@pytest.mark.parametrize("name", ["pytorch-ht_latency", "large-batches_latency"])
-def test_the_published_data_is_read_whole(tmp_path: Path, name: str) -> None:
-    """528 rows, and every word of them."""
-    imported = import_published(PUBLISHED / f"bert_{name}.csv", tmp_path / "out")
-    table = Results.load(tmp_path / "out").table
-    assert len(table) == 528
-    assert table["trials"].eq(1).all()
-    assert set(table["batch_size"]) == {2**k for k in range(11)}
-    assert table["cores"].max() == 16
-    assert imported.file == f"bert_{name}.csv"
+    assert pictures[-2:] == 2 * ["BERT speed-up over 1 thread: script, SMT off"]
+    assert printed(executed).count("Largest speed-up") == 3  # of the import by itself, and of both

@@ -2,51 +2,42 @@
 // The page's controls, its gallery and its table: each change is drawn at once.
 
 const form = document.getElementById("controls"), main = document.getElementById("explore-picture");
-const all = name => unique(ROWS, name);
 
 function offer(name, options, wanted) {
   const select = form.elements[name], kept = select.value || wanted;
-  select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
-  select.value = options.some(([value]) => String(value) === String(kept)) ? kept : options[0]?.[0] ?? "";
-}
-
-function optimizationsIn(rows) { return Object.keys(DATA.looks).filter(name => rows.some(row => row.optimization === name)); }
-
-function refill() {
-  const rows = inSetting(state()), names = optimizationsIn(rows);
-  offer("batch", unique(rows, "batch_size").map(size => [size, size]), unique(rows, "batch_size").at(-1));
-  offer("optimization", names.map(name => [name, name]), names.find(name => name !== "none") || names[0]);
-  offer("smt", unique(rows, "smt").map(smt => [String(smt), smt ? "on" : "off"]));
-  offer("threads", [["best", "best of each"], ...unique(rows, "threads").map(n => [n, n])], "best");
+  select.replaceChildren(...options.map(([text, value]) => new Option(text, value)));
+  select.value = options.some(([, value]) => value === kept) ? kept : options[0]?.[1] ?? "";
 }
 
 function state() { return Object.fromEntries([...form.elements].filter(e => e.name).map(e => [e.name, e.value])); }
 
+function context(now) { return DATA.contexts.find(({values}) => Object.entries(values).every(([name, value]) => now[name] === value)); }
+
+function refill() {
+  const {options, shown} = context(state()) ?? {options: {}};
+  for (const [name, offered] of Object.entries(options)) offer(name, offered, name === "optimization" ? shown : undefined);
+}
+
 function redraw() {
-  const now = state(), wanted = VIEWS[now.view].controls;
+  const now = state(), found = context(now), wanted = DATA.controls[now.view] ?? [];
   for (const label of form.querySelectorAll("[data-for]"))
-    label.hidden = !wanted.includes(label.dataset.for) || (label.dataset.for === "smt" && !SEVERAL_SMT);
-  const picture = show(main, now);
-  numbers(picture.chosen, now);
-}
-
-function cell(text, tag = "td") { const made = document.createElement(tag); made.textContent = text; if (tag === "th") made.scope = "row"; return made; }
-
-function numbers(rows, now) {
-  document.getElementById("numbers").replaceChildren(...rows.filter(row => row.status === "ok").map(row => {
-    const value = metricOf(row, now), line = document.createElement("tr");
-    line.append(cell(configWords(row), "th"), cell(row.batch_size), cell(row.threads), cell(number(value.y)),
-      cell(value.low && value.high ? `${number(value.low)} – ${number(value.high)}` : "none"), cell(row.samples), cell(row.outliers));
-    return line;
+    label.hidden = !wanted.includes(label.dataset.for) || found?.options[label.dataset.for].length < 2;
+  const key = found && [...Object.values(found.values), now.view, ...wanted.map(name => now[name])].join("/"), chart = DATA.charts[key];
+  show(main, key, now.scale);
+  document.getElementById("numbers").replaceChildren(...(chart?.title ? allPoints(chart) : []).map(point => {
+    const row = document.createElement("tr");
+    row.append(cell(point.name, "th"), cell(`${point.value} ${chart.unit}`), cell(point.interval || "none"), cell(point.detail));
+    return row;
   }));
-  document.getElementById("numbers-unit").textContent = AXES[now.metric];
 }
+
+function cell(text, tag = "td") { const made = element(tag, "", text); if (tag === "th") made.scope = "row"; return made; }
 
 function gallery() {
-  const draw = figure => { show(figure, {...state(), ...figure.dataset}); figure.dataset.drawn = "yes"; };
+  const draw = figure => { show(figure, figure.dataset.chart, form.elements.scale.value); figure.dataset.drawn = "yes"; };
   const seen = new IntersectionObserver(entries => entries.filter(e => e.isIntersecting)
     .forEach(e => { if (!e.target.dataset.drawn) draw(e.target); }), {rootMargin: "600px"});
-  const figures = [...document.querySelectorAll("figure[data-view]")];
+  const figures = [...document.querySelectorAll("figure[data-chart]")];
   figures.forEach(figure => seen.observe(figure));
   addEventListener("beforeprint", () => figures.filter(f => !f.dataset.drawn).forEach(draw));
   return () => figures.filter(f => f.dataset.drawn).forEach(draw);
@@ -64,19 +55,14 @@ function sortable(table) {
 }
 
 function filterable(table) {
-  const filters = document.getElementById("filters"), count = document.getElementById("count");
-  const selects = {optimization: "optimization", batch: "batch_size", threads: "threads", status: "status"};
-  for (const [name, column] of Object.entries(selects))
-    filters.elements[name].append(...all(column).map(value => new Option(value, value)));
+  const filters = document.getElementById("filters"), count = document.getElementById("count"), rows = [...table.tBodies[0].rows];
+  const columns = new Map([...table.tHead.rows[0].cells].map(head => [head.dataset.name, head.cellIndex]));
+  const chosen = [...filters.querySelectorAll("select")];
   const apply = () => {
-    let shown = 0;
-    for (const line of table.tBodies[0].rows) {
-      const row = ROWS[line.dataset.i], words = filters.elements.words.value.toLowerCase();
-      const fits = Object.entries(selects).every(([name, column]) => !filters.elements[name].value || String(row[column]) === filters.elements[name].value);
-      line.hidden = !(fits && line.textContent.toLowerCase().includes(words));
-      shown += !line.hidden;
-    }
-    count.textContent = `${shown} of ${ROWS.length} rows`;
+    const words = filters.elements.words.value.toLowerCase();
+    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(words)
+      || chosen.some(select => select.value && select.value !== row.cells[columns.get(select.name)].textContent);
+    count.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} rows`;
   };
   filters.addEventListener("input", apply);
   filters.addEventListener("submit", event => event.preventDefault());
@@ -85,17 +71,13 @@ function filterable(table) {
 
 function start() {
   document.documentElement.classList.add("live");
-  for (const name of SETTING) {
-    const together = name === "allocator" && all(name).length > 1 ? [[ALL, "all, beside each other"]] : [];
-    offer(name, [...together, ...all(name).map(value => [value, DATA.titles[value] || value])], name === "seq_len" ? all(name)[0] : undefined);
-    form.elements[name].closest("label").hidden = all(name).length < 2;
-  }
-  const views = Object.entries(VIEWS).filter(([name]) => (name !== "peak" || ROWS.some(r => r.peak_fraction !== null)) && (name !== "eager" || Object.keys(DATA.looks).length > 1 && "none" in DATA.looks));
-  offer("view", views.map(([name, view]) => [name, view.name]), "eager" in Object.fromEntries(views) ? "eager" : "sizes");
+  const settings = Object.keys(DATA.contexts[0].values);
+  for (const name of settings) form.elements[name].closest("label").hidden = form.elements[name].length < 2;
+  Object.entries(DATA.contexts[0].values).forEach(([name, value]) => { form.elements[name].value = value; });
   refill(); redraw();
   const again = gallery();
   form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("input", event => { if (SETTING.includes(event.target.name)) refill(); redraw(); if (event.target.name === "scale") again(); });
+  form.addEventListener("input", event => { if (settings.includes(event.target.name)) refill(); redraw(); if (event.target.name === "scale") again(); });
   let waiting; addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => { redraw(); again(); }, 150); });
   const table = document.getElementById("results"); sortable(table); filterable(table);
 }

@@ -1,0 +1,311 @@
+"""What a figure shows, as data: lines, cells or dots with their axes, colours and words.
+
+`analysis.figures` makes charts of a sweep's table. matplotlib (`analysis.draw`) and the page's
+script only draw them: every label, number and colour is decided here. A name has the same colour
+and mark in every chart: people who see few colours tell lines apart by their marks, and both are
+seen on white as on nearly black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator
+
+from scalebench_lib.config import OPTIMIZATIONS
+from scalebench_lib.text import format_number, pluralize
+
+Scale = Literal["auto", "linear", "log"]
+
+LOG_FROM = 10
+"""A y axis whose values span more than this factor is logarithmic: on a linear one the small
+values would lie on one another."""
+
+MANY = 16
+"""More values than this get a logarithmic x axis."""
+
+MANY_POINTS = MANY // 2
+"""Lines of more points than this have bands for intervals, and small marks."""
+
+SPREAD = 0.28
+"""Dots stand so far to each side of their column's middle, in the order made."""
+
+_MAX_MISSING = 5
+_COLOURS = (
+    *("#6e7681", "#c05c00", "#b0389b", "#d03a4a", "#1a78c2", "#0f8a8f", "#3c8a2e", "#8a7400"),
+    *("#7a5cd6", "#a0603c", "#4f6fb5", "#c2407a"),
+)
+_MARKERS = "osD^vPX*<>dp"
+_FAINT = "#6e7681"
+
+
+def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
+    """Return colour and marker of an optimization: for those that we know, the same everywhere."""
+    unknown = sorted(set(table["optimization"]) - set(OPTIMIZATIONS))
+    place = [*OPTIMIZATIONS, *unknown].index(optimization) % len(_COLOURS)
+    return _COLOURS[place], _MARKERS[place]
+
+
+def batch_colours(batch_size: int) -> tuple[str, str]:
+    """Return its colours on white and on black; 1024 is the furthest from the background."""
+    share = min(np.log2(batch_size) / 10, 1)
+    light, dark = (
+        colormaps["viridis_r"](0.2 + 0.8 * share),
+        colormaps["viridis"](0.25 + 0.75 * share),
+    )
+    return to_hex(light), to_hex(dark)
+
+
+def plain(value: float, _position: int | None = None) -> str:
+    """Return a tick's label: no exponent."""
+    return f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis from `low` to `high`, in units of the data, with its `ticks`."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+
+
+def x_axis(label: str, values: np.ndarray, doubling: bool) -> Axis:
+    """Return an axis for counts: in powers of two if they are `doubling`, or span much."""
+    least, most = float(values.min()), float(values.max())
+    if doubling or len(np.unique(values)) > MANY or most / least > MANY:
+        powers = 2.0 ** np.arange(np.ceil(np.log2(least)), np.floor(np.log2(most)) + 1)
+        ends = [most] if not powers.size or most > 1.2 * powers[-1] else []
+        return Axis(label, least / 1.12, most * 1.12, (*powers.tolist(), *ends), log=True)
+    margin = 0.04 * (most - least) or 0.5
+    whole = np.arange(np.ceil(least), most + 1)
+    ticks = whole[:: -(-len(whole) // MANY)]
+    return Axis(label, least - margin, most + margin, tuple(ticks.tolist()))
+
+
+def y_axis(label: str, least: float, most: float, log: bool) -> Axis:
+    """Return a logarithmic axis around `least` and `most`, or a linear one from 0."""
+    low, high = (least / 1.2, most * 1.2) if log else (0.0, 1.1 * most)
+    ticks = list(_log_ticks(low, high)) if log else []
+    if len(ticks) < 2:
+        ticks = [tick for tick in MaxNLocator(7).tick_values(low, high) if low <= tick <= high]
+    return Axis(f"{label}, log scale" if log else label, low, high, tuple(map(float, ticks)), log)
+
+
+def _log_ticks(low: float, high: float) -> Iterator[float]:
+    decades = np.log10(high / low)
+    steps = (1, 10) if decades > 4 else (1, 2, 5) if decades > 0.85 else range(1, 10)
+    for power in np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high))):
+        yield from (t for step in steps if low <= (t := step * 10.0**power) <= high)
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """Points with their values `y`, bounds (NaN where there is none), and what a tip says.
+
+    `names` say which point each is, `details` what is to be known of it.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    names: Sequence[str] = ()
+    details: Sequence[str] = ()
+
+    @property
+    def bounded(self) -> np.ndarray:
+        """Which values have an interval."""
+        bounded: np.ndarray = np.isfinite(self.low) & np.isfinite(self.high)
+        return bounded
+
+
+_NO_MARKS = Marks(*[np.empty(0)] * 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A line through `marks`, ordered by x; `coarse` ones are hollow.
+
+    At `missing_at` on the x axis a measurement failed or was skipped: crosses there. A line
+    without marks is a label that says so. A `reference` is a line to measure others by.
+    """
+
+    label: str
+    colour: str
+    marker: str = ""
+    dashed: bool = False
+    marks: Marks = _NO_MARKS
+    coarse: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    missing_at: Sequence[float] = ()
+    reference: bool = False
+    dark: str | None = None
+
+    @classmethod
+    def reference_of(cls, label: str, x: Sequence[float], y: Sequence[float]) -> Line:
+        """Return a line to measure others by, through these points."""
+        xs, ys = np.asarray(x, float), np.asarray(y, float)
+        marks = Marks(xs, ys, np.full(len(xs), np.nan), np.full(len(xs), np.nan))
+        return cls(label, _FAINT, marks=marks, coarse=np.zeros(len(xs), bool), reference=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """A cell for each of `marks`, in the column of its x and the row of its `row`.
+
+    Rows without a cell failed or were skipped. Colours are on a log scale; of what is better
+    low, the least value is the brightest.
+    """
+
+    rows: Sequence[int]
+    row: np.ndarray
+    marks: Marks
+    better_low: bool = False
+
+    @property
+    def columns(self) -> list[float]:
+        """The columns, in order."""
+        return sorted(set(self.marks.x.tolist()))
+
+    @property
+    def shades(self) -> np.ndarray:
+        """Where each value lies between the least and the largest, 0 to 1."""
+        logs = np.log(self.marks.y)
+        span = logs.max() - logs.min()
+        shades = (logs - logs.min()) / span if span else np.full(len(logs), 0.5)
+        return 1 - shades if self.better_low else shades
+
+    @property
+    def colours(self) -> list[str]:
+        """The colour of each cell."""
+        return [to_hex(colormaps["viridis"](shade)) for shade in self.shades]
+
+    @property
+    def missing(self) -> list[int]:
+        """The rows without a cell."""
+        return [row for row in self.rows if row not in self.row]
+
+
+@dataclass(frozen=True, eq=False)
+class Dots:
+    """A column of dots: `passes` in the order made; `outlier` says which of them are crosses."""
+
+    label: str
+    colour: str
+    passes: np.ndarray
+    outlier: np.ndarray
+
+    @property
+    def detail(self) -> str:
+        """How many there are."""
+        return f"{len(self.passes):,} passes, {int(self.outlier.sum()):,} of them outliers"
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """A figure as data: `lines`, `cells` or `dots`; `rows` are those of the table that it shows.
+
+    `scale` is that of the y axis, `span` its least and largest value where they are not its own,
+    `doubling` says that x is read in powers of two. `caption` has a line for the source, one on
+    how to read it, and one for each config that is missing.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    unit: str
+    caption: Sequence[str]
+    rows: pd.DataFrame
+    lines: Sequence[Line] = ()
+    cells: Cells | None = None
+    dots: Sequence[Dots] = ()
+    doubling: bool = False
+    scale: Scale = "auto"
+    span: tuple[float, float] | None = None
+
+    @property
+    def many(self) -> bool:
+        """Whether intervals are bands, and marks small."""
+        return max((line.marks.x.size for line in self.lines), default=0) > MANY_POINTS
+
+    @property
+    def x(self) -> Axis:
+        """The x axis of `lines`."""
+        every = [np.asarray(v) for line in self.lines for v in (line.marks.x, line.missing_at)]
+        return x_axis(self.x_label, np.concatenate(every), self.doubling)
+
+    @property
+    def y(self) -> Axis:
+        """The y axis of `lines` or `dots`, on `scale`."""
+        return y_axis(self.y_label, *(self.span or self.reach), self.log)
+
+    @property
+    def log(self) -> bool:
+        """Whether the y axis is logarithmic: ``auto`` asks whether the values span much."""
+        if self.scale == "auto":
+            values = np.concatenate([line.marks.y for line in self.lines] or [np.ones(1)])
+            return bool(values.max() / values.min() > LOG_FROM)
+        return self.scale == "log"
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The least and the largest of its values, intervals included."""
+        marks = [line.marks for line in self.lines]
+        values = [bound for one in marks for bound in (one.y, one.low, one.high)]
+        every = np.concatenate([*values, *(dots.passes for dots in self.dots)])
+        return float(np.nanmin(every)), float(np.nanmax(every))
+
+    @property
+    def alt(self) -> str:
+        """Title and values in words: what a reader of the picture would take from it."""
+        return f"{self.title}. {'; '.join(self._in_words())}."
+
+    def _in_words(self) -> Iterator[str]:
+        for line in self.lines:
+            if line.marks.x.size and not line.reference:
+                ends = zip(line.marks.y[[0, -1]], line.marks.x[[0, -1]], strict=True)
+                said = [f"{format_number(y)} at {plain(x)}" for y, x in ends]
+                yield f"{line.label}: {', '.join(dict.fromkeys(said))}"
+        if self.cells:
+            least, most = (format_number(f(self.cells.marks.y)) for f in (np.min, np.max))
+            yield f"From {least} to {most} over {pluralize(self.cells.marks.y.size, 'point')}"
+        for dots in self.dots:
+            yield f"{dots.label}: median {format_number(np.median(dots.passes))} of {dots.detail}"
+
+
+def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
+    """Return `charts` with one y axis, so that heights can be compared; of cells, as they are."""
+    if len(charts) < 2 or any(chart.cells for chart in charts):
+        return list(charts)
+    lows, highs = zip(*(chart.reach for chart in charts), strict=True)
+    scale: Scale = "log" if any(chart.log for chart in charts) else "linear"
+    return [replace(chart, scale=scale, span=(min(lows), max(highs))) for chart in charts]
+
+
+def how_to_read(lines: Sequence[Line]) -> str:
+    """Say what marks and intervals mean, of those that `lines` have."""
+    many = max((line.marks.x.size for line in lines), default=0) > MANY_POINTS
+    said = []
+    if any(line.marks.bounded.any() for line in lines):
+        intervals = "Bands" if many else "Bars"
+        said.append(f"{intervals}: 95 % interval, of these rounds, where wider than the mark.")
+    if any(line.coarse.any() for line in lines):
+        said.append("Hollow marks: coarse, fewer than 6 turns.")
+    if any(len(line.missing_at) for line in lines):
+        said.append("Crosses: failed or skipped.")
+    return " ".join(said)
+
+
+def missing_notes(missing: Sequence[str]) -> list[str]:
+    """Return the first of `missing`, and a line that counts the others."""
+    left = len(missing) - _MAX_MISSING
+    more = [f"… and {left} more that failed or were skipped."] if left > 0 else []
+    return [*missing[:_MAX_MISSING], *more]
