@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from scalebench_lib.errors import RequestError, ScalebenchError, one_line
 from scalebench_lib.record import CONFIG_ORDER, Point, Record, load_records, require_one_machine
 from scalebench_lib.stats import (
     MIN_TURNS,
+    How,
     Interval,
     Parts,
     Ratio,
@@ -37,6 +38,7 @@ from scalebench_lib.stats import (
     paired,
     percentile,
     ratio,
+    unpaired,
 )
 
 CSV, FILE = "results.csv", "source.json"
@@ -93,7 +95,6 @@ Row = Mapping[Any, Any]
 
 _Trials = Sequence[tuple[Record, Point]]
 _Group = tuple[Config, str | None]
-_APART: Final = "not measured together"
 
 
 class _Base(NamedTuple):
@@ -296,9 +297,11 @@ class Results:
         met it at its best thread count; else from their latencies.
         """
         if one == other:
-            return Ratio(1.0, Variance(0.0), "paired" if self.points else _APART)
+            how: How = "not measured together" if self.imported else "paired"
+            return Ratio(1.0, Variance(0.0), how)
+        a, b = self._compared[one].latency, self._compared[other].latency
         found = self._paired(one, other) or self._via_base(one, other)
-        return found or self._apart(one, other)
+        return found or unpaired(a, b, self.assumed_spread)
 
     def row_ratio(self, one: Row, other: Row) -> Ratio:
         """Return the latency of row `one` of the table over that of row `other`.
@@ -417,11 +420,6 @@ class Results:
         first, second = self._paired(one, base), self._paired(base, other)
         name = self._compared[base].config.optimization
         return first.times(second, name) if first and second else None
-
-    def _apart(self, one: PointKey, other: PointKey) -> Ratio:
-        a, b = self._compared[one].latency, self._compared[other].latency
-        variance = a.variance + b.variance
-        return Ratio(a.value / b.value, variance, _APART, assumed=self.assumed_spread)
 
     def _spread(self, same_group: bool, same_threads: bool) -> Spread:
         """The spread of pairs of one kind: from block to block those of one thread count, and

@@ -227,6 +227,12 @@ def ratio(parts: Parts, spread: Spread) -> Ratio:
     return Ratio(value, median_variance(parts, spread), assumed=spread.assumed)
 
 
+def unpaired(one: Interval, other: Interval, assumed: bool = False) -> Ratio:
+    """Return the ratio of two latencies whose errors are independent."""
+    variance = one.variance + other.variance
+    return Ratio(one.value / other.value, variance, "not measured together", assumed=assumed)
+
+
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     """Return the median over the turns of one trial, with the interval that they tell themselves.
 

@@ -258,7 +258,7 @@ def test_no_estimator_but_a_median_is_exported() -> None:
         "ratio": lambda: math.log(ratio([skewed], Spread.of([], 0)).value),
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
-    others = {"median_variance", "paired", "outliers", "percentile"}
+    others = {"median_variance", "paired", "unpaired", "outliers", "percentile"}
     functions = {
         name
         for name, found in inspect.getmembers(stats, inspect.isfunction)

@@ -37,7 +37,15 @@ from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import CONFIG_ORDER, Record
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, twins
-from scalebench_lib.stats import ASSUMED_DF, CONFIDENCE, Ratio, Spread, Variance, median_variance
+from scalebench_lib.stats import (
+    ASSUMED_DF,
+    CONFIDENCE,
+    Ratio,
+    Spread,
+    Variance,
+    median_variance,
+    unpaired,
+)
 
 Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
 """`unclear` are points that both sides measured and that cannot be judged, `lost` those that A
@@ -292,9 +300,7 @@ def _require_common_configs(a: Path, b: Path, before: Results, after: Results) -
 
 
 def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
-    one, other = (
-        list(dict.fromkeys(record.machine for record in side)) for side in (before, after)
-    )
+    one, other = (list({record.machine: None for record in side}) for side in (before, after))
     differing = (what for x, y in product(one, other) if (what := x.differs_from(y)))
     titles = ["; ".join(dict.fromkeys(machine.title for machine in side)) for side in (one, other)]
     for what in islice(differing, 1):
@@ -323,27 +329,18 @@ def _changes(
     pairs = {
         key: (before.points[key], after.points[key]) for key in before.points if key in after.points
     }
-    changes = {
-        key: Change(ratio, ratio) for key, pair in pairs.items() for ratio in [_apart(*pair)]
-    }
+    ratios = {key: unpaired(b.latency, a.latency) for key, (a, b) in pairs.items()}
+    changes = {key: Change(ratio, ratio) for key, ratio in ratios.items()}
     calm = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
     alike, factors = list(_alike(calm)), list[Ratio]()
     for keys in alike:
         factor, beyond = _common_and_beyond(*zip(*(pairs[key] for key in keys), strict=True))
         factors.append(factor)
-        changes |= {
-            key: changes[key]._replace(beyond=left) for key, left in zip(keys, beyond, strict=True)
-        }
+        changes |= {key: Change(ratios[key], left) for key, left in zip(keys, beyond, strict=True)}
     values, p_values = ([each.value for each in factors], [each.p_value for each in factors])
     verdicts, _ = _verdicts(np.array(values), np.array(p_values), threshold)
     where = [tuple(sorted({_cpus_of(pairs[key][0]) for key in keys})) for keys in alike]
     return changes, tuple(map(Common, where, factors, verdicts.tolist()))
-
-
-def _apart(one: MeasuredPoint, other: MeasuredPoint) -> Ratio:
-    """The ratio of two latencies whose errors are independent."""
-    a, b = one.latency, other.latency
-    return _ratio(math.log(b.value / a.value), a.variance + b.variance)
 
 
 def _ratio(log: float, variance: Variance) -> Ratio:
@@ -396,9 +393,8 @@ def _middle(changes: Sequence[float]) -> float:
 
 def _typical(variances: Sequence[Variance]) -> int:
     """The place of the median one."""
-    return sorted(range(len(variances)), key=lambda place: variances[place].value)[
-        len(variances) // 2
-    ]
+    order = np.argsort([variance.value for variance in variances], kind="stable")
+    return int(order[len(order) // 2])
 
 
 @dataclass(frozen=True)
@@ -423,9 +419,9 @@ class _Levels:
         turns = _turns(points)
         counts = turns.notna().T.groupby(level=0).sum().T
         shares = counts.div(counts.sum(axis="columns"), axis="index")  # of blocks in points
-        mean, typical = shares.mean(), _typical(noise)
-        common, own = (mean**2).sum(), (shares * (shares - 2 * mean)).sum(axis="columns")
-        minutes = noise[typical] * (1 / (shares.loc[typical] ** 2).sum())  # of one block
+        typical, mean = _typical(noise), shares.mean()
+        apart = ((shares - mean) ** 2).sum(axis="columns")  # minutes that the others did not share
+        of_a_block = noise[typical] * (1 / (shares.loc[typical] ** 2).sum())
         # A process has its own speed: the configs of each block less 1 are compared.
         trials = {(block, point.key[0]) for point in points for block in point.by_block}
         beside = {place: _beside_others(turns, place) for place in turns.index}
@@ -433,9 +429,8 @@ class _Levels:
         for place, parts in beside.items():
             if parts:
                 logs[place] += np.median(np.concatenate(parts))
-                drift = minutes * max(own[place] + common, 0.0)
-                noise[place] = median_variance(parts, spread) + drift
-        return cls(logs, noise, minutes * common)
+                noise[place] = median_variance(parts, spread) + of_a_block * apart[place]
+        return cls(logs, noise, of_a_block * (mean**2).sum())
 
 
 def _latency_variances(points: Sequence[MeasuredPoint]) -> list[Variance]:
