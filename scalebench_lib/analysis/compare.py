@@ -417,15 +417,15 @@ class _Levels:
         """
         logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
         turns = _turns(points)
-        counts = turns.notna().T.groupby(level=0).sum().T
-        shares = counts.div(counts.sum(axis="columns"), axis="index")  # of blocks in points
-        typical, mean = _typical(noise), shares.mean()
-        apart = ((shares - mean) ** 2).sum(axis="columns")  # minutes that the others did not share
-        of_a_block = noise[typical] * (1 / (shares.loc[typical] ** 2).sum())
+        counts = turns.notna().T.groupby(level=0).sum().T.to_numpy(float)
+        shares = counts / counts.sum(axis=1, keepdims=True)  # of blocks (columns) in points
+        typical, mean = _typical(noise), shares.mean(axis=0)
+        apart = ((shares - mean) ** 2).sum(axis=1)  # minutes that the others did not share
+        of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
         # A process has its own speed: the configs of each block less 1 are compared.
         trials = {(block, point.key[0]) for point in points for block in point.by_block}
         beside = {place: _beside_others(turns, place) for place in turns.index}
-        spread = Spread.of(beside.values(), len(trials) - len(shares.columns))
+        spread = Spread.of(beside.values(), len(trials) - len(mean))
         for place, parts in beside.items():
             if parts:
                 logs[place] += np.median(np.concatenate(parts))

@@ -15,13 +15,13 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape as no_markup
 from rich.table import Table
 
-from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, Common, Comparison, Verdict
+from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, Common, Comparison
 from scalebench_lib.analysis.draw import STYLE, Picture, canvas, caption
 from scalebench_lib.config import AXES
 from scalebench_lib.files import write_atomically
 from scalebench_lib.text import format_number
 
-_STYLES: dict[Verdict, tuple[str, str]] = {
+_STYLES = {
     "slower": ("#c0392b", ">"),
     "faster": ("#1f6fb2", "<"),
     "same": ("0.35", "o"),
@@ -111,7 +111,8 @@ def _reasons(table: pd.DataFrame) -> Iterator[str]:
             f"{_label(row, [*named, 'batch_size'])} on {_threads(row['threads'])}"
             for row in points.to_dict("records")
         )
-        yield f"{_ONE_SIDED.get(verdict, verdict)}{f' ({why})' * bool(why)}: {'; '.join(labels)}"
+        reason = f" ({why})" if why else ""
+        yield f"{_ONE_SIDED.get(str(verdict), verdict)}{reason}: {'; '.join(labels)}"
 
 
 def _joined(table: pd.DataFrame, alike: list[str], name: str) -> pd.DataFrame:
@@ -181,9 +182,10 @@ def printed(found: Comparison) -> list[str | Table]:
 
 def _rich(rows: pd.DataFrame) -> Table:
     """A table with a space between columns, and never cut, however narrow the terminal."""
-    widths = [max(len(name), rows[name].str.len().max()) for name in rows]
+    names = list(map(str, rows))
+    widths = [max(len(name), rows[name].str.len().max()) for name in names]
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, width=sum(widths) + len(widths) - 1)
-    for name in rows:
+    for name in names:
         left = name in ("optimization", "SMT", "verdict")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in rows.to_numpy():
@@ -199,7 +201,8 @@ def markdown(found: Comparison, picture: str | None = None) -> str:
         bold = table.replace({"verdict": {name: f"**{name}**" for name in ("slower", "faster")}})
         rows = bold.assign(optimization=table["optimization"].map(_safe)).to_numpy().tolist()
         lines += [f"**{_safe(title)}**", ""] if title else []
-        lines += [f"| {' | '.join(row)} |" for row in (table, ["---"] * len(table.columns), *rows)]
+        heading = [list(map(str, table)), ["---"] * len(table.columns)]
+        lines += [f"| {' | '.join(row)} |" for row in (*heading, *rows)]
         lines.append("")
     return "\n".join([*lines, *_paragraphs(notes(found)), _safe(_machine(found)), ""])
 
@@ -242,7 +245,7 @@ def figure(found: Comparison) -> Picture:
         axes.axvspan(1 / (1 + found.threshold), 1 + found.threshold, color="0.92", zorder=0)
         axes.axvline(1, color="0.4", linewidth=1)
         for verdict, part in rows.groupby("verdict", sort=False):
-            _draw(axes, part, verdict, named)
+            _draw(axes, part, str(verdict), named)
         axes.xaxis.set_major_formatter(lambda x, _: f"{100 * (x - 1):+.3g} %".replace("+0 %", "0"))
         axes.set(xlabel=f"change of latency{beyond}, right: slower", ylim=(len(rows) - 0.4, -0.6))
         _label_rows(axes, rows, named)
@@ -252,7 +255,7 @@ def figure(found: Comparison) -> Picture:
     return picture
 
 
-def _draw(axes: Axes, part: pd.DataFrame, verdict: Verdict, named: bool) -> None:
+def _draw(axes: Axes, part: pd.DataFrame, verdict: str, named: bool) -> None:
     colour, marker = _STYLES[verdict]
     middle, low, high = part[["beyond", "beyond_low", "beyond_high"]].to_numpy(float).T
     axes.errorbar(

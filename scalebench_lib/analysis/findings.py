@@ -150,7 +150,7 @@ def _fastest(results: Results, rows: pd.DataFrame) -> Iterator[str]:
         return
     alike = best_points(results, rows).groupby(["optimization", "smt", "ties"], sort=False)
     for (optimization, smt, ties), part in alike:
-        name = config_label(rows, optimization, smt)
+        name = config_label(rows, str(optimization), bool(smt))
         sizes = f"at batch size {', '.join(map(str, part['batch_size']))}"
         merits = "; ".join(_merits(part))
         merits = f" ({merits})" if merits else ""
@@ -194,10 +194,10 @@ def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> str:
 
 def _with_mean_off(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with ``mean_off``: whether the mean differs from the median (`MEAN_OFF`)."""
-    numbers = rows.astype({name: float for name in rows if name.startswith("latency_ms")})
-    off = (numbers["latency_ms_mean"] - numbers["latency_ms"]).abs()
-    half = (numbers["latency_ms_high"] - numbers["latency_ms_low"]) / 2
-    return rows.assign(mean_off=(off > MEAN_OFF * numbers["latency_ms"]) & (off > half))
+    names = ("latency_ms", "latency_ms_mean", "latency_ms_low", "latency_ms_high")
+    median, mean, low, high = (rows[name].to_numpy(float) for name in names)
+    off = np.abs(mean - median)
+    return rows.assign(mean_off=(off > MEAN_OFF * median) & (off > (high - low) / 2))
 
 
 def _sustained(row: Any) -> float:
@@ -209,7 +209,7 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
     off = _with_mean_off(rows).query("mean_off")
     if off.empty:
         return
-    worst = off.loc[(off["latency_ms_mean"] / off["latency_ms"]).idxmax()]
+    worst = off.iloc[(off["latency_ms_mean"] / off["latency_ms"]).argmax()]
     yield (
         f"At {len(off)} of {pluralize(len(rows), 'point')} the mean of the passes differs from "
         f"their median by more than its interval and {100 * MEAN_OFF:.0f} %: some stood still "
