@@ -57,13 +57,12 @@ POLL_S = 1.0
 
 
 class Host(StrictModel):
-    """A host as its worker (an address) describes it; `code` is a digest of the library."""
+    """A host as its worker (an address) describes it."""
 
     worker: str
     name: str
     machine: Machine
     software: Software
-    code: str
 
 
 def describe(dask_worker: Any) -> str:
@@ -75,8 +74,7 @@ def describe(dask_worker: Any) -> str:
         worker=dask_worker.address,
         name=re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.-")[:63] or "host",
         machine=Machine.here(),
-        software=Software.here(),
-        code=code_digest(),
+        software=software_here(),
     ).model_dump_json()
 
 
@@ -88,12 +86,14 @@ def _undo_nanny_environment() -> None:
             del os.environ[name]
 
 
-def code_digest() -> str:
-    """Return a digest of the code that measures: two checkouts may have the same version."""
+def software_here() -> Software:
+    """Return this process's software, with the code that measures: a version may have several."""
     digest = hashlib.sha256((NOTEBOOKS / "measure.ipynb").read_bytes())
     for path in sorted((PROJECT / "scalebench_lib").rglob("*.py")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    software = Software.here()
+    versions = {**software.versions, "scalebench's code": digest.hexdigest()[:12]}
+    return software.model_copy(update={"versions": versions})
 
 
 class Settings(NamedTuple):
@@ -219,10 +219,7 @@ def _checked(worker: str, answer: Any) -> Host:
         raise RequestError(
             f"worker {worker} lacks this scalebench ({answer!r:.80}): install this checkout there"
         ) from None
-    differs = Software.here().differs_from(host.software)
-    if not differs and host.code != (here := code_digest()):
-        differs = f"scalebench's code {here} against {host.code}"
-    if differs:
+    if differs := software_here().differs_from(host.software):
         raise RequestError(
             f"host {host.name} has other software than this one ({differs}): make them the same"
         )

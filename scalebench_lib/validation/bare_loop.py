@@ -36,7 +36,7 @@ class BareLoop:
 
     setup_s, peak_bytes = 0.0, 0  # asked for where blocks are filled by time and memory
 
-    def __init__(self, trial: Trial, out: Path) -> None:
+    def __init__(self, trial: Trial, out: Path, _kernels: object = None) -> None:
         self.trial, self.out, self._started = trial, out, datetime.now(UTC)
         self._machine, config = Machine.here(), trial.config
         self._turns = {threads: PointTurns(threads) for threads in trial.threads}

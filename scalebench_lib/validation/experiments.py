@@ -39,10 +39,6 @@ class TwoTurns(TrialProcess):
         return super().turn(cycle, threads, seconds)
 
 
-def _bare_loop(trial: Trial, out: Path, _: Kernels) -> Process:
-    return BareLoop(trial, out)
-
-
 class Validation:
     """The trials of `model`, eager and as TorchScript, on this machine.
 
@@ -62,7 +58,7 @@ class Validation:
     def twice_and_bare(self) -> tuple[Results, Results, Results]:
         """Measure every trial by two processes, and by a bare loop; return the results of each."""
         members: dict[str, Start] = {"a": TrialProcess.start, "b": TrialProcess.start}
-        a, b, bare = self._in_one_block(self._trials(), {**members, "bare": _bare_loop})
+        a, b, bare = self._in_one_block(self._trials(), {**members, "bare": BareLoop})
         return a, b, bare
 
     def two_turns(self) -> Results:
@@ -73,7 +69,7 @@ class Validation:
         """Measure the eager model, and the same with a layer less; by trials, and bare loops."""
         models = (self.sweep.model, str(_with_a_layer_less(self.sweep.model, self.out)))
         trials = [t for model in models for t in self._trials(model=model, optimizations=("none",))]
-        members: dict[str, Start] = {"layers": TrialProcess.start, "bare-layers": _bare_loop}
+        members: dict[str, Start] = {"layers": TrialProcess.start, "bare-layers": BareLoop}
         recorded, bare = self._in_one_block(trials, members)
         return recorded, bare
 

@@ -32,7 +32,6 @@ from scalebench_lib.sweep.schedule import sweep_schedules
 from tests.factories import machine
 from tests.fake_workers import SMALL, FakeKernels, FakeTrials, Happens, short
 from tests.sweep.test_runner import at, short_of
-from tests.test_cli import command
 from tests.tools.kill_often import unpaired
 from tests.waiting import wait_until
 
@@ -413,8 +412,14 @@ def test_a_scheduler_that_is_gone_is_told(trials, tmp_path: Path, monkeypatch) -
 def host(name: str, identity: str | None = None, **change: object) -> Host:
     """A host as it would describe itself, with this software."""
     on = machine(cores=2, smt=False).model_copy(update={"identity": identity})
-    told = {"machine": on, "software": Software.here(), "code": cluster.code_digest()}
+    told = {"machine": on, "software": cluster.software_here()}
     return Host(worker=f"tcp://{name}", name=name, **{**told, **change})
+
+
+def another_checkout() -> Software:
+    """The software here, but for the code."""
+    versions = {**Software.here().versions, "scalebench's code": "another"}
+    return Software.here().model_copy(update={"versions": versions})
 
 
 class Hosts:
@@ -469,7 +474,7 @@ def test_only_hosts_that_are_alike_stand_in_for_each_other() -> None:
             {"software": Software(python="2.7", scalebench="0", versions={})},
             "host b has other software",
         ),
-        ({"code": "another"}, "scalebench's code .* against another"),
+        ({"software": another_checkout()}, "scalebench's code .* against another"),
         (ModuleNotFoundError("No module named 'scalebench_lib'"), "lacks .* named 'scalebench_lib"),
         ({"name": "b"}, "worker tcp://1 lacks this scalebench"),
         ('{"name": "b"}', "worker tcp://1 lacks this scalebench"),
@@ -683,7 +688,8 @@ def test_a_termination_of_the_command_ends_the_block_on_its_host(processes, tmp_
     options = ("--model", "bert-tiny", "--threads", "1", "--rounds", "1", "--max-seconds", "100")
     where = ("--scheduler", address, "--batch-sizes", "1,2", "--optimizations", "none")
     where = (*where, "--target-ci", "0.0001")
-    with subprocess.Popen(command("sweep", out, *options, *where), stdout=subprocess.PIPE) as run:
+    command = [sys.executable, "-m", "scalebench_lib.cli", "sweep", str(out), *options, *where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as run:
         wait_until(lambda: b"a block of 2 configs" in run.stdout.readline())
         time.sleep(20)
         run.send_signal(signal.SIGTERM)

@@ -2,8 +2,8 @@
 
 Makes up RECORDS records (10,000) of four points, SAMPLES a point (8), five trials of each config,
 with an executed notebook each. Prints wall and CPU seconds and the most memory of ``status``,
-resume and the table: each in a process of its own, first cold, with neither what earlier readings
-have left nor the system's cache of these files; then warm, with both.
+resume and the table: each in a process of its own, first without the system's cache of these files,
+then with it.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.factories import machine, measured, turns
 
 TRIALS = 5
 OPTIMIZATIONS = ("none", "script")
-GOALS = {"status": 2, "resume": 2, "table": 10}
+GOALS = {"status": 4, "resume": 4, "table": 8}
 """Seconds for 10,000 records; and 1 GB."""
 
 NOTEBOOK_BYTES = 50_000
@@ -93,7 +93,7 @@ def notebook(noise: np.random.Generator) -> nbformat.NotebookNode:
 
 
 def forget(out: Path) -> None:
-    """Have the next reading find nothing that was read before."""
+    """Drop the files of `out` from the system's cache."""
     for path in out.glob("*/*"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
