@@ -6,7 +6,7 @@ from typing import Any
 
 import nbformat
 
-from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.kernels import Kernels, NotebookRun
 
 
 def notebook(path: Path, *cells: str) -> Path:
@@ -22,7 +22,8 @@ def run_notebook(
     kernels: Kernels, source: Path, target: Path, limit_s: float = 120, **parameters: Any
 ) -> str:
     """Run it; returns what its last cell prints."""
-    kernels.start(source, target, parameters).result(limit_s)
+    kernel = kernels.new(parameters.get("allocator", "default"))
+    NotebookRun(kernel, source, target, parameters).result(limit_s)
     outputs = nbformat.read(target, as_version=4).cells[-1].outputs
     return "".join(output.get("text", "") for output in outputs)
 

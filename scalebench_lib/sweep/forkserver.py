@@ -2,11 +2,11 @@
 
 Importing costs seconds; a fork costs milliseconds. That is sound only as long as the fork server
 has a single thread and has never computed anything: then a fork of it is a fresh process that has
-done its imports. Runs as ``python -m scalebench_lib.sweep.forkserver FOLDER``.
+done its imports.
 
-It answers JSON requests, one a line: ``{"start": argv, "env": {}, "cwd": ""}`` with a process id,
-and ``{"poll": pid}`` with an exit code or null. It ends, and its kernels with it, when its standard
-input does: that is when the sweep is gone.
+It answers JSON requests on a pipe: ``{"start": argv, "env": {}}`` with a process id, and
+``{"poll": pid}`` with an exit code or null. It ends, and its kernels with it, when the pipe does:
+that is when the sweep is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -25,8 +24,10 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import psutil
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
@@ -44,60 +45,54 @@ ANSWER_S = 30.0
 _COMMAND = ["-m", "scalebench_lib.sweep.forkserver"]
 
 
-class ForkServerError(ScalebenchError):
-    """Kernels cannot be forked here: use fresh ones."""
+class NotStartedError(ScalebenchError):
+    """A kernel, or the fork server, does not start or does not answer."""
 
 
 class ForkServer:
-    """A running fork server of `python`; `env` is added to what `python` has.
-
-    Close it, or its kernels stay until this process ends.
-    """
+    """A running fork server of `python`; `env` is added to what `python` has."""
 
     def __init__(self, env: dict[str, str], python: Interpreter) -> None:
         self.folder, self.is_gone = socket_folder(), False
         self._lock = threading.Lock()
-        with (self.folder / "errors").open("w") as errors:
+        self._pipe, theirs = Pipe()
+        with theirs, (self.folder / "errors").open("w") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [python.executable, *_COMMAND, str(self.folder)],
+                [python.executable, *_COMMAND, str(theirs.fileno()), str(self.folder)],
                 env={**python.environment, "OPENBLAS_NUM_THREADS": "1", **env},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 stderr=errors,
-                text=True,
                 start_new_session=True,
             )
         try:
             self._answer(START_S)
-        except (OSError, ValueError):
-            errors_seen = (self.folder / "errors").read_text().splitlines()
+        except (OSError, EOFError):
+            lines = (self.folder / "errors").read_text().splitlines()
             self.close()
-            last = errors_seen[-1] if errors_seen else "it did not start in time"
-            raise ForkServerError(f"no warm kernels: {last}") from None
+            last = lines[-1] if lines else "it did not start in time"
+            raise NotStartedError(f"no warm kernels: {last}") from None
 
-    def ask(self, request: dict[str, Any]) -> int | None:
-        """Return the answer to `request`; OSError or ValueError where the server is gone."""
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Return the answer to `request`; `NotStartedError` where the server is gone."""
         try:
             with self._lock:
-                print(json.dumps(request), file=self.process.stdin, flush=True)
+                self._pipe.send_bytes(json.dumps(request).encode())
                 return self._answer(ANSWER_S)
-        except (OSError, ValueError):
+        except (OSError, EOFError) as error:
             self.is_gone = True
             self.process.kill()  # a late answer would be taken for the next one
-            raise
+            raise NotStartedError(f"the fork server does not answer: {error}") from None
 
-    def _answer(self, limit_s: float) -> int | None:
-        assert self.process.stdout is not None  # noqa: S101 - asked for above
-        if not select.select([self.process.stdout], [], [], limit_s)[0]:
+    def _answer(self, limit_s: float) -> Any:
+        if not self._pipe.poll(limit_s):
             raise TimeoutError("it takes too long")
-        answer: int | None = json.loads(self.process.stdout.readline())
-        return answer
+        return json.loads(self._pipe.recv_bytes())
 
     def close(self) -> None:
         """End the fork server and its kernels."""
-        for stream in filter(None, (self.process.stdin, self.process.stdout)):
-            with suppress(OSError):
-                stream.close()
+        self._pipe.close()
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -113,13 +108,14 @@ class _ForkedKernel:
 
     def __init__(self, server: ForkServer, request: dict[str, Any]) -> None:
         self._server = server
-        self.pid = int(server.ask(request) or 0)
+        self.pid: int = server.ask(request)
 
     def poll(self) -> int | None:
         try:
-            return self._server.ask({"poll": self.pid})
-        except (OSError, ValueError):  # its fork server is gone, and took it along
+            code: int | None = self._server.ask({"poll": self.pid})
+        except NotStartedError:  # it took its kernels along
             return -signal.SIGKILL
+        return code
 
     def wait(self) -> int:
         while (code := self.poll()) is None:
@@ -138,20 +134,14 @@ class KernelProvisioner(LocalProvisioner):
     fork_server: ForkServer | None = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        """Start `cmd`, or fork with its arguments; `ForkServerError` where that cannot be."""
+        """Start `cmd`, or fork with its arguments; `NotStartedError` where that cannot be."""
         added = {k: v for k, v in kwargs["env"].items() if os.environ.get(k) != v}
         env = {**self.python.environment, **added}
         if self.fork_server is None:
             return await super().launch_kernel(cmd, **{**kwargs, "env": env})
-        request = {
-            "start": cmd[cmd.index("-f") :],
-            "env": {**env, "SCALEBENCH_KERNEL": "warm"},
-            "cwd": str(Path.cwd()),
-        }
-        try:
-            self.process = _ForkedKernel(self.fork_server, request)
-        except (OSError, ValueError) as error:
-            raise ForkServerError(f"the fork server does not answer: {error}") from None
+        env["SCALEBENCH_KERNEL"] = "warm"
+        request = {"start": cmd[cmd.index("-f") :], "env": env, "cwd": str(Path.cwd())}
+        self.process = _ForkedKernel(self.fork_server, request)
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 
@@ -183,51 +173,40 @@ class KernelProvisioner(LocalProvisioner):
 
 def main() -> None:
     """Be a fork server: import, check, say so, serve."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # prints of what is imported are no answers
+    pipe, folder = Connection(int(sys.argv[-2])), sys.argv[-1]
     for name in IMPORTS:
         importlib.import_module(name)
     require_single_thread()
     gc.collect()
     gc.freeze()  # what was imported is never collected again, here or in a kernel
-    print(json.dumps("ready"), file=answers, flush=True)
-    _serve(answers)
-    shutil.rmtree(sys.argv[1], ignore_errors=True)  # a killed sweep cannot
+    pipe.send_bytes(b'"ready"')
+    with suppress(EOFError, OSError):
+        _serve(pipe)
+    shutil.rmtree(folder, ignore_errors=True)  # a killed sweep cannot
 
 
-def _serve(answers: IO[str]) -> None:
-    codes: dict[int, int] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer = _fork(request, answers) if "start" in request else _poll(request["poll"], codes)
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-def _poll(pid: int, codes: dict[int, int]) -> int | None:
-    if pid not in codes:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            codes[pid] = os.waitstatus_to_exitcode(status)
-    return codes.get(pid)
-
-
-def _fork(request: dict[str, Any], answers: IO[str]) -> int:
-    require_single_thread()
-    pid = os.fork()
-    if pid == 0:
-        answers.close()
-        _become_kernel(request)
-    return pid
+def _serve(pipe: Connection) -> NoReturn:
+    codes: dict[int, int | None] = {}
+    while True:
+        request = json.loads(pipe.recv_bytes())
+        if pid := request.get("poll"):
+            if codes.get(pid) is None:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                codes[pid] = os.waitstatus_to_exitcode(status) if ended else None
+            answer = codes[pid]
+        else:
+            require_single_thread()
+            if (answer := os.fork()) == 0:
+                pipe.close()
+                _become_kernel(request)
+        pipe.send_bytes(json.dumps(answer).encode())
 
 
 def _become_kernel(request: dict[str, Any]) -> NoReturn:
     """Get a session of its own and new random numbers, then run ipykernel as it comes."""
-    code = 1
     try:
         die_with_parent()
         os.setsid()
-        for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY)):
-            os.dup2(os.open(os.devnull, mode), descriptor)
         os.environ.clear()
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
@@ -236,11 +215,10 @@ def _become_kernel(request: dict[str, Any]) -> NoReturn:
 
         # Nobody looks back into the history of a notebook that ran once.
         IPKernelApp.launch_instance(argv=[*request["start"], "--HistoryManager.enabled=False"])
-        code = 0
+        os._exit(0)
     except BaseException:
         traceback.print_exc()
-    finally:
-        os._exit(code)
+        os._exit(1)
 
 
 def reseed() -> None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,12 +29,13 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.allocators import preload
-from scalebench_lib.errors import MeasurementError, ScalebenchError
+from scalebench_lib.config import Allocator
+from scalebench_lib.errors import MeasurementError
 from scalebench_lib.notebook import scrub, write
 from scalebench_lib.processes import disk_error, error_reason, oom_kills
 from scalebench_lib.protocol import RUNNER
 from scalebench_lib.record import RUNNERS
-from scalebench_lib.sweep.forkserver import ForkServer, ForkServerError, KernelProvisioner
+from scalebench_lib.sweep.forkserver import ForkServer, KernelProvisioner, NotStartedError
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
 
@@ -48,22 +49,23 @@ _LAUNCH = ["-P", "-c", _FRESH, "-f", "{connection_file}"]
 """A kernel that a dead sweep left behind, stopped between turns, would stay for ever."""
 
 
-_SOCKET = "runner"
-
-
-class NotStartedError(ScalebenchError):
-    """The kernel never answered."""
-
-
 class _Client(AsyncKernelClient):
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """All but the heartbeat, which would ping the kernel every second."""
         super().start_channels(*args, **{**kwargs, "hb": False})
 
 
-class _Manager(AsyncKernelManager):
-    kernel_spec = KernelSpec()  # given, not looked for: whatever else is installed
+class Kernel(AsyncKernelManager):
+    """A kernel that is to be started; its sockets, and the one to us, lie in `folder`."""
+
+    folder: Path
     provisioner: KernelProvisioner
+    kernel_spec = KernelSpec()  # given, not looked for: whatever else is installed
+
+    @property
+    def socket(self) -> str:
+        """The path of the socket to which it can connect: its variable `RUNNER` names it."""
+        return str(self.folder / "runner")
 
 
 class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
@@ -79,8 +81,7 @@ class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
 
 async def _end_of(pid: int) -> None:
     """Wait for the end of a process, whoever's child it is."""
-    loop, descriptor = asyncio.get_running_loop(), os.pidfd_open(pid)
-    ended = asyncio.Event()
+    loop, descriptor, ended = asyncio.get_running_loop(), os.pidfd_open(pid), asyncio.Event()
     loop.add_reader(descriptor, ended.set)
     try:
         await ended.wait()
@@ -94,6 +95,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, km: Any = None, **_: Any
     ) -> NotebookNode:
+        """As papermill's own, with a client that is quiet and ends its kernel."""
         client = _QuietClient(nb_man, km=km, kernel_name=kernel_name, shutdown_kernel="immediate")
         executed: NotebookNode = client.execute(cleanup_kc=True)
         return executed
@@ -103,18 +105,19 @@ papermill_engines.register("scalebench", _Engine)
 
 
 class NotebookRun:
-    """A notebook that papermill executes in a kernel of its own, in a thread.
+    """A notebook that papermill executes in `kernel`, in a thread; saved as `target`.
 
-    The kernel can connect to the socket `server`. Nothing works here while the kernel computes.
-    What ends a kernel for lack of memory is read from when `oom_kills_before` was taken.
+    The kernel can connect to `server`. Nothing works here while it computes. If the system kills it
+    for lack of memory after `oom_kills_before` was read, that is known.
     """
 
     def __init__(
-        self, kernel: _Manager, folder: Path, source: Path, target: Path, parameters: Any
+        self, kernel: Kernel, source: Path, target: Path, parameters: Mapping[str, Any]
     ) -> None:
-        self._kernel, self._folder = kernel, folder
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(str(folder / _SOCKET))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._kernel, self._open = kernel, ExitStack()
+        self.server = self._open.enter_context(socket.socket(socket.AF_UNIX))
+        self.server.bind(kernel.socket)
         self.server.listen(1)
         self.oom_kills_before = oom_kills()
         thread = ThreadPoolExecutor(max_workers=1)
@@ -131,29 +134,36 @@ class NotebookRun:
         while not self.future.done():
             self._kernel.provisioner.end()
             time.sleep(0.02)
-        self.server.close()
+        self._open.close()
 
     def result(self, limit_s: float) -> None:
-        """Wait for the end; at the time limit it is killed.
+        """Wait for the end, but no longer than `limit_s`.
 
         Raises `MeasurementError` with the last line of an exception in the notebook, or with the
-        cause of the kernel's death; `ForkServerError` or `NotStartedError` where it never
-        answered. OSError means that the disk is full.
+        cause of the kernel's death; `NotStartedError` where it never answered. OSError means that
+        the disk is full.
         """
         try:
             self.future.result(limit_s)
         except TimeoutError:
-            self.kill()
-            raise MeasurementError(too_slow(limit_s)) from None
+            raise self.too_slow(limit_s) from None
         except PapermillExecutionError as error:
             if full_disk := disk_error(error.ename, error.evalue):
                 raise full_disk from None
             raise MeasurementError(error_reason(error.ename, error.evalue)) from None
         finally:
-            self.server.close()
+            self._open.close()
+
+    def too_slow(self, limit_s: float) -> MeasurementError:
+        """Kill it at its time limit; returns the reason."""
+        self.kill()
+        return MeasurementError(
+            f"not done after {limit_s:.0f} s, its time limit: "
+            "'--trial-timeout' gives a slow model more"
+        )
 
     def _execute(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
-        draft = self._folder / "draft.ipynb"
+        draft = self._kernel.folder / "draft.ipynb"
         try:
             papermill.execute_notebook(
                 nbformat.read(source, as_version=4),
@@ -172,39 +182,30 @@ class NotebookRun:
         finally:
             ensure_event_loop().close()  # nbclient's, which it leaves open
             _publish(draft, target)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._kernel.folder, ignore_errors=True)
 
 
 def _publish(draft: Path, target: Path) -> None:
     """Save the executed notebook without the paths of this machine."""
-    if draft.exists():
-        folders = (target.parent, target.parent.parent, target.parent.parent.parent)
-        with suppress(NotJSONError):  # a full disk has cut it: papermill's own error says so
-            notebook = nbformat.read(draft, as_version=4)
-            write(scrub(notebook, *(folder for folder in folders if folder.name)), target)
-
-
-def too_slow(limit_s: float) -> str:
-    """The reason of what was ended at its time limit."""
-    return (
-        f"not done after {limit_s:.0f} s, its time limit: '--trial-timeout' gives a slow model more"
-    )
+    folders = [folder for folder in list(target.parents)[:3] if folder.name]
+    with suppress(FileNotFoundError, NotJSONError):  # papermill's own error tells why
+        write(scrub(nbformat.read(draft, as_version=4), *folders), target)
 
 
 class Kernels:
-    """Runs notebooks, each in a process of its own: started afresh, or forked from a fork server.
+    """Makes kernels, each a process of its own: started afresh, or forked from a fork server.
 
     A context manager. `warm` is a wish: where no fork server can be had, or it fails later, kernels
-    are fresh, and `warning` says why. The parameter ``allocator`` decides a kernel's environment;
-    since libraries are preloaded when a process starts, each allocator has a fork server of its
-    own. `python` runs the kernels: without one, the Python of this process.
+    are fresh, and `warning` says why. Since libraries are preloaded when a process starts, each
+    allocator has a fork server of its own. `python` runs the kernels: without one, the Python of
+    this process.
     """
 
     def __init__(self, warm: bool = True, python: Interpreter | None = None) -> None:
         self.warning: str | None = None
         self.kind: Literal["warm", "fresh"] = "warm" if warm else "fresh"
         self._python = python or Interpreter.here()
-        self._fork_servers: dict[str, ForkServer] = {}
+        self._fork_servers: dict[Allocator, ForkServer] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -215,32 +216,28 @@ class Kernels:
         while self._fork_servers:
             self._fork_servers.popitem()[1].close()
 
-    def start(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> NotebookRun:
-        """Begin to execute notebook `source` with `parameters`, to be saved as `target`.
-
-        The kernel's environment names the `NotebookRun.server`, and has what the sweep's has.
-        """
-        target.parent.mkdir(parents=True, exist_ok=True)
-        preloaded = preload(parameters.get("allocator", "default"), self._python.environment)
-        fork_server = self._fork_server_for(preloaded)
-        folder = Path(tempfile.mkdtemp(dir=fork_server.folder)) if fork_server else socket_folder()
-        told = json.dumps(self._python.software.environment)
-        spec = KernelSpec(
-            argv=[self._python.executable, *_LAUNCH],
-            display_name="Python 3 (ipykernel)",
-            language="python",
-            env={**preloaded, RUNNER: str(folder / _SOCKET), RUNNERS: told},
-        )
-        kernel = _Manager(
+    def new(self, allocator: Allocator = "default") -> Kernel:
+        """A kernel to be started, in the environment that the sweep has."""
+        preloads = preload(allocator, self._python.environment)
+        server = self._fork_server(allocator, preloads)
+        folder = Path(tempfile.mkdtemp(dir=server.folder)) if server else socket_folder()
+        kernel = Kernel(
             kernel_name="python3",
             client_factory=_Client,
             transport="ipc",
             connection_file=str(folder / "kernel.json"),
         )
-        kernel.kernel_spec = spec
-        kernel.provisioner = KernelProvisioner(kernel_spec=spec, parent=kernel)
-        kernel.provisioner.python, kernel.provisioner.fork_server = self._python, fork_server
-        return NotebookRun(kernel, folder, source, target, parameters)
+        kernel.folder = folder
+        environment = json.dumps(self._python.software.environment)
+        kernel.kernel_spec = KernelSpec(
+            argv=[self._python.executable, *_LAUNCH],
+            display_name="Python 3 (ipykernel)",
+            language="python",
+            env={**preloads, RUNNER: kernel.socket, RUNNERS: environment},
+        )
+        kernel.provisioner = KernelProvisioner(kernel_spec=kernel.kernel_spec, parent=kernel)
+        kernel.provisioner.python, kernel.provisioner.fork_server = self._python, server
+        return kernel
 
     def fall_back(self, error: Exception) -> bool:
         """Start kernels afresh from now on, because of `error`; False where they are already."""
@@ -250,13 +247,12 @@ class Kernels:
         self.kind = "fresh"  # those that were forked before go on
         return True
 
-    def _fork_server_for(self, env: dict[str, str]) -> ForkServer | None:
-        key = env["LD_PRELOAD"]
+    def _fork_server(self, allocator: Allocator, preloads: dict[str, str]) -> ForkServer | None:
         if self.kind == "fresh":
             return None
         try:
-            if key not in self._fork_servers:
-                self._fork_servers[key] = ForkServer(env, self._python)
-        except (ForkServerError, OSError) as error:
+            if allocator not in self._fork_servers:
+                self._fork_servers[allocator] = ForkServer(preloads, self._python)
+        except (NotStartedError, OSError) as error:
             self.warning, self.kind = str(error), "fresh"
-        return self._fork_servers.get(key)
+        return self._fork_servers.get(allocator)

@@ -7,28 +7,20 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
+from scalebench_lib import protocol
 from scalebench_lib.config import StrictModel, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.files import DamagedError
 from scalebench_lib.notebook import NOTEBOOKS
 from scalebench_lib.processes import go_on, oom_kills, peak_bytes, prefer_to_kill, stand_still
-from scalebench_lib.protocol import (
-    Answer,
-    ConnectionEndedError,
-    End,
-    EndedBy,
-    Message,
-    Ready,
-    Request,
-    parse,
-)
+from scalebench_lib.protocol import Answer, EndedBy, Message
 from scalebench_lib.record import Record
-from scalebench_lib.sweep.forkserver import ForkServerError
-from scalebench_lib.sweep.kernels import Kernels, NotebookRun, NotStartedError, too_slow
+from scalebench_lib.sweep.forkserver import NotStartedError
+from scalebench_lib.sweep.kernels import Kernels, NotebookRun
 
 SETUP_LIMIT_S = 900.0
 """Compilers and downloads take minutes; what takes longer hangs."""
@@ -48,8 +40,8 @@ class StoppedError(Exception):
     """Somebody wants the sweep to end while a trial is being set up."""
 
 
-class TrialProcess:
-    """The process of `trial`, whose notebook is `run`, and which writes its record into `out`.
+class TrialProcess(NotebookRun):
+    """The process of `trial`, which writes its record into folder `out`.
 
     `limit_s` bounds its set-up, a turn and its end, each; None: what is sure to hang. Between its
     turns it stands still.
@@ -58,10 +50,15 @@ class TrialProcess:
     _connection: socket.socket
     _lines: IO[str]
 
-    def __init__(self, trial: Trial, out: Path, run: NotebookRun, limit_s: float | None) -> None:
-        self.trial, self.out, self._run, self._limit_s = trial, out, run, limit_s
-        self._open = ExitStack()
+    def __init__(self, trial: Trial, out: Path, kernels: Kernels, limit_s: float | None) -> None:
+        self.trial, self.out, self._limit_s = trial, out, limit_s
         self.first_pass_s = self.setup_s = 0.0
+        super().__init__(
+            kernels.new(trial.config.allocator),
+            NOTEBOOKS / "measure.ipynb",
+            out / "notebooks" / f"{trial.name}.ipynb",
+            {**trial.parameters(), "out": os.path.relpath(out)},
+        )
 
     @classmethod
     def start(
@@ -77,13 +74,10 @@ class TrialProcess:
         Raises `MeasurementError` where it fails, `StoppedError` as soon as `stopping`, and OSError
         where the disk is full.
         """
-        parameters = {**trial.parameters(), "out": os.path.relpath(out)}
-        target = out / "notebooks" / f"{trial.name}.ipynb"
-        run = kernels.start(NOTEBOOKS / "measure.ipynb", target, parameters)
-        process = cls(trial, out, run, limit_s)
+        process = cls(trial, out, kernels, limit_s)
         try:
             process._set_up(stopping)
-        except (ForkServerError, NotStartedError) as error:
+        except NotStartedError as error:
             process.kill()
             if not kernels.fall_back(error):
                 raise MeasurementError(f"the kernel did not start: {error}") from None
@@ -94,11 +88,6 @@ class TrialProcess:
         return process
 
     @property
-    def pid(self) -> int:
-        """The leader of its process group; 0 before there is one."""
-        return self._run.pid
-
-    @property
     def peak_bytes(self) -> int:
         """The most memory that it has held so far."""
         return peak_bytes(self.pid)
@@ -107,28 +96,23 @@ class TrialProcess:
         """Let it take a turn; `MeasurementError` where it fails, dies or hangs."""
         slowest = self.first_pass_s * max(self.trial.threads) / threads
         limit_s = self._limit_s or TURN_LIMIT_S + seconds + SLOWER_THAN_FIRST * slowest
-        self._wake(Request(cycle=cycle, threads=threads, seconds=seconds))
+        self._wake(protocol.Request(cycle=cycle, threads=threads, seconds=seconds))
         answer = self._receive(Answer, limit_s)
         self._rest()
         return answer
 
     def end(self, reason: EndedBy) -> Record:
         """Let it recheck, write its record and draw; `MeasurementError` where that fails."""
-        self._wake(End(end=reason))
+        self._wake(protocol.End(end=reason))
         return self._ended(self._limit_s or END_LIMIT_S)
-
-    def kill(self) -> None:
-        """End it, whatever it is doing; what it has not written is lost."""
-        self._run.kill()
-        self._open.close()
 
     def _set_up(self, stopping: Callable[[], bool]) -> None:
         start = time.monotonic()
-        self._wait_for(self._run.server, start, stopping)
-        self._connection = self._open.enter_context(self._run.server.accept()[0])
+        self._wait_for(self.server, start, stopping)
+        self._connection = self._open.enter_context(self.server.accept()[0])
         self._lines = self._open.enter_context(self._connection.makefile(errors="replace"))
         self._wait_for(self._connection, start, stopping)
-        self.first_pass_s = self._receive(Ready, LEAST_WAIT_S).first_pass_s
+        self.first_pass_s = self._receive(protocol.Ready, LEAST_WAIT_S).first_pass_s
         self._rest()
         self.setup_s = time.monotonic() - start
 
@@ -140,12 +124,12 @@ class TrialProcess:
             if stopping():
                 raise StoppedError
             if time.monotonic() > start + limit_s:
-                self._too_slow(limit_s)
-            if self._run.future.done():
+                raise self.too_slow(limit_s)
+            if self.future.done():
                 self._fail()
 
     def _wake(self, message: StrictModel) -> None:
-        self._run.oom_kills_before = oom_kills()
+        self.oom_kills_before = oom_kills()
         prefer_to_kill(self.pid, preferred=True)
         go_on(self.pid)
         with suppress(OSError):  # it has died: reading tells
@@ -158,23 +142,18 @@ class TrialProcess:
     def _receive(self, kind: type[Message], limit_s: float) -> Message:
         """Its next message; while it computes, nothing here looks or listens."""
         self._connection.settimeout(limit_s)
-        line = ""
         try:
             line = self._lines.readline()
         except TimeoutError:
-            self._too_slow(limit_s)
+            raise self.too_slow(limit_s) from None
         except ConnectionError:  # it has died, and left something unread
-            pass
+            line = ""
         if not line:
             self._fail()
         try:
-            return parse(line, kind)
-        except ConnectionEndedError as error:
+            return protocol.parse(line, kind)
+        except protocol.ConnectionEndedError as error:
             raise MeasurementError(str(error)) from None
-
-    def _too_slow(self, limit_s: float) -> NoReturn:
-        self.kill()
-        raise MeasurementError(too_slow(limit_s))
 
     def _fail(self) -> NoReturn:
         """Raise why it has ended before its time: as its record says, or its death."""
@@ -185,12 +164,10 @@ class TrialProcess:
         """The record of a notebook that is just ending; it counts, whatever came after."""
         path = self.out / "records" / f"{self.trial.name}.json"
         try:
-            self._run.result(limit_s)
+            self.result(limit_s)
         except MeasurementError:
             if not path.exists():
                 raise
-        finally:
-            self._open.close()
         if not path.exists():
             raise MeasurementError("the notebook wrote no record")
         try:

@@ -11,7 +11,7 @@ import pytest
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.sweep import kernels as kernels_module
-from scalebench_lib.sweep.forkserver import ForkServer, ForkServerError
+from scalebench_lib.sweep.forkserver import ForkServer, NotStartedError
 from scalebench_lib.sweep.kernels import Kernels
 from tests.notebooks import notebook, run_cells
 from tests.waiting import wait_until
@@ -65,7 +65,7 @@ def test_without_a_fork_server_kernels_are_fresh_and_it_is_said(tmp_path, monkey
     """Any trouble falls back."""
 
     def broken(*_: object) -> ForkServer:
-        raise ForkServerError("no warm kernels: just because")
+        raise NotStartedError("no warm kernels: just because")
 
     monkeypatch.setattr(kernels_module, "ForkServer", broken)
     with Kernels(warm=True) as kernels:
@@ -97,9 +97,9 @@ def test_a_fork_server_that_dies_under_a_running_kernel_takes_it_along(
     """That is known; no more can be forked."""
     kill = "import os, signal, time; os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"
     with Kernels(warm=True) as kernels:
-        with pytest.raises(MeasurementError, match="^the process that kernels are forked from"):
+        with pytest.raises(MeasurementError, match=r"^the process that kernels are forked from"):
             run_cells(kernels, tmp_path, kill)
-        with pytest.raises(ForkServerError, match="the fork server does not answer"):
+        with pytest.raises(NotStartedError, match="the fork server does not answer"):
             run_cells(kernels, tmp_path, "print(7)")
 
 
@@ -109,8 +109,8 @@ def test_no_orphan_is_left_when_the_sweep_is_killed(light_fork_server, tmp_path)
     code = (
         "from pathlib import Path; from scalebench_lib.sweep import forkserver\n"
         f"forkserver._COMMAND = {light_fork_server}\n"
-        "from scalebench_lib.sweep.kernels import Kernels\n"
-        f"Kernels().start(Path({str(source)!r}), Path('out.ipynb'), {{}}).result(600)"
+        "from scalebench_lib.sweep.kernels import Kernels, NotebookRun\n"
+        f"NotebookRun(Kernels().new(), Path({str(source)!r}), Path('out.ipynb'), {{}}).result(600)"
     )
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     wait_until((tmp_path / "begun").exists)

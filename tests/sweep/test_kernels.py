@@ -11,7 +11,8 @@ import pytest
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.sweep import kernels as kernels_module
-from scalebench_lib.sweep.kernels import Kernels, NotStartedError
+from scalebench_lib.sweep.forkserver import NotStartedError
+from scalebench_lib.sweep.kernels import Kernels
 from tests.notebooks import notebook, run_notebook
 from tests.waiting import wait_until
 
@@ -116,8 +117,9 @@ def test_a_sweep_does_not_wake_up_while_a_kernel_computes(tmp_path: Path) -> Non
     """What polls would disturb what is timed."""
     code = (
         "import sys, time; from pathlib import Path; import psutil\n"
-        "from scalebench_lib.sweep.kernels import Kernels\n"
-        "run = Kernels(warm=False).start(Path(sys.argv[1]), Path('out.ipynb'), {})\n"
+        "from scalebench_lib.sweep.kernels import Kernels, NotebookRun\n"
+        "kernel = Kernels(warm=False).new()\n"
+        "run = NotebookRun(kernel, Path(sys.argv[1]), Path('out.ipynb'), {})\n"
         "while not Path('begun').exists(): time.sleep(0.1)\n"
         "time.sleep(1)\n"
         "switches = lambda: sum(psutil.Process().num_ctx_switches())\n"

@@ -50,7 +50,7 @@ def started(
     finally:
         process.kill()
         wait_until(lambda: not psutil.pid_exists(process.pid), seconds=20)
-        assert process._run.server.fileno() == -1
+        assert process.server.fileno() == -1
 
 
 def state(pid: int) -> str:
@@ -304,7 +304,7 @@ def test_a_kernel_that_cannot_be_forked_is_started_afresh(
     """A trial that had not begun is not lost."""
     notebook(setup="assert 'SCALEBENCH_KERNEL' not in os.environ")
     broken = light_fork_server[1].replace(
-        "forkserver.main", "forkserver._fork = None; forkserver.main"
+        "forkserver.main", "forkserver._serve = None; forkserver.main"
     )
     monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", ["-c", broken])
     with Kernels(warm=True) as kernels:

@@ -20,11 +20,12 @@ from collections import Counter
 from pathlib import Path
 
 from scalebench_lib import cli
+from scalebench_lib.config import Trial
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.protocol import TURN_S
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.sweep import runner
-from scalebench_lib.sweep.kernels import Kernels, NotebookRun
+from scalebench_lib.sweep.trial_process import TrialProcess
 
 SWEEP = (
     *("--model", "bert-tiny", "--optimizations", "none,script", "--threads", "1"),
@@ -36,14 +37,14 @@ BLOCK = 5
 
 def sweep(out: Path, configs: int) -> None:
     """The command, with blocks of `BLOCK` trials; each one is noted in a file when it begins."""
-    start = Kernels.start
+    begin = TrialProcess.__init__
 
-    def noted(self: Kernels, source: Path, target: Path, *rest: object) -> NotebookRun:
+    def noted(self: TrialProcess, trial: Trial, *rest: object) -> None:
         with (out.parent / "begun").open("a") as file:
-            file.write(target.stem + "\n")
-        return start(self, source, target, *rest)  # type: ignore[arg-type]
+            file.write(trial.name + "\n")
+        begin(self, trial, *rest)  # type: ignore[arg-type]
 
-    Kernels.start = noted  # type: ignore[method-assign,assignment]
+    TrialProcess.__init__ = noted  # type: ignore[method-assign,assignment]
     runner.BLOCK_S = BLOCK * TURN_S
     sizes = ",".join(map(str, range(1, configs // 2 + 1)))
     sys.argv = ["scalebench", "sweep", str(out), *SWEEP, "--batch-sizes", sizes]
