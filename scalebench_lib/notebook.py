@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,16 @@ def is_interactive() -> bool:
     """Whether there is somebody before the notebook: papermill forbids cells to ask for input."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Make an error a warning: what was measured is kept, even where it cannot be drawn."""
+    try:
+        yield
+    except Exception as error:
+        message = f"cannot draw this: {type(error).__name__}: {error}"
+        warnings.warn(message, stacklevel=3)
 
 
 def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, Path]:

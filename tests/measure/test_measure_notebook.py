@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.notebook import NOTEBOOKS, measurement_request
+from scalebench_lib.notebook import NOTEBOOKS, drawing, measurement_request
 from scalebench_lib.record import load_records
 
 SOURCE = NOTEBOOKS / "measure.ipynb"
@@ -27,7 +27,7 @@ def papermill(target: Path, **parameters: object) -> subprocess.CompletedProcess
 
 
 def test_papermill_alone_measures_a_config(tmp_path: Path) -> None:
-    """It leaves a record and shows two pictures."""
+    """It leaves a record and shows two pictures, each followed by a sentence; no cell is empty."""
     run = papermill(
         tmp_path / "out.ipynb",
         model="bert-tiny",
@@ -35,6 +35,7 @@ def test_papermill_alone_measures_a_config(tmp_path: Path) -> None:
         optimization="script",
         threads=1,
         max_seconds=0.3,
+        thorough=False,
         out=tmp_path,
     )
     assert run.returncode == 0, run.stderr
@@ -44,6 +45,9 @@ def test_papermill_alone_measures_a_config(tmp_path: Path) -> None:
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    sentences = [cell.outputs[-1].text for cell in cells[-3::2]]
+    assert sentences[0].endswith("of them outliers.\n")
+    assert sentences[1].startswith("Lowest latency: ")
     assert not [output for output in outputs if output.output_type == "error"]
 
 
@@ -70,3 +74,21 @@ def test_a_wrong_value_is_told_as_it_is(wrong: dict, complaint: str) -> None:
     """By what the notebook calls first."""
     with pytest.raises(RequestError, match=re.escape(complaint)):
         measurement_request(wrong)
+
+
+def test_what_cannot_be_drawn_is_a_warning() -> None:
+    """The record is written by then, and the trial is a good one."""
+    with pytest.warns(UserWarning, match="cannot draw this: ValueError: no such font"), drawing():
+        raise ValueError("no such font")
+
+
+def test_a_trial_that_failed_ends_at_its_reason(tmp_path: Path) -> None:
+    """Its record is written, and no cell behind that is run."""
+    run = papermill(tmp_path / "out.ipynb", model="bert-tiny", weights="pretrained", out=tmp_path)
+    assert run.stderr.strip().splitlines()[-1].startswith("MeasurementError: weights: bert-tiny")
+    (record,) = load_records(tmp_path)
+    assert record.status == "failed"
+    *_, last = [
+        cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.get("outputs")
+    ]
+    assert last.source == "record.require_ok()"
