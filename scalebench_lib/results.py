@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -95,13 +95,6 @@ Row = Mapping[Any, Any]
 
 _Trials = Sequence[tuple[Record, Point]]
 _Group = tuple[Config, str | None]
-
-
-class _Base(NamedTuple):
-    """What the speed-ups of a group refer to: a config."""
-
-    point_key: str
-    optimization: str
 
 
 class Imported(StrictModel):
@@ -312,7 +305,7 @@ class Results:
 
     def base(self, key: PointKey) -> PointKey | None:
         """Return the base of the group of `key` at its best thread count, None where it failed."""
-        return self._best.get(self._bases[self._compared[key].group].point_key)
+        return self._best.get(self._base_name(self._compared[key].group))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -341,6 +334,8 @@ class Results:
     @property
     def machines(self) -> list[str]:
         """The machines' titles: ``AMD EPYC, 16 cores, 32 threads``."""
+        if self.imported:
+            return [self.imported.machine or "an unknown machine"]
         return list(dict.fromkeys(record.machine.title for record in self.records))
 
     @property
@@ -394,17 +389,18 @@ class Results:
         return best
 
     @cached_property
-    def _bases(self) -> dict[_Group, _Base]:
+    def _bases(self) -> dict[_Group, Config]:
         """The base of each group, though it may have failed."""
-        configs: dict[_Group, dict[Config, str]] = defaultdict(dict)
+        configs: dict[_Group, list[Config]] = defaultdict(list)
         for record in self.records:
-            configs[_group_of(record)][record.config] = record.point_key
-        for key, point in self._compared.items() if self.imported else ():
-            configs[point.group][point.config] = key[0]
-        bases = {group: base_of(each) for group, each in configs.items()}
-        return {
-            group: _Base(configs[group][base], base.optimization) for group, base in bases.items()
-        }
+            configs[_group_of(record)].append(record.config)
+        for point in self._compared.values():
+            configs[point.group].append(point.config)
+        return {group: base_of(each) for group, each in configs.items()}
+
+    def _base_name(self, group: _Group) -> str:
+        config, host = self._bases[group], group[1]
+        return f"{config.id}@{host}" if host else config.id
 
     def _paired(self, one: PointKey, other: PointKey) -> Ratio | None:
         a, b = self._compared[one], self._compared[other]
@@ -474,7 +470,7 @@ class Results:
     def _ratios(self, key: PointKey) -> dict[str, Any]:
         """The cells of `RATIO_COLUMNS`: empty for ratios to what was not measured."""
         group, best = self._compared[key].group, self.base(key)
-        others = (best, (self._bases[group].point_key, key[1]), (key[0], 1))
+        others = (best, (self._base_name(group), key[1]), (key[0], 1))
         cells: dict[str, Any] = {}
         for name, other in zip(RATIOS, others, strict=True):
             if other and other in self._compared:
@@ -486,7 +482,7 @@ class Results:
 
     def _base_flags(self, group: _Group, name: str) -> dict[str, bool]:
         eager = self._bases[group].optimization == EAGER
-        return {"over_eager": eager, "is_base": eager and self._bases[group].point_key == name}
+        return {"over_eager": eager, "is_base": eager and self._base_name(group) == name}
 
 
 def twins(one: Results, other: Results) -> dict[PointKey, Ratio]:

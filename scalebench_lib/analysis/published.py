@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -20,7 +20,7 @@ from scalebench_lib.errors import RequestError, one_line
 from scalebench_lib.files import write_atomically
 from scalebench_lib.results import COLUMNS, CSV, FILE, Imported, PublishedPoint, Results, Row
 
-_OURS = {"eager": "none"}
+_OPTIMIZATIONS = {"eager": "none"}
 """Published names of optimizations that have another name here; all others are kept."""
 
 _TOKENS = {"bert": 16}
@@ -85,7 +85,7 @@ class _Row(BaseModel):
         unusual = [f"{name} {how[name]}" for name, usual in _USUAL.items() if how[name] != usual]
         return {
             "model": model,
-            "optimization": _OURS.get(optimization, optimization),
+            "optimization": _OPTIMIZATIONS.get(optimization, optimization),
             "smt": self.ht,
             "placement": ", ".join([self.topology, *unusual]),
             "allocator": self.allocator,
@@ -149,7 +149,7 @@ def read_published(path: Path, machine: str | None = None) -> tuple[Imported, Se
         imported=datetime.now(UTC),
         machine=machine,
         points=len(table),
-        notes=(*_about_file(header, rows), *_about_points(table)),
+        notes=tuple(_notes(header, rows, table)),
     )
     return source, table.to_dict("records")
 
@@ -182,7 +182,6 @@ def _row(header: list[str], cells: list[str]) -> _Row:
     if len(cells) != len(header):
         raise ValueError(f"{len(cells)} cells where the first line names {len(header)} columns")
     values: dict[str, Any] = dict(zip(header, cells, strict=True))
-    values.pop("swapped", None)
     if "latency(avg)" not in values:
         values["latency(avg)"] = _mean_of(values)
     try:
@@ -236,34 +235,27 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
     return table.assign(config_id=ids)
 
 
-def _about_file(header: list[str], rows: list[_Row]) -> Iterator[str]:
-    """What to know of the file itself, a sentence each."""
+def _notes(header: list[str], rows: list[_Row], table: pd.DataFrame) -> list[str]:
+    """What to know of the file and of its points, a sentence each."""
     swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
     unknown = [name for name in header if name not in {*_FIELDS, "throughput"}]
-    if "latency(avg)" not in header:
-        yield "A throughput file: mean latencies are batch size / throughput, minima are not known."
-    if swapped:
-        yield (
-            f"In {swapped} of {len(rows)} rows latency(max) is less than latency(avg): they hold "
-            "minimum, maximum, mean, and were read so."
-        )
-    if twice:
-        yield f"Rows that stand in the file twice and count once: {twice}."
-    if unknown:
-        yield f"Columns that are not known were left out: {', '.join(unknown)}."
-    if "ht" not in header:
-        yield "The file does not tell of hyper-threading (ht): taken as off."
-    if any(row.flops for row in rows):
-        yield "The column flops was left out: files differ in what it means."
-
-
-def _about_points(table: pd.DataFrame) -> Iterator[str]:
-    """What to know of the points, a sentence each."""
-    if several := int((table["trials"] > 1).sum()):
-        yield f"Points whose means are those of several runs, averaged: {several}."
-    if table["smt"].any():
-        yield f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core."
-    if ((table["model"] == "bert") & (table["optimization"] == "script")).any():
-        yield "What is published as script for BERT was never TorchScript: it ran eagerly."
-    if (table["seq_len"] == 0).any():
-        yield "The file does not tell how long an item is."
+    several = int((table["trials"] > 1).sum())
+    script = (table["model"] == "bert") & (table["optimization"] == "script")
+    notes = {
+        "A throughput file: mean latencies are batch size / throughput, minima are not known.": (
+            "latency(avg)" not in header
+        ),
+        f"In {swapped} of {len(rows)} rows latency(max) is less than latency(avg): they hold "
+        "minimum, maximum, mean, and were read so.": swapped,
+        f"Rows that stand in the file twice and count once: {twice}.": twice,
+        f"Columns that are not known were left out: {', '.join(unknown)}.": unknown,
+        "The file does not tell of hyper-threading (ht): taken as off.": "ht" not in header,
+        "The column flops was left out: files differ in what it means.": any(
+            row.flops for row in rows
+        ),
+        f"Points whose means are those of several runs, averaged: {several}.": several,
+        f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core.": table["smt"].any(),
+        "What is published as script for BERT was never TorchScript: it ran eagerly.": script.any(),
+        "The file does not tell how long an item is.": (table["seq_len"] == 0).any(),
+    }
+    return [note for note, holds in notes.items() if holds]
