@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from math import ceil, nan
@@ -25,7 +25,7 @@ from scalebench_lib.plan.interference import Interference, Observation, slowdown
 from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import Plan, Planner, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
-from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, speedup
+from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
 from scalebench_lib.record import Record, Software
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Ratio
@@ -92,9 +92,8 @@ class Context:
         """
         context = self._narrowed(request)
         best = context._best(request)
-        fat, thin = context.fat(best.batch_size), context.thin(best.batch_size)
-        candidates = _candidates([("best", best), ("fat", fat), ("thin", thin)])
-        return Decision(context, request, candidates[0], candidates)
+        size = best.batch_size
+        return Decision(context, request, best, context.fat(size), context.thin(size))
 
     def _narrowed(self, request: Request) -> Context:
         """Only the cores and the optimization that `request` allows."""
@@ -251,52 +250,37 @@ def _is_thin(one: Instance) -> bool:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A plan under consideration: what it is called, and its timing where it was verified."""
-
-    plan: Plan
-    names: tuple[str, ...]
-    timing: PlanTiming | None = None
-
-
-def _candidates(named: Iterable[tuple[str, Plan | None]]) -> tuple[Candidate, ...]:
-    """A candidate for each different plan, with all its names."""
-    names: dict[Plan, list[str]] = {}
-    for name, plan in named:
-        if plan:
-            names.setdefault(plan, []).append(name)
-    return tuple(Candidate(plan, tuple(each)) for plan, each in names.items())
-
-
-@dataclass(frozen=True)
 class Decision:
-    """The plan to run, and the candidates it was chosen from; `verified` where they were run."""
+    """The `best` plan, what it is compared with, and how they ran, where they were verified."""
 
     context: Context
     request: Request
-    best: Candidate
-    candidates: tuple[Candidate, ...]
-    verified: bool = False
+    best: Plan
+    fat: Plan | None
+    thin: Plan | None
+    timings: Mapping[Plan, PlanTiming] = field(default_factory=dict)
 
-    def named(self, name: str) -> Candidate | None:
-        """The candidate of that name, if any: ``fat``, ``thin``."""
-        return next((one for one in self.candidates if name in one.names), None)
+    @property
+    def plans(self) -> list[Plan]:
+        """Every plan that was considered, the best first, then the fastest."""
+        run = (timing.measured for timing in self.timings.values())
+        every = dict.fromkeys(one for one in (*run, self.best, self.fat, self.thin) if one)
+        return sorted(every, key=lambda one: (one != self.best, one.latency_ms))
 
     @cached_property
     def placed(self) -> tuple[PlacedInstance, ...]:
-        """The chosen plan's instances on their CPUs."""
+        """The best plan's instances on their CPUs."""
         context = self.context
-        return place(self.best.plan, context.machine, context.profile.shared["placement"])
+        return place(self.best, context.machine, context.profile.shared["placement"])
 
-    def speedup(self, other: Candidate, one: Candidate | None = None) -> Ratio | None:
-        """How much faster the chosen plan (or `one`) is than `other`; None where not known."""
-        one = one or self.best
-        if self.verified and not (one.plan.measured_ms and other.plan.measured_ms):
+    def speedup(self, plan: Plan, other: Plan) -> Ratio | None:
+        """How much faster `plan` is than `other`; None where one of them was run and failed."""
+        if plan.failed or other.failed:
             return None
-        paired = speedup(one.timing, other.timing) if one.timing and other.timing else None
-        mine, theirs = one.plan.interval_ms, other.plan.interval_ms
+        met = paired(self.timings[plan], self.timings[other]) if self.timings else None
+        mine, theirs = plan.interval_ms, other.interval_ms
         variance = mine.variance + theirs.variance
-        return paired or Ratio(theirs.value / mine.value, variance, "not measured together")
+        return met or Ratio(theirs.value / mine.value, variance, "not measured together")
 
 
 def decide(out: Path, request: Request) -> Decision:
@@ -321,20 +305,21 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
     What they took is kept with the sweep. Raises `RequestError` on another machine than the
     sweep's, `MeasurementError` where no plan could be run.
     """
-    context, plan = decision.context, decision.best.plan
-    size, cores = plan.batch_size, context.cores
-    fat = _baseline(context.fat(size), plan, 1, cores)
-    thin = _baseline(context.thin(size), plan, min(cores, size), 1)
-    others = [("candidate", plan) for plan in context.promising(size)]
-    candidates = _candidates([("fat", fat), ("thin", thin), ("best", plan), *others])
-    timings = context.runner(limits or Limits(), say).run([one.plan for one in candidates])
-    candidates = tuple(
-        Candidate(replace(one.plan, measured_ms=timing.latency_ms), one.names, timing)
-        for one, timing in zip(candidates, timings, strict=True)
-    )
-    best = _fastest(candidates)
-    kept = context.keep(one.plan for one in candidates if one.plan.measured_ms)
-    return Decision(kept, decision.request, best, candidates, verified=True)
+    context, best = decision.context, decision.best
+    size, cores = best.batch_size, context.cores
+    fat = _baseline(context.fat(size), best, 1, cores)
+    thin = _baseline(context.thin(size), best, min(cores, size), 1)
+    plans = dict.fromkeys(one for one in (fat, thin, best, *context.promising(size)) if one)
+    timings = {one.plan: one for one in context.runner(limits or Limits(), say).run(plans)}
+    run = {plan: timing.measured for plan, timing in timings.items()}
+    measured = [plan for plan in run.values() if plan.measured_ms]
+    if not measured:
+        reasons = "; ".join(f"{plan}: {plan.failed}" for plan in run.values())
+        raise MeasurementError(f"no plan could be run: {reasons}")
+    best = min(measured, key=lambda plan: plan.latency_ms)
+    baselines = {"fat": fat and run[fat], "thin": thin and run[thin]}
+    kept = context.keep(measured)
+    return Decision(kept, decision.request, best, **baselines, timings=timings)
 
 
 def _baseline(found: Plan | None, like: Plan, instances: int, threads: int) -> Plan | None:
@@ -347,12 +332,3 @@ def _baseline(found: Plan | None, like: Plan, instances: int, threads: int) -> P
         return found
     kind = {name: getattr(like.instances[0], name) for name in ("optimization", "allocator")}
     return Plan.of([Instance(threads, size, nan, cores=threads, **kind)] * instances)
-
-
-def _fastest(candidates: Sequence[Candidate]) -> Candidate:
-    """The best measured."""
-    run = [one for one in candidates if one.plan.measured_ms]
-    if not run:
-        reasons = "; ".join(f"{one.plan}: {one.timing.reason}" for one in candidates if one.timing)
-        raise MeasurementError(f"no plan could be run: {reasons}")
-    return min(run, key=lambda one: one.plan.latency_ms)

@@ -55,7 +55,7 @@ def show(picture: Picture) -> None:
 
 def cores(decision: Decision) -> Picture:
     """The machine's cores, a box each, coloured by the instance that has them; idle ones grey."""
-    plan, every = decision.best.plan, decision.context.machine.cores
+    plan, every = decision.best, decision.context.machine.cores
     sockets = [list(some) for _, some in groupby(every, key=lambda core: core.socket)]
     rows = [one[start : start + _ROW] for one in sockets for start in range(0, len(one), _ROW)]
     title = f"{plan}: batch {plan.batch_size} on {plan.cores} of {len(every)} cores"

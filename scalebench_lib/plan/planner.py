@@ -1,12 +1,12 @@
 """The exact best split of a batch into instances, over profiled points only.
 
-One table answers every question: the fewest cores that serve each batch when no instance may
-take longer than each of the profiled latencies (an unbounded knapsack, all latencies at once).
-The best latency for some cores is then the first level at which so many suffice.
+One table has the fewest cores that serve each batch when no instance may take longer than each
+of the profiled latencies (an unbounded knapsack, all these levels at once): the best latency is
+the first level at which the cores suffice. Another has the most items that so many cores serve.
 
 Instances slow each other down: one on `own` of the plan's `busy` cores takes
 ``exp(slowdown * (busy - own))`` times its latency alone. As ``busy`` is the same for all of a
-plan, the table is made of ``latency * exp(-slowdown * own)`` and stays exact.
+plan, the levels are those of ``latency * exp(-slowdown * own)``, and it stays exact.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from scalebench_lib.text import pluralize
 class Plan:
     """Instances that serve one batch together, the largest first, and the time they take.
 
-    `predicted_ms` is NaN where an instance was not profiled; `measured_ms` is the latency where
-    the plan was run. Plans are equal where they run the same instances.
+    `predicted_ms` is NaN where an instance was not profiled. A plan that was run has its
+    `measured_ms`, or `failed` says why not. Plans are equal where they run the same instances.
     """
 
     instances: tuple[Instance, ...]
     predicted_ms: NanFromNull = field(compare=False)
     measured_ms: Interval | None = field(default=None, compare=False)
+    failed: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, instances: Iterable[Instance], slowdown: float = 0.0) -> Plan:
@@ -169,10 +170,9 @@ class Planner:
         most, cores = -self._most.sums(self.cores)[1:], np.arange(1, self.cores + 1)[:, None]
         latency = (self._levels * np.exp(self.slowdown * cores)).ravel()
         throughput = most.ravel() / latency
-        order = np.lexsort((np.broadcast_to(cores, most.shape).ravel(), -throughput, latency))
-        rising = throughput[order]
-        before = np.maximum.accumulate(np.concatenate([[0.0], rising[:-1]]))
-        places = zip(*np.unravel_index(order[rising > before], most.shape), strict=True)
+        order = np.lexsort((-throughput, latency))  # stable: of equal ones the fewest cores first
+        rises = np.diff(np.maximum.accumulate(throughput[order]), prepend=0.0) > 0
+        places = zip(*np.unravel_index(order[rises], most.shape), strict=True)
         return unbeaten(self._fullest(int(row) + 1, int(level)) for row, level in places)
 
     def _fullest(self, cores: int, level: int) -> Plan:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scalebench_lib.files import write_atomically
-from scalebench_lib.plan.decide import Candidate, Context, Decision
+from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.record import Software
@@ -38,17 +38,18 @@ def as_json(decision: Decision) -> dict[str, Any]:
     `fat_ms` and `thin_ms` are measured where the plans were run, else predicted;
     `slowdown_per_core` is the logarithm of what each core that others keep busy costs an instance.
     """
-    plan, context = decision.best.plan, decision.context
+    best, context = decision.best, decision.context
+    named = {"best": best, "fat": decision.fat, "thin": decision.thin}
     baselines: dict[str, Any] = {}
     for name in ("fat", "thin"):
-        one = decision.named(name)
-        baselines[f"{name}_ms"] = _finite(one.plan.latency_ms) if one else None
-        baselines[f"speedup_over_{name}"] = _ratio(decision.speedup(one)) if one else None
+        plan = named[name]
+        baselines[f"{name}_ms"] = _finite(plan.latency_ms) if plan else None
+        baselines[f"speedup_over_{name}"] = _ratio(decision.speedup(best, plan)) if plan else None
     return {
-        "batch_size": plan.batch_size,
-        "cores": plan.cores,
+        "batch_size": best.batch_size,
+        "cores": best.cores,
         "cores_available": context.cores,
-        "optimization": _optimization(plan),
+        "optimization": _optimization(best),
         "instances": [
             {
                 **{name: getattr(one.instance, name) for name in _RUN_BY},
@@ -59,28 +60,33 @@ def as_json(decision: Decision) -> dict[str, Any]:
             }
             for one in decision.placed
         ],
-        **_times(decision.best),
-        "throughput": plan.throughput,
+        **_times(best),
+        "throughput": best.throughput,
         **baselines,
-        "verified": decision.verified,
+        "verified": bool(decision.timings),
         "slowdown_per_core": context.slowdown,
         "slo_ms": decision.request.slo_ms or None,
         **context.profile.shared,
         "considered": [
-            {"plan": str(one.plan), "names": one.names, "cores": one.plan.cores, **_times(one)}
-            for one in decision.candidates
+            {
+                "plan": str(plan),
+                "cores": plan.cores,
+                "names": [name for name, one in named.items() if one == plan],
+                **_times(plan),
+            }
+            for plan in decision.plans
         ],
     }
 
 
-def _times(candidate: Candidate) -> dict[str, Any]:
-    measured = candidate.plan.measured_ms
+def _times(plan: Plan) -> dict[str, Any]:
+    measured = plan.measured_ms
     return {
-        "predicted_ms": _finite(candidate.plan.predicted_ms),
+        "predicted_ms": _finite(plan.predicted_ms),
         "measured_ms": measured and measured.value,
         "measured_ms_low": measured and measured.low,
         "measured_ms_high": measured and measured.high,
-        "failed": candidate.timing and candidate.timing.reason,
+        "failed": plan.failed,
     }
 
 
@@ -97,36 +103,36 @@ def _finite(value: float) -> float | None:
 
 def comparison(decision: Decision) -> Table:
     """The plans side by side: predicted, measured, and how much faster than fat."""
-    context, best = decision.context, decision.best
+    context, best, fat = decision.context, decision.best, decision.fat
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
     model, cores = context.profile.shared["model"], pluralize(context.cores, "core")
-    title = f"{model}, batch {best.plan.batch_size} on {cores}{limit}; times in ms"
+    title = f"{model}, batch {best.batch_size} on {cores}{limit}; times in ms"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     table.add_column("⟨threads, batch⟩", overflow="fold")
     table.add_column("predicted", justify="right", no_wrap=True)
-    run = [one for one in decision.candidates if one.timing or one.plan.measured_ms]
+    run = any(plan.measured_ms for plan in decision.plans)
     if run:
         table.add_column("measured", overflow="fold")
     table.add_column("against fat", overflow="fold")
-    fat = decision.named("fat")
-    for one in sorted(decision.candidates, key=lambda one: (one is not best, one.plan.latency_ms)):
-        ratio = decision.speedup(fat, one) if fat and fat is not one else None
+    named = {"plan": best, "fat": fat, "thin": decision.thin}
+    for plan in decision.plans:
+        ratio = decision.speedup(plan, fat) if fat and plan != fat else None
         cells = [
-            ", ".join([*["plan"] * (one is best), *(n for n in one.names if n in ("fat", "thin"))]),
-            f"{one.plan}, {_optimization(one.plan)}",
-            _ms(one.plan.predicted_ms),
-            *([_measured(one)] if run else []),
+            ", ".join(name for name, one in named.items() if one == plan),
+            f"{plan}, {_optimization(plan)}",
+            _ms(plan.predicted_ms),
+            *([_measured(plan)] if run else []),
             _short(ratio) if ratio else "",
         ]
-        table.add_row(*map(escape, cells), style="bold" if one is best else None)
+        table.add_row(*map(escape, cells), style="bold" if plan == best else None)
     return table
 
 
-def _measured(candidate: Candidate) -> str:
-    if found := candidate.plan.measured_ms:
+def _measured(plan: Plan) -> str:
+    if found := plan.measured_ms:
         return f"{_ms(found.value)} ±{found.half_width:.1%}"
-    return f"failed: {candidate.timing.reason}" if candidate.timing else ""
+    return f"failed: {plan.failed}" if plan.failed else ""
 
 
 def _optimization(plan: Plan) -> str:
@@ -160,39 +166,39 @@ def _description(one: Instance) -> str:
 
 def sentences(decision: Decision) -> Iterator[str]:
     """What the tables come to."""
-    plan, context = decision.best.plan, decision.context
-    how = "predicted" if not plan.measured_ms else "measured" + " before" * (not decision.verified)
+    best, cores = decision.best, decision.context.cores
+    how = "predicted" if not best.measured_ms else "measured" + " before" * (not decision.timings)
     yield (
-        f"{plan} serves batch {plan.batch_size} in {_ms(plan.latency_ms)} ms ({how}), "
-        f"{format_number(plan.throughput, 4)} inferences/s"
+        f"{best} serves batch {best.batch_size} in {_ms(best.latency_ms)} ms ({how}), "
+        f"{format_number(best.throughput, 4)} inferences/s"
     )
-    if 0 < decision.request.slo_ms < plan.latency_ms:
+    if 0 < decision.request.slo_ms < best.latency_ms:
         yield (
             f"that is over the limit of {decision.request.slo_ms:g} ms: ask again, "
             "what was measured counts now"
         )
-    for name in ("fat", "thin"):
-        other = decision.named(name)
-        if other is decision.best:
+    for name, other in (("fat", decision.fat), ("thin", decision.thin)):
+        if other == best:
             gain = ": splitting gains nothing here" if name == "fat" else ""
             yield f"it is the {name} plan itself{gain}"
-        elif other and (ratio := decision.speedup(other)):
-            yield f"{_compared(ratio)} {name}, {other.plan}"
+        elif other and (ratio := decision.speedup(best, other)):
+            yield f"{_compared(ratio)} {name}, {other}"
         else:
             yield f"against {name}: {_why_not(name, other)}"
-    if context.cores > plan.cores:
-        yield f"{context.cores - plan.cores} of {context.cores} cores are left idle, on purpose"
+    if cores > best.cores:
+        yield f"{cores - best.cores} of {cores} cores are left idle, on purpose"
     yield from _reservations(decision)
 
 
 def _reservations(decision: Decision) -> Iterator[str]:
     """What the prediction, or the verification, does not cover."""
-    plan, context = decision.best.plan, decision.context
-    if len(plan.instances) > 1 and not plan.measured_ms and context.slowdown is None:
+    best, context = decision.best, decision.context
+    if len(best.instances) > 1 and not best.measured_ms and context.slowdown is None:
         tells = "--verify measures it" if context.record else "what was imported cannot tell"
         yield f"instances are assumed not to slow each other down: {tells}"
-    measured_with = context.record.software if context.record else Software.here()
-    if decision.verified and (differs := measured_with.differs_from(Software.here())):
+    here = Software.here()
+    measured_with = context.record.software if context.record else here
+    if decision.timings and (differs := measured_with.differs_from(here)):
         yield f"the sweep has other software ({differs}): later plans do not count these runs"
 
 
@@ -202,9 +208,9 @@ def _compared(ratio: Ratio) -> str:
     return f"no measurable difference, {_short(ratio)}, to"
 
 
-def _why_not(name: str, candidate: Candidate | None) -> str:
-    if candidate and candidate.timing:
-        return f"it failed: {candidate.timing.reason}"
+def _why_not(name: str, plan: Plan | None) -> str:
+    if plan:
+        return f"it failed: {plan.failed}"
     if name == "fat":
         return "that batch size was not profiled on all cores; --verify runs it all the same"
     return "the profiled batch sizes of one thread do not sum to this batch"

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -159,6 +159,7 @@ class PlanTiming:
 
     plan: Plan
     turns: list[Turn] = field(default_factory=list)
+    workers: Workers = field(default_factory=lambda: Workers(()))
     spent_s: float = 0.0
     reason: str | None = None
 
@@ -171,8 +172,13 @@ class PlanTiming:
         middle_ms = median(ns for turn in self.turns for ns in turn.samples_ns) / 1e6
         return Interval(middle_ms, found.variance)
 
+    @property
+    def measured(self) -> Plan:
+        """The plan with its latency, or why it failed."""
+        return replace(self.plan, measured_ms=self.latency_ms, failed=self.reason)
 
-def speedup(one: PlanTiming, other: PlanTiming) -> Ratio | None:
+
+def paired(one: PlanTiming, other: PlanTiming) -> Ratio | None:
     """How much faster `one` is than `other`, paired by cycle; None where they never met."""
     of_cycle = {turn.cycle: turn.median_ns for turn in one.turns}
     pairs = [t.median_ns / of_cycle[t.cycle] for t in other.turns if t.cycle in of_cycle]
@@ -198,21 +204,24 @@ class PlanRunner:
             self._take_turns(together, cycles)
         return timings
 
-    def _take_turns(self, timings: Iterable[PlanTiming], cycles: Iterator[int]) -> None:
+    def _take_turns(self, timings: Sequence[PlanTiming], cycles: Iterator[int]) -> None:
         """Time plans whose instances are all alive together, parked but for one plan's."""
         with ExitStack() as stack:
-            started = [(timing, self._start_workers(timing, stack)) for timing in timings]
-            running = [(timing, workers) for timing, workers in started if workers]
+            for timing in timings:
+                self._start_workers(timing, stack)
             shuffle = random.Random(0).shuffle  # noqa: S311
-            while running := [(one, workers) for one, workers in running if not one.reason]:
-                if self._enough([timing for timing, _ in running]):
-                    break
+            while (going := [one for one in timings if not one.reason]) and not self._enough(going):
                 cycle = next(cycles)
-                shuffle(running)
-                for timing, workers in running:
-                    self.say(f"cycle {cycle}, {timing.plan}")
-                    with _failing(timing, workers):
-                        self._turn(cycle, timing, workers)
+                shuffle(going)
+                for timing in going:
+                    self._turn(cycle, timing)
+
+    def _start_workers(self, timing: PlanTiming, stack: ExitStack) -> None:
+        """Start the instances of a plan, and wait until they are ready."""
+        self.say(f"starting {timing.plan}")
+        with _failing(timing):
+            timing.workers = stack.enter_context(Workers(self._specs(timing.plan)))
+            timing.workers.answers(self.limits.setup_s)
 
     def _enough(self, timings: Sequence[PlanTiming]) -> bool:
         """Whether all plans have turns enough, and are known well enough or their time is up."""
@@ -223,29 +232,18 @@ class PlanRunner:
         known = all(found.half_width <= self.limits.target_ci for found in latencies)
         return known or spent_s >= len(timings) * self.limits.max_seconds
 
-    def _start_workers(self, timing: PlanTiming, stack: ExitStack) -> Workers | None:
-        """The instances of a plan, ready; None, with the reason in `timing`, where they are not."""
-        self.say(f"starting {timing.plan}")
-        try:
-            workers = stack.enter_context(Workers(self._specs(timing.plan)))
-        except (OSError, RequestError) as error:
-            why = getattr(error, "strerror", error)
-            timing.reason = f"its processes could not be started: {why}"
-            return None
-        with _failing(timing, workers):
-            workers.answers(self.limits.setup_s)
-        return None if timing.reason else workers
-
-    def _turn(self, cycle: int, timing: PlanTiming, workers: Workers) -> None:
-        # One that was not predicted has NaN, which fmax passes over.
+    def _turn(self, cycle: int, timing: PlanTiming) -> None:
+        self.say(f"cycle {cycle}, {timing.plan}")
+        # A plan that was not predicted has NaN, which fmax passes over.
         limit_s = float(np.fmax(self.limits.batch_s, 20 * timing.plan.predicted_ms / 1e3))
         began = time.perf_counter_ns()
-        if not (timing.turns and timing.turns[-1].median_ns > TURN_NS):
-            workers.run(limit_s)  # brings caches and threads back; it does not count
-        start, batches = time.perf_counter_ns(), list[int]()
-        while not batches or time.perf_counter_ns() < start + TURN_NS:
-            batches.append(workers.run(limit_s))
-        timing.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(batches)))
+        with _failing(timing):
+            if not (timing.turns and timing.turns[-1].median_ns > TURN_NS):
+                timing.workers.run(limit_s)  # brings caches and threads back; it does not count
+            start, batches = time.perf_counter_ns(), list[int]()
+            while not batches or time.perf_counter_ns() < start + TURN_NS:
+                batches.append(timing.workers.run(limit_s))
+            timing.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(batches)))
         timing.spent_s += (time.perf_counter_ns() - began) / 1e9
 
     def _specs(self, plan: Plan) -> Iterator[WorkerSpec]:
@@ -280,10 +278,13 @@ class PlanRunner:
 
 
 @contextmanager
-def _failing(timing: PlanTiming, workers: Workers) -> Iterator[None]:
-    """Where an instance dies or hangs, the plan fails and its processes end."""
+def _failing(timing: PlanTiming) -> Iterator[None]:
+    """Where an instance does not start, dies or hangs, the plan fails and its processes end."""
     try:
         yield
     except MeasurementError as error:
         timing.reason = str(error)
-        workers.close()
+        timing.workers.close()
+    except (OSError, RequestError) as error:
+        why = getattr(error, "strerror", error)
+        timing.reason = f"its processes could not be started: {why}"

@@ -14,7 +14,8 @@ from scalebench_lib.plan.decide import Decision, Request, decide, verify
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
-from scalebench_lib.plan.runner import Limits
+from scalebench_lib.plan.runner import Limits, PlanTiming
+from scalebench_lib.record import Turn
 from tests import factories
 from tests.plan.observed import observation
 
@@ -52,19 +53,23 @@ def was_run(out: Path, *runs: tuple[Plan, float], **changed: object) -> None:
     Interference.load(out).with_runs(seen).save(out)
 
 
+def turn(cycle: int, ms: float) -> Turn:
+    """A turn of one batch."""
+    return Turn(cycle=cycle, start_ns=0, samples_ns=(int(ms * 1e6),))
+
+
 def test_the_plan_is_never_worse_than_the_baselines(sweep: Path) -> None:
     """Its CPUs are the machine's, and no core serves two instances."""
     for size in (1, 3, 8, 16, 32):
         decision = ask(sweep, batch_size=size)
-        for name in ("fat", "thin"):
-            other = decision.named(name)
-            assert not other or decision.best.plan.latency_ms <= other.plan.latency_ms
+        for other in (decision.fat, decision.thin):
+            assert not other or decision.best.latency_ms <= other.latency_ms
         cores = [{cpu % 4 for cpu in one.cpus} for one in decision.placed]
-        assert sum(map(len, cores)) == len(set().union(*cores)) == decision.best.plan.cores <= 4
+        assert sum(map(len, cores)) == len(set().union(*cores)) == decision.best.cores <= 4
         assert [len(one.cpus) for one in decision.placed] == [
-            one.threads for one in decision.best.plan.instances
+            one.threads for one in decision.best.instances
         ]
-        assert decision.best.plan.batch_size == size
+        assert decision.best.batch_size == size
 
 
 def test_a_point_with_smt_on_costs_whole_cores(sweep: Path) -> None:
@@ -84,7 +89,7 @@ def test_a_point_with_smt_on_costs_whole_cores(sweep: Path) -> None:
 
 
 def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:
-    plan = ask(sweep, batch_size=8, threads=2, optimization="none").best.plan
+    plan = ask(sweep, batch_size=8, threads=2, optimization="none").best
     assert plan.cores <= 2
     assert plan.optimizations == {"none"}
 
@@ -129,34 +134,32 @@ def test_what_the_sweep_has_several_of_is_chosen(tmp_path: Path) -> None:
     out = factories.save_sweep(tmp_path, [record for records in sizes for record in records])
     with pytest.raises(RequestError, match="more than one seq_len: choose one of 16, 128"):
         ask(out, batch_size=4)
-    short, long = (ask(out, batch_size=4, seq_len=n).best.plan for n in (16, "128"))
+    short, long = (ask(out, batch_size=4, seq_len=n).best for n in (16, "128"))
     assert short.latency_ms < long.latency_ms
 
 
 def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(small: Path) -> None:
     """What was measured counts more than what was predicted."""
     first = ask(small, slo_ms=200)
-    was_run(small, (first.best.plan, 210.0))
+    was_run(small, (first.best, 210.0))
     again = ask(small, slo_ms=200)
-    assert again.best.plan != first.best.plan
-    assert again.best.plan.latency_ms <= 200
+    assert again.best != first.best
+    assert again.best.latency_ms <= 200
     assert all(
         plan.latency_ms > 209
         for plan in again.context.frontier()
-        if plan.instances == first.best.plan.instances
+        if plan.instances == first.best.instances
     )
-    slower = replace(first.best.plan, predicted_ms=210.0)
-    late = replace(first, best=replace(first.best, plan=slower))
+    late = replace(first, best=replace(first.best, predicted_ms=210.0))
     assert any("over the limit of 200 ms" in line for line in report.sentences(late))
 
 
 def test_what_was_measured_slower_is_not_recommended_again(small: Path) -> None:
     first = ask(small, batch_size=8)
-    fat = first.named("fat").plan
-    was_run(small, (first.best.plan, 500.0), (fat, fat.predicted_ms))
+    was_run(small, (first.best, 500.0), (first.fat, first.fat.predicted_ms))
     again = ask(small, batch_size=8)
-    assert again.best.plan != first.best.plan
-    assert again.best.plan.latency_ms < 500
+    assert again.best != first.best
+    assert again.best.latency_ms < 500
 
 
 def test_a_plan_that_was_run_is_a_candidate_ever_after(small: Path) -> None:
@@ -165,35 +168,34 @@ def test_a_plan_that_was_run_is_a_candidate_ever_after(small: Path) -> None:
     assert not ask(small, batch_size=8).context.planner.reachable(3)
     was_run(small, (even, 1.0))
     answer = ask(small, batch_size=4)
-    assert answer.best.plan == even
+    assert answer.best == even
     assert "2 × ⟨1, 2⟩ serves batch 4 in 1.000 ms (measured before)" in next(
         report.sentences(answer)
     )
-    assert answer.named("thin") is answer.best
+    assert answer.thin == answer.best
     assert report.as_json(answer)["measured_ms"] == 1.0
-    assert ask(small, slo_ms=2).best.plan == even
-    assert ask(small, batch_size=4, threads=1).best.plan != even
-    assert ask(small, batch_size=4, optimization="none").best.plan != even
+    assert ask(small, slo_ms=2).best == even
+    assert ask(small, batch_size=4, threads=1).best != even
+    assert ask(small, batch_size=4, optimization="none").best != even
 
 
 def test_what_was_run_with_other_software_does_not_count(small: Path) -> None:
-    first = ask(small, batch_size=8).best.plan
+    first = ask(small, batch_size=8).best
     other = factories.SOFTWARE.model_copy(update={"versions": {"torch": "2.7.0"}})
     was_run(small, (first, 500.0), software=other)
-    assert ask(small, batch_size=8).best.plan == first
-    assert ask(small, batch_size=8).best.plan.measured_ms is None
+    assert ask(small, batch_size=8).best == first
+    assert ask(small, batch_size=8).best.measured_ms is None
 
 
 def test_a_split_that_is_faster_than_fat_is_not_said_to_gain_nothing(small: Path) -> None:
     """Also where it is the thin plan that was best."""
     decision = ask(small, batch_size=8, optimization="none")
-    fat, thin = (decision.named(name).plan for name in ("fat", "thin"))
-    was_run(small, (fat, 248.0), (thin, 100.0))
+    was_run(small, (decision.fat, 248.0), (decision.thin, 100.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
     assert "2.48× (2.41 … 2.55) as fast as fat" in said
     assert "it is the thin plan itself" in said
     assert "gains nothing" not in said
-    was_run(small, (fat, 90.0))
+    was_run(small, (decision.fat, 90.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
     assert "it is the fat plan itself: splitting gains nothing here" in said
 
@@ -211,6 +213,27 @@ def test_where_no_slow_down_was_measured_none_is_assumed_and_that_is_said(
     csv.write_text(PUBLISHED)
     import_published(csv, out, "there")
     assert f"{assumed}: what was imported cannot tell" in report.sentences(ask(out, batch_size=8))
+
+
+def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None:
+    """Plans that never met are compared by their latencies; one that failed not at all."""
+    decision = ask(small, batch_size=8)
+    times = {decision.best: 1.0, decision.fat: 2.0}
+    timings = {
+        plan: PlanTiming(
+            plan, [turn(cycle + 10 * first, ms + 0.01 * cycle) for cycle in range(1, 7)]
+        )
+        for first, (plan, ms) in enumerate(times.items())
+    }
+    best, fat = (timings[plan].measured for plan in times)
+    ratio = replace(decision, timings=timings).speedup(best, fat)
+    assert ratio.how == "not measured together"
+    assert ratio.value == pytest.approx(2.035 / 1.035)
+    assert ratio.low < ratio.value < ratio.high
+    failed = PlanTiming(decision.fat, reason="no luck").measured
+    late = replace(decision, fat=failed, timings={**timings, failed: timings[failed]})
+    assert late.speedup(best, failed) is None
+    assert "against fat: it failed: no luck" in report.sentences(late)
 
 
 def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:
