@@ -1,13 +1,15 @@
-"""Finding allocators, preloading them, and measuring with them for real."""
+"""Allocators: found, preloaded, seen from inside the process, and measured with for real."""
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from scalebench_lib import allocators
-from scalebench_lib.allocators import library, preload, require_installed
+from scalebench_lib.allocators import library, preload, require_installed, require_loaded
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import load_records
@@ -61,6 +63,44 @@ def test_the_default_is_the_system_s_whatever_is_preloaded(monkeypatch) -> None:
     monkeypatch.setattr(allocators, "find_library", lambda name: f"lib{name}.so.4")
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
     assert preload("tcmalloc") == {"LD_PRELOAD": "libtcmalloc_minimal.so.4:libmine.so"}
+
+
+def complaint(wanted: str, loaded: str) -> str:
+    """What `require_loaded` complains of in a process that was started with `loaded`."""
+    code = (
+        "from scalebench_lib.errors import RequestError\n"
+        "from scalebench_lib.allocators import require_loaded\n"
+        f"try: require_loaded({wanted!r})\n"
+        "except RequestError as error: print(error)"
+    )
+    env = {**os.environ, **preload(loaded)}
+    run = [sys.executable, "-c", code]
+    return subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["tcmalloc", "jemalloc"])
+def test_what_is_preloaded_is_what_serves(name: str) -> None:
+    """And it alone: the default is refused then."""
+    if name not in installed():
+        pytest.skip(f"{name} is not installed")
+    assert complaint(name, loaded=name) == ""
+    assert "start without LD_PRELOAD" in complaint("default", loaded=name)
+
+
+def test_an_allocator_that_is_not_loaded_is_refused_with_the_way_to_do_it() -> None:
+    """A notebook run by hand with only the parameter set would measure the default."""
+    told = complaint("tcmalloc", loaded="default")
+    assert "start with LD_PRELOAD=libtcmalloc_minimal.so.4 papermill" in told
+    assert len(told.splitlines()) == 1
+    assert complaint("default", loaded="default") == ""
+
+
+def test_elsewhere_than_on_linux_there_is_the_default_only(monkeypatch) -> None:
+    """Rather than a wrong word in a record."""
+    monkeypatch.setattr(allocators.sys, "platform", "darwin")
+    require_loaded("default")
+    with pytest.raises(RequestError, match="only Linux"):
+        require_loaded("jemalloc")
 
 
 def test_fresh_kernels_are_started_with_their_allocator(tmp_path: Path) -> None:
