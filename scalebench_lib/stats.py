@@ -265,7 +265,8 @@ def percentile(samples: ArrayLike, q: float) -> float | None:
 
 def _median(values: np.ndarray) -> float:
     """The median, for short arrays at a fifth of the time of numpy's."""
-    ordered, half = np.sort(values), values.size // 2
+    ordered, half = values.copy(), values.size // 2
+    ordered.sort()
     return float(ordered[half] + ordered[-half - 1]) / 2
 
 
