@@ -50,10 +50,9 @@ def run_with_progress(
     """Run the sweeps and show where they are; return warnings, a line each."""
     with ExitStack() as stack:
         for run in runs:
-            stack.enter_context(run.alone(if_busy if run is runs[0] else "ignore"))
-        for run in runs:
             run.kernels = stack.enter_context(Kernels(warm, run.python))
-        run_in_turn(runs, stack.enter_context(progress_shown(runs, console)), budget_s)
+        shown = stack.enter_context(progress_shown(runs, console))
+        run_in_turn(runs, shown, budget_s, if_busy)
     warnings = dict.fromkeys(run.kernels.warning for run in runs)
     slow = "kernels were started afresh, which takes longer"
     return [f"{warning}; {slow}" for warning in warnings if warning]
@@ -103,11 +102,7 @@ class _Shown:
 def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Shown]:
     """Show each `Step` of `runs` that the result is called with."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        try:
-            yield _Shown(runs, console, live)
-        finally:
-            for run in runs:
-                say_in_flight(run.out, None)
+        yield _Shown(runs, console, live)
 
 
 def _print(console: Console, line: str) -> None:
@@ -126,7 +121,7 @@ def _drawn(step: Step) -> Group:
     points, bar = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
     rows = [
         (
-            _short(member.trial.config),
+            _point_name(member.trial.config),
             pluralize(threads, "thread"),
             Text(f"{format_number(point.median_ns / 1e6)} ms", justify="right"),
             "" if point.half_width is None else f"± {100 * point.half_width:.1f} %",
@@ -139,16 +134,14 @@ def _drawn(step: Step) -> Group:
         points.add_row(*row)
     if len(rows) > _MOST_LINES:
         points.add_row(f"… and {len(rows) - _MOST_LINES} more")
-    total = max(1, step.total)
-    done = ProgressBar(total=total, completed=step.done, width=30)
+    done = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
     bar.add_row(done, f"{step.done}/{step.total}", Text(_headline(step)))
     return Group(points, bar)
 
 
-def _short(config: Config) -> str:
-    parts = [f"batch {config.batch_size}", config.optimization]
-    parts += ["SMT"] * config.smt + [config.allocator] * (config.allocator != "default")
-    return ", ".join(parts)
+def _point_name(config: Config) -> str:
+    within = [config.optimization, "SMT" * config.smt, config.allocator.replace("default", "")]
+    return ", ".join([f"batch {config.batch_size}", *filter(None, within)])
 
 
 def _found(record: Record) -> str:

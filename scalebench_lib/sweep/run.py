@@ -19,6 +19,7 @@ from scalebench_lib.sweep.folder import (
     disk_errors_in_one_line,
     remove_unfinished,
     require_same,
+    say_in_flight,
     usable_records,
 )
 from scalebench_lib.sweep.interpreter import Interpreter
@@ -51,7 +52,6 @@ class SweepRun:
     kernels: Kernels = field(init=False, repr=False)
     other: SweepRun | None = None
     host: str | None = None
-    locked: bool = field(default=False, init=False)
 
     @classmethod
     def prepare(
@@ -112,11 +112,10 @@ class SweepRun:
             with lock_folder(self.out), lock_machine(str(self.out), if_busy):
                 remove_unfinished(self.out)
                 self.reload()
-                self.locked = True
                 try:
                     yield
                 finally:
-                    self.locked = False
+                    say_in_flight(self.out, None)
 
     def reload(self) -> None:
         """Read the records anew: another sweep may have made some."""

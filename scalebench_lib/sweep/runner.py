@@ -55,7 +55,10 @@ Progressed = Callable[[Step], None]
 
 
 def run_in_turn(
-    runs: Sequence[SweepRun], progressed: Progressed, budget_s: float = float("inf")
+    runs: Sequence[SweepRun],
+    progressed: Progressed,
+    budget_s: float = float("inf"),
+    if_busy: str = "refuse",
 ) -> list[Record]:
     """Run what is left of each of `runs`, round by round; return the new records, failed ones too.
 
@@ -67,8 +70,7 @@ def run_in_turn(
     stop = Stop(time.monotonic() + budget_s)
     with ExitStack() as locks:
         for run in runs:
-            if not run.locked:
-                locks.enter_context(run.alone("refuse" if run is runs[0] else "ignore"))
+            locks.enter_context(run.alone(if_busy if run is runs[0] else "ignore"))
             run.write_spec()
         before = [len(run.records) for run in runs]
         locks.enter_context(stop.at_signals())

@@ -47,21 +47,21 @@ class Schedule:
         """One trial of every config."""
         return self.sweep.trials(self.machine)
 
-    @cached_property
+    @property
     def done(self) -> list[Trial]:
         """Those that need no further trial."""
-        return [trial for trial in self.trials if not self._left(trial) and not self._failed(trial)]
+        return self._by_state["done"]
 
-    @cached_property
+    @property
     def failed(self) -> list[tuple[Trial, Record]]:
         """Those that failed or were skipped, with their last record."""
-        failed = filter(self._failed, self.trials)
+        failed = self._by_state["failed"]
         return [(trial, self._by_config[trial.config.id][-1]) for trial in failed]
 
-    @cached_property
+    @property
     def left(self) -> list[Trial]:
         """Those that need another trial in this round or a later one."""
-        return [trial for trial in self.trials if self._left(trial) and not self._failed(trial)]
+        return self._by_state["left"]
 
     def pending(self, number: int) -> list[Trial]:
         """What is left of round `number`, in the order to set it up: smaller batches first, in
@@ -114,16 +114,20 @@ class Schedule:
             blocks[record.block or ""][record.config_id] = record.status
         return blocks
 
-    def _failed(self, trial: Trial) -> bool:
-        records = self._by_config.get(trial.config.id, [])
-        return trial.config.id not in self.retry and any(r.status != "ok" for r in records[-1:])
-
-    def _left(self, trial: Trial) -> bool:
-        needed = 1 if self._too_long(trial) else self.sweep.rounds
-        return self._rounds_done(trial) < needed
+    @cached_property
+    def _by_state(self) -> dict[str, list[Trial]]:
+        states: dict[str, list[Trial]] = {"done": [], "failed": [], "left": []}
+        for trial in self.trials:
+            records = self._by_config[trial.config.id]
+            if records and records[-1].status != "ok" and trial.config.id not in self.retry:
+                states["failed"].append(trial)
+            else:
+                needed = 1 if trial.config.group in self._slow_groups else self.sweep.rounds
+                states["left" if self._rounds_done(trial) < needed else "done"].append(trial)
+        return states
 
     def _rounds_done(self, trial: Trial) -> int:
-        records = self._by_config.get(trial.config.id, ())
+        records = self._by_config[trial.config.id]
         return len({record.block for record in records if self._counts(record, trial)})
 
     def _counts(self, record: Record, trial: Trial) -> bool:
@@ -140,25 +144,20 @@ class Schedule:
 
     def _met(self, record: Record) -> bool:
         """Whether the other environment, if there is one, took turns with `record`, or cannot."""
-        there = self._by_config_there.get(record.config_id, [])
+        there = self._by_config_there[record.config_id]
         if self.others is None or (there and there[-1].status != "ok"):
             return True
         return any(other.block == record.block and other.status == "ok" for other in there)
 
-    def _too_long(self, trial: Trial) -> bool:
-        """Whether a single cycle of its group takes more than its time for all rounds."""
-        seconds = self._turn_seconds[trial.config.group].values()
-        return sum(seconds) > len(seconds) * self.sweep.max_seconds
-
     @cached_property
-    def _turn_seconds(self) -> dict[Config, dict[tuple[str, int], float]]:
-        """Of the latest of each point, by its group."""
-        found: dict[Config, dict[tuple[str, int], float]] = defaultdict(dict)
+    def _slow_groups(self) -> set[Config]:
+        """Those of which a single cycle takes more than their time for all rounds."""
+        turns: dict[Config, dict[tuple[str, int], float]] = defaultdict(dict)
         for record in self.records:
             for point in record.points if record.schema_version == SCHEMA else ():
-                key = record.config_id, point.threads
-                found[record.config.group][key] = turn_seconds(point)
-        return found
+                turns[record.config.group][record.config_id, point.threads] = turn_seconds(point)
+        limit = self.sweep.max_seconds
+        return {group for group, s in turns.items() if sum(s.values()) > len(s) * limit}
 
 
 def _by_config(records: Iterable[Record]) -> dict[str, list[Record]]:

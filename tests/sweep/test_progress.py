@@ -12,7 +12,6 @@ from scalebench_lib.record import Record
 from scalebench_lib.sweep import progress
 from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.folder import in_flight
-from scalebench_lib.sweep.locks import lock_folder
 from scalebench_lib.sweep.progress import announce, progress_shown, summary
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
@@ -103,11 +102,10 @@ def test_others_see_what_is_in_flight_as_long_as_it_is(
     run: SweepRun, tmp_path: Path, console: Console
 ) -> None:
     """By a file that goes with the sweep."""
-    with lock_folder(tmp_path):
-        with progress_shown([run], console) as show:
-            show(step(block(), doing="setting up a trial"))
-            assert str(in_flight(tmp_path)).startswith("round 2, setting up a trial, about")
-        assert in_flight(tmp_path) is None
+    with run.alone(), progress_shown([run], console) as show:
+        show(step(block(), doing="setting up a trial"))
+        assert str(in_flight(tmp_path)).startswith("round 2, setting up a trial, about")
+    assert in_flight(tmp_path) is None
     assert [path.name for path in tmp_path.iterdir() if "running" in path.name] == []
 
 
@@ -131,9 +129,8 @@ def test_drawing_is_rare_while_trials_take_turns(run, console, monkeypatch) -> N
 def test_what_failed_is_told_in_the_end(run: SweepRun, console: Console, tmp_path: Path) -> None:
     """With where to read why."""
     config = run.schedule.trials[0].config
-    with run.alone():
-        run.keep(missing(config, SMALL, "failed", "no luck"))
-        run_in_turn([run], lambda _: None)
+    missing(config, SMALL, "failed", "no luck").save(tmp_path / "records")
+    run_in_turn([run], lambda _: None)
     assert summary(run, console) == [
         f"1 config failed: 'scalebench status {tmp_path}' says why",
     ]
