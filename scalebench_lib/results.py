@@ -151,11 +151,6 @@ class PublishedPoint:
         latency = Interval(row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
         return cls(row, Config.model_construct(**names), int(row["threads"]), latency)
 
-    @property
-    def key(self) -> PointKey:
-        """Its name among the points of a sweep."""
-        return self.config.id, self.threads
-
     @cached_property
     def group(self) -> _Group:
         """What it is compared within."""
@@ -248,11 +243,9 @@ class Results:
         self.records = list(records)
         self.imported = imported
         self.points = _points_of(self.records)
-        published_points = (PublishedPoint.of(row) for row in published)
-        self._compared: Mapping[PointKey, MeasuredPoint | PublishedPoint] = {
-            **self.points,
-            **{point.key: point for point in published_points},
-        }
+        means = [PublishedPoint.of(row) for row in published]
+        self._compared: dict[PointKey, MeasuredPoint | PublishedPoint] = dict(self.points)
+        self._compared |= {(mean.config.id, mean.threads): mean for mean in means}
         self._spreads: dict[tuple[bool, bool], Spread] = {}
 
     @classmethod
@@ -460,8 +453,9 @@ class Results:
             {**_row(point, peaks), **self._ratios(key)} for key, point in self._compared.items()
         ]
         missing = {r.point_key: r for r in self.records if r.point_key not in self._best}
+        nothing = dict.fromkeys(("samples", "outliers", "trials", "turns"), 0)
         rows += [
-            {**_missing_row(record), **self._base_flags(_group_of(record), name)}
+            {**_identity(record), **nothing, **self._base_flags(_group_of(record), name)}
             for name, record in missing.items()
         ]
         table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
@@ -499,11 +493,6 @@ def twins(one: Results, other: Results) -> dict[PointKey, Ratio]:
     met = {(block, key[0]) for key in parts for block in one.points[key].by_block}
     spread = Spread.of(list(parts.values()), len(met))
     return {key: ratio(each, spread) for key, each in parts.items()}
-
-
-def results_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return the results table of `records`."""
-    return Results.of(records).table
 
 
 def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
@@ -555,17 +544,25 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
     latency_ns = measured.latency.value
     flops = next((record.flops for record, _ in measured.trials if record.flops), None)
     gflops = flops / latency_ns if flops else None
-    points = [point for _, point in measured.trials]
+    points, samples_ms = [one for _, one in measured.trials], measured.samples_ns / _NS_PER_MS
+    single = all(one.passes_per_sample == 1 for one in points)
     wall_ns = sum(point.wall_ns for point in points)
     dtype = record.engine.get("precision", "fp32")
     peak = peaks.get(_peak_key(record, measured.threads, dtype))
     return {
         **_identity(record),
         **_verified([record for record, _ in measured.trials]),
-        **_times_ms(measured),
         "threads": measured.threads,
         "cores": point.cores,
+        "samples": samples_ms.size,
         "outliers": int(measured.outlier.sum()),
+        "latency_ms": measured.latency.value / _NS_PER_MS,
+        "latency_ms_low": measured.latency.low / _NS_PER_MS,
+        "latency_ms_high": measured.latency.high / _NS_PER_MS,
+        "latency_ms_min": samples_ms.min(),
+        "latency_ms_mean": samples_ms.mean(),
+        "latency_ms_p90": percentile(samples_ms, 90) if single else None,
+        "latency_ms_p99": percentile(samples_ms, 99) if single else None,
         "coarse": measured.turns < MIN_TURNS,
         "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
         "gflops": gflops,
@@ -578,21 +575,6 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
     }
 
 
-def _times_ms(measured: MeasuredPoint) -> dict[str, Any]:
-    samples = measured.samples_ns / _NS_PER_MS
-    single = all(point.passes_per_sample == 1 for _, point in measured.trials)
-    return {
-        "samples": samples.size,
-        "latency_ms": measured.latency.value / _NS_PER_MS,
-        "latency_ms_low": measured.latency.low / _NS_PER_MS,
-        "latency_ms_high": measured.latency.high / _NS_PER_MS,
-        "latency_ms_min": float(samples.min()),
-        "latency_ms_mean": float(samples.mean()),
-        "latency_ms_p90": percentile(samples, 90) if single else None,
-        "latency_ms_p99": percentile(samples, 99) if single else None,
-    }
-
-
 def _verified(records: Iterable[Record]) -> dict[str, float | None]:
     """The worst of the trials; an SQNR against eager stands only where there is none to fp64."""
     found = [record.verification for record in records if record.verification]
@@ -602,10 +584,6 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
         "sqnr_db": min(sqnr, default=None),
         "max_abs_error": max((one.max_abs_error for one in found), default=None),
     }
-
-
-def _missing_row(record: Record) -> dict[str, Any]:
-    return {**_identity(record), "samples": 0, "outliers": 0, "trials": 0, "turns": 0}
 
 
 def _identity(record: Record) -> dict[str, Any]:

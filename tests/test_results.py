@@ -10,7 +10,7 @@ import pytest
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, Turn
-from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, results_table, twins
+from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, twins
 from tests import factories, simulated
 from tests.factories import (
     disturbed,
@@ -73,7 +73,7 @@ def test_one_row_a_point_with_all_columns() -> None:
 def test_trials_of_a_point_are_one_row() -> None:
     """A later trial sharpens the point; it is not a row of its own."""
     first = measured(NONE, SMALL)
-    table = results_table([first, again(first)])
+    table = Results.of([first, again(first)]).table
     assert list(table["trials"]) == [2, 2]
     assert list(table["samples"]) == [16, 16]
     point = Results.of([first, again(first)]).points[key(NONE)]
@@ -82,7 +82,7 @@ def test_trials_of_a_point_are_one_row() -> None:
 
 def test_latency_and_throughput_belong_together() -> None:
     """Latency is the median of all samples; throughput is batch size over it, in inferences/s."""
-    table = results_table([measured(NONE, SMALL)])
+    table = Results.of([measured(NONE, SMALL)]).table
     samples = measured(NONE, SMALL).points[0].samples_ns
     row = table.iloc[0]
     assert row["latency_ms"] == pytest.approx(statistics.median(samples) / 1e6)
@@ -92,7 +92,7 @@ def test_latency_and_throughput_belong_together() -> None:
 
 def test_points_of_three_turns_are_coarse_and_have_an_interval() -> None:
     """It comes from the spread of all."""
-    table = results_table(small_records(batch_sizes=(1, 4, 512)))
+    table = Results.of(small_records(batch_sizes=(1, 4, 512))).table
     coarse = table[table["coarse"]]
     assert set(coarse["batch_size"]) == {512}
     width = (coarse["latency_ms_high"] - coarse["latency_ms_low"]) / coarse["latency_ms"]
@@ -111,7 +111,7 @@ def test_a_second_round_replaces_what_was_assumed() -> None:
 
 def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
     """Whose own is exactly 1."""
-    table = results_table(small_records([4])).set_index(["optimization", "threads"])
+    table = Results.of(small_records([4])).table.set_index(["optimization", "threads"])
     base = table.loc[("none", 2)]
     assert tuple(base[["speedup", "speedup_low", "speedup_high"]]) == (1, 1, 1)
     faster = table.loc[("script", 2)]
@@ -123,11 +123,11 @@ def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
 def test_scaling_is_over_the_own_single_thread() -> None:
     """Empty without one."""
     found = measured(SCRIPT, SMALL)
-    table = results_table([found]).set_index("threads")
+    table = Results.of([found]).table.set_index("threads")
     assert table.loc[1, "scaling"] == 1
     assert 1.5 < table.loc[2, "scaling"] < 2
     only_two = found.model_copy(update={"points": found.points[1:]})
-    assert results_table([only_two])["scaling"].isna().all()
+    assert Results.of([only_two]).table["scaling"].isna().all()
 
 
 def test_rows_of_the_table_are_compared_as_their_points_are() -> None:
@@ -286,7 +286,7 @@ def test_percentiles_are_of_single_passes() -> None:
     point = with_turns(many.points[0], turns)
     of_means = point.model_copy(update={"passes_per_sample": 3})
     for one, known in ((point, True), (of_means, False)):
-        row = results_table([many.model_copy(update={"points": (one,)})]).notna().iloc[0]
+        row = Results.of([many.model_copy(update={"points": (one,)})]).table.notna().iloc[0]
         assert row["latency_ms_p90"] == known
         assert not row["latency_ms_p99"]
 
@@ -298,18 +298,20 @@ def test_outliers_are_counted_and_kept() -> None:
     spiked = with_samples(point.turns[0], [2 * point.median_ns])
     points = (with_turns(point, (spiked, *point.turns[1:])), first.points[1])
     one = first.model_copy(update={"points": points})
-    table = results_table([one, slower(again(first), 2)])
+    table = Results.of([one, slower(again(first), 2)]).table
     assert list(table["outliers"]) == [1, 0]
     assert list(table["samples"]) == [16, 16]
 
 
 def test_what_disturbed_a_point_is_counted() -> None:
     """By turns, periods and share of time, over all trials; empty where it is not told."""
-    untold = results_table([measured(NONE, SMALL)])
+    untold = Results.of([measured(NONE, SMALL)]).table
     assert list(untold["turns"]) == [8, 8]
     assert untold[["shared", "throttled", "stolen"]].isna().all(axis=None)
     one = disturbed(measured(NONE, SMALL), 2, waited=0.5, throttled=3, stolen=0.2)
-    table = results_table([one, again(disturbed(measured(NONE, SMALL)))]).set_index("threads")
+    table = (
+        Results.of([one, again(disturbed(measured(NONE, SMALL)))]).table.set_index("threads")
+    )
     assert tuple(table.loc[1, ["turns", "shared", "throttled", "stolen"]]) == (16, 0, 0, 0)
     assert tuple(table.loc[2, ["turns", "shared", "throttled"]]) == (16, 2, 6)
     assert 0.01 < table.loc[2, "stolen"] < 0.02
@@ -318,11 +320,11 @@ def test_what_disturbed_a_point_is_counted() -> None:
 def test_what_failed_is_a_row_with_its_reason() -> None:
     """Until the config succeeds."""
     failed = missing(NONE, SMALL, "failed", "no luck")
-    table = results_table([failed])
+    table = Results.of([failed]).table
     assert (table.loc[0, "status"], table.loc[0, "reason"]) == ("failed", "no luck")
     assert table.loc[0, "samples"] == 0
     retried = measured(NONE, SMALL).model_copy(update={"trial": 2})
-    assert set(results_table([failed, retried])["status"]) == {"ok"}
+    assert set(Results.of([failed, retried]).table["status"]) == {"ok"}
 
 
 def test_no_records_have_an_empty_table() -> None:

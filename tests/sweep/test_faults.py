@@ -24,7 +24,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
 from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.record import Record, Software, load_records
-from scalebench_lib.results import Results, results_table
+from scalebench_lib.results import Results
 from scalebench_lib.sweep import runner
 from scalebench_lib.sweep.folder import in_flight
 from scalebench_lib.sweep.run import SweepRun
@@ -149,7 +149,9 @@ def test_no_number_changes_when_the_wall_clock_jumps(small, tmp_path, monkeypatc
     for name, clock in (("steady", datetime), ("jumping", JumpingClock)):
         monkeypatch.setattr(runner, "datetime", clock)
         found = run(FakeTrials(), tmp_path / name / "sweep", ONCE)
-        tables.append(results_table([one.model_copy(update={"block": "0" * 8}) for one in found]))
+        tables.append(
+            Results.of([one.model_copy(update={"block": "0" * 8}) for one in found]).table
+        )
     assert tables[0].equals(tables[1])
 
 
