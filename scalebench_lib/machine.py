@@ -10,7 +10,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -160,14 +160,15 @@ class Machine(BaseModel):
     def here(cls, root: Path = Path("/")) -> Self:
         """Read this machine from the kernel's files under `root`, or as psutil sees it."""
         allowed = _affinity()
-        memory = _limits(root, "memory", _memory_limit)
+        memory = filter(None, map(_memory_limit, control_groups(root, "memory")))
+        quotas = filter(None, map(_cpu_quota, control_groups(root, "cpu")))
         huge_pages = root / "sys/kernel/mm/transparent_hugepage/enabled"
         return cls(
             cpu_model=search_file(root / "proc/cpuinfo", r"^model name\s*:\s*(.+)$")
             or platform.processor()
             or platform.machine(),
             cores=_cores(root / "sys/devices/system/cpu", allowed) or _cores_unknown(allowed),
-            quota=min(_limits(root, "cpu", _cpu_quota), default=None),
+            quota=min(quotas, default=None),
             pinnable=allowed is not None,
             memory_bytes=int(min([psutil.virtual_memory().total, *memory])),
             system=platform.system(),
@@ -242,10 +243,6 @@ def control_groups(root: Path, resource: str) -> Iterator[Path]:
             mount = root / "sys/fs/cgroup" / (resource if controllers else "")
             folder = mount / group.lstrip("/")
             yield from (folder, *(p for p in folder.parents if p.is_relative_to(mount)))
-
-
-def _limits(root: Path, resource: str, read: Callable[[Path], float | None]) -> list[float]:
-    return [limit for folder in control_groups(root, resource) if (limit := read(folder))]
 
 
 def _cpu_quota(folder: Path) -> float | None:

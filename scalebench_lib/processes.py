@@ -93,7 +93,7 @@ def exit_reason(code: int | None, oom_kills_before: int) -> str:
         return f"the kernel died with exit code {code}"
     if -code == signal.SIGKILL and oom_kills() > oom_kills_before:
         return f"{OUT_OF_MEMORY}: the system killed the kernel"
-    known = -code in iter(signal.Signals)
+    known = -code in set(signal.Signals)
     return f"{KILLED} {-code} ({signal.Signals(-code).name if known else 'a real-time signal'})"
 
 

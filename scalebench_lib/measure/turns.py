@@ -58,18 +58,12 @@ class Usage:
         waits = [
             waited - before.threads.get(tid, (0, 0))[1] for tid, (_, waited) in self.threads.items()
         ]
-        return {
-            "cpu_ns": _growth(before.cpu_ns, self.cpu_ns),
-            "waited_ns": max(waits, default=None),
-            "stolen_ns": _growth(before.stolen_ns, self.stolen_ns),
-            "throttled": _growth(before.throttled, self.throttled),
-        }
-
-
-def _growth(before: int | None, now: int | None) -> int | None:
-    if before is None or now is None:
-        return None
-    return max(0, now - before)  # a guest that moved to another host may count anew
+        found: dict[str, int | None] = {"waited_ns": max(waits, default=None)}
+        for name in ("cpu_ns", "stolen_ns", "throttled"):
+            old, new = getattr(before, name), getattr(self, name)
+            # A guest that moved to another host may count anew.
+            found[name] = None if old is None or new is None else max(0, new - old)
+        return found
 
 
 @dataclass

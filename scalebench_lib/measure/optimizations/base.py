@@ -15,7 +15,8 @@ from torch import Tensor
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import Inputs, Model
+from scalebench_lib.measure.inputs import Inputs
+from scalebench_lib.measure.models import Model
 
 Precision = Literal["fp32", "bf16", "int8"]
 Outputs = tuple[Tensor, ...]

@@ -7,7 +7,6 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.jit._trace import TracerWarning
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target, by_torch
@@ -20,9 +19,7 @@ def none(target: Target) -> OptimizedModel:
 
 def script(target: Target) -> OptimizedModel:
     """TorchScript: traced on the inputs, frozen, optimized for inference."""
-    with torch.no_grad(), warnings.catch_warnings():
-        for noise in (TracerWarning, DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", noise)
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(target.model.module, target.inputs, check_trace=False)
         runner = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     if not isinstance(runner, torch.jit.ScriptModule):

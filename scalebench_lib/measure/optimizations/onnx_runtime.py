@@ -33,8 +33,8 @@ _MODEL = "model.onnx"
 
 def fp32(target: Target) -> OptimizedModel:
     """ONNX Runtime, computing in fp32."""
-    runtime, folder = _runtime(), _exported(target)
-    return _engine(runtime, folder, {})
+    runtime = _runtime()
+    return _engine(runtime, _exported(target), {})
 
 
 def int8(target: Target) -> OptimizedModel:
@@ -126,10 +126,10 @@ def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
-    version = {"name": "onnxruntime", "version": runtime.__version__}
+    engine = {"name": "onnxruntime", "version": runtime.__version__, "spinning": "within a pass"}
     return OptimizedModel(
         partial(_session, runtime, folder / _MODEL),
-        {**version, "spinning": "within a pass", **metadata},
+        {**engine, **metadata},
         own_threads=True,
         per_thread_count=True,
     )
@@ -159,8 +159,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

@@ -50,8 +50,7 @@ def engine(target: Target, precision: Precision) -> OptimizedModel:
 
 
 def _convert(ov: Any, target: Target, draft: Path) -> Metadata:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         model = ov.convert_model(target.model.module, example_input=target.inputs)
     ov.save_model(model, draft / _MODEL, compress_to_fp16=False)
     return {}
