@@ -97,24 +97,16 @@ def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
     for name in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(name, None)
     text = nbformat.writes(notebook)
-    for root, instead in _roots(folders):
-        text = text.replace(json.dumps(f"{root}/", ensure_ascii=False)[1:-1], instead)
+    roots = {str(folder.resolve()): "" for folder in (*folders, PROJECT)}
+    roots |= {sys.prefix: "", str(Path.home()): "~/"}
+    for root in sorted(roots, key=len, reverse=True):
+        text = text.replace(json.dumps(f"{root}/", ensure_ascii=False)[1:-1], roots[root])
     scrubbed: NotebookNode = nbformat.reads(_KERNELS_FILE.sub("<cell>", text), as_version=4)
     if "widgets" not in scrubbed.metadata:
         for cell in scrubbed.cells:
             for output in cell.get("outputs", []):
                 output.get("data", {}).pop(WIDGET, None)
     return scrubbed
-
-
-def _roots(folders: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
-    """What begins a path of this machine, and what stands for it; the longest first."""
-    roots = {str(folder.resolve()): "" for folder in (*folders, PROJECT)}
-    if not Path(sys.prefix).is_relative_to(PROJECT):
-        roots[sys.prefix] = ""
-    roots[str(Path.home())] = "~/"
-    for root in sorted(roots, key=len, reverse=True):
-        yield root, roots[root]
 
 
 def write(notebook: NotebookNode, path: Path) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -42,8 +42,7 @@ from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_machine
 from scalebench_lib.sweep.progress import progress_shown
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, run_block
-from scalebench_lib.sweep.stop import Stop
+from scalebench_lib.sweep.runner import Step, Stop, run_block
 from scalebench_lib.text import pluralize
 
 HOST = "SCALEBENCH_HOST"
@@ -96,29 +95,27 @@ def software_here() -> Software:
     return software.model_copy(update={"versions": versions})
 
 
-class Settings(NamedTuple):
-    """How all blocks of a sweep are measured; they are ended by its id."""
-
-    sweep_id: str
-    warm: bool
-    if_busy: str
-
-
 def measure_block(
-    run: SweepRun, number: int, configs: Collection[str], budget_s: float, settings: Settings
+    run: SweepRun,
+    number: int,
+    configs: Collection[str],
+    budget_s: float,
+    sweep_id: str,
+    warm: bool,
+    if_busy: str,
 ) -> tuple[list[Record], dict[str, str], set[str]]:
     """Measure a block of round `number` of `run` here: as many of `configs` (ids) as fit.
 
     Returns the new records, bases first, their notebooks by name, and the ids that are left.
     """
     worker, known = importlib.import_module("distributed").get_worker(), len(run.records)
-    stop = _HostStop(settings.sweep_id, worker, budget_s)
+    stop = _HostStop(sweep_id, worker, budget_s)
     require_installed(run.sweep.allocators)
     scratch = tempfile.TemporaryDirectory(dir=worker.local_directory)  # dask's, after a kill too
     with scratch as folder, _quiet(worker):
         out = Path(folder) / run.out.name
         run = replace(run, out=out, python=Interpreter.here())
-        with lock_machine(str(out), settings.if_busy), Kernels(settings.warm) as run.kernels:
+        with lock_machine(str(out), if_busy), Kernels(warm) as run.kernels:
             left = {trial.config.id for trial in run_block(run, number, configs, stop)}
         notebooks = {path.stem: path.read_text("utf-8") for path in out.glob("notebooks/*.ipynb")}
     return run.records[known:], notebooks, left
@@ -228,14 +225,13 @@ def _checked(worker: str, answer: Any) -> Host:
 
 @dataclass
 class Lane:
-    """A host, and the `trials` of round `number` that it measures; after a `trouble` no more."""
+    """A host, and the `trials` of round `number` that it measures."""
 
     host: Host
     run: SweepRun
     number: int = 0
     trials: Sequence[Trial] = ()
     future: Any = None
-    trouble: str | None = None
 
 
 class HostsRun:
@@ -255,9 +251,10 @@ class HostsRun:
             for host in (hosts[:1] if any_host else hosts)
         ]
         self.lanes = list(map(Lane, hosts, self.runs * len(hosts)))
-        self._settings = Settings(uuid.uuid4().hex, warm, if_busy)
+        self._id = uuid.uuid4().hex
+        self._measure = partial(measure_block, sweep_id=self._id, warm=warm, if_busy=if_busy)
         self._client, self._rounds, self._total = client, range(1, sweep.rounds + 1), 0
-        self._tried = set[tuple[str | None, int, str]]()
+        self._tried, self._failures = set[tuple[str | None, int, str]](), list[str]()
 
     def __str__(self) -> str:
         names = ", ".join(lane.host.name for lane in self.lanes)
@@ -279,43 +276,29 @@ class HostsRun:
                 self._total += sum(len(run.schedule.pending(n)) for n in self._rounds)
             self.runs[0].write_spec()
             try:
-                self._deal(stop)
-                while in_flight := [lane for lane in self.lanes if lane.trials]:
-                    time.sleep(POLL_S)
-                    if stop.asked():
-                        self._end()
-                    alive = self._workers()
-                    for lane in in_flight:
-                        if lane.future.status != "pending" or lane.host.worker not in alive:
-                            self._receive(lane)
-                            self._deal(stop)
+                while self._deal(stop):
+                    while not self._receive_ended():
+                        time.sleep(POLL_S)
+                        if stop.asked():
+                            self._end()
             except BaseException:
                 self._end()
                 raise
-        return [f"host {lane.host.name}: {lane.trouble}" for lane in self.lanes if lane.trouble]
+        return self._failures
 
     def _end(self) -> None:
         """End the blocks in flight with their cycles."""
         with suppress(Exception):  # the cluster may be what has failed
-            self._client.run(end, self._settings.sweep_id, on_error="ignore")
+            self._client.run(end, self._id, on_error="ignore")
 
-    def _workers(self) -> set[str]:
-        """Return the addresses of the workers that are alive."""
-        try:
-            return set(self._client.nthreads())
-        except (OSError, RuntimeError) as error:
-            raise ScalebenchError(
-                f"stopped: the scheduler no longer answers ({_first_line(error)}); what is done is "
-                "kept, and the same command goes on"
-            ) from None
-
-    def _deal(self, stop: Stop) -> None:
-        """Have every idle host measure a block."""
+    def _deal(self, stop: Stop) -> bool:
+        """Have every idle host measure a block; return whether blocks are in flight."""
         for lane in self.lanes:
-            if not (lane.trials or lane.trouble or stop()):
+            if not (lane.trials or stop()):
                 lane.number, lane.trials = self._next(lane)
                 if lane.trials:
                     self._submit(lane, stop.deadline - time.monotonic())
+        return any(lane.trials for lane in self.lanes)
 
     def _next(self, lane: Lane) -> tuple[int, list[Trial]]:
         """Return the first round that is not over, and those of its groups that a host takes.
@@ -339,18 +322,31 @@ class HostsRun:
         function that is pickled by value, and bytes.
         """
 
-        def call(pickled: bytes) -> Any:
-            return pickle.loads(pickled)()  # noqa: S301 - our own
+        def call(block: bytes) -> Any:
+            return pickle.loads(block)()  # noqa: S301 - our own
 
         bases = [lane.run.schedule.base(trial) for trial in lane.trials]
         ids = {trial.config.id for trial in [*lane.trials, *bases]}
-        block = partial(measure_block, lane.run, lane.number, ids, budget_s, self._settings)
-        lane.future = self._client.submit(
-            call, pickle.dumps(block), workers=[lane.host.worker], pure=False
-        )
+        block = pickle.dumps(partial(self._measure, lane.run, lane.number, ids, budget_s))
+        lane.future = self._client.submit(call, block, workers=[lane.host.worker], pure=False)
         configs = pluralize(len(lane.trials), "config")
         self._shown.say(f"round {lane.number}, {lane.host.name}: a block of {configs}")
         self._show(lane)
+
+    def _receive_ended(self) -> bool:
+        """Receive the blocks that have ended, or lost their worker; return whether any has."""
+        try:
+            alive = self._client.nthreads()
+        except (OSError, RuntimeError) as error:
+            raise ScalebenchError(
+                f"stopped: the scheduler no longer answers ({_first_line(error)}); what is done is "
+                "kept, and the same command goes on"
+            ) from None
+        running = [lane for lane in self.lanes if lane.trials]
+        ended = [r for r in running if r.future.status != "pending" or r.host.worker not in alive]
+        for lane in ended:
+            self._receive(lane)
+        return bool(ended)
 
     def _receive(self, lane: Lane) -> None:
         """Write the records of a host's block; all of it is left where the host fails."""
@@ -361,9 +357,10 @@ class HostsRun:
                 raise ScalebenchError("its worker is gone")
             records, notebooks, left = lane.future.result(timeout=60)
         except Exception as error:  # the other hosts go on
-            lane.trouble = _first_line(error)
+            self.lanes.remove(lane)
+            self._failures.append(f"host {lane.host.name}: {_first_line(error)}")
             configs = pluralize(len(ids), "config")
-            self._shown.say(f"{lane.host.name}: {lane.trouble}, {configs} to be measured again")
+            self._shown.say(f"{self._failures[-1]}, {configs} to be measured again")
         lane.trials, lane.future = (), None  # released: a late answer is lost
         self._tried |= {(lane.run.host, lane.number, tried) for tried in ids - left}
         for record in records:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import random
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import FrameType
 from typing import NamedTuple
 
 from scalebench_lib.config import Trial
@@ -23,7 +26,6 @@ from scalebench_lib.record import Record
 from scalebench_lib.sweep.block import Block, Member
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import Pace, turn_seconds
-from scalebench_lib.sweep.stop import Stop
 from scalebench_lib.sweep.trial_process import StoppedError
 
 END_S = 0.5
@@ -92,6 +94,51 @@ def run_block(run: SweepRun, number: int, wanted: Container[str], stop: Stop) ->
     if this_round.queue and not stop():
         this_round.run_block()
     return list(this_round.queue)
+
+
+class Stop:
+    """Whether the sweep is to end after the cycle in flight: at a signal, or a deadline."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.signum: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether it is to end."""
+        return self.asked() or time.monotonic() > self.deadline
+
+    def asked(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self.signum is not None
+
+    @contextmanager
+    def at_signals(self) -> Iterator[None]:
+        """Let the first Ctrl-C or SIGTERM ask for the end; the second does what it did before.
+
+        In the end the first one is passed on.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            self.signum = signum
+            restore()
+
+        for signum, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(signum, ask)
+        try:
+            yield
+        finally:
+            restore()
+        if self.signum is not None:
+            signal.raise_signal(self.signum)
 
 
 class _Wanted(NamedTuple):
@@ -187,19 +234,19 @@ class _Round:
     def _fits(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
         """Whether the memory that is available now holds `wanted`.
 
-        A trial needs its own last peak to be set up, else the largest so far; a base that was
-        measured before then keeps what it held between turns.
+        To be set up, a trial needs its own last peak, else the largest so far; then it keeps what
+        it held between turns.
         """
         records = [record for run in self.runs for record in run.records]
         peaks = {r.config_id: r.peak_memory_bytes for r in records if r.peak_memory_bytes}
         resident = {r.config_id: r.resident_bytes for r in records if r.resident_bytes}
         running = (member.process.peak_bytes for member in block.members)
         largest = max([*peaks.values(), *running], default=0)
-        need = 0
-        for one in wanted:
-            config_id = one.trial.config.id
+        need = kept = 0
+        for config_id in (one.trial.config.id for one in wanted):
             peak = peaks.get(config_id, largest)
-            need += resident.get(config_id, peak) if one.again else peak
+            need = max(need, kept + peak)
+            kept += resident.get(config_id, peak)
         return need <= available_bytes()
 
     def _set_up(self, block: Block, wanted: _Wanted) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from scalebench_lib.machine import Machine
-from scalebench_lib.sweep import runner, stop
+from scalebench_lib.sweep import runner
 from tests.fake_workers import SMALL, FakeTrials
 
 
@@ -13,6 +13,5 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
     trials = FakeTrials()
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: SMALL))
     monkeypatch.setattr(runner, "available_bytes", trials.available_bytes)
-    for module in (runner, stop):
-        monkeypatch.setattr(module, "time", trials.clock)
+    monkeypatch.setattr(runner, "time", trials.clock)
     return trials

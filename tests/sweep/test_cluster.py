@@ -24,7 +24,7 @@ from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchErro
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import Software, load_records
 from scalebench_lib.results import Results
-from scalebench_lib.sweep import cluster, runner, stop
+from scalebench_lib.sweep import cluster, runner
 from scalebench_lib.sweep.cluster import HOST, Host, HostsRun, client_of, hosts_of
 from scalebench_lib.sweep.locks import PLACE
 from scalebench_lib.sweep.run import SweepRun
@@ -113,7 +113,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: SMALL))
     monkeypatch.setattr(runner, "available_bytes", trials.available_bytes)
     clock = SimpleNamespace(monotonic=trials.clock.monotonic, sleep=time.sleep)
-    for module in (runner, stop, cluster):
+    for module in (runner, cluster):
         monkeypatch.setattr(module, "time", clock)
     return trials
 
@@ -275,7 +275,7 @@ def test_the_block_of_a_worker_that_is_gone_is_left_to_others(trials, tmp_path, 
         trials.happens = dying(local, gone)
         troubles, lines = swept(local.scheduler_address, tmp_path, sweep, heard)
     configs = "3 configs" if sweep is ANY else "6 configs"
-    assert f"right: its worker is gone, {configs} to be measured again" in lines
+    assert f"host right: its worker is gone, {configs} to be measured again" in lines
     assert troubles == ["host right: its worker is gone"]
     records = load_records(tmp_path)
     assert Counter(map(short_of, records)) == dict.fromkeys(ALL, 2)
@@ -672,7 +672,7 @@ def test_two_workers_with_one_lock_never_measure_at_once(
     sweep, console = TINY.model_copy(update={"batch_sizes": (1, 2), "max_seconds": 1.0}), Console()
     with client_of(address) as client:
         hosts = HostsRun(sweep, tmp_path / "sweep", client, False, True, "ignore")
-        hosts._settings = hosts._settings._replace(if_busy="refuse")
+        hosts._measure.keywords["if_busy"] = "refuse"
         (trouble,) = hosts.run_with_progress(math.inf, console)
     assert "this machine is measuring" in trouble
     records, names = load_records(tmp_path / "sweep"), ("none 1", "script 1", "none 2", "script 2")
