@@ -177,8 +177,9 @@ class Context:
 
     def fat(self, batch_size: int) -> Plan | None:
         """One instance on all cores, as most people serve; None where that is not known."""
-        single = [Plan.of([one]) for one in self.profile.instances if one.batch_size == batch_size]
-        plans = self._ranked(single, batch_size)
+        whole = [one for one in self.profile.instances if one.cores == self.cores]
+        sized = sorted((one.latency_ms, one) for one in whole if one.batch_size == batch_size)
+        plans = self._ranked([Plan.of([one]) for _, one in sized[:1]], batch_size)
         return next((p for p in plans if len(p.instances) == 1 and p.cores == self.cores), None)
 
     def thin(self, batch_size: int) -> Plan | None:

@@ -162,6 +162,15 @@ def test_what_was_measured_slower_is_not_recommended_again(small: Path) -> None:
     assert again.best.latency_ms < 500
 
 
+def test_a_verification_is_not_undone_by_what_was_only_predicted(small: Path) -> None:
+    """All plans took longer than predicted: so would have those that were not run."""
+    first = ask(small, batch_size=8)
+    was_run(small, *((plan, 1.5 * plan.predicted_ms) for plan in first.plans))
+    again = ask(small, batch_size=8)
+    assert again.best.measured_ms
+    assert (again.best, again.fat) == (first.best, first.fat)
+
+
 def test_a_plan_that_was_run_is_a_candidate_ever_after(small: Path) -> None:
     """Though its instances were not profiled: the table has no batch of 2."""
     even = Plan.of([Instance(1, 2, nan, cores=1, optimization="script")] * 2)
