@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -58,7 +58,7 @@ class BareLoop:
         start, point = time.perf_counter_ns(), self._turns[threads]
         with suppress(OSError):  # receiving says why
             self._pipe.send((threads, seconds))
-        point.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=self._receive()))
+        point.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(self._receive())))
         return point.answer(time.perf_counter_ns() - start)
 
     def end(self, reason: EndedBy) -> Record:
@@ -103,17 +103,6 @@ class BareLoop:
         return answer
 
 
-def _passes(run: Callable[[], object], seconds: float) -> Iterator[int]:
-    """Yield the ns of each pass of `run` for so many seconds, at least one."""
-    end_s = time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter_ns()
-        run()
-        yield time.perf_counter_ns() - start
-        if time.perf_counter() >= end_s:
-            return
-
-
 def _use(cpus: Sequence[int]) -> None:
     """Compute with one thread for each of `cpus`, all of them free to run on any of these."""
     import torch
@@ -149,4 +138,9 @@ def _serve(pipe: Connection, config: Config, cpus: Mapping[int, Sequence[int]]) 
             threads, seconds = pipe.recv()
             _use(cpus[threads])
             run()
-            pipe.send(tuple(_passes(run, seconds)))
+            samples, end = list[int](), time.perf_counter() + seconds
+            while not samples or time.perf_counter() < end:
+                start = time.perf_counter_ns()
+                run()
+                samples.append(time.perf_counter_ns() - start)
+            pipe.send(samples)

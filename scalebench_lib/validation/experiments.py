@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+
+import psutil
 
 from scalebench_lib.config import MODELS, TAKES_IMAGES, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, nearest
@@ -77,9 +78,12 @@ class Validation:
         """Take so many cycles; in every third one another program keeps one CPU busy."""
 
         def run(block: Block) -> None:
-            for cycle in range(1, cycles + 1):
-                with _hog() if is_hogged(cycle) else nullcontext():
+            with _hog() as hog:
+                for cycle in range(1, cycles + 1):
+                    if is_hogged(cycle):
+                        hog.resume()
                     block.take_cycle()
+                    hog.suspend()
 
         trials = self._trials(max_seconds=86_400.0)
         return self._in_one_block(trials, {"hogged": TrialProcess.start}, run)[0]
@@ -120,20 +124,17 @@ def is_hogged(cycle: int) -> bool:
 
 
 @contextmanager
-def _hog() -> Iterator[None]:
-    """Have another program keep the last CPU busy."""
+def _hog() -> Iterator[psutil.Popen]:
+    """Start another program on the last CPU, and suspend it."""
     machine = Machine.here()
     cpus = machine.cpus_for(machine.max_threads(smt=False), False, "sequential")[-1:]
-    pinned = f"import os; os.sched_setaffinity(0, {cpus})\n" * machine.pinnable
-    code = f"from scalebench_lib.processes import die_with_parent; die_with_parent()\n{pinned}"
-    hog = subprocess.Popen(  # noqa: S603 - our own code
-        [sys.executable, "-c", f"{code}print(flush=True)\nwhile True: pass"],
-        stdout=subprocess.PIPE,
-    )
+    end_with_us = "from scalebench_lib import processes; processes.die_with_parent()"
+    hog = psutil.Popen([sys.executable, "-c", f"{end_with_us}\nwhile True: pass"])
     try:
-        assert hog.stdout is not None  # noqa: S101 - asked for above
-        hog.stdout.readline()
-        yield
+        if machine.pinnable:
+            hog.cpu_affinity(list(cpus))
+        hog.suspend()
+        yield hog
     finally:
         hog.kill()
         hog.wait()

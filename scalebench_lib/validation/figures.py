@@ -16,25 +16,19 @@ _ROW, _CHARACTER = 0.3, 0.068
 """Inches."""
 
 
-def ratios(title: str, **series: Found) -> Picture:
+def ratios(title: str, found: Found) -> Picture:
     """Draw values that should be 1, a row a point; bars are 95 % intervals."""
-    names = list(dict.fromkeys(name for found in series.values() for name in found))
+    rows = range(len(found))
+    values, low, high = np.array([(one.value, one.low, one.high) for one in found.values()]).T
     with rc_context(STYLE):
-        figure, axes = canvas(title, 0, _ROW * (len(names) + 1), xlabel="ratio")
-        figure.subplots_adjust(left=(0.4 + _CHARACTER * max(map(len, names))) / WIDTH)
+        figure, axes = canvas(title, 0, _ROW * (len(found) + 1), xlabel="ratio")
+        figure.subplots_adjust(left=(0.4 + _CHARACTER * max(map(len, found))) / WIDTH)
         axes.axvspan(1 - BAND, 1 + BAND, color="0.93", zorder=0)
         axes.axvline(1, color="0.4", linewidth=1)
-        for number, (label, found) in enumerate(series.items()):
-            rows = [names.index(name) + 0.22 * number for name in found]
-            intervals = np.array([(one.value, one.low, one.high) for one in found.values()])
-            values, low, high = intervals.T
-            axes.errorbar(
-                values, rows, xerr=[values - low, high - values], fmt="o", markersize=4, label=label
-            )
-        axes.set_yticks(range(len(names)), names, fontsize=9)
-        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.errorbar(values, rows, xerr=[values - low, high - values], fmt="o", markersize=4)
+        axes.set_yticks(rows, list(found), fontsize=9)
+        axes.set_ylim(len(found) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series))
         sns.despine(ax=axes)
         caption(figure, title, [])
     return figure

@@ -11,10 +11,9 @@ from itertools import combinations
 from math import log
 from statistics import median
 
-from scalebench_lib.config import MODELS
 from scalebench_lib.record import Point, Turn
 from scalebench_lib.results import MeasuredPoint, Results, twins
-from scalebench_lib.stats import Interval, Variance
+from scalebench_lib.stats import Interval
 from scalebench_lib.text import pluralize
 from scalebench_lib.validation.experiments import is_hogged
 
@@ -55,42 +54,40 @@ def same_points(one: Results, other: Results) -> Found:
     return {_name(one.points[key]): ratio for key, ratio in twins(one, other).items()}
 
 
-def first_and_second_turns(results: Results) -> Found:
-    """Latencies from the first of each two turns on end, over those from the second."""
-    return same_points(*_halves(results))
-
-
-def odd_and_even_cycles(results: Results) -> Found:
-    """Ratios within groups from the odd cycles, over those from the even ones."""
-    return _ratios_over(*_halves(results))
-
-
-def hogged_and_quiet(results: Results) -> Found:
-    """Ratios of one thread count within groups from all cycles, over those from the quiet ones."""
-    return _ratios_over(results, _quiet(results), same_threads=True)
-
-
-def layers(recorded: Results, bare: Results) -> Found:
-    """The effect of a layer less as recorded, over that by bare loops."""
+def same_ratios(one: Results, other: Results, same_threads: bool = False) -> Found:
+    """Ratios of points of one batch size from `one`, over those from `other`."""
     found = {}
-    for pair in combinations(recorded.points, 2):
-        whole, less = sorted(pair, key=lambda key: recorded.points[key].config.model not in MODELS)
-        a, b = recorded.points[whole], recorded.points[less]
-        if a.config.batch_size == b.config.batch_size and a.threads == b.threads:
-            found[_name(a)] = _over(recorded.ratio(less, whole), bare.ratio(less, whole))
+    for (a, p), (b, q) in combinations(one.points.items(), 2):
+        alike = p.config.batch_size == q.config.batch_size
+        if alike and (p.threads == q.threads or not same_threads):
+            ratio, expected = one.ratio(a, b), other.ratio(a, b)
+            apart = Interval(ratio.value / expected.value, ratio.variance + expected.variance)
+            found[" / ".join(dict.fromkeys((_name(p), _name(q))))] = apart
     return found
 
 
-def estimates(results: Results) -> dict[str, Found]:
-    """The mean and the median of all cycles, over those of the quiet ones."""
-    quiet, exact = _quiet(results).points, Variance(0.0)
-    points = [(_name(point), point, quiet[key]) for key, point in results.points.items()]
-    means = {name: p.samples_ns.mean() / q.samples_ns.mean() for name, p, q in points}
-    medians = {name: p.latency.value / q.latency.value for name, p, q in points}
-    return {
-        label: {name: Interval(ratio, exact) for name, ratio in ratios.items()}
-        for label, ratios in (("mean", means), ("median", medians))
-    }
+def every_other_turn(results: Results) -> tuple[Results, Results]:
+    """The first, third, fifth … turn of every trial; and the others."""
+    first = _with_turns(results, lambda turns: turns[::2])
+    return first, _with_turns(results, lambda turns: turns[1::2])
+
+
+def quiet(results: Results) -> Results:
+    """The turns in which no hog ran."""
+    return _with_turns(results, lambda turns: [t for t in turns if not is_hogged(t.cycle)])
+
+
+def _with_turns(results: Results, choose: Callable[[Turns], Sequence[Turn]]) -> Results:
+    """The results of those turns alone that `choose` returns of each trial's."""
+
+    def chosen(point: Point) -> Point:
+        # Made anew: a copy would keep the samples that the point has cached.
+        return Point(**point.model_dump(exclude={"turns"}), turns=tuple(choose(point.turns)))
+
+    return Results.of(
+        record.model_copy(update={"points": tuple(map(chosen, record.points))})
+        for record in results.records
+    )
 
 
 def shared_turns(results: Results) -> str:
@@ -111,42 +108,6 @@ def shared_turns(results: Results) -> str:
         holds,
         f"{found} of {hogged} disturbed turns are marked (bar {1 - MAX_WRONG:.0%}), and "
         f"{wrong} of {quiet} quiet ones (bar {MAX_WRONG:.0%})",
-    )
-
-
-def _ratios_over(one: Results, other: Results, same_threads: bool = False) -> Found:
-    """Ratios within groups of `one` over those of `other`."""
-    found = {}
-    for (a, p), (b, q) in combinations(one.points.items(), 2):
-        if p.group == q.group and (not same_threads or p.threads == q.threads):
-            found[f"{_name(p)} / {_name(q)}"] = _over(one.ratio(a, b), other.ratio(a, b))
-    return found
-
-
-def _over(one: Interval, other: Interval) -> Interval:
-    return Interval(one.value / other.value, one.variance + other.variance)
-
-
-def _halves(results: Results) -> tuple[Results, Results]:
-    """The first, third, fifth … turn of every trial, and the others."""
-    first = _with_turns(results, lambda turns: turns[::2])
-    return first, _with_turns(results, lambda turns: turns[1::2])
-
-
-def _quiet(results: Results) -> Results:
-    return _with_turns(results, lambda turns: [t for t in turns if not is_hogged(t.cycle)])
-
-
-def _with_turns(results: Results, choose: Callable[[Turns], Sequence[Turn]]) -> Results:
-    """The results of those turns alone that `choose` returns of each trial's."""
-
-    def chosen(point: Point) -> Point:
-        # Made anew: a copy would keep the samples that the point has cached.
-        return Point(**point.model_dump(exclude={"turns"}), turns=tuple(choose(point.turns)))
-
-    return Results.of(
-        record.model_copy(update={"points": tuple(map(chosen, record.points))})
-        for record in results.records
     )
 
 

@@ -1,6 +1,7 @@
 """Verdicts on experiments, from made-up turns of which the right answer is known."""
 
 from collections.abc import Callable, Sequence
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_intervals_that_leave_out_1_do_not_hold() -> None:
 
 def test_odd_and_even_cycles_of_a_steady_machine_agree() -> None:
     """Within a group; every pair counts once."""
-    found = verdicts.odd_and_even_cycles(results({"script": 0.5}))
+    odd, even = verdicts.every_other_turn(results({"script": 0.5}))
+    found = verdicts.same_ratios(odd, even)
     assert len(found) == 6
     assert "halves: holds" in verdicts.judge("halves", found, 0.01, 0.04)
 
@@ -100,19 +102,20 @@ def test_a_turn_that_others_leave_cold_is_found() -> None:
     steady = results({})
     cold = results({}, slower=lambda cycle, threads: 1.1 if cycle % 2 else 1.0)
     for measured, verdict in ((steady, "turns: holds"), (cold, "turns: does not hold")):
-        on_end = in_pairs(measured)
-        found = verdicts.first_and_second_turns(on_end)
+        found = verdicts.same_points(*verdicts.every_other_turn(in_pairs(measured)))
         assert len(found) == 4
         assert verdict in verdicts.judge("turns", found, 0.01, 0.04)
 
 
-def test_a_hog_moves_the_mean_and_not_the_median() -> None:
-    """Where it runs for a third of the cycles."""
+def test_a_hog_leaves_ratios_of_one_thread_count_alone() -> None:
+    """It runs for a third of the cycles, which the median does not feel."""
     hogged = results({}, slower=hog)
-    means, medians = verdicts.estimates(hogged).values()
-    assert means["none, batch 1, 2 threads"].value == pytest.approx(4 / 3, rel=0.05)
-    assert medians["none, batch 1, 2 threads"].value == pytest.approx(1, abs=0.01)
-    assert "stay: holds" in verdicts.judge("stay", verdicts.hogged_and_quiet(hogged), 0.02, 0.05)
+    found = verdicts.same_ratios(hogged, verdicts.quiet(hogged), same_threads=True)
+    assert list(found) == [
+        f"none, batch 1, {threads} / script, batch 1, {threads}"
+        for threads in ("1 thread", "2 threads")
+    ]
+    assert "stay: holds" in verdicts.judge("stay", found, 0.02, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +146,8 @@ def test_the_effect_of_a_layer_less_is_that_of_bare_loops(tmp_path: Path) -> Non
     both = {config: results({}, configs=(config,)).records for config in (whole, less)}
     recorded = Results.of([*both[less], *both[whole]])
     faster = Results.of([*results({"none": 0.9}, configs=(less,)).records, *both[whole]])
-    assert "found: holds" in verdicts.judge(
-        "found", verdicts.layers(recorded, recorded), 0.01, 0.03
-    )
-    found = verdicts.layers(recorded, faster)
-    assert {round(one.value, 1) for one in found.values()} == {1.1}
-    assert len(found) == 2
+    found = verdicts.same_ratios(recorded, recorded, same_threads=True)
+    assert "found: holds" in verdicts.judge("found", found, 0.01, 0.03)
+    found = verdicts.same_ratios(recorded, faster, same_threads=True)
+    assert list(found) == ["none, batch 1, 1 thread", "none, batch 1, 2 threads"]
+    assert {abs(round(log(one.value), 2)) for one in found.values()} == {0.11}
