@@ -1,6 +1,6 @@
-"""From a request to a decision: the plan to run, what it is compared with, and the verification.
+"""From a request to a decision: the plan to run, its baselines, and the verification by running.
 
-`Context` is what a decision rests on: the sweep's profile, and the plans that were run before.
+A plan that was run counts as measured in every later decision of the same machine and software.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CANDIDATES = 3
 
 
 class Request(StrictModel):
-    """What is asked: the best plan for `batch_size`, or of most throughput within `slo_ms`.
+    """A question: the best plan for `batch_size`, or of most throughput within `slo_ms`.
 
     `threads` counts physical cores, 0 means all; an empty `optimization` means any. `shared` names
     values of `SHARED` where the sweep has several.
@@ -63,7 +63,7 @@ class Request(StrictModel):
 
 @dataclass(frozen=True)
 class Context:
-    """What a decision rests on: the profile, the cores to use, and the plans that were run.
+    """The evidence for decisions: the profile, the cores to use, and the plans that were run.
 
     `record` is one of the profile's; None where the sweep was imported.
     """
@@ -86,7 +86,7 @@ class Context:
         return cls(out, profile, machine, cores, record, learned)
 
     def decide(self, request: Request) -> Decision:
-        """The plan that is known or predicted to be best; nothing is run.
+        """Return the plan that was measured, or else is predicted, to be best; nothing is run.
 
         Raises `RequestError` for what cannot be had, with the nearest that can.
         """
@@ -96,7 +96,7 @@ class Context:
         return Decision(context, request, best, context.fat(size), context.thin(size))
 
     def _narrowed(self, request: Request) -> Context:
-        """Only the cores and the optimization that `request` allows."""
+        """Keep only the cores and the optimization that `request` allows."""
         if request.threads > self.cores:
             raise RequestError(
                 f"threads: {request.threads} is more than the "
@@ -109,12 +109,12 @@ class Context:
 
     @cached_property
     def planner(self) -> Planner:
-        """Plans with the slow-down that was learned so far."""
+        """The planner, with the slow-down that the runs so far show."""
         return Planner(self.profile.instances, self.cores, self.slowdown or 0.0)
 
     @cached_property
     def runs(self) -> list[Plan]:
-        """The plans of this profile that were run, with the software that it was measured with."""
+        """The plans of this profile that were run with the software of the sweep."""
         seen = [one for one in self.interference.observations if one.shared == self.profile.shared]
         software = self.record and self.record.software
         return [one.plan for one in seen if software and not one.software.differs_from(software)]
@@ -126,39 +126,38 @@ class Context:
 
     @cached_property
     def _measured(self) -> dict[Plan, Plan]:
-        """Those of `runs` that can be run with these cores and optimizations."""
+        """The runs that keep to these cores and optimizations, by plan."""
         known = set(self.profile.optimizations)
         fitting = [one for one in self.runs if one.cores <= self.cores]
         return {plan: plan for plan in fitting if plan.optimizations <= known}
 
     def _ranked(self, plans: Iterable[Plan], batch_size: int) -> list[Plan]:
-        """`plans`, and those of this batch that were run: the fastest, then the smallest, first."""
+        """Return `plans` and the runs of this batch: the fastest, then the smallest, first."""
         run = [plan for plan in self._measured if plan.batch_size == batch_size]
         known = dict.fromkeys(self._measured.get(plan, plan) for plan in (*run, *plans))
         return sorted(known, key=lambda plan: (plan.latency_ms, plan.cores))
 
     def fastest(self, batch_size: int) -> Plan:
-        """The fastest plan, measured or else predicted; `RequestError` where there is none."""
+        """Return the fastest plan, measured or else predicted; `RequestError` if there is none."""
         baselines = filter(None, (self.fat(batch_size), self.thin(batch_size)))
         return self._ranked([*baselines, self.planner.best(batch_size)], batch_size)[0]
 
     def frontier(self) -> list[Plan]:
-        """Plans that none beats in both latency and throughput, measured or else predicted."""
+        """Return the plans that none beats in both latency and throughput, ascending."""
         predicted = (self._measured.get(plan, plan) for plan in self.planner.frontier())
         return unbeaten([*predicted, *self._measured])
 
     def within_latency(self, slo_ms: float) -> Plan:
-        """The plan of most throughput, of any batch size, that takes at most `slo_ms`.
+        """Return the plan of most throughput, of any batch size, that takes at most `slo_ms`.
 
-        Raises `RequestError` with the fastest there is where nothing meets the limit.
+        Raises `RequestError`, with the fastest plan, if none meets the limit.
         """
         frontier = self.frontier()
         if within := [plan for plan in frontier if plan.latency_ms <= slo_ms]:
             return within[-1]
-        fastest, least = frontier[0], format_number(frontier[0].latency_ms, 4)
         raise RequestError(
             f"slo_ms: nothing answers within {slo_ms:g} ms on {pluralize(self.cores, 'core')}: the "
-            f"fastest is batch {fastest.batch_size} in {least} ms, {fastest}"
+            f"fastest is {frontier[0].summary}"
         )
 
     def _best(self, request: Request) -> Plan:
@@ -170,26 +169,25 @@ class Context:
             raise RequestError(
                 f"slo_ms: batch {request.batch_size} takes at least "
                 f"{format_number(best.latency_ms, 4)} ms; "
-                f"within {request.slo_ms:g} ms the largest is batch {less.batch_size} "
-                f"in {format_number(less.latency_ms, 4)} ms, {less}"
+                f"within {request.slo_ms:g} ms the largest is {less.summary}"
             )
         return best
 
     def fat(self, batch_size: int) -> Plan | None:
-        """One instance on all cores, as most people serve; None where that is not known."""
+        """Return one instance on all cores, as most people serve; None if it is not known."""
         whole = [one for one in self.profile.instances if one.cores == self.cores]
         sized = sorted((one.latency_ms, one) for one in whole if one.batch_size == batch_size)
         plans = self._ranked([Plan.of([one]) for _, one in sized[:1]], batch_size)
         return next((p for p in plans if len(p.instances) == 1 and p.cores == self.cores), None)
 
     def thin(self, batch_size: int) -> Plan | None:
-        """Instances of one thread, a core each; None where their sizes do not sum to the batch."""
+        """Return instances of one thread; None if their sizes do not sum to the batch."""
         single = [one for one in self.profile.instances if _is_thin(one)]
         plans = self._ranked(self._fastest_of(single, self.cores, batch_size), batch_size)
         return next((plan for plan in plans if all(map(_is_thin, plan.instances))), None)
 
     def promising(self, batch_size: int) -> list[Plan]:
-        """The plans to verify, the best first, each of its own kind.
+        """Return the plans to verify, the best first, each of its own kind.
 
         They are the best with instances of at most, and of at least, 1, 2, 4 … cores, the best
         that leave cores idle, and those that were run before.
@@ -213,7 +211,7 @@ class Context:
             yield Planner(instances, cores, self.planner.slowdown).best(batch_size)
 
     def runner(self, limits: Limits, say: Say) -> PlanRunner:
-        """The means to run plans here; `RequestError` where the sweep is of another machine."""
+        """Return a runner of plans; `RequestError` if the sweep is of another machine."""
         here = Machine.here()
         if not self.record:
             raise RequestError("this sweep was imported: only one measured here can be verified")
@@ -225,9 +223,9 @@ class Context:
         return PlanRunner(self.record.config, here, limits, say)
 
     def keep(self, plans: Iterable[Plan]) -> Context:
-        """Keep the plans that were run with the sweep, for later ones: the context with them.
+        """Save plans that were run into the sweep's folder; return the context with them.
 
-        The file is read again first, another verification may have ended.
+        The file is read again first: another verification may have ended.
         """
         seen = {"when": datetime.now(UTC), "software": Software.here()}
         runs = [Observation(shared=self.profile.shared, plan=plan, **seen) for plan in plans]
@@ -237,7 +235,7 @@ class Context:
 
 
 def _published_machine(profile: Profile, table: pd.DataFrame) -> Machine:
-    """What the rows of an imported sweep tell of its machine."""
+    """Return the machine of an imported sweep, as far as its rows tell."""
     rows = table[(table["machine"] == profile.shared["machine"]) & (table["status"] == "ok")]
     count = ceil(rows["cores"].max())
     width = ceil((rows["threads"] / rows["cores"]).max())
@@ -252,7 +250,7 @@ def _is_thin(one: Instance) -> bool:
 
 @dataclass(frozen=True)
 class Decision:
-    """The `best` plan, what it is compared with, and how they ran, where they were verified."""
+    """The `best` plan and its baselines, with their timings where they were verified."""
 
     context: Context
     request: Request
@@ -275,7 +273,7 @@ class Decision:
         return place(self.best, context.machine, context.profile.shared["placement"])
 
     def speedup(self, plan: Plan, other: Plan) -> Ratio | None:
-        """How much faster `plan` is than `other`; None where one of them was run and failed."""
+        """Return how much faster `plan` is than `other`; None if one of them failed."""
         if plan.failed or other.failed:
             return None
         met = paired(self.timings[plan], self.timings[other]) if self.timings else None
@@ -285,12 +283,12 @@ class Decision:
 
 
 def decide(out: Path, request: Request) -> Decision:
-    """The plan that the sweep in folder `out` predicts to be best; see `Context.decide`."""
+    """Return the best plan of the sweep in folder `out`, by `Context.decide`."""
     return Context.load(out, request).decide(request)
 
 
 def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Request]:
-    """What the sweep in `out` has, and what the parameters in a notebook's `namespace` ask.
+    """Return the evidence in `out`, and the request by the parameters in a notebook's `namespace`.
 
     Raises `RequestError` for an unknown parameter or a wrong value.
     """
@@ -303,8 +301,8 @@ def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Req
 def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _: None) -> Decision:
     """Run the plans that promise most and the baselines; the best *measured* is the answer.
 
-    What they took is kept with the sweep. Raises `RequestError` on another machine than the
-    sweep's, `MeasurementError` where no plan could be run.
+    The runs are saved into the sweep's folder. Raises `RequestError` on another machine than the
+    sweep's, `MeasurementError` if no plan could be run.
     """
     context, best = decision.context, decision.best
     size, cores = best.batch_size, context.cores
@@ -324,9 +322,9 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
 
 
 def _baseline(found: Plan | None, like: Plan, instances: int, threads: int) -> Plan | None:
-    """`found` if it has so many instances; else the batch of `like` split evenly over them.
+    """Return `found` if it has so many instances; else the batch of `like` split evenly over them.
 
-    That need not have been profiled to be run. Where the batch cannot be split so, `found`.
+    An even split can be run without being profiled. Return `found` if there is none.
     """
     size, rest = divmod(like.batch_size, instances)
     if rest or (found and len(found.instances) == instances):

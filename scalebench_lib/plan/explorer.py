@@ -71,7 +71,7 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
         self.message.value = f'<p role="status">{escape(self.answer)}</p>'
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        """The controls, and their answer in words for where they are dead; headless, it alone."""
+        """Show the answer as text where controls do not work; headless, only the answer."""
         data: dict[str, Any] = super()._repr_mimebundle_(**options)
         if not is_interactive():
             del data[WIDGET]

@@ -1,4 +1,4 @@
-"""Pictures of plans, each with a sentence: who runs where, what splitting gains, what came true."""
+"""Pictures of plans, each with a sentence that is computed from the same numbers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CLOSE = 0.1
 
 
 class Picture(Figure):
-    """A figure that shows itself in a notebook; `alt` is its title, `sentence` what is seen."""
+    """A figure that shows itself in a notebook; `alt` is its title, `sentence` its finding."""
 
     alt = sentence = ""
 
     def png(self) -> bytes:
-        """The figure as PNG."""
+        """Return the figure as PNG."""
         buffer = io.BytesIO()
         FigureCanvasAgg(self).print_png(buffer)
         return buffer.getvalue()
@@ -47,14 +47,14 @@ class Picture(Figure):
 
 
 def show(picture: Picture) -> None:
-    """Show `picture` in a notebook, unless it is empty, and under it what is seen."""
+    """Show `picture`, unless it is empty, and its sentence in a notebook."""
     if picture.axes:
         display(picture)
     print(picture.sentence)
 
 
 def cores(decision: Decision) -> Picture:
-    """The machine's cores, a box each, coloured by the instance that has them; idle ones grey."""
+    """Draw the machine's cores, coloured by the instance that runs there; idle ones grey."""
     plan, every = decision.best, decision.context.machine.cores
     sockets = [list(some) for _, some in groupby(every, key=lambda core: core.socket)]
     rows = [one[start : start + _ROW] for one in sockets for start in range(0, len(one), _ROW)]
@@ -75,7 +75,7 @@ def cores(decision: Decision) -> Picture:
 
 
 def _draw_core(axes: Axes, core: Core, x: float, y: float, owner: dict[int, int]) -> None:
-    """A core: its hardware threads in a row, each with its CPU number and its instance."""
+    """Draw the hardware threads of a core in a row, each with its CPU number and instance."""
     width = 0.92 / len(core.cpus)
     for left, cpu in zip(np.arange(len(core.cpus)) * width + x, core.cpus, strict=True):
         instance = owner.get(cpu)
@@ -90,7 +90,7 @@ def _draw_core(axes: Axes, core: Core, x: float, y: float, owner: dict[int, int]
 
 
 def gains(context: Context) -> Picture:
-    """How many times as fast as fat the best plan is, by profiled batch size."""
+    """Draw how many times as fast as fat the best plan is, by profiled batch size."""
     found = {
         size: fat.latency_ms / context.fastest(size).latency_ms
         for size in context.profile.batch_sizes
@@ -119,7 +119,7 @@ def _gains_sentence(gains: dict[int, float]) -> str:
 
 
 def frontier(context: Context) -> Picture:
-    """Throughput against latency: the plans that none beats, over the points of the profile."""
+    """Draw throughput over latency, of the plans that none beats and of the profiled points."""
     plans = context.frontier()
     figure, axes = _canvas("What can be had: latency against throughput")
     points = [one for one in context.profile.instances if one.cores <= context.cores]
@@ -137,15 +137,14 @@ def frontier(context: Context) -> Picture:
     axes.set_ylim(0, 1.2 * max(throughput))
     axes.legend(loc="upper left", frameon=False)
     figure.sentence = "\n".join(
-        f"{name}: batch {plan.batch_size} in {format_number(plan.latency_ms, 4)} ms, "
-        f"{format_number(plan.throughput, 4)} inferences/s, {plan}"
+        f"{name}: {plan.summary}, {format_number(plan.throughput, 4)} inferences/s"
         for name, plan in ends.items()
     )
     return figure
 
 
 def predictions(context: Context) -> Picture:
-    """Predicted against measured latency of the plans that were run, as they were predicted."""
+    """Draw the measured latency of the plans that were run over what was predicted then."""
     runs = [plan for plan in context.runs if np.isfinite(plan.predicted_ms)]
     if not runs:
         figure = Picture()
@@ -159,7 +158,7 @@ def predictions(context: Context) -> Picture:
     axes.plot(ends, ends, color=_PALE, linewidth=1)
     several = np.array([len(plan.instances) > 1 for plan in runs])
     reach = np.array([measured - low, high - measured])
-    for label, mark, which in (("one instance", "x", ~several), ("several", "o", several)):
+    for label, mark, which in (("one instance", "s", ~several), ("several", "o", several)):
         points = predicted[which], measured[which], reach[:, which]
         axes.errorbar(*points, fmt=mark, color=_MARK, label=label)
     _logarithmic(axes, "x", "y")

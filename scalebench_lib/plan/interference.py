@@ -1,7 +1,7 @@
-"""How much instances slow each other down, learned from plans that were run.
+"""How much instances slow each other down, fitted to plans that were run.
 
-Kept with the sweep in ``interference.json``. A plan that was run is known; what was learned from
-it about others is one number (see `planner`), for each optimization where there is evidence.
+The runs are kept in the sweep's folder, in ``interference.json``. For plans that were not run they
+tell one number (see `planner`), for each optimization if there is evidence.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Interference(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _forget_older(cls, values: Any) -> Any:
-        """Version 1 did not tell the software, and had two instances on one core."""
+        """Drop runs of version 1, which lack the software and had two instances on one core."""
         older = isinstance(values, dict) and values.get("schema_version") == 1
         return {} if older else values
 
     @classmethod
     def load(cls, out: Path) -> Self:
-        """What was learned in folder `out`, if anything; `ScalebenchError` where it is damaged."""
+        """Load the runs in folder `out`, if any; `ScalebenchError` if the file is damaged."""
         path = out / FILE
         if not path.exists():
             return cls()
@@ -62,11 +62,11 @@ class Interference(StrictModel):
             ) from None
 
     def save(self, out: Path) -> None:
-        """Keep it in folder `out`."""
+        """Write the runs into folder `out`."""
         write_atomically(out / FILE, self.model_dump_json(indent=1) + "\n")
 
     def with_runs(self, runs: Iterable[Observation]) -> Interference:
-        """This, and `runs` in place of earlier ones of the same plans."""
+        """Return this with `runs` in place of earlier ones of the same plans."""
         latest = {
             (one.plan, one.model_dump_json(include={"shared", "software"})): one
             for one in (*self.observations, *runs)
@@ -75,9 +75,9 @@ class Interference(StrictModel):
 
 
 def slowdown(plans: Iterable[Plan], optimizations: Iterable[str]) -> float | None:
-    """The slow-down of an instance for each core that others have: a fit to `plans` that were run.
+    """Return the slow-down for each core that other instances have: a fit to `plans` that were run.
 
-    Of those with these `optimizations` only, where there are such; None where nothing is known.
+    Plans with other `optimizations` count only if there are no others; None if none tells.
     """
     known = [(plan, pair) for plan in plans if (pair := _evidence(plan))]
     alike = [pair for plan, pair in known if plan.optimizations <= set(optimizations)]
@@ -89,7 +89,7 @@ def slowdown(plans: Iterable[Plan], optimizations: Iterable[str]) -> float | Non
 
 
 def _evidence(plan: Plan) -> tuple[float, int] | None:
-    """Log of the slow-down, and the cores that others had; None where it tells nothing."""
+    """Return the log of the slow-down and the cores that others had; None if it cannot be known."""
     pairs = [
         (log(plan.latency_ms / one.latency_ms), plan.cores - one.cores) for one in plan.instances
     ]

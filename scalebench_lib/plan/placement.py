@@ -42,7 +42,7 @@ def place(
 ) -> tuple[PlacedInstance, ...]:
     """Give each instance cores of its own, the largest first, within one socket where it fits.
 
-    An interleaved plan takes cores of all sockets in turn. Raises `RequestError` where the
+    An interleaved plan takes cores of all sockets in turn. Raises `RequestError` if the
     machine has fewer cores than the plan.
     """
     order = machine.cpus_for(max(plan.cores, machine.max_threads(smt=False)), False, placement)
@@ -65,7 +65,7 @@ def _take(instance: Instance, sockets: list[list[Core]]) -> PlacedInstance:
 
 
 def ranges(cpus: Sequence[int]) -> str:
-    """``0-3,8`` for 0, 1, 2, 3, 8, as ``taskset`` and ``numactl`` read them."""
+    """Return ``0-3,8`` for 0, 1, 2, 3, 8, as ``taskset`` and ``numactl`` read it."""
     runs = groupby(enumerate(sorted(cpus)), key=lambda pair: pair[1] - pair[0])
     lists = [[cpu for _, cpu in run] for _, run in runs]
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in lists)

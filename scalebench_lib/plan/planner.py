@@ -22,7 +22,7 @@ import numpy as np
 from scalebench_lib.errors import RequestError
 from scalebench_lib.plan.profile import Instance, NanFromNull
 from scalebench_lib.stats import Interval
-from scalebench_lib.text import pluralize
+from scalebench_lib.text import format_number, pluralize
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
 
     @classmethod
     def of(cls, instances: Iterable[Instance], slowdown: float = 0.0) -> Plan:
-        """The plan of these instances, slowed down by each other."""
+        """Return the plan of these instances, slowed down by each other."""
         ordered = sorted(instances, key=lambda one: (-one.cores, -one.batch_size, one))
         busy = sum(one.cores for one in ordered)
         slowest = max(one.latency_ms * exp(slowdown * (busy - one.cores)) for one in ordered)
@@ -74,8 +74,13 @@ class Plan:
 
     @property
     def optimizations(self) -> set[str]:
-        """Those of its instances."""
+        """The optimizations of its instances."""
         return {one.optimization for one in self.instances}
+
+    @property
+    def summary(self) -> str:
+        """``batch 8 in 52.39 ms, 2 × ⟨4, 4⟩``."""
+        return f"batch {self.batch_size} in {format_number(self.latency_ms, 4)} ms, {self}"
 
     def __str__(self) -> str:
         alike = [(shape, len(list(same))) for shape, same in groupby(map(str, self.instances))]
@@ -83,7 +88,7 @@ class Plan:
 
 
 def unbeaten(plans: Iterable[Plan]) -> list[Plan]:
-    """Those of `plans` that none beats in both latency and throughput; ascending in both."""
+    """Return those of `plans` that none beats in both latency and throughput; ascending in both."""
     ordered = sorted(plans, key=lambda plan: (plan.latency_ms, -plan.throughput, plan.cores))
     before = accumulate((plan.throughput for plan in ordered), max, initial=0.0)
     return [plan for plan, most in zip(ordered, before, strict=False) if plan.throughput > most]
@@ -101,7 +106,7 @@ class _Knapsack:
         self._sums = np.zeros((1, values.shape[1]), values.dtype)
 
     def sums(self, upto: int) -> np.ndarray:
-        """The least sums, a row for each weight from 0 to `upto`, a column a level."""
+        """Return the least sums, a row for each weight from 0 to `upto`, a column a level."""
         known = len(self._sums)
         if upto >= known:
             more = np.full((max(upto + 1, 2 * known) - known, self._sums.shape[1]), self._most)
@@ -114,7 +119,7 @@ class _Knapsack:
         return self._sums[: upto + 1]
 
     def items(self, weight: int, level: int) -> Iterator[tuple[int, int]]:
-        """The weights and values behind a least sum, the heaviest first."""
+        """Yield the weights and values behind a least sum, the heaviest first."""
         sums, values = self._sums[:, level], self._values[:, level]
         while weight:
             fitting = np.flatnonzero(self._weights <= weight)
@@ -134,9 +139,9 @@ class Planner:
         self._levels = np.array(sorted({self._level(one) for one in self._best.values()}))
 
     def best(self, batch_size: int) -> Plan:
-        """The fastest plan for `batch_size`, with the fewest cores and instances that reach it.
+        """Return the fastest plan for `batch_size`; of equal ones that of fewest cores, instances.
 
-        Raises `RequestError` naming the nearest batch sizes where this one cannot be reached.
+        Raises `RequestError`, with the nearest batch sizes, if this one cannot be reached.
         """
         if not self.reachable(batch_size):
             raise RequestError(self._unreachable(batch_size))
@@ -150,7 +155,7 @@ class Planner:
         )
 
     def reachable(self, batch_size: int) -> bool:
-        """Whether profiled batch sizes sum to `batch_size` on these cores."""
+        """Return whether profiled batch sizes sum to `batch_size` on these cores."""
         if not 1 <= batch_size < self.largest_batch:
             return batch_size == self.largest_batch > 0
         return bool(self._fewest.sums(batch_size)[-1, -1] < self._core**2)
@@ -161,9 +166,9 @@ class Planner:
         return int(-self._most.sums(self.cores)[-1, -1]) if self._levels.size else 0
 
     def frontier(self) -> list[Plan]:
-        """Plans of any batch size that none beats in both latency and throughput; ascending.
+        """Return the plans of any batch size that none beats in both latency and throughput.
 
-        Raises `RequestError` where no instance fits.
+        Raises `RequestError` if no instance fits.
         """
         if not self.largest_batch:
             raise RequestError(self._unreachable(1))
@@ -181,7 +186,7 @@ class Planner:
         return Plan.of(instances, self.slowdown)
 
     def _undominated(self, instances: Iterable[Instance]) -> dict[tuple[int, int], Instance]:
-        """By batch size and cores, the best instance; none that more cores do not speed up."""
+        """Return the best instance by batch size and cores, if more cores make it faster."""
         best: dict[tuple[int, int], Instance] = {}
         reached: dict[int, float] = {}
         for one in sorted(instances, key=lambda one: (one.cores, one.latency_ms)):
@@ -192,17 +197,17 @@ class Planner:
         return best
 
     def _level(self, one: Instance) -> float:
-        """What the instance adds to a plan's time, but for the plan's busy cores."""
+        """Return the latency that the instance gives a plan, but for the plan's busy cores."""
         return one.latency_ms * exp(-self.slowdown * one.cores)
 
     @property
     def _core(self) -> int:
-        """A core costs so much, an instance 1: fewest cores come first, then fewest instances."""
+        """The cost of a core; an instance costs 1: fewer cores count more than fewer instances."""
         return self.cores + 1
 
     @cached_property
     def _fewest(self) -> _Knapsack:
-        """What each batch costs; one that these cores cannot serve costs `_core` squared."""
+        """The cost of each batch; `_core` squared if these cores cannot serve it."""
         sizes = self.sizes.tolist()
         costs = np.full((len(sizes), len(self._levels)), self._core**2, dtype=np.int32)
         for (size, cores), one in self._best.items():
@@ -220,7 +225,7 @@ class Planner:
         return _Knapsack(np.arange(1, self.cores + 1), items, 0)
 
     def _unreachable(self, batch_size: int) -> str:
-        """Why not, and what can be had."""
+        """Return why `batch_size` cannot be planned, and the nearest that can."""
         if not self.largest_batch:
             return f"no point was measured on {pluralize(self.cores, 'core')} or fewer: use more"
         below = range(min(batch_size, self.largest_batch + 1) - 1, 0, -1)

@@ -1,4 +1,4 @@
-"""What a plan can be made of: the measured points of one model on one machine, as instances."""
+"""The measured points of one model on one machine, as instances that plans can be made of."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Profile:
         return tuple(sorted({one.batch_size for one in self.instances}))
 
     def only(self, optimization: str) -> Profile:
-        """The instances with this optimization; `RequestError` if there are none."""
+        """Return the instances with this optimization; `RequestError` if there are none."""
         found = tuple(one for one in self.instances if one.optimization == optimization)
         if not found:
             raise RequestError(
@@ -82,16 +82,16 @@ class Profile:
         return replace(self, instances=found)
 
     def holds(self, record: Record) -> bool:
-        """Whether the points of `record` are instances of this profile."""
+        """Return whether the points of `record` are instances of this profile."""
         theirs = {**record.config.model_dump(), "machine": record.machine_name}
         return self.shared.items() <= theirs.items()
 
     @classmethod
     def of(cls, table: pd.DataFrame, wanted: Mapping[str, Any]) -> Profile:
-        """The instances in the results `table`; `wanted` chooses where it holds several.
+        """Return the instances in the results `table`; `wanted` chooses if it holds several.
 
-        Its keys are of `SHARED`. Placement is sequential where there is a choice. Raises
-        `RequestError` where nothing was measured, or a choice is open.
+        Its keys are of `SHARED`. Placement is sequential if there is a choice. Raises
+        `RequestError` if nothing was measured, or a choice is open.
         """
         rows = table[(table["status"] == "ok") & table["latency_ms"].notna()]
         if rows.empty:

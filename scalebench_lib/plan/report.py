@@ -1,4 +1,4 @@
-"""What a decision says: tables to read, commands to run, and ``plan.json`` for programs."""
+"""A decision as a table and sentences to read, commands to run, and ``plan.json`` for programs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _RUN_BY = ("threads", "batch_size", "optimization", "smt", "allocator")
 
 
 def save(decision: Decision) -> Path:
-    """Write ``plan.json`` into the sweep's folder, and say where it lies."""
+    """Write ``plan.json`` into the sweep's folder, and return its path."""
     path = decision.context.out / FILE
     write_atomically(path, json.dumps(as_json(decision), indent=1) + "\n")
     return path
 
 
 def as_json(decision: Decision) -> dict[str, Any]:
-    """The decision as plain values; times in ms, None where something is not known.
+    """Return the decision as plain values; times in ms, None if something is not known.
 
     `fat_ms` and `thin_ms` are measured where the plans were run, else predicted;
     `slowdown_per_core` is the logarithm of what each core that others keep busy costs an instance.
@@ -102,7 +102,7 @@ def _finite(value: float) -> float | None:
 
 
 def comparison(decision: Decision) -> Table:
-    """The plans side by side: predicted, measured, and how much faster than fat."""
+    """Return the plans as a table: predicted, measured, and how much faster than fat."""
     context, best, fat = decision.context, decision.best, decision.fat
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
     model, cores = context.profile.shared["model"], pluralize(context.cores, "core")
@@ -136,7 +136,7 @@ def _measured(plan: Plan) -> str:
 
 
 def _optimization(plan: Plan) -> str:
-    """``none + script`` where they differ."""
+    """Return ``none + script`` if its instances differ."""
     return " + ".join(sorted(plan.optimizations))
 
 
@@ -150,7 +150,7 @@ def _short(ratio: Ratio) -> str:
 
 
 def commands(decision: Decision) -> Iterator[str]:
-    """What to run: a line an instance, to put before one's own command."""
+    """Yield a line for each instance, to put before one's own command."""
     yield "To run it, put before the command of each instance:"
     for number, one in enumerate(decision.placed, 1):
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
@@ -165,7 +165,7 @@ def _description(one: Instance) -> str:
 
 
 def sentences(decision: Decision) -> Iterator[str]:
-    """What the tables come to."""
+    """Yield the findings: the best plan against fat and thin, and idle cores."""
     best, cores = decision.best, decision.context.cores
     how = "predicted" if not best.measured_ms else "measured" + " before" * (not decision.timings)
     yield (
@@ -191,7 +191,7 @@ def sentences(decision: Decision) -> Iterator[str]:
 
 
 def _reservations(decision: Decision) -> Iterator[str]:
-    """What the prediction, or the verification, does not cover."""
+    """Yield what the prediction assumes, and where the verification does not count."""
     best, context = decision.best, decision.context
     if len(best.instances) > 1 and not best.measured_ms and context.slowdown is None:
         tells = "--verify measures it" if context.record else "what was imported cannot tell"
@@ -217,7 +217,7 @@ def _why_not(name: str, plan: Plan | None) -> str:
 
 
 def describe_profile(context: Context) -> str:
-    """What there is to plan with, in a sentence."""
+    """Return in a sentence what the profile holds."""
     profile = context.profile
     sizes = ", ".join(map(str, profile.batch_sizes))
     return (

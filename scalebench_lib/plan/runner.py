@@ -1,4 +1,4 @@
-"""Plans are run for real, in turn, and timed from a common start.
+"""Run plans for real, in turn, and time each from a common start.
 
 Each instance is a process with its own copy of the model on its own CPUs, started once and
 parked while others have their turn. The plans take turns in shuffled cycles, so that they meet
@@ -64,7 +64,7 @@ class Workers(ExitStack):
     def answers(self, limit_s: float) -> list[dict[str, Any]]:
         """Return one message of each worker, the first when it is ready.
 
-        Raises `MeasurementError` where one dies, or does not answer within `limit_s`.
+        Raises `MeasurementError` if one dies, or does not answer within `limit_s`.
         """
         deadline, left, answers = time.monotonic() + limit_s, dict(self._workers), []
         while left:
@@ -78,7 +78,7 @@ class Workers(ExitStack):
         return answers
 
     def run(self, limit_s: float) -> int:
-        """Have all compute once: ns from their common start to the end of the last one.
+        """Have all compute once; return the ns from their common start to the end of the last one.
 
         Raises `MeasurementError` as `answers`.
         """
@@ -140,11 +140,11 @@ Say = Callable[[str], None]
 
 
 class Limits(StrictModel):
-    """When plans have been timed enough: as of any measurement, and what one may take at most.
+    """When plans have been timed enough, and when one fails.
 
     `target_ci` is the half-width of the interval over the median, `max_seconds` the time of a
-    plan. It fails where its instances are not ready within `setup_s`, or a batch takes longer
-    than `batch_s`, or twenty times what was predicted.
+    plan. A plan fails if its instances are not ready within `setup_s`, or a batch takes longer
+    than both `batch_s` and twenty times what was predicted.
     """
 
     target_ci: Fraction = 0.02
@@ -155,7 +155,7 @@ class Limits(StrictModel):
 
 @dataclass(eq=False)
 class PlanTiming:
-    """A plan that was run: its turns, a sample a batch; `reason` says why it failed."""
+    """The turns of a plan, a sample a batch; `reason` says why it failed."""
 
     plan: Plan
     turns: list[Turn] = field(default_factory=list)
@@ -165,7 +165,7 @@ class PlanTiming:
 
     @property
     def latency_ms(self) -> Interval | None:
-        """The median of its batches, with the interval from its turns; None where it failed."""
+        """The median of its batches, with the interval from its turns; None if it failed."""
         if self.reason or not self.turns:
             return None
         found = turns_interval([turn.median_ns for turn in self.turns])
@@ -174,12 +174,12 @@ class PlanTiming:
 
     @property
     def measured(self) -> Plan:
-        """The plan with its latency, or why it failed."""
+        """The plan with its latency, or with the reason of its failure."""
         return replace(self.plan, measured_ms=self.latency_ms, failed=self.reason)
 
 
 def paired(one: PlanTiming, other: PlanTiming) -> Ratio | None:
-    """How much faster `one` is than `other`, paired by cycle; None where they never met."""
+    """Return how much faster `one` is than `other`, paired by cycle; None if they share none."""
     of_cycle = {turn.cycle: turn.median_ns for turn in one.turns}
     pairs = [t.median_ns / of_cycle[t.cycle] for t in other.turns if t.cycle in of_cycle]
     if not pairs:
@@ -190,7 +190,7 @@ def paired(one: PlanTiming, other: PlanTiming) -> Ratio | None:
 
 @dataclass
 class PlanRunner:
-    """Runs plans of the model of `config` on `machine`; `say` hears of each step."""
+    """Runs plans of the model of `config` on `machine`; calls `say` before each step."""
 
     config: Config
     machine: Machine
@@ -198,14 +198,14 @@ class PlanRunner:
     say: Say = lambda _: None
 
     def run(self, plans: Iterable[Plan]) -> list[PlanTiming]:
-        """Run `plans` in turn; one that cannot be run, dies or hangs has its reason instead."""
+        """Run `plans` in turn; the timing of one that fails has the reason."""
         timings, cycles = [PlanTiming(plan) for plan in plans], count(1)
         for together in self._memory_batches(timings):
             self._take_turns(together, cycles)
         return timings
 
     def _take_turns(self, timings: Sequence[PlanTiming], cycles: Iterator[int]) -> None:
-        """Time plans whose instances are all alive together, parked but for one plan's."""
+        """Time plans whose instances are alive together, parked but for one plan's."""
         with ExitStack() as stack:
             for timing in timings:
                 self._start_workers(timing, stack)
@@ -224,7 +224,7 @@ class PlanRunner:
             timing.workers.answers(self.limits.setup_s)
 
     def _enough(self, timings: Sequence[PlanTiming]) -> bool:
-        """Whether all plans have turns enough, and are known well enough or their time is up."""
+        """Return whether all have turns enough, and are known well enough or their time is up."""
         if len(timings[0].turns) < MIN_TURNS:
             return False
         spent_s = sum(timing.spent_s for timing in timings)
@@ -257,7 +257,7 @@ class PlanRunner:
             )
 
     def _memory_batches(self, timings: Sequence[PlanTiming]) -> Iterator[list[PlanTiming]]:
-        """All at once where memory allows; else as many at a time as fit, and it is said."""
+        """Yield all at once if memory allows; else as many at a time as fit."""
         free_mb = MEMORY_SHARE * available_bytes() / 1e6
         instances = [one for timing in timings for one in timing.plan.instances]
         largest = max(one.memory_mb or 0.0 for one in instances)
@@ -279,7 +279,7 @@ class PlanRunner:
 
 @contextmanager
 def _failing(timing: PlanTiming) -> Iterator[None]:
-    """Where an instance does not start, dies or hangs, the plan fails and its processes end."""
+    """Fail the plan and end its processes if an instance does not start, dies or hangs."""
     try:
         yield
     except MeasurementError as error:

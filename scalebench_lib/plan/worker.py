@@ -29,7 +29,7 @@ _WARMUP_S = 1.0
 
 
 class WorkerSpec(StrictModel):
-    """What the process is: a copy of the model of `config`, and its CPUs, one a thread."""
+    """The config of the instance, and its CPU numbers, one a thread."""
 
     config: Config
     cpus: tuple[int, ...]
@@ -37,7 +37,7 @@ class WorkerSpec(StrictModel):
 
 
 def serve(pipe: Connection) -> None:
-    """Become what the first message says, then compute at each start that is sent."""
+    """Load the model that the first message names, then compute at each start that is sent."""
     began = time.perf_counter()
     spec = WorkerSpec.model_validate_json(pipe.recv_bytes())
     if spec.pinnable:
@@ -61,7 +61,7 @@ def serve(pipe: Connection) -> None:
 
 
 def _warm_model(spec: WorkerSpec) -> Callable[[], object]:
-    """The optimized model on its CPUs, warm: a call is a pass."""
+    """Return the optimized model, on its CPUs and warm: a call is a pass."""
     from scalebench_lib import allocators
     from scalebench_lib.measure import models, optimizations
     from scalebench_lib.measure.executor import Executor
