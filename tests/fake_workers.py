@@ -60,6 +60,22 @@ def short(trial: Trial) -> str:
     return f"{trial.config.optimization} {trial.config.batch_size}"
 
 
+def short_of(record: Record) -> str:
+    """As `short` of its trial."""
+    return f"{record.config.optimization} {record.config.batch_size}"
+
+
+def at(phase: str, name: str, error: BaseException, cycle: int = 0) -> Happens:
+    """This happens the first time that trial `name` comes to `phase` (in `cycle`, or any)."""
+    left = [error]
+
+    def happens(now: str, trial: Trial, number: int) -> None:
+        if (now, short(trial)) == (phase, name) and cycle in (0, number) and left:
+            raise left.pop()
+
+    return happens
+
+
 @dataclass
 class FakeTrials:
     """Sets trials up, which then compute for `pass_s` seconds a pass and hold `peak` bytes each.

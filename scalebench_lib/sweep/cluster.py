@@ -325,8 +325,9 @@ class HostsRun:
         def call(block: bytes) -> Any:
             return pickle.loads(block)()  # noqa: S301 - our own
 
-        bases = [lane.run.schedule.base(trial) for trial in lane.trials]
-        ids = {trial.config.id for trial in [*lane.trials, *bases]}
+        schedule = lane.run.schedule
+        trials = [*lane.trials, *map(schedule.base, lane.trials)]
+        ids = {trial.config.id for trial in trials}
         block = pickle.dumps(partial(self._measure, lane.run, lane.number, ids, budget_s))
         lane.future = self._client.submit(call, block, workers=[lane.host.worker], pure=False)
         configs = pluralize(len(lane.trials), "config")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.errors import MeasurementError, RequestError
-from scalebench_lib.record import Record, load_records
+from scalebench_lib.record import load_records
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.run import SweepRun, prepare_pair
 from scalebench_lib.sweep.runner import run_in_turn
-from tests.fake_workers import FakeKernels, FakeTrials, short
-from tests.sweep.test_runner import SWEEP, Killed, at, quiet
+from tests.fake_workers import FakeKernels, FakeTrials, at, short, short_of
+from tests.sweep.test_runner import SWEEP, Killed, quiet
 
 
 @pytest.fixture
@@ -110,11 +110,6 @@ def starting(trials: FakeTrials, side: SweepRun):
         return trials(*given)
 
     return start
-
-
-def short_of(record: Record) -> str:
-    """As `short` of its trial."""
-    return f"{record.config.optimization} {record.config.batch_size}"
 
 
 def test_a_folder_that_holds_a_sweep_takes_no_pair(trials: FakeTrials, tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ from scalebench_lib.sweep.locks import PLACE
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import sweep_schedules
 from tests.factories import machine
-from tests.fake_workers import SMALL, FakeKernels, FakeTrials, Happens, short
-from tests.sweep.test_runner import at, short_of
+from tests.fake_workers import SMALL, FakeKernels, FakeTrials, Happens, at, short, short_of
 from tests.tools.kill_often import unpaired
 from tests.waiting import wait_until
 

@@ -20,7 +20,7 @@ from scalebench_lib.sweep.locks import lock_folder
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
 from tests.factories import SOFTWARE, machine, measured, save_sweep
-from tests.fake_workers import SMALL, FakeKernels, FakeTrials, Happens, short
+from tests.fake_workers import SMALL, FakeKernels, FakeTrials, Happens, at, short, short_of
 
 SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none", "script", "bf16"), max_seconds=2, rounds=2)
 ALL = ["none 1", "script 1", "bf16 1", "none 4", "script 4", "bf16 4"]
@@ -41,17 +41,6 @@ def run(
     prepared = SweepRun.prepare(sweep, out, bool(more.pop("retry_failed", False)))
     prepared.start, prepared.kernels = trials, FakeKernels()
     return run_in_turn([prepared], progressed, **more)
-
-
-def at(phase: str, name: str, error: BaseException, cycle: int = 0) -> Happens:
-    """This happens the first time that trial `name` comes to `phase` (in `cycle`, or any)."""
-    left = [error]
-
-    def happens(now: str, trial: Trial, number: int) -> None:
-        if (now, short(trial)) == (phase, name) and cycle in (0, number) and left:
-            raise left.pop()
-
-    return happens
 
 
 def counting(records: list[Record]) -> Counter[str]:
@@ -174,11 +163,6 @@ def test_what_is_added_later_brings_its_base_again(
     assert Counter(r.config_id in ids for r in new)[True] == 2 * len(again)
     assert {short_of(r) for r in new if r.config_id in ids} == set(again)
     require_paired([*before, *new])
-
-
-def short_of(record: Record) -> str:
-    """As `short`."""
-    return f"{record.config.optimization} {record.config.batch_size}"
 
 
 # How large a block is
