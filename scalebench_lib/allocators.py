@@ -86,20 +86,15 @@ def _require_linux(allocator: Allocator) -> None:
         raise RequestError(f"allocator {allocator!r} needs LD_PRELOAD, which only Linux has")
 
 
-class _SymbolInfo(ctypes.Structure):
-    """``Dl_info`` of ``dladdr``."""
-
-    _fields_ = (
-        ("file", ctypes.c_char_p),
-        ("base", ctypes.c_void_p),
-        ("symbol", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
-    )
-
-
 def library_of(symbol: str) -> str:
-    """Return the file name of the library to which `symbol` resolves in this process."""
-    process, found = ctypes.CDLL(None), _SymbolInfo()
-    address = ctypes.cast(getattr(process, symbol), ctypes.c_void_p)
-    process.dladdr(address, ctypes.byref(found))
-    return Path((found.file or b"unknown").decode()).name
+    """Return the file name of the library to which `symbol` resolves in this process.
+
+    ``unknown`` where the system does not list what a process has mapped.
+    """
+    address = ctypes.cast(getattr(ctypes.CDLL(None), symbol), ctypes.c_void_p).value or 0
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        low, high = (int(end, 16) for end in line.split()[0].split("-"))
+        if low <= address < high:
+            return Path(line.split(maxsplit=5)[-1]).name
+    return "unknown"

@@ -48,16 +48,15 @@ class Executor:
         torch.set_num_threads(threads)
         cpus = self.place(threads)
         if self.optimized:
-            self.runner = self.runners.get(threads) or self._open(self.optimized, threads, cpus)
+            if threads not in self.runners:
+                with self._roaming(cpus):
+                    self.runners[threads] = self.optimized.runner(threads)
+            self.runner = self.runners[threads]
         team = self.teams.get(threads)
         if team is None or not team.alive:
             team = self.teams[threads] = self._find_team(cpus)
         team.pin()
         self.team = team
-
-    def _open(self, optimized: OptimizedModel, threads: int, cpus: tuple[int, ...]) -> Runner:
-        with self._roaming(cpus):
-            return self.runners.setdefault(threads, optimized.runner(threads))
 
     def _find_team(self, cpus: tuple[int, ...]) -> ThreadTeam:
         if not (self.optimized and self.optimized.own_threads):
