@@ -174,6 +174,58 @@ def test_passes_rotate_over_inputs(monkeypatch) -> None:
     assert all(one != other for one, other in pairwise(timed))
 
 
+@pytest.fixture
+def _long_passes(monkeypatch) -> None:
+    """Passes count as long, however short they are."""
+    for name in ("SHORT_PASS_NS", "LONG_PASS_NS"):
+        monkeypatch.setattr(f"scalebench_lib.measure.trial.{name}", 0)
+
+
+@pytest.mark.usefixtures("_long_passes")
+@pytest.mark.parametrize("thorough", [True, False])
+def test_no_long_pass_is_computed_only_to_be_verified(monkeypatch, thorough: bool) -> None:
+    """After the turns, outputs of a timed pass are compared, and those of a few padded items."""
+    sizes: list[int] = []
+
+    def counted(target: Target) -> OptimizedModel:
+        def run(*batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            sizes.append(len(batch[0]))
+            return target.model.module(*batch)
+
+        return by_torch(run)
+
+    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(counted))
+    asked = trial(optimization="script", batch_size=32).model_copy(update={"thorough": thorough})
+    found = measure(asked, MACHINE)
+    assert found.status == "ok", found.reason
+    padded = [place for place, size in enumerate(sizes) if size < 32]
+    timed = sum(len(point.samples_ns) * point.passes_per_sample for point in found.points)
+    assert len(padded) == 2
+    assert padded[1] == len(sizes) - 1
+    assert padded[1] - padded[0] - 1 == timed
+
+
+@pytest.mark.usefixtures("_long_passes")
+def test_what_goes_wrong_in_the_timed_passes_alone_fails_the_trial(monkeypatch) -> None:
+    """Before and after them all is well."""
+    padded: list[int] = []
+
+    def tired(target: Target) -> OptimizedModel:
+        def run(*batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            padded.extend([1] * (len(batch[0]) < 32))
+            outputs = target.model.module(*batch)
+            wrong = padded and len(batch[0]) == 32
+            return tuple(output / 2 for output in outputs) if wrong else outputs
+
+        return by_torch(run)
+
+    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(tired))
+    found = measure(trial(optimization="script", batch_size=32), MACHINE)
+    assert found.status == "failed"
+    assert "verification failed: SQNR 6 dB" in found.reason
+    assert found.points == ()
+
+
 def test_a_trial_that_is_not_thorough_measures_no_peak() -> None:
     """Nor FLOPs, nor float64: its config's first trial has."""
     found = measure(trial().model_copy(update={"thorough": False}), MACHINE)
