@@ -28,7 +28,7 @@ from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
 from scalebench_lib.record import Record, Software
 from scalebench_lib.results import Results
-from scalebench_lib.stats import Ratio
+from scalebench_lib.stats import Ratio, unpaired
 from scalebench_lib.text import format_number, pluralize
 
 CANDIDATES = 3
@@ -277,9 +277,7 @@ class Decision:
         if plan.failed or other.failed:
             return None
         met = paired(self.timings[plan], self.timings[other]) if self.timings else None
-        mine, theirs = plan.interval_ms, other.interval_ms
-        variance = mine.variance + theirs.variance
-        return met or Ratio(theirs.value / mine.value, variance, "not measured together")
+        return met or unpaired(other.interval_ms, plan.interval_ms)
 
 
 def decide(out: Path, request: Request) -> Decision:

@@ -39,12 +39,8 @@ def as_json(decision: Decision) -> dict[str, Any]:
     `slowdown_per_core` is the logarithm of what each core that others keep busy costs an instance.
     """
     best, context = decision.best, decision.context
-    named = {"best": best, "fat": decision.fat, "thin": decision.thin}
-    baselines: dict[str, Any] = {}
-    for name in ("fat", "thin"):
-        plan = named[name]
-        baselines[f"{name}_ms"] = _finite(plan.latency_ms) if plan else None
-        baselines[f"speedup_over_{name}"] = _ratio(decision.speedup(best, plan)) if plan else None
+    baselines = {"fat": decision.fat, "thin": decision.thin}
+    named = {"best": best, **baselines}
     return {
         "batch_size": best.batch_size,
         "cores": best.cores,
@@ -62,7 +58,11 @@ def as_json(decision: Decision) -> dict[str, Any]:
         ],
         **_times(best),
         "throughput": best.throughput,
-        **baselines,
+        **{f"{name}_ms": one and _finite(one.latency_ms) for name, one in baselines.items()},
+        **{
+            f"speedup_over_{name}": one and _ratio(decision.speedup(best, one))
+            for name, one in baselines.items()
+        },
         "verified": bool(decision.timings),
         "slowdown_per_core": context.slowdown,
         "slo_ms": decision.request.slo_ms or None,
