@@ -147,11 +147,11 @@ SCHEMA: Final = 2
 
 MOST_WAITED = 0.1
 """A turn is shared if a thread that was ready had no CPU for more of it than this: on a calm
-machine it was 1.5 % as a rule and 4 % at most; beside a hog it is half."""
+machine it was 1.5 % as a rule and 4 % at most, with a busy loop on its CPU half."""
 
 LEAST_CPU = 0.9
 """And if it got less than this of its point's usual CPU time / wall time, the median over its
-turns: other guests of the hypervisor take CPUs without any thread being seen to wait."""
+turns: a hypervisor gives CPUs to other guests without any thread being seen to wait."""
 
 CONFIG_ORDER = (
     *("model", "seq_len", "image_size", "optimization", "smt", "allocator", "batch_size"),
@@ -255,7 +255,7 @@ class Point(StrictModel):
 
 
 class Setup(StrictModel):
-    """Seconds spent before the first sample; what a trial costs beside its turns."""
+    """Seconds spent before the first sample: what a trial costs without its turns."""
 
     build_s: float
     optimize_s: float
@@ -402,7 +402,7 @@ class Record(StrictModel):
 
 
 def _in_trials(data: bytes) -> dict[str, Any]:
-    """A record of schema 1 in today's words: its probes are left out, its points are in turns."""
+    """A record of schema 1 as one of today: without its probes, with its points in turns."""
     old = json.loads(data)
     points = [_in_turns(point) for point in old.get("points", ())]
     kept = {name: old[name] for name in old.keys() & Record.model_fields.keys()}
@@ -426,7 +426,7 @@ def _in_turns(old: Mapping[str, Any]) -> dict[str, Any]:
 def load_records(out: Path) -> list[Record]:
     """All records of the sweep in folder `out`, by config and trial.
 
-    A damaged one is set aside, to be measured again; a line on the log says so.
+    A damaged one is set aside, to be measured again, and logged.
     """
     gc.disable()  # records hold no cycles: looking for them takes as long as reading 10,000
     try:

@@ -1,7 +1,7 @@
 """The results of a sweep: its points with all their trials, the ratio of any two, and the table.
 
 All of it is computed anew from the records each time. A sweep that was published elsewhere has
-none: its rows are those of its ``results.csv``, and `Imported` says where they come from.
+none: its rows are those of its ``results.csv``, its source is `Imported`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from scalebench_lib.stats import (
 )
 
 CSV, FILE = "results.csv", "source.json"
-"""The table of a sweep, and the file that says of an imported one where it comes from."""
+"""The table of a sweep; the source of an imported one."""
 
 EAGER = "none"
 RATIOS = ("speedup", "same_threads", "scaling")
@@ -85,7 +85,7 @@ COLUMNS = tuple(_CSV_TYPES)
 
 _NS_PER_MS = 1e6
 _MOST_PAIRS = 1000
-"""So many pairs of points tell the spread of all."""
+"""The spread of so many pairs of points is that of all."""
 
 PointKey = tuple[str, int]
 """A point's name: its records' `point_key` and its thread count."""
@@ -222,7 +222,7 @@ def _group_of(record: Record) -> _Group:
 
 
 def _block_of(record: Record, point: Point) -> str:
-    """With whom the point's turns can be paired: a trial alone is a block of its own.
+    """The block in which the point's turns can be paired; a trial alone is a block of its own.
 
     Records of schema 1 took no turns, not even between thread counts.
     """
@@ -306,7 +306,7 @@ class Results:
 
         Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``speedup`` and
         ``same_threads`` are over eager, empty in a group without it, ``scaling`` over the config's
-        own one thread; ``…_paired`` says how the two were compared. ``is_base`` are the rows of
+        own one thread; ``…_paired`` is how the two were compared. ``is_base`` are the rows of
         eager on the default allocator with SMT off. ``peak_fraction`` is the share of the
         machine's peak in the config's own type; ``cpus_utilized`` is CPU time / wall time. Of the
         ``turns`` ``shared`` were (`Point.shared`), a quota stopped the process in ``throttled``

@@ -27,7 +27,7 @@ from scipy import special
 CONFIDENCE = 0.95
 
 MIN_TURNS = 6
-"""A part with fewer turns does not tell its own noise: the MAD of 5 is off by half as a rule."""
+"""A part with fewer turns has no variance of its own: the MAD of 5 is off by half as a rule."""
 
 OUTLIER = 1.5
 """A pass is an outlier if it takes more than this many times its point's median."""
@@ -42,7 +42,7 @@ ASSUMED_DF = 4.0
 """How sure that is, where nothing was repeated. Where little was, it counts as 1 more contrast."""
 
 MAD_EFFICIENCY = 0.37
-"""The MAD of n normal values tells their variance as well as the variance of 0.37 n does.
+"""The MAD of n normal values estimates their variance as well as 0.37 n squares do.
 
 With so many degrees of freedom, intervals of 6 to 50 turns hold the median in 95 to 98 % of
 cases; with n - 1, those of 6 in 91 %.
@@ -157,7 +157,7 @@ class Ratio(Interval):
 
 @dataclass(frozen=True)
 class Spread:
-    """The noise of a sweep's parts: `within` those too short to tell their own, and `between`."""
+    """The noise of a sweep's parts: `within` parts too short for their own, and `between` parts."""
 
     within: Variance
     between: Variance
@@ -234,7 +234,7 @@ def unpaired(one: Interval, other: Interval, assumed: bool = False) -> Ratio:
 
 
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
-    """Return the median over the turns of one trial, with the interval that they tell themselves.
+    """Return the median over the turns of one trial, with the interval from these turns alone.
 
     Without end for fewer than 6 turns. Raises ValueError where there is none.
     """
@@ -253,7 +253,7 @@ def outliers(samples: ArrayLike) -> np.ndarray:
 
 
 def percentile(samples: ArrayLike, q: float) -> float | None:
-    """Return the q-th percentile of single passes, or None where they are too few to tell it.
+    """Return the q-th percentile of single passes, or None where they are too few.
 
     By MLPerf's bound for early stopping: with 99 % confidence at least 2 of them lie beyond it.
     The 90th needs 64 passes, the 99th 662.

@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_whatever_is_damaged_is_told_in_a_line(
     scalebench, monkeypatch, whole: Path, tmp_path: Path, name: str, damage: str
 ) -> None:
-    """Or set aside, with a line on the log; figures are not drawn here, which takes seconds."""
+    """Figures are not drawn here, which takes seconds."""
     monkeypatch.setattr(page, "figure_specs", lambda _: [])
     monkeypatch.setattr(page, "overviews", lambda _: [])
     for number, arguments in enumerate(COMMANDS):

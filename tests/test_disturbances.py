@@ -13,7 +13,6 @@ CONFIG = Config(batch_size=4)
 
 
 def test_a_point_counts_what_disturbed_it_in_all_its_trials() -> None:
-    """Turns that were shared, periods, and the share of its CPUs' time."""
     had = {"waited": 0.5, "throttled": 3, "stolen": 0.2}
     one, other = disturbed(measured(CONFIG, SMALL), 2, **had), disturbed(measured(CONFIG, SMALL))
     found = Disturbed.of([one.points[1], other.points[1]])
@@ -22,14 +21,13 @@ def test_a_point_counts_what_disturbed_it_in_all_its_trials() -> None:
 
 
 def test_what_the_system_does_not_tell_is_not_counted_as_nought() -> None:
-    """As of an older record, which disturbs nobody."""
+    """Older records have no such figures."""
     record = measured(CONFIG, SMALL)
     assert Disturbed.of(record.points) == Disturbed(16, None, None, None)
     assert disturbances([record]) == []
 
 
 def test_of_a_sweep_that_nothing_disturbed_nothing_is_said() -> None:
-    """Nor of what does not matter: one turn of 96."""
     calm_records = [disturbed(record) for record in small_records()]
     assert disturbances(calm_records) == []
     hardly = disturbed(small_records()[0], 1, waited=0.3, stolen=0.3)
@@ -57,7 +55,6 @@ def test_a_point_with_half_its_turns_shared_is_said_however_many_others_are_calm
 
 
 def test_a_quota_that_stops_passes_is_said() -> None:
-    """With what to do."""
     records = [disturbed(record) for record in small_records()]
     (told,) = disturbances([disturbed(records[0], 2, throttled=3), *records[1:]])
     assert told.startswith("A CPU quota stopped passes in 6 periods of 96 turns, the most at BERT")
@@ -65,7 +62,6 @@ def test_a_quota_that_stops_passes_is_said() -> None:
 
 
 def test_a_hypervisor_that_takes_much_is_said() -> None:
-    """With its share of the CPU time."""
     record = measured(CONFIG, SMALL)
     (told,) = disturbances([disturbed(record, 8, stolen=0.5)])
     assert re.match(r"The hypervisor took 1[23]\.\d % of the CPU time for other guests", told)
@@ -73,7 +69,6 @@ def test_a_hypervisor_that_takes_much_is_said() -> None:
 
 
 def test_a_governor_that_changed_meanwhile_is_said() -> None:
-    """From which to which."""
     on = SMALL.model_copy(update={"governor": "powersave"})
     records = [measured(CONFIG, on), measured(Config(batch_size=1), on)]
     assert disturbances(records) == []

@@ -18,7 +18,6 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_a_record_cut_anywhere_is_noticed(saved: Path) -> None:
-    """At every 1 % of its length, and at every byte of its end."""
     whole = saved.read_bytes()
     ends = {len(whole) * percent // 100 for percent in range(100)}
     for end in ends | set(range(len(whole) - 200, len(whole))):
@@ -28,7 +27,6 @@ def test_a_record_cut_anywhere_is_noticed(saved: Path) -> None:
 
 
 def test_a_record_that_was_edited_is_noticed(saved: Path) -> None:
-    """Though every value is one that might be."""
     whole = saved.read_text()
     for old, new in (('"seq_len": 16', '"seq_len": 17'), ("madeup", "Madeup"), ('": 8', '": 9')):
         if old in whole:
@@ -41,7 +39,6 @@ def test_a_record_that_was_edited_is_noticed(saved: Path) -> None:
 
 
 def test_what_is_damaged_is_set_aside_and_the_rest_is_read(saved: Path, caplog) -> None:
-    """Each with a line on the log; a second one beside the first."""
     for _ in range(2):
         saved.write_bytes(b"{")
         assert len(load_records(saved.parent.parent)) == 1
@@ -58,13 +55,12 @@ def test_a_record_under_another_name_is_damaged(saved: Path) -> None:
 
 
 def test_a_seal_comes_off_as_it_was_put_on() -> None:
-    """And what never had one, as the first records, is left as it is."""
+    """The first records had none, and are read as they are."""
     assert unsealed(sealed('{\n "a": 1\n}').encode()) == b'{\n "a": 1\n}\n'
     assert unsealed(b'{"a": 1}') == b'{"a": 1}'
 
 
 def test_what_a_kill_leaves_half_written_is_known(tmp_path: Path) -> None:
-    """By its name: drafts of records, notebooks and the sweep's own file."""
     for name in ("records/.a.json.x1", "notebooks/.b.ipynb", ".sweep.yaml.y2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -75,14 +71,12 @@ def test_what_a_kill_leaves_half_written_is_known(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_written_damage_is_left_out(tmp_path, monkeypatch, caplog) -> None:
-    """A report of a folder that belongs to somebody else."""
     monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(PermissionError()))
     set_aside(tmp_path / "x", "x is damaged")
     assert "x is damaged" in caplog.text
 
 
 def test_records_are_for_whom_the_umask_says(tmp_path: Path) -> None:
-    """Nobody else where it says so."""
     before = os.umask(0o077)
     try:
         save_sweep(tmp_path, small_records(batch_sizes=(1,)))

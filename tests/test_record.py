@@ -30,19 +30,16 @@ def record() -> Record:
 
 
 def test_a_record_comes_back_as_it_was(tmp_path, record: Record) -> None:
-    """Every sample of every turn."""
     assert Record.load(record.save(tmp_path)) == record
 
 
 def test_a_record_is_never_overwritten(tmp_path, record: Record) -> None:
-    """A second trial is t2."""
     assert record.save(tmp_path).name == f"{record.config_id}-t1.json"
     with pytest.raises(ScalebenchError, match="never changed"):
         record.save(tmp_path)
 
 
 def test_a_point_tells_what_its_turns_add_up_to() -> None:
-    """Samples are means of several passes, where passes are short."""
     turns = (
         Turn(cycle=1, start_ns=0, samples_ns=(100, 200), cpu_ns=500),
         Turn(cycle=3, start_ns=900, samples_ns=(300,), cpu_ns=700),
@@ -74,14 +71,14 @@ def point_of(turns: list[tuple], passes_per_sample: int = 1) -> Point:
 
 
 def test_a_turn_is_shared_where_a_thread_waited_for_long() -> None:
-    """For more than a tenth of it, the time of all passes; a single long turn tells so too."""
+    """Long is more than a tenth of the turn's time."""
     assert point_of([(1000, 2000, 100), (1000, 2000, 101)]).shared == (False, True)
     assert point_of([(1000, 2000, 300), (1000, 2000, 301)], 3).shared == (False, True)
     assert point_of([(10**10, 10**10, 2 * 10**9)]).shared == (True,)
 
 
 def test_a_turn_is_shared_where_it_got_less_cpu_time_than_is_usual() -> None:
-    """For its wall time: a longer turn has more of it. Two turns have no usual."""
+    """Usual is a rate of the wall time, which two turns do not have."""
     usual = [(1000, 1900, 0), (2000, 3800, 0), (1000, 1900, 0)]
     assert point_of([*usual, (1000, 1720, 0)]).shared == (False,) * 4
     assert point_of([*usual, (1000, 1700, 0)]).shared == (False, False, False, True)
@@ -89,7 +86,7 @@ def test_a_turn_is_shared_where_it_got_less_cpu_time_than_is_usual() -> None:
 
 
 def test_what_the_system_does_not_tell_of_a_turn_is_unknown() -> None:
-    """Rather than not shared; too little CPU time can be seen all the same."""
+    """Too little CPU time can be seen all the same."""
     assert point_of([(1000, None, None)] * 4).shared == (None,) * 4
     assert point_of([(1000, None, 0)] * 4).shared == (False,) * 4
     assert point_of([*[(1000, 2000, None)] * 3, (1000, 500, None)]).shared == (*[None] * 3, True)
@@ -120,7 +117,6 @@ def test_a_record_that_contradicts_itself_is_damaged(tmp_path, record: Record, c
 
 @pytest.mark.parametrize("turn", [{"samples_ns": []}, {"samples_ns": [0]}, {"cycle": 0}])
 def test_a_turn_without_a_pass_is_damage(tmp_path, record: Record, turn: dict) -> None:
-    """As is a cycle before the first."""
     path = record.save(tmp_path)
     values = json.loads(path.read_text())
     values["points"][0]["turns"][0] |= turn
@@ -130,7 +126,6 @@ def test_a_turn_without_a_pass_is_damage(tmp_path, record: Record, turn: dict) -
 
 
 def test_half_a_record_is_damaged(tmp_path, record: Record) -> None:
-    """As after a full disk."""
     path = record.save(tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ScalebenchError, match="is damaged"):
@@ -138,7 +133,7 @@ def test_half_a_record_is_damaged(tmp_path, record: Record) -> None:
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch) -> None:
-    """And no litter beside it."""
+    """The temporary file is removed."""
     path = tmp_path / "file"
     write_atomically(path, "old")
 
@@ -161,7 +156,6 @@ def test_trials_are_counted_from_the_files(tmp_path, record: Record) -> None:
 
 
 def test_records_are_listed_by_batch_size(tmp_path) -> None:
-    """As numbers: 4 before 16."""
     save_sweep(tmp_path, small_records(batch_sizes=(16, 1, 4)))
     assert [r.config.batch_size for r in load_records(tmp_path)][:3] == [1, 4, 16]
 
@@ -178,7 +172,7 @@ def test_a_trial_that_never_measured_says_why() -> None:
 
 
 def test_records_of_the_old_schema_are_read_as_trials_that_never_met() -> None:
-    """Their samples in turns, by the time between them; the CPU time of all of them the same."""
+    """Samples are in turns by the time between them, and keep their CPU time."""
     records = load_records(OLD_SWEEP)
     assert len(records) == 4
     assert {(r.schema_version, r.block, r.ended_by) for r in records} == {(1, None, None)}
@@ -198,13 +192,11 @@ def test_records_of_the_old_schema_are_read_as_trials_that_never_met() -> None:
 
 
 def test_an_old_record_is_written_as_what_it_is() -> None:
-    """Read again, it is the same: a table may be made of it."""
     record = load_records(OLD_SWEEP)[0]
     assert Record.model_validate_json(record.model_dump_json()) == record
 
 
 def test_a_sweep_does_not_go_on_into_a_folder_of_the_old_schema() -> None:
-    """In one line, with what to do."""
     with pytest.raises(RequestError, match="measured by an older scalebench") as caught:
         SweepRun.prepare(Sweep.load(OLD_SWEEP / "sweep.yaml"), OLD_SWEEP)
     assert "report" in str(caught.value)
@@ -213,7 +205,6 @@ def test_a_sweep_does_not_go_on_into_a_folder_of_the_old_schema() -> None:
 
 
 def test_records_of_several_machines_are_told(record: Record) -> None:
-    """By what differs."""
     other = record.model_copy(update={"machine": machine(cores=4)})
     require_one_machine([record, record])
     with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):

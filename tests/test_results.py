@@ -62,7 +62,6 @@ def slower(record: Record, factor: float) -> Record:
 
 
 def test_one_row_a_point_with_all_columns() -> None:
-    """3 batches × 2 optimizations × 2 thread counts."""
     results = Results.of(small_records())
     assert len(results.csv) == len(results.table) == 12
     assert tuple(results.csv.columns) == COLUMNS
@@ -91,7 +90,6 @@ def test_latency_and_throughput_belong_together() -> None:
 
 
 def test_points_of_three_turns_are_coarse_and_have_an_interval() -> None:
-    """It comes from the spread of all."""
     table = Results.of(small_records(batch_sizes=(1, 4, 512))).table
     coarse = table[table["coarse"]]
     assert set(coarse["batch_size"]) == {512}
@@ -100,7 +98,7 @@ def test_points_of_three_turns_are_coarse_and_have_an_interval() -> None:
 
 
 def test_a_second_round_replaces_what_was_assumed() -> None:
-    """As soon as any trial is repeated."""
+    """One repeated trial is enough."""
     records = small_records()
     assert Results.of(records).assumed_spread
     assert Results.of(records).ratio(key(NONE), key(SCRIPT)).assumed
@@ -110,7 +108,6 @@ def test_a_second_round_replaces_what_was_assumed() -> None:
 
 
 def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
-    """Whose own is exactly 1."""
     table = Results.of(small_records([4])).table.set_index(["optimization", "threads"])
     base = table.loc[("none", 2)]
     assert tuple(base[["speedup", "speedup_low", "speedup_high"]]) == (1, 1, 1)
@@ -121,7 +118,6 @@ def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
 
 
 def test_scaling_is_over_the_own_single_thread() -> None:
-    """Empty without one."""
     found = measured(SCRIPT, SMALL)
     table = Results.of([found]).table.set_index("threads")
     assert table.loc[1, "scaling"] == 1
@@ -131,7 +127,6 @@ def test_scaling_is_over_the_own_single_thread() -> None:
 
 
 def test_rows_of_the_table_are_compared_as_their_points_are() -> None:
-    """By machine, config and threads; at the same thread count too."""
     results = Results.of(small_records())
     rows = {(row["config_id"], row["threads"]): row for row in results.table.to_dict("records")}
     there = results.row_ratio(rows[key(NONE, 1)], rows[key(SCRIPT, 1)])
@@ -140,13 +135,11 @@ def test_rows_of_the_table_are_compared_as_their_points_are() -> None:
 
 
 def test_a_point_with_itself_is_exactly_one() -> None:
-    """Without an interval."""
     found = Results.of(small_records()).ratio(key(NONE), key(NONE))
     assert (found.value, found.low, found.high, found.how) == (1, 1, 1, "paired")
 
 
 def test_the_other_way_round_is_the_inverse() -> None:
-    """Whichever is asked for."""
     results = Results.of(small_records())
     there, back = results.ratio(key(NONE), key(SCRIPT)), results.ratio(key(SCRIPT), key(NONE))
     assert there.value == pytest.approx(1 / back.value)
@@ -167,7 +160,6 @@ def test_what_never_met_is_compared_via_the_base() -> None:
 
 
 def test_without_a_base_latencies_are_compared() -> None:
-    """And it is said."""
     records = [measured(SCRIPT, SMALL), in_block(measured(BF16, SMALL), "0000000c")]
     results = Results.of(records)
     found = results.ratio(key(SCRIPT), key(BF16))
@@ -178,7 +170,6 @@ def test_without_a_base_latencies_are_compared() -> None:
 
 
 def test_groups_of_one_block_are_paired_and_others_are_not() -> None:
-    """Batch 1 with batch 4; never through a base."""
     one, four = measured(Config(batch_size=1), SMALL), measured(NONE, SMALL)
     assert Results.of([one, four]).ratio((one.config_id, 2), key(NONE)).how == "paired"
     apart = Results.of([one, in_block(four, "0000000c")])
@@ -197,7 +188,6 @@ def test_a_base_that_failed_gives_no_speedup(status: str) -> None:
 
 
 def test_a_group_without_eager_refers_to_the_first_known() -> None:
-    """Here TorchScript, in results.csv; nothing is called eager."""
     results = Results.of([measured(SCRIPT, SMALL), measured(BF16, SMALL)])
     assert results.base(key(BF16)) == key(SCRIPT)
     assert results.csv["speedup"].notna().all()
@@ -246,7 +236,7 @@ def test_a_missing_cycle_leaves_nothing_wrong() -> None:
 
 
 def test_old_records_are_never_paired() -> None:
-    """Not even their own thread counts: they took no turns."""
+    """Even their own thread counts took no turns."""
     old = {"schema_version": 1, "block": None}
     records = [measured(config, SMALL).model_copy(update=old) for config in (NONE, SCRIPT)]
     results = Results.of(records)
@@ -263,7 +253,7 @@ def test_thread_counts_of_a_trial_alone_are_paired() -> None:
 
 
 def test_twins_of_two_sweeps_are_paired() -> None:
-    """A/A: every config twice in each block; nine of ten intervals hold 1."""
+    """Nine of ten intervals of A/A hold 1, with every config twice in each block."""
     held = []
     for seed in range(6):
         random = np.random.default_rng(seed)
@@ -292,7 +282,7 @@ def test_percentiles_are_of_single_passes() -> None:
 
 
 def test_outliers_are_counted_and_kept() -> None:
-    """Against the median of their own trial: a slow round is none."""
+    """They are outliers of their own trial: a slow round is none."""
     first = measured(NONE, SMALL)
     point = first.points[0]
     spiked = with_samples(point.turns[0], [2 * point.median_ns])
@@ -304,21 +294,18 @@ def test_outliers_are_counted_and_kept() -> None:
 
 
 def test_what_disturbed_a_point_is_counted() -> None:
-    """By turns, periods and share of time, over all trials; empty where it is not told."""
+    """Turns, periods and the share of time add up over all trials; what is not known is empty."""
     untold = Results.of([measured(NONE, SMALL)]).table
     assert list(untold["turns"]) == [8, 8]
     assert untold[["shared", "throttled", "stolen"]].isna().all(axis=None)
     one = disturbed(measured(NONE, SMALL), 2, waited=0.5, throttled=3, stolen=0.2)
-    table = (
-        Results.of([one, again(disturbed(measured(NONE, SMALL)))]).table.set_index("threads")
-    )
+    table = Results.of([one, again(disturbed(measured(NONE, SMALL)))]).table.set_index("threads")
     assert tuple(table.loc[1, ["turns", "shared", "throttled", "stolen"]]) == (16, 0, 0, 0)
     assert tuple(table.loc[2, ["turns", "shared", "throttled"]]) == (16, 2, 6)
     assert 0.01 < table.loc[2, "stolen"] < 0.02
 
 
 def test_what_failed_is_a_row_with_its_reason() -> None:
-    """Until the config succeeds."""
     failed = missing(NONE, SMALL, "failed", "no luck")
     table = Results.of([failed]).table
     assert (table.loc[0, "status"], table.loc[0, "reason"]) == ("failed", "no luck")
@@ -328,19 +315,16 @@ def test_what_failed_is_a_row_with_its_reason() -> None:
 
 
 def test_no_records_have_an_empty_table() -> None:
-    """With all columns."""
     assert tuple(Results.of([]).csv.columns) == COLUMNS
     assert not Results.of([]).assumed_spread
 
 
 def test_a_folder_without_records_says_what_to_do(tmp_path) -> None:
-    """One line."""
     with pytest.raises(RequestError, match="holds no records: measure first"):
         Results.load(tmp_path)
 
 
 def test_records_of_two_machines_are_refused(tmp_path) -> None:
-    """Unless they are asked for."""
     other = again(measured(NONE, machine(cores=4, smt=False)))
     save_sweep(tmp_path, [measured(NONE, SMALL), other])
     with pytest.raises(RequestError, match="several machines"):
@@ -349,7 +333,6 @@ def test_records_of_two_machines_are_refused(tmp_path) -> None:
 
 
 def test_two_thousand_points_take_seconds() -> None:
-    """11 batch sizes, 4 optimizations, 48 placements, two rounds."""
     on = machine()
     configs = factories.configs(on, optimizations=("none", "script", "bf16", "openvino"))
     records = [measured(config, on) for config in configs]

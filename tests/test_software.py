@@ -18,7 +18,6 @@ from scalebench_lib.record import RUNNERS, Software, deciding
     ],
 )
 def test_what_changes_results_or_speed_decides(name: str) -> None:
-    """With its value."""
     assert deciding({name: "1", "HOME": "/root"}) == {name: "1"}
 
 
@@ -31,7 +30,7 @@ def test_what_changes_results_or_speed_decides(name: str) -> None:
     ],
 )
 def test_places_and_all_else_do_not(name: str) -> None:
-    """They may also tell more of the user than is ours to keep."""
+    """They may hold more of the user than is ours to keep."""
     assert deciding({name: "1"}) == {}
 
 
@@ -41,13 +40,13 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
 
 
 def test_preloaded_libraries_are_told_by_their_file_names() -> None:
-    """Not where they lie, which is another place on each machine."""
+    """Their folder is another on each machine."""
     both = deciding({"LD_PRELOAD": "/home/me/lib/libjemalloc.so.2 /opt/libmine.so"})
     assert both == {"LD_PRELOAD": "libjemalloc.so.2:libmine.so"}
 
 
 def test_a_kernel_records_the_environment_of_its_runner(monkeypatch) -> None:
-    """Its own also holds what it was started with."""
+    """A kernel's own also holds what it was started with."""
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert Software.here().environment["OMP_NUM_THREADS"] == "7"
     monkeypatch.setenv(RUNNERS, json.dumps({"OMP_WAIT_POLICY": "active"}))

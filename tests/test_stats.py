@@ -44,13 +44,12 @@ def coverage(kind: Callable, same_threads: bool, rounds: int = 2, cycles: int = 
 @pytest.mark.parametrize("kind", simulated.MACHINES, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("same_threads", [True, False], ids=["one count", "different counts"])
 def test_intervals_of_ratios_hold_the_truth(kind: Callable, same_threads: bool) -> None:
-    """In nine of ten cases at least, whatever the machine does."""
+    """They do so in nine of ten cases at least."""
     assert coverage(kind, same_threads) >= 0.9
 
 
 @pytest.mark.parametrize("kind", [simulated.steps, simulated.states])
 def test_so_they_do_of_more_rounds(kind: Callable) -> None:
-    """Three of ten cycles."""
     assert coverage(kind, same_threads=True, rounds=3, cycles=10) >= 0.9
     assert coverage(kind, same_threads=False, rounds=3, cycles=10) >= 0.9
 
@@ -86,7 +85,6 @@ def test_a_latency_knows_of_the_minutes_between_rounds() -> None:
 
 
 def test_turns_of_a_trial_hold_their_median() -> None:
-    """As often as they say, from 6 on."""
     random = np.random.default_rng(0)
     for count in (6, 9, 30):
         found = [turns_interval(np.exp(random.normal(0, 0.02, count))) for _ in range(1500)]
@@ -95,20 +93,17 @@ def test_turns_of_a_trial_hold_their_median() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, MIN_TURNS - 1])
 def test_few_turns_alone_say_nothing_of_their_error(count: int) -> None:
-    """Their interval is everything."""
     found = turns_interval([5.0] * count)
     assert found.half_width == math.inf
     assert (found.value, found.low) == (pytest.approx(5), 0)
 
 
 def test_no_turns_are_an_error() -> None:
-    """There is no median of nothing."""
     with pytest.raises(ValueError, match="no turns"):
         turns_interval([])
 
 
 def test_equal_turns_have_no_width() -> None:
-    """And nothing divides by it."""
     assert turns_interval([7.0] * 10).half_width == 0
     parts = [np.zeros(10), np.zeros(10)]
     found = ratio(parts, Spread.of([parts], 1))
@@ -127,7 +122,6 @@ def test_degrees_of_freedom_are_added_by_satterthwaite() -> None:
 
 
 def test_the_error_of_a_median_is_of_two_levels() -> None:
-    """pi/2 s^2 / turns + b^2 / parts."""
     random = np.random.default_rng(1)
     parts = [random.normal(0, 0.02, 400) for _ in range(2)]
     spread = Spread(Variance(1.0), Variance(0.03**2, 5), assumed=False)
@@ -146,7 +140,6 @@ def test_parts_of_unequal_length_count_as_fewer() -> None:
 
 @pytest.mark.parametrize("turns", [2, 3, 4, 5])
 def test_short_parts_borrow_the_noise_of_all(turns: int) -> None:
-    """Which is not too small, however few turns each has."""
     random = np.random.default_rng(2)
     points = [[random.normal(0, 0.02, turns)] for _ in range(400)]
     spread = Spread.of(points, 400)
@@ -158,7 +151,6 @@ def test_short_parts_borrow_the_noise_of_all(turns: int) -> None:
 
 
 def test_the_spread_between_parts_is_found_beside_that_within() -> None:
-    """1.5 % between, 2 % within: seen over 200 points of 2 parts."""
     random = np.random.default_rng(3)
     points = [
         [random.normal(0, 0.015) + random.normal(0, 0.02, 12) for _ in range(2)] for _ in range(200)
@@ -170,7 +162,7 @@ def test_the_spread_between_parts_is_found_beside_that_within() -> None:
 
 
 def test_where_there_is_none_it_is_not_negative() -> None:
-    """Nor nothing where little was repeated: the assumed 1 % counts as one contrast."""
+    """Where little was repeated the assumed 1 % counts as one contrast."""
     random = np.random.default_rng(4)
     points = [[random.normal(0, 0.02, 12) for _ in range(2)] for _ in range(50)]
     assert math.sqrt(Spread.of(points, 1000).between.value) < 0.005
@@ -179,7 +171,6 @@ def test_where_there_is_none_it_is_not_negative() -> None:
 
 
 def test_of_one_round_it_is_assumed() -> None:
-    """And said."""
     spread = Spread.of([[np.zeros(8)], [np.zeros(8)]], 2)
     assert spread.assumed
     assert math.sqrt(spread.between.value) == ASSUMED_SPREAD
@@ -187,14 +178,12 @@ def test_of_one_round_it_is_assumed() -> None:
 
 
 def test_a_turn_each_leaves_the_noise_to_what_is_assumed() -> None:
-    """No infinite interval, no error."""
     spread = Spread.of([[np.zeros(1)], [np.ones(1)]], 2)
     assert 0.01 < ratio([np.zeros(1)], spread).half_width < 0.1
     assert Spread.of([], 0).assumed
 
 
 def test_turns_are_paired_by_block_and_cycle() -> None:
-    """Whatever else each of the two has."""
     one = {"a": by_cycle([1, 2, 4], [1, 2, 4]), "b": by_cycle([1], [9]), "d": by_cycle([1], [0])}
     other = {"a": by_cycle([2, 3, 4, 5], [1, 1, 1, 1]), "c": by_cycle([1], [0])}
     other["d"] = by_cycle([2], [0])
@@ -202,7 +191,6 @@ def test_turns_are_paired_by_block_and_cycle() -> None:
 
 
 def test_turns_of_one_cycle_count_as_one() -> None:
-    """As where a config is in a block twice."""
     assert by_cycle([1, 1, 2], [3, 5, 7])[1:].tolist() == [4, 7]
 
 
@@ -223,7 +211,6 @@ def test_p_values_agree_with_intervals(value: float, differs: bool) -> None:
 
 
 def test_an_outlier_is_above_one_and_a_half_medians() -> None:
-    """Below it lies no outlier, however fast."""
     assert outliers([1, 10, 10, 15, 15.1]).tolist() == [False, False, False, False, True]
 
 

@@ -59,7 +59,7 @@ THRESHOLD_AGAINST = 0.02
 """Of two environments that took turns: points with themselves differed by 0.7 % in the median."""
 
 WARN_HALF_WIDTH, MAX_HALF_WIDTH = 0.10, 0.20
-"""Half of a ratio's interval. From the first on, the point says what could hide in it; beyond the
+"""Half of a ratio's interval. From the first on, a note warns of what could hide in it; beyond the
 second a slow-down by a fifth could, and "same" would mean nothing."""
 
 MOST_OUTLIERS = 1 / 3
@@ -402,7 +402,7 @@ class _Levels:
     """The logs of latencies of a sweep, without what the turns of a cycle had in common.
 
     `common` is the variance of the mean of all `logs`, by the minutes that they were measured in;
-    `noise` that of each beside it.
+    `noise` that of each without them.
     """
 
     logs: np.ndarray
@@ -424,9 +424,9 @@ class _Levels:
         of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
         # A process has its own speed: the configs of each block less 1 are compared.
         trials = {(block, point.key[0]) for point in points for block in point.by_block}
-        beside = {place: _beside_others(turns, place) for place in turns.index}
-        spread = Spread.of(beside.values(), len(trials) - len(mean))
-        for place, parts in beside.items():
+        relative = {place: _relative_to_others(turns, place) for place in turns.index}
+        spread = Spread.of(relative.values(), len(trials) - len(mean))
+        for place, parts in relative.items():
             if parts:
                 logs[place] += np.median(np.concatenate(parts))
                 noise[place] = median_variance(parts, spread) + of_a_block * apart[place]
@@ -451,14 +451,14 @@ def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _beside_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:
+def _relative_to_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:
     """The turns of a point less the median of the other points' in the same cycle, by block."""
-    beside = (turns.loc[place] - turns.drop(index=place).median()).dropna()
-    return [part.to_numpy(float) for _, part in beside.groupby(level=0)]
+    relative = (turns.loc[place] - turns.drop(index=place).median()).dropna()
+    return [part.to_numpy(float) for _, part in relative.groupby(level=0)]
 
 
 def _reading(outliers: float, change: Change) -> tuple[str, str]:
-    """The verdict of a point that cannot be judged, else an empty one; and what to say of it."""
+    """The verdict of a point that cannot be judged, else an empty one; and the reason."""
     half_width = change.beyond.half_width
     if outliers > MOST_OUTLIERS:
         return "unclear", "more than a third of the passes of one side are outliers"

@@ -39,11 +39,11 @@ _MAX_NAMED = 60
 def summary(found: Comparison) -> list[str]:
     """Return how many points got which verdict, and what is common to all of them, in lines."""
     counts = found.table["verdict"].value_counts()
-    said = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _STYLES]
-    said += [
+    parts = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _STYLES]
+    parts += [
         f"{counts[verdict]} {label}" for verdict, label in _ONE_SIDED.items() if verdict in counts
     ]
-    lines = [f"{found.b} (B) against {found.a} (A), {len(found.table)} points: {', '.join(said)}."]
+    lines = [f"{found.b} (B) against {found.a} (A), {len(found.table)} points: {', '.join(parts)}."]
     if found.common:
         lines.append(f"Common to all points: {'; '.join(map(_common_change, found.common))}.")
     if any(each.verdict != "same" for each in found.common):
@@ -127,14 +127,14 @@ def _varying(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
 
 def _label(row: dict[Any, Any], names: Iterable[str]) -> str:
     """Name a point by some of its columns: ``script, SMT on, batch 4, 2 threads``."""
-    words = {
+    labels = {
         "batch_size": f"batch {row['batch_size']}",
         "threads": _threads(row["threads"]),
         "smt": f"SMT {'on' if row.get('smt') else 'off'}",
         "seq_len": f"{row.get('seq_len')} tokens",
         "image_size": f"{row.get('image_size')} pixels",
     }
-    return ", ".join(words.get(name, str(row[name])) for name in names)
+    return ", ".join(labels.get(name, str(row[name])) for name in names)
 
 
 def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:

@@ -66,7 +66,7 @@ class _Row(BaseModel):
         try:
             mean, most = float(values["latency(avg)"]), float(values["latency(max)"])
         except (KeyError, ValueError):
-            return values  # no such column, or no number: the fields say so
+            return values  # no such column, or no number: an error of the field
         swapped = most < mean * (1 - _ROUNDING)
         exchanged = {"latency(avg)": most, "latency(max)": mean, "swapped": True}
         return {**values, **exchanged} if swapped else values
@@ -79,7 +79,7 @@ class _Row(BaseModel):
 
     @property
     def point(self) -> dict[str, Any]:
-        """The columns of the results table that tell its point from others."""
+        """The columns of the results table that identify its point."""
         ((model, run, optimization),) = re.findall(_BENCHMARK, self.benchmark)
         how = {**self.model_dump(include=set(_USUAL)), "run": run}
         unusual = [f"{name} {how[name]}" for name, usual in _USUAL.items() if how[name] != usual]
@@ -104,7 +104,7 @@ _LATENCY = {"latency(min)", "latency(avg)", "latency(max)"}
 def import_published(path: Path, out: Path, machine: str | None = None) -> Imported:
     """Import the published file at `path` into the new folder `out`.
 
-    `machine` is a name for the machine, which the files do not tell. Raises `RequestError`,
+    `machine` is a name for the machine, which the files do not have. Raises `RequestError`,
     naming the line, where the file cannot be read, or where `out` holds anything.
     """
     _require_new(out)
@@ -200,7 +200,7 @@ def _mean_of(values: dict[str, Any]) -> float:
 
 
 def _require_alone(rows: list[_Row]) -> None:
-    """Copies of a model that ran beside each other do not say how fast it is alone."""
+    """Copies of a model that ran at the same time are slower than one alone."""
     if not rows:
         raise ValueError("no rows under the names of the columns")
     instances = sorted({row.instance_id for row in rows})

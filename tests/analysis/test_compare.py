@@ -65,13 +65,13 @@ def verdicts(found: Comparison) -> list[str]:
 
 
 def test_no_point_is_called_for_what_all_share(slower_machine) -> None:
-    """In at least 95 % of the comparisons, whatever the machine does."""
+    """This holds in at least 95 % of the comparisons, whatever the machine does."""
     quiet = [not found.table["verdict"].isin(CALLED).any() for found in slower_machine]
     assert np.mean(quiet) >= 0.95
 
 
 def test_intervals_of_what_is_left_hold_as_often_as_they_say(slower_machine) -> None:
-    """And are no wider than useful, though the machine drifts by 25 %."""
+    """They are no wider than useful, though the machine drifts by 25 %."""
     table = pd.concat([found.table for found in slower_machine])
     assert inside(table).mean() >= 0.94
     assert half_width(table).median() < 0.04
@@ -124,14 +124,13 @@ def test_all_points_slower_is_a_finding_of_its_own() -> None:
 
 
 def test_all_points_slower_by_less_than_the_threshold_is_none() -> None:
-    """However clear it is."""
     found = compared(sweep(0), sweep(1, 1.08), threshold=0.2)
     assert all(common.ratio.differs for common in found.common)
     assert (verdicts(found), found.has_regressions) == (["same"] * 2, False)
 
 
 def test_all_points_of_a_thread_count_slower_are_told_together() -> None:
-    """As where the second CPU of the machine is slower; those on one thread are as they were."""
+    """The second CPU of a machine may be slower, while one thread runs as before."""
     after = [_slower_point(record, record.config) for record in sweep(1)]
     found = compared(sweep(0), after)
     assert [(common.where, common.verdict) for common in found.common] == [
@@ -150,7 +149,6 @@ def test_one_round_tells_large_common_changes_only() -> None:
 
 
 def test_few_points_of_each_thread_count_are_taken_together() -> None:
-    """Three on one thread and three on two."""
     sides = [
         [r for r in records if r.config.optimization == "none"]
         for records in (sweep(0), sweep(1, 1.08))
@@ -160,7 +158,6 @@ def test_few_points_of_each_thread_count_are_taken_together() -> None:
 
 
 def test_where_nothing_is_left_to_compare_all_is_lost() -> None:
-    """B failed in everything."""
     after = [
         factories.missing(config, simulated.ON, "failed", "no") for config in simulated.CONFIGS
     ]
@@ -169,7 +166,7 @@ def test_where_nothing_is_left_to_compare_all_is_lost() -> None:
 
 
 def test_where_half_of_the_points_changed_the_others_are_what_is_common() -> None:
-    """As where one of two optimizations became slower by a tenth: it is found, not halved."""
+    """One of two optimizations that became slower by a tenth is found, and not halved."""
     slower = {config.id: 1.1 for config in simulated.CONFIGS if config.optimization == "script"}
     found = compared(sweep(0), sweep(1, slower)).table
     assert set(found.loc[found["verdict"] == "slower", "optimization"]) == {"script"}
@@ -177,7 +174,6 @@ def test_where_half_of_the_points_changed_the_others_are_what_is_common() -> Non
 
 
 def test_only_what_changed_is_called() -> None:
-    """One config slower by a fifth, one faster, the rest as it was."""
     found = compared(sweep(0), sweep(1, {ONE.id: 1.2, OTHER.id: 0.8}))
     verdicts = found.table.groupby("config_id")["verdict"].unique()
     assert list(verdicts[ONE.id]) == ["slower"]
@@ -204,8 +200,8 @@ def test_too_few_points_tell_no_factor() -> None:
 
 
 def test_points_that_shared_no_minutes_do_not_share_their_drift() -> None:
-    """Sweeps whose large batches were in blocks of their own, 10 % slower in one of the rounds:
-    what is left of them is no better known than their latencies."""
+    """What is left of large batches, in slower blocks of their own, is no better known than
+    their latencies."""
     before, after = (_in_two_blocks(sweep(seed, rounds=2)) for seed in (0, 1))
     found = compared(before, after)
     drifted = half_width(found.table)[found.table["batch_size"] == 16]
@@ -299,7 +295,6 @@ def test_what_b_was_never_asked_for_is_not_lost() -> None:
 
 
 def test_other_software_is_compared_only_when_asked() -> None:
-    """With the difference named."""
     with pytest.raises(RequestError, match=r"differ in torch 2.6.0 → 2.7.0.*--anyway"):
         compared(sweep(0), _newer(sweep(1)))
 
@@ -312,7 +307,6 @@ def _newer(records: list[Record]) -> list[Record]:
 
 
 def test_another_machine_is_compared_when_asked() -> None:
-    """And the machines are named."""
     other = simulated.ON.model_copy(update={"cpu_model": "Madeup 5"})
     after = [record.model_copy(update={"machine": other}) for record in sweep(1, 2.0)]
     found = compared(sweep(0), after, anyway=True)
@@ -321,7 +315,6 @@ def test_another_machine_is_compared_when_asked() -> None:
 
 
 def test_perhaps_another_host_is_said() -> None:
-    """Machines of one kind, whose identities differ."""
     machines = [simulated.ON.model_copy(update={"identity": name}) for name in ("one", "two")]
     sides = [
         [record.model_copy(update={"machine": machine}) for record in sweep(seed)]
@@ -331,7 +324,7 @@ def test_perhaps_another_host_is_said() -> None:
 
 
 def test_one_model_in_two_folders_is_one() -> None:
-    """By its names in both sweeps; another model of B is left out."""
+    """Another model of B is left out."""
     before, after = _of_model(sweep(0), "./old/tuned"), _of_model(sweep(1, 1.2), "./new/tuned")
     with pytest.raises(RequestError, match="name both with --model-a and --model-b"):
         compared(before, after)
@@ -357,20 +350,17 @@ def _of_model(records: list[Record], model: str) -> list[Record]:
     ],
 )
 def test_a_model_is_named_in_both(names: dict[str, str], complaint: str) -> None:
-    """As the sweeps know it."""
     with pytest.raises(RequestError, match=complaint):
         compared(factories.small_records(), factories.small_records(), **names)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
 def test_a_threshold_is_a_fraction(tmp_path: Path, threshold: float) -> None:
-    """Five per cent is 0.05."""
     with pytest.raises(RequestError, match="threshold: must be at least 0 and below 1"):
         compare(tmp_path, tmp_path, threshold)
 
 
 def test_sweeps_of_other_configs_are_no_comparison(tmp_path: Path) -> None:
-    """Nor is a folder without records."""
     with pytest.raises(RequestError, match="no config in common, so nothing can be compared"):
         compared(factories.small_records([1]), factories.small_records([2]))
     with pytest.raises(RequestError, match="holds no records"):
@@ -391,7 +381,7 @@ def in_turn(slower: simulated.Slower = 1.0) -> tuple[list[Record], list[Record]]
 
 
 def test_two_environments_in_turn_are_told_apart_to_two_per_cent() -> None:
-    """Though the machine drifts by 25 %; all points slower are so many slower points."""
+    """The machine drifts by 25 % meanwhile."""
     found = compared(*in_turn(), how=against)
     assert (found.count("same"), found.has_regressions, found.threshold) == (12, False, 0.02)
     found = compared(*in_turn({ONE.id: 1.05}), how=against)
@@ -411,13 +401,12 @@ def test_points_that_took_no_turns_together_are_not_told_apart() -> None:
 
 
 def test_environments_differ_in_software_and_that_is_named() -> None:
-    """Never refused: it is what was asked about."""
+    """It is never refused: it is what was asked about."""
     before, after = in_turn()
     assert compared(before, _newer(after), how=against).differences[0] == "torch 2.6.0 → 2.7.0"
 
 
 def test_a_row_a_point_is_saved_of_two_environments(tmp_path: Path) -> None:
-    """The config's columns, both latencies, and one ratio."""
     save_against(compared(*in_turn(), how=against), tmp_path / "against.csv")
     table = pd.read_csv(tmp_path / "against.csv")
     assert len(table) == 12

@@ -45,7 +45,6 @@ def lines(found: Comparison, width: int = 80) -> list[str]:
 
 
 def test_the_summary_counts_and_tells_what_is_common(found: Comparison) -> None:
-    """All of it computed, and first of all that is printed."""
     first, common = summary(found)
     assert first == (
         "after (B) against before (A), 12 points: 2 slower, 0 faster, 8 same, 0 unclear, "
@@ -57,7 +56,6 @@ def test_the_summary_counts_and_tells_what_is_common(found: Comparison) -> None:
 
 
 def test_what_all_points_share_is_a_sentence() -> None:
-    """For each thread count, with its interval; and how to tell a slow machine from software."""
     change = r"\d\.\d % slower \(\d\.\d–[\d.]+ %\) on"
     told = f"Common to all points: {change} 1 thread; {change} 2 threads."
     first, common, hint = summary(compared(sweep(0), sweep(1, 1.08)))
@@ -68,7 +66,6 @@ def test_what_all_points_share_is_a_sentence() -> None:
 
 
 def test_reasons_are_notes_that_name_their_points(found: Comparison) -> None:
-    """A line a reason, below the table."""
     assert (
         f"Note: lost in B (failed: <img> | *memory*): {GONE.optimization}, batch 1 on 1, 2 threads."
         in notes(found)
@@ -97,7 +94,7 @@ def _long(record: Record, smt: bool) -> Record:
 
 @pytest.mark.parametrize("width", [80, 40])
 def test_the_longest_names_fit_into_80_columns(width: int) -> None:
-    """Nothing is cut, in a narrower terminal either; all columns are there."""
+    """Nothing is cut in a narrower terminal either."""
     sides = [
         [
             _long(r, smt=r.config.optimization == "script")
@@ -119,7 +116,6 @@ def test_the_longest_names_fit_into_80_columns(width: int) -> None:
 
 
 def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
-    """The words, the page and the figure still say so."""
     after = [
         factories.missing(config, simulated.ON, "failed", "no") for config in simulated.CONFIGS
     ]
@@ -132,7 +128,6 @@ def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
 
 
 def test_settings_have_tables_of_their_own() -> None:
-    """Two image sizes, two tables that say which."""
     sizes = [{"model": "resnet50", "image_size": size} for size in (64, 224)]
     records = [r for size in sizes for r in factories.small_records([1], **size)]
     found = compared(records, records)
@@ -142,7 +137,7 @@ def test_settings_have_tables_of_their_own() -> None:
 
 
 def test_the_markdown_is_one_table_with_a_row_a_point(found: Comparison) -> None:
-    """Every row as wide as the heading, other people's text made harmless."""
+    """Other people's text is made harmless."""
     table = [line for line in markdown(found).splitlines() if line.startswith("| ")]
     assert len(table) == 2 + 10
     assert len({line.count("|") for line in table}) == 1
@@ -151,7 +146,6 @@ def test_the_markdown_is_one_table_with_a_row_a_point(found: Comparison) -> None
 
 
 def test_it_is_saved_with_its_picture_and_its_data(found: Comparison, tmp_path: Path) -> None:
-    """To be put beside a report."""
     page = save(found, tmp_path / "new" / "folder")
     assert "](compare.png)" in page.read_text()
     table = pd.read_csv(page.with_suffix(".csv"))
@@ -161,7 +155,6 @@ def test_it_is_saved_with_its_picture_and_its_data(found: Comparison, tmp_path: 
 
 
 def test_the_figure_shows_what_each_point_is_judged_by(found: Comparison) -> None:
-    """With its interval, and none for what has no ratio."""
     axes = figure(found).axes[0]
     drawn = np.concatenate([line.get_xdata() for line in axes.lines if line.get_marker() in "<>ox"])
     expected = found.table["beyond"].dropna()
@@ -171,7 +164,6 @@ def test_the_figure_shows_what_each_point_is_judged_by(found: Comparison) -> Non
 
 
 def test_a_figure_of_thousands_stays_a_page(found: Comparison) -> None:
-    """Sorted by ratio, without a name for each."""
     table = pd.concat([found.table] * 200, ignore_index=True)
     many = replace(found)
     vars(many)["table"] = table

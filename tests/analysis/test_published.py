@@ -49,7 +49,6 @@ def with_ht(path: Path) -> Path:
 
 @pytest.mark.parametrize(("extra", "cell"), [("", ""), ("source,", "torch,"), ("ht,", "false,")])
 def test_the_variants_of_columns_read_alike(tmp_path: Path, extra: str, cell: str) -> None:
-    """With ht, with source, with neither."""
     _, rows = read_published(write(tmp_path / "a.csv", row(2, 4, extra=cell), extra=extra))
     assert cells(rows, "model", "optimization", "smt") == [("bert", "none", False)]
     assert cells(rows, "placement", "allocator", "cores") == [("sequential", "default", 2)]
@@ -57,7 +56,6 @@ def test_the_variants_of_columns_read_alike(tmp_path: Path, extra: str, cell: st
 
 
 def test_hyper_threads_share_cores(tmp_path: Path) -> None:
-    """And it says that it took two threads for a core."""
     imported, rows = read_published(with_ht(tmp_path / "a.csv"))
     assert set(cells(rows, "smt", "threads", "cores")) == {
         (False, 1, 1),
@@ -96,7 +94,6 @@ def test_exchanged_columns_are_noticed(tmp_path: Path) -> None:
 def test_a_damaged_row_is_named_by_line_and_nothing_is_imported(
     tmp_path: Path, damaged: str, complaint: str
 ) -> None:
-    """Not even the rows before it."""
     path = write(tmp_path / "a.csv", row(), damaged)
     with pytest.raises(RequestError, match="line 3") as error:
         import_published(path, tmp_path / "out")
@@ -116,14 +113,13 @@ def test_a_damaged_row_is_named_by_line_and_nothing_is_imported(
     ],
 )
 def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
-    """In one line."""
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(RequestError, match=complaint):
         read_published(tmp_path / "a.csv")
 
 
 def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path) -> None:
-    """A file that two runs appended to; the notes say so."""
+    """Two runs may have appended to one file; the notes say so."""
     path = write(tmp_path / "a.csv", row(), row(), row(times="8,13,20,0.0"))
     imported, rows = read_published(path)
     assert cells(rows, "latency_ms_min", "latency_ms_mean", "trials") == [(8, 12, 2)]
@@ -133,7 +129,6 @@ def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path
 
 
 def test_what_was_measured_unusually_is_kept_apart(tmp_path: Path) -> None:
-    """Other pinning is another placement, unpinned where there was none; words stay."""
     unpinned = row(name="resnet_manual_ipex").replace("numactl", "none")
     _, rows = read_published(write(tmp_path / "a.csv", unpinned))
     assert cells(rows, "model", "optimization") == [("resnet", "ipex")]
@@ -142,7 +137,6 @@ def test_what_was_measured_unusually_is_kept_apart(tmp_path: Path) -> None:
 
 
 def test_a_throughput_file_gives_means(tmp_path: Path) -> None:
-    """Batch size over throughput."""
     path = write(tmp_path / "a.csv", row(batch=4, times="8.0"), times="throughput")
     _, rows = read_published(path)
     assert cells(rows, "latency_ms_mean") == [(500,)]
@@ -153,7 +147,6 @@ def test_a_throughput_file_gives_means(tmp_path: Path) -> None:
 
 
 def test_the_results_table_marks_what_was_imported(tmp_path: Path) -> None:
-    """Means, no intervals, not coarse, and the file's name."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out", "Xeon")
     table = Results.load(tmp_path / "out").table
     assert len(table) == 8
@@ -165,7 +158,7 @@ def test_the_results_table_marks_what_was_imported(tmp_path: Path) -> None:
 
 
 def test_its_page_says_that_it_was_imported(tmp_path: Path) -> None:
-    """Figures as the published page names them; no word of records or intervals of medians."""
+    """Its figures have the names of the published page."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
     page = write_page(tmp_path / "out").read_text(encoding="utf-8")
     names = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
@@ -181,7 +174,6 @@ def test_its_page_says_that_it_was_imported(tmp_path: Path) -> None:
 
 
 def test_the_explorer_shows_it_among_the_sweeps(tmp_path: Path) -> None:
-    """As a sweep like any, until another is chosen."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "outputs" / "published")
     own = factories.save_sweep(tmp_path / "outputs" / "own", factories.small_records([1]))
     assert {path.name for path in sweeps(tmp_path / "outputs")} == {"published", "own"}
@@ -193,7 +185,7 @@ def test_the_explorer_shows_it_among_the_sweeps(tmp_path: Path) -> None:
 
 
 def test_it_is_shown_beside_ones_own_on_one_axis(tmp_path: Path, capsys) -> None:
-    """A sentence for each; of a sweep without that batch size, why there is no picture."""
+    """A sweep without that batch size has a sentence in place of a picture."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
     own = factories.save_sweep(tmp_path / "own", factories.small_records([1, 4, 16]))
     both = Results.load(own), Results.load(tmp_path / "out")
@@ -205,7 +197,6 @@ def test_it_is_shown_beside_ones_own_on_one_axis(tmp_path: Path, capsys) -> None
 
 
 def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: Path) -> None:
-    """Exit codes and one line for each refusal."""
     path, out = with_ht(tmp_path / "a.csv"), tmp_path / "out"
     code, told, _ = scalebench("import", path, "--out", out)
     assert code == 0
@@ -228,7 +219,6 @@ def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: P
 
 
 def test_a_damaged_import_is_named(tmp_path: Path) -> None:
-    """Like a damaged record: its table, or where it comes from."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
     (tmp_path / "out" / CSV).write_text("model,batch_size\nbert,four\n")
     with pytest.raises(ScalebenchError, match=f"{CSV} is damaged"):
@@ -239,14 +229,12 @@ def test_a_damaged_import_is_named(tmp_path: Path) -> None:
 
 
 def test_an_import_of_an_older_scalebench_is_to_be_made_anew(tmp_path: Path) -> None:
-    """In one line, with what to do."""
     (tmp_path / "imported.json").write_text("{}")
     with pytest.raises(RequestError, match="import its file again, with 'scalebench import'"):
         Results.load(tmp_path)
 
 
 def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """To the last digit, with ratios of means: they have no interval."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out", "NA")
     source, rows = read_published(tmp_path / "a.csv", "NA")
     results = Results.load(tmp_path / "out")
@@ -258,7 +246,6 @@ def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
-    """Through papermill: the figures of the import, then both sweeps on one axis."""
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
     own = factories.save_sweep(tmp_path / "own", factories.small_records([1]))
     asked = {"out": str(tmp_path / "out"), "beside": str(own)}
