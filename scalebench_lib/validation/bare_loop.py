@@ -46,7 +46,8 @@ class BareLoop:
         }
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, config, self._cpus))
+        served = (theirs, config, self._cpus)
+        self._process = context.Process(target=_serve, args=served, daemon=True)
         self._process.start()
         self.pid = self._process.pid or 0
         theirs.close()
