@@ -25,7 +25,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import next_trial
 
 PROJECT = Path(__file__).resolve().parent.parent
-"""The project's folder: the package is installed editable, the notebooks lie beside it."""
+"""The project's folder: the package is installed editable, the notebooks lie next to it."""
 
 OUTPUTS = PROJECT / "outputs"
 NOTEBOOKS = PROJECT / "notebooks"
@@ -45,7 +45,7 @@ _OFFLINE = """{% extends 'lab/index.html.j2' %}
 
 
 def is_interactive() -> bool:
-    """Whether there is somebody before the notebook: papermill forbids cells to ask for input."""
+    """Whether a person runs the notebook: papermill forbids cells to ask for input."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
 
@@ -115,7 +115,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def render(path: Path) -> Path:
-    """Scrub the executed notebook at `path`, and write it as a page beside it; return the page.
+    """Scrub the executed notebook at `path`, and write it as a page next to it; return the page.
 
     The page needs no network. Raises `RequestError` where there is no notebook.
     """

@@ -26,7 +26,7 @@ RUNNER = "SCALEBENCH_RUNNER"
 """The environment variable that names the runner's socket; without it a trial is alone."""
 
 TURN_S = 0.3
-"""Long beside a switch of processes, short beside the states of a machine, which last seconds."""
+"""Long against a switch of processes, short against a machine's states, which last seconds."""
 
 EndedBy = Literal["target_ci", "max_seconds", "interrupted"]
 """Why turns ended: the interval is narrow enough, the time is up, or the sweep was stopped."""

@@ -37,7 +37,7 @@ IMPORTS = (
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 _PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-"""What optimizations need beside torch, by the first word of their names."""
+"""What optimizations need besides torch, by the first word of their names."""
 
 _ANSWER_S = 120.0
 

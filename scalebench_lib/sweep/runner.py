@@ -188,8 +188,8 @@ class _Round:
     def _fill(self, block: Block) -> None:
         """Set up as many of the queue as fit, each with the base of its group.
 
-        Where memory does not hold a trial beside its base, it has the block for itself. Set-ups
-        take at most half of a time budget: without turns there is nothing to keep.
+        A trial that does not fit into memory together with its base has a block for itself.
+        Set-ups take at most half of a time budget: without turns there is nothing to keep.
         """
         half = (time.monotonic() + self.stop.deadline) / 2
         while self.queue and time.monotonic() <= half:
@@ -221,7 +221,7 @@ class _Round:
     def _room(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
         """Whether `wanted` can join: by memory, and by how long the block takes.
 
-        The first trial beside its base may take as long as it likes.
+        The first trial after its base may take as long as it likes.
         """
         group = wanted[-1].trial.config.group
         first = not any(one.again for one in wanted) and all(

@@ -25,7 +25,7 @@ from scalebench_lib.record import SCHEMA, Point, Record, Status, load_records, r
 SPEC = "sweep.yaml"
 
 TRIAL_S = 4.0
-"""Seconds of a trial beside its turns, until the first one has been seen."""
+"""Seconds of a trial outside its turns, until the first one has been seen."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +201,11 @@ class Pace:
         return pace
 
     def trial_s(self, trial: Trial) -> float:
-        """Seconds of `trial`: beside its turns, and in them."""
+        """Seconds of `trial`, at most."""
         return self.setup_s(trial) + self.turns_s(trial)
 
     def setup_s(self, trial: Trial) -> float:
-        """Seconds of `trial` beside its turns."""
+        """Seconds of `trial` outside its turns."""
         return _at(self.setups, trial.config.batch_size, unknown=TRIAL_S)
 
     def turns_s(self, trial: Trial) -> float:

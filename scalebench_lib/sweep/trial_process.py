@@ -37,7 +37,7 @@ _LOOK_S = 0.1
 
 
 class StoppedError(Exception):
-    """Somebody wants the sweep to end while a trial is being set up."""
+    """The sweep is to end while a trial is being set up."""
 
 
 class TrialProcess(NotebookRun):
