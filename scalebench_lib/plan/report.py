@@ -194,7 +194,7 @@ def _reservations(decision: Decision) -> Iterator[str]:
     """Yield what the prediction assumes, and where the verification does not count."""
     best, context = decision.best, decision.context
     if len(best.instances) > 1 and not best.measured_ms and context.slowdown is None:
-        tells = "--verify measures it" if context.record else "what was imported cannot tell"
+        tells = "--verify measures it" if context.record else "an import has no runs"
         yield f"instances are assumed not to slow each other down: {tells}"
     here = Software.here()
     measured_with = context.record.software if context.record else here

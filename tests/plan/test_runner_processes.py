@@ -7,14 +7,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scalebench_lib.allocators import LIBRARIES
+from scalebench_lib import allocators
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.plan import runner
 from scalebench_lib.plan.runner import Workers
 from scalebench_lib.plan.worker import WorkerSpec
 from tests.standins import STAND_IN, instances
-from tests.test_allocators import installed
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +51,10 @@ def test_instances_end_with_the_command_however_it_ends() -> None:
     code = (
         "import os, signal\n"
         "from tests.standins import instances\n"
-        "from tests.plan.test_runner_processes import SPEC, Workers\n"
-        "workers = Workers([SPEC])\n"
+        "from scalebench_lib.config import Config\n"
+        "from scalebench_lib.plan.runner import Workers\n"
+        "from scalebench_lib.plan.worker import WorkerSpec\n"
+        "workers = Workers([WorkerSpec(config=Config(model='bert-tiny'), cpus=(0,))])\n"
         "workers.answers(60)\n"
         "print(instances()[0].pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
@@ -75,10 +76,11 @@ def test_an_instance_is_started_with_its_allocator(monkeypatch) -> None:
     """A plan that was profiled with tcmalloc is run with it; where that is missing, it fails."""
     look = "import os, sys; sys.exit(os.environ['LD_PRELOAD'])"
     monkeypatch.setattr(runner, "_COMMAND", (sys.executable, "-c", look))
-    for name in installed():
-        spec = WorkerSpec(config=Config(allocator=name), cpus=(0,))
-        with Workers([spec]) as one, pytest.raises(MeasurementError, match=f"lib{name}"):
-            one.answers(30)
-    monkeypatch.setitem(LIBRARIES, "jemalloc", ("libnowhere.so.9",))
+    monkeypatch.setattr(allocators, "library", lambda name: f"/nowhere/lib{name}.so")
+    spec = WorkerSpec(config=Config(allocator="tcmalloc"), cpus=(0,))
+    with Workers([spec]) as one, pytest.raises(MeasurementError, match=r"/nowhere/libtcmalloc\.so"):
+        one.answers(30)
+    monkeypatch.undo()
+    monkeypatch.setitem(allocators.LIBRARIES, "jemalloc", ("libnowhere.so.9",))
     with pytest.raises(RequestError, match="'jemalloc' is not installed"):
         Workers([WorkerSpec(config=Config(allocator="jemalloc"), cpus=(0,))])
