@@ -23,8 +23,7 @@ from scalebench_lib.config import OPTIMIZATIONS, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
 from scalebench_lib.results import Imported
-from scalebench_lib.sweep.folder import in_flight
-from scalebench_lib.sweep.locks import lock_machine, require_free
+from scalebench_lib.sweep.locks import in_flight, lock_machine, require_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
 from scalebench_lib.text import parse_duration
 

@@ -12,8 +12,7 @@ import pytest
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import noise
 from scalebench_lib.record import load_records
-from scalebench_lib.sweep.folder import say_in_flight
-from scalebench_lib.sweep.locks import lock_folder
+from scalebench_lib.sweep.locks import lock_folder, say_in_flight
 from tests import simulated
 from tests.factories import machine, missing, save_sweep, small_records
 from tests.waiting import wait_until

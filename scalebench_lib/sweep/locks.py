@@ -30,6 +30,9 @@ _LOOK_S = 0.2
 _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
 
+_IN_FLIGHT = ".running.json"
+"""The file in which a running sweep says what it does now; removed like what a kill left."""
+
 _log = logging.getLogger("scalebench")
 
 
@@ -46,6 +49,25 @@ def require_free(out: Path) -> None:
     if (out / ".lock").exists():
         with lock_folder(out):
             pass
+
+
+def say_in_flight(out: Path, doing: str | None) -> None:
+    """Let `in_flight` tell that the sweep in folder `out` is `doing` this; None: no longer."""
+    with suppress(OSError):
+        if doing is None:
+            (out / _IN_FLIGHT).unlink(missing_ok=True)
+        else:
+            (out / _IN_FLIGHT).write_text(doing, encoding="utf-8")
+
+
+def in_flight(out: Path) -> str | None:
+    """What a sweep does in folder `out` now, in a line; None where none is running."""
+    try:
+        require_free(out)
+    except RequestError:
+        with suppress(OSError, ValueError):
+            return (out / _IN_FLIGHT).read_text(encoding="utf-8")
+    return None
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from scalebench_lib.config import Config
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import Record
-from scalebench_lib.sweep.folder import say_in_flight
 from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.locks import say_in_flight
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
 from scalebench_lib.text import format_duration, format_number, pluralize

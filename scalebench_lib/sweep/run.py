@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,25 +12,29 @@ from pathlib import Path
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import RequestError, ScalebenchError
-from scalebench_lib.files import DamagedError, set_aside, write_atomically
+from scalebench_lib.files import DamagedError, set_aside, unfinished, write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import Record, Status, load_records, next_trial
-from scalebench_lib.sweep.block import Process
-from scalebench_lib.sweep.folder import (
-    disk_errors_in_one_line,
-    remove_unfinished,
-    require_same,
-    say_in_flight,
-    usable_records,
+from scalebench_lib.record import (
+    SCHEMA,
+    Record,
+    Software,
+    Status,
+    load_records,
+    next_trial,
+    require_one_machine,
 )
+from scalebench_lib.results import FILE as IMPORTED
+from scalebench_lib.sweep.block import Process
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.locks import lock_folder, lock_machine
+from scalebench_lib.sweep.locks import lock_folder, lock_machine, say_in_flight
 from scalebench_lib.sweep.schedule import SPEC, Pace, Schedule
 from scalebench_lib.sweep.trial_process import TrialProcess
 
 Start = Callable[[Trial, Path, Kernels, float | None, Callable[[], bool]], Process]
 """Sets up a trial, as `TrialProcess.start`."""
+
+_HOSTS = {"one": "one machine", "each": "each of several hosts", "any": "any of several hosts"}
 
 
 @dataclass
@@ -80,8 +85,8 @@ class SweepRun:
     ) -> SweepRun:
         """As `prepare`, on `machine`, which has the allocators: that of `host`, if of several."""
         python = python or Interpreter.here()
-        records = [record for record in usable_records(sweep, out) if record.host_label == host]
-        require_same(sweep, machine, python.software, out, records)
+        records = [record for record in _usable_records(sweep, out) if record.host_label == host]
+        _require_same(sweep, machine, python.software, out, records)
         run = cls(sweep, machine, out, records, python, host=host)
         if retry_failed:
             run.retry = {record.config_id for record in records if record.status != "ok"}
@@ -107,10 +112,11 @@ class SweepRun:
 
         Raises `RequestError` where another one is there already, naming its process.
         """
-        with disk_errors_in_one_line(self.out):
+        with _disk_errors_in_one_line(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             with lock_folder(self.out), lock_machine(str(self.out), if_busy):
-                remove_unfinished(self.out)
+                for path in unfinished(self.out):
+                    path.unlink(missing_ok=True)
                 self.reload()
                 try:
                     yield
@@ -211,3 +217,66 @@ def prepare_pair(
     b = SweepRun.prepare(sweep, out / "b", retry_failed, python)
     a.other, b.other = b, a
     return a, b
+
+
+def _require_usable(out: Path) -> None:
+    if not str(out).isprintable():
+        raise RequestError(f"{str(out)!r} cannot be printed: choose another name for the folder")
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder: choose another place for the sweep")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"{folder} cannot be written: choose another place for the sweep")
+    if (out / IMPORTED).exists():
+        raise RequestError(f"{out} holds an imported sweep: choose a new folder to measure into")
+    strange = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
+    if strange and not (out / SPEC).exists() and not (out / "records").exists():
+        raise RequestError(f"{out} is full of other things: choose a new folder for the sweep")
+
+
+def _usable_records(sweep: Sweep, out: Path) -> list[Record]:
+    """The records in `out`, which may hold nothing else than this sweep (`RequestError`)."""
+    _require_usable(out)
+    records = load_records(out)
+    before = {"any" if r.any_host else "each" if r.host else "one" for r in records}
+    before |= {Sweep.load(out / SPEC).hosts} if (out / SPEC).exists() else set()
+    for hosts in before - {sweep.hosts}:
+        raise RequestError(f"{out} holds a sweep of {_HOSTS[hosts]}: use another folder")
+    if any(record.schema_version != SCHEMA for record in records):
+        raise RequestError(
+            f"{out} was measured by an older scalebench: 'scalebench report {out}' reads it, "
+            "measure into another folder"
+        )
+    return records
+
+
+def _require_same(
+    sweep: Sweep, machine: Machine, software: Software, out: Path, records: Sequence[Record]
+) -> None:
+    """Raise `RequestError` unless machine, software, model and weights are those of `records`."""
+    require_one_machine(records)
+    for record in records[:1]:
+        config = record.config
+        differing = [
+            f"{name} {theirs!r} against {mine!r}"
+            for name in ("model", "weights", "seed", "placement")
+            if (theirs := getattr(config, name)) != (mine := getattr(sweep, name))
+        ]
+        if other := record.machine.differs_from(machine):
+            differing.append(f"another machine ({other})")
+        if other := record.software.differs_from(software, config.allocator):
+            differing.append(f"other software ({other})")
+        if differing:
+            raise RequestError(f"{out} holds another sweep: {differing[0]}; use another folder")
+
+
+@contextmanager
+def _disk_errors_in_one_line(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a `ScalebenchError`."""
+    try:
+        yield
+    except OSError as error:
+        raise ScalebenchError(
+            f"stopped: cannot write to {out} ({error.strerror or error}); what is done is kept, "
+            "and the same command goes on when that is mended"
+        ) from None

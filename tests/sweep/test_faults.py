@@ -26,7 +26,7 @@ from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import Results
 from scalebench_lib.sweep import runner
-from scalebench_lib.sweep.folder import in_flight
+from scalebench_lib.sweep.locks import in_flight
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import sweep_schedules
 from tests.factories import machine, measured, save_sweep

@@ -11,7 +11,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
 from scalebench_lib.sweep import progress
 from scalebench_lib.sweep.block import Block
-from scalebench_lib.sweep.folder import in_flight
+from scalebench_lib.sweep.locks import in_flight
 from scalebench_lib.sweep.progress import announce, progress_shown, summary
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
