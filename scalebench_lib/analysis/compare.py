@@ -221,14 +221,10 @@ def compare(
     """
     if not 0 <= threshold < 1:
         raise RequestError(f"threshold: must be at least 0 and below 1, not {threshold:g}")
-    before, after = (_load(out, anyway) for out in (a, b))
-    if model_a or model_b:
-        before, after = _of_one_model(before, after, model_a, model_b)
-    _require_common_configs(a, b, before, after)
+    before, after = _load(a, b, anyway, model_a, model_b)
     changes, common = _changes(before, after, threshold)
-    found = Comparison(
-        a.resolve().name, b.resolve().name, before, after, threshold, changes, common
-    )
+    names = (a.resolve().name, b.resolve().name)
+    found = Comparison(*names, before, after, threshold, changes, common)
     if found.differences and not anyway:
         differences = "; ".join(found.differences)
         raise RequestError(f"{a} and {b} differ in {differences}: compare them with --anyway")
@@ -241,8 +237,7 @@ def against(a: Path, b: Path) -> Comparison:
     Ratios are paired turn by turn. Other software is what was asked about: it is named, and never
     refused. Raises `RequestError` where there is nothing to compare.
     """
-    before, after = (_load(out, any_machine=False) for out in (a, b))
-    _require_common_configs(a, b, before, after)
+    before, after = _load(a, b)
     changes = {key: Change(ratio, ratio) for key, ratio in twins(after, before).items()}
     names = (a.resolve().name, b.resolve().name)
     return Comparison(*names, before, after, THRESHOLD_AGAINST, changes)
@@ -254,11 +249,27 @@ def save_against(found: Comparison, path: Path) -> None:
     write_atomically(path, found.table.drop(columns=of_two_minutes).to_csv(index=False))
 
 
-def _load(out: Path, any_machine: bool) -> Results:
-    found = Results.load(out, any_machine)
-    if found.imported:
+def _load(
+    a: Path,
+    b: Path,
+    any_machine: bool = False,
+    model_a: str | None = None,
+    model_b: str | None = None,
+) -> tuple[Results, Results]:
+    """The results of both sides, which have configs in common; of one model where two are named."""
+    before, after = (Results.load(out, any_machine) for out in (a, b))
+    for out in [out for out, side in ((a, before), (b, after)) if side.imported]:
         raise RequestError(f"{out} is imported: published means cannot be compared point by point")
-    return found
+    if model_a or model_b:
+        before, after = _of_one_model(before, after, model_a, model_b)
+    if not _config_ids(before) & _config_ids(after):
+        models = [{record.config.model for record in side.records} for side in (before, after)]
+        hint = ": if a model lies in two folders, name both with --model-a and --model-b"
+        raise RequestError(
+            f"{a} and {b} have no config in common, so nothing can be compared"
+            f"{'' if models[0] & models[1] else hint}"
+        )
+    return before, after
 
 
 def _of_one_model(
@@ -286,17 +297,6 @@ def _of_model(side: Results, model: str, name: str) -> list[Record]:
 
 def _config_ids(side: Results) -> set[str]:
     return {record.config_id for record in side.records}
-
-
-def _require_common_configs(a: Path, b: Path, before: Results, after: Results) -> None:
-    if _config_ids(before) & _config_ids(after):
-        return
-    ours, theirs = ({record.config.model for record in side.records} for side in (before, after))
-    hint = ": if a model lies in two folders, name both with --model-a and --model-b"
-    raise RequestError(
-        f"{a} and {b} have no config in common, so nothing can be compared"
-        f"{'' if ours & theirs else hint}"
-    )
 
 
 def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
