@@ -20,7 +20,6 @@ from pydantic import Field
 from scalebench_lib.config import PositiveInt, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.notebook import parameters
 from scalebench_lib.plan.interference import Interference, Observation, slowdown
 from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import Plan, Planner, unbeaten
@@ -283,17 +282,6 @@ class Decision:
 def decide(out: Path, request: Request) -> Decision:
     """Return the best plan of the sweep in folder `out`, by `Context.decide`."""
     return Context.load(out, request).decide(request)
-
-
-def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Request]:
-    """Return the evidence in `out`, and the request by the parameters in a notebook's `namespace`.
-
-    Raises `RequestError` for an unknown parameter or a wrong value.
-    """
-    values = parameters(namespace)
-    asked = values.keys() - {"out", "verify", "max_seconds"}
-    request = Request.of(**{name: values[name] for name in asked})
-    return Context.load(out, request), request
 
 
 def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _: None) -> Decision:

@@ -1,14 +1,16 @@
-"""Controls for asking what to run; the picture of the cores follows."""
+"""The plan notebook's parameters, and controls for asking on; the picture of the cores follows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
 from scalebench_lib.errors import ScalebenchError
-from scalebench_lib.notebook import WIDGET, is_interactive
+from scalebench_lib.notebook import WIDGET, is_interactive, parameters
 from scalebench_lib.plan import figures
 from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.plan.report import sentences
@@ -16,6 +18,17 @@ from scalebench_lib.text import format_number
 from scalebench_lib.widgets import buttons, dropdown, slider
 
 FASTEST, MOST = "the fastest for a batch", "the most within a limit"
+
+
+def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Request]:
+    """Return the evidence in `out`, and the request by the parameters in a notebook's `namespace`.
+
+    Raises `RequestError` for an unknown parameter or a wrong value.
+    """
+    values = parameters(namespace)
+    asked = values.keys() - {"out", "verify", "max_seconds"}
+    request = Request.of(**{name: values[name] for name in asked})
+    return Context.load(out, request), request
 
 
 class PlanExplorer(widgets.VBox):  # type: ignore[misc]

@@ -10,8 +10,8 @@ import pytest
 
 from scalebench_lib.errors import RequestError
 from scalebench_lib.plan import figures
-from scalebench_lib.plan.decide import Context, Request, from_notebook
-from scalebench_lib.plan.explorer import MOST, PlanExplorer
+from scalebench_lib.plan.decide import Context, Request
+from scalebench_lib.plan.explorer import MOST, PlanExplorer, from_notebook
 from scalebench_lib.plan.interference import Interference
 from tests import factories
 from tests.plan.observed import observation
