@@ -213,10 +213,10 @@ def _tiled_random(seed: int) -> Iterator[None]:
             torch.mul(tile[start : start + part.numel()], scale, out=part)
         return target.add_(shift) if shift else target
 
-    def normal_(target: Tensor, mean: float = 0.0, std: float = 1.0, **_: Any) -> Tensor:
+    def normal_(target: Tensor, mean: float = 0, std: float = 1, generator: Any = None) -> Tensor:
         return fill(target, normal, mean, std)
 
-    def uniform_(target: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
+    def uniform_(target: Tensor, low: float = 0, high: float = 1, generator: Any = None) -> Tensor:
         return fill(target, uniform, low, high - low)
 
     with (

@@ -64,7 +64,7 @@ class ThreadTeam:
     @property
     def alive(self) -> bool:
         """Whether all threads still exist: OpenMP ends some when it needs fewer."""
-        return self.pinned and all((_TASKS / str(tid)).exists() for tid in self.tids)
+        return all((_TASKS / str(tid)).exists() for tid in self.tids)
 
     def pin(self) -> None:
         """Put each thread on its CPU."""
@@ -140,8 +140,7 @@ def pin_torch(cpus: Sequence[int], pinnable: bool) -> ThreadTeam:
     Raises `MeasurementError` if another number of threads computes.
     """
     torch.set_num_threads(len(cpus))
-    # torch deals out 32768 elements at a time
-    work = torch.ones(max(1 << 20, len(cpus) << 16))
+    work = torch.ones(max(1 << 20, len(cpus) << 16))  # dealt out 32768 elements at a time
     return pin_threads(cpus, pinnable, lambda: work.mul_(1.0), _BUSY)
 
 
@@ -177,7 +176,7 @@ def set_affinity(cpus: Iterable[int]) -> None:
 
 
 def thread_times() -> ThreadTimes:
-    """The `ThreadTimes` of this process so far; empty without ``/proc``.
+    """Return the `ThreadTimes` of this process so far; empty without ``/proc``.
 
     Raises `MeasurementError` if the kernel has ``/proc``, but no times of threads in it.
     """
@@ -205,7 +204,7 @@ def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
 def busy_between(
     before: ThreadTimes, after: ThreadTimes, share: float = _BUSY, least_ns: int = 0
 ) -> set[int]:
-    """The ids of the threads that computed between two `thread_times`.
+    """Return the ids of the threads that computed between two `thread_times`.
 
     Their CPU time is more than `least_ns`, and more than `share` of the busiest one's.
     """

@@ -192,15 +192,11 @@ def _point(taken: PointTurns, executor: Executor, machine: Machine, trial: Trial
 def _libraries() -> dict[str, str]:
     """What computes inside torch, in its own words, and which library serves malloc."""
     lines = [line.strip() for line in torch.__config__.parallel_info().splitlines()]
-    marks = {"blas": "Math Kernel", "dnn": "MKL-DNN", "openmp": "OpenMP 2"}
-    return {
-        **{
-            name: next((line for line in lines if mark in line), "unknown")
-            for name, mark in marks.items()
-        },
-        "malloc": allocators.library_of("malloc"),
-        "vector": torch.backends.cpu.get_cpu_capability(),
-    }
+    found = {}
+    for name, mark in {"blas": "Math Kernel", "dnn": "MKL-DNN", "openmp": "OpenMP 2"}.items():
+        found[name] = next((line for line in lines if mark in line), "unknown")
+    vector = torch.backends.cpu.get_cpu_capability()
+    return {**found, "malloc": allocators.library_of("malloc"), "vector": vector}
 
 
 @contextmanager
