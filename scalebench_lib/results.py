@@ -14,10 +14,9 @@ from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import ValidationError
 
 from scalebench_lib.config import AXES, Config, StrictModel, base_of
@@ -40,6 +39,9 @@ from scalebench_lib.stats import (
     ratio,
     unpaired,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes as long to import as all else: only where a table is made
 
 CSV, FILE = "results.csv", "source.json"
 """The table of a sweep; the source of an imported one."""
@@ -448,6 +450,8 @@ class Results:
     @cached_property
     def _rows(self) -> pd.DataFrame:
         """All columns, those of ``results.csv`` as well as those of `table`."""
+        import pandas as pd
+
         peaks = _peaks(self.records)
         rows = [
             {**_row(point, peaks), **self._ratios(key)} for key, point in self._compared.items()
@@ -511,6 +515,8 @@ def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
 
 
 def _published_rows(path: Path) -> Sequence[Row]:
+    import pandas as pd
+
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
         table = table[list(COLUMNS)].fillna({"item": ""})
