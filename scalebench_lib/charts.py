@@ -47,7 +47,7 @@ _FAINT = "#6e7681"
 
 def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
     """Return colour and marker of an optimization: for those that we know, the same everywhere."""
-    unknown = sorted(set(table["optimization"]) - set(OPTIMIZATIONS))
+    unknown = sorted(set(table["optimization"].unique()) - set(OPTIMIZATIONS))
     place = [*OPTIMIZATIONS, *unknown].index(optimization) % len(_COLOURS)
     return _COLOURS[place], _MARKERS[place]
 
@@ -128,7 +128,7 @@ class Marks:
         return bounded
 
 
-_NO_MARKS = Marks(*[np.empty(0)] * 4)
+_NO_MARKS = Marks(np.empty(0), np.empty(0), np.empty(0), np.empty(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,22 +214,43 @@ class Chart:
     """A figure as data: `lines`, `cells` or `dots`; `rows` are those of the table that it shows.
 
     `scale` is that of the y axis, `span` its least and largest value where they are not its own,
-    `doubling` says that x is read in powers of two. `caption` has a line for the source, one on
-    how to read it, and one for each config that is missing.
+    `doubling` says that x is read in powers of two. `source` says where and when it was measured,
+    `setting` with what, `missing` which configs were not; a `note` tells how to read it.
     """
 
     title: str
     x_label: str
     y_label: str
     unit: str
-    caption: Sequence[str]
     rows: pd.DataFrame
+    source: str = ""
+    setting: str = ""
+    missing: Sequence[str] = ()
+    note: str = ""
     lines: Sequence[Line] = ()
     cells: Cells | None = None
     dots: Sequence[Dots] = ()
     doubling: bool = False
     scale: Scale = "auto"
     span: tuple[float, float] | None = None
+
+    @property
+    def caption(self) -> list[str]:
+        """The lines under it: the source, how to read it, and what is missing."""
+        source = " · ".join(filter(None, [self.source, self.setting]))
+        left = len(self.missing) - _MAX_MISSING
+        more = [f"… and {left} more that failed or were skipped."] if left > 0 else []
+        how = self.note or " ".join(self._how_to_read())
+        return [source, *filter(None, [how]), *self.missing[:_MAX_MISSING], *more]
+
+    def _how_to_read(self) -> Iterator[str]:
+        if any(line.marks.bounded.any() for line in self.lines):
+            intervals = "Bands" if self.many else "Bars"
+            yield f"{intervals}: 95 % interval, of these rounds, where wider than the mark."
+        if any(line.coarse.any() for line in self.lines):
+            yield "Hollow marks: coarse, fewer than 6 turns."
+        if any(line.missing_at for line in self.lines):
+            yield "Crosses: failed or skipped."
 
     @property
     def many(self) -> bool:
@@ -288,24 +309,3 @@ def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
     lows, highs = zip(*(chart.reach for chart in charts), strict=True)
     scale: Scale = "log" if any(chart.log for chart in charts) else "linear"
     return [replace(chart, scale=scale, span=(min(lows), max(highs))) for chart in charts]
-
-
-def how_to_read(lines: Sequence[Line]) -> str:
-    """Say what marks and intervals mean, of those that `lines` have."""
-    many = max((line.marks.x.size for line in lines), default=0) > MANY_POINTS
-    said = []
-    if any(line.marks.bounded.any() for line in lines):
-        intervals = "Bands" if many else "Bars"
-        said.append(f"{intervals}: 95 % interval, of these rounds, where wider than the mark.")
-    if any(line.coarse.any() for line in lines):
-        said.append("Hollow marks: coarse, fewer than 6 turns.")
-    if any(len(line.missing_at) for line in lines):
-        said.append("Crosses: failed or skipped.")
-    return " ".join(said)
-
-
-def missing_notes(missing: Sequence[str]) -> list[str]:
-    """Return the first of `missing`, and a line that counts the others."""
-    left = len(missing) - _MAX_MISSING
-    more = [f"… and {left} more that failed or were skipped."] if left > 0 else []
-    return [*missing[:_MAX_MISSING], *more]

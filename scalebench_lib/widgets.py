@@ -63,6 +63,7 @@ def set_options(control: Any, options: Sequence[Any], default: Any = None) -> No
 def set_several(control: widgets.SelectMultiple, options: Sequence[tuple[str, Any]]) -> None:
     """Give `control` new options; those that were left out stay so, unless none would be chosen."""
     left_out = {value for _, value in control.options} - set(control.value)
+    control.value = ()  # the browser would look for what is chosen among the new options
     control.options, control.rows = options, min(len(options), _MOST_ROWS)
     every = [value for _, value in options]
     control.value = [value for value in every if value not in left_out] or every

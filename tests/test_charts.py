@@ -14,7 +14,7 @@ def chart(*values: float) -> Chart:
     x, unknown = np.arange(1.0, len(values) + 1), np.full(len(values), np.nan)
     marks = Marks(x, np.array(values), unknown, unknown)
     return Chart(
-        "title", "x", "y", "ms", [], pd.DataFrame(), [Line("line", "#000000", marks=marks)]
+        "title", "x", "y", "ms", pd.DataFrame(), lines=[Line("line", "#000000", marks=marks)]
     )
 
 

@@ -21,9 +21,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, NullLocator
-from matplotlib.transforms import Transform, offset_copy
+from matplotlib.transforms import offset_copy
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
@@ -154,7 +154,7 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         axes.plot(line.missing_at, floor, "x", zorder=5, gid="missing", **cross)
     figure = axes.figure
     labels = label_ends(axes, [_end(chart, line) for line in chart.lines])
-    widest = max(text.get_window_extent().width for text in labels) / figure.dpi
+    widest = max(Text.get_window_extent(label).width for label in labels) / figure.dpi
     figure.subplots_adjust(right=1 - (widest + 0.4) / WIDTH)
 
 
@@ -247,17 +247,12 @@ def spread(wanted: Sequence[float], pitch: float, low: float, high: float) -> li
     return [float(position) for position in placed]
 
 
-def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> list[Text]:
+def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> list[Annotation]:
     """Write `labels` right of `axes`, whose limits and size must be final."""
-    if not labels:
-        return []
     height_points = axes.get_window_extent().height / axes.figure.dpi * _POINTS_PER_INCH
     pitch = _PITCH_POINTS / height_points
     wanted = [_height_in_axes(axes, label) for label in labels]
     placed = spread(wanted, pitch, pitch / 2, 1 - pitch / 2)
-    for label, position in zip(labels, placed, strict=True):
-        if label.leader:
-            _leader(axes, label, position)
     return [_write(axes, label, at) for label, at in zip(labels, placed, strict=True)]
 
 
@@ -266,39 +261,23 @@ def _height_in_axes(axes: Axes, label: EndLabel) -> float:
     return float(axes.transAxes.inverted().transform(pixels)[1])
 
 
-def _write(axes: Axes, label: EndLabel, position: float) -> Text:
-    return axes.text(
-        1,
-        position,
+def _write(axes: Axes, label: EndLabel, position: float) -> Annotation:
+    """Write a label at a height, in fractions of the axes, with a line to its point."""
+    figure = axes.get_figure(root=True)
+    leader = {"arrowstyle": "-", "linewidth": 0.7, "color": label.colour, "alpha": 0.6}
+    leader |= {"shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
+    return axes.annotate(
         label.text,
-        transform=_beside(axes, _GAP_POINTS),
+        xy=(label.x, label.y),
+        xytext=(1, position),
+        textcoords=offset_copy(axes.transAxes, figure, x=_GAP_POINTS, units="points"),
+        arrowprops=leader if label.leader else None,
+        annotation_clip=False,
         color=label.colour,
         fontsize=_FONT_POINTS,
         verticalalignment="center",
         gid="end-label",
     )
-
-
-def _leader(axes: Axes, label: EndLabel, position: float) -> None:
-    axes.annotate(
-        "",
-        xy=(label.x, label.y),
-        xytext=(1, position),
-        textcoords=_beside(axes, _GAP_POINTS - 2),
-        arrowprops={
-            "arrowstyle": "-",
-            "linewidth": 0.7,
-            "color": label.colour,
-            "alpha": 0.6,
-            "shrinkA": 0,
-            "shrinkB": 3,
-        },
-        annotation_clip=False,
-    )
-
-
-def _beside(axes: Axes, points: float) -> Transform:
-    return offset_copy(axes.transAxes, axes.get_figure(root=True), x=points, units="points")
 
 
 def ink(colour: str) -> str:

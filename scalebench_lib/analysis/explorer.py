@@ -6,10 +6,9 @@ choose one of can be narrowed to some.
 
 from __future__ import annotations
 
-import io
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +20,6 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 from IPython.display import display
-from PIL import Image
 
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import CONTROLS, VIEWS, Choices, options, samples_table
@@ -62,6 +60,9 @@ _DPI = 100
 
 _FILTERS = ("model", *(name for name in CONTEXT if name != "machine"))
 """What one picture holds one of. A sweep is of one machine; others are laid beside it."""
+
+_SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
+"""What a view that does not choose one of can be narrowed to some of."""
 
 _BESIDE = {"flex": "1 1 34rem", "max_width": "840px", "min_width": "0"}
 """Of each picture: where there is room they stand side by side, else one under the other."""
@@ -119,7 +120,8 @@ def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Char
     if VIEWS[view].of_samples:
         rows = samples_table(results)
         rows = select(rows, **context)
-    return VIEWS[view].chart(rows, choices, results.source), choices
+    chart = VIEWS[view].chart(rows, choices)
+    return replace(chart, source=results.source), choices
 
 
 def save(out: Path, title: str, ending: str, content: bytes) -> Path:
@@ -134,21 +136,6 @@ def save(out: Path, title: str, ending: str, content: bytes) -> Path:
     path = next(path for path in paths if not path.exists())
     path.write_bytes(content)
     return path
-
-
-def stacked(pngs: Sequence[bytes]) -> bytes:
-    """Return PNG pictures as one, each under the one before."""
-    if len(pngs) == 1:
-        return pngs[0]
-    images = [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
-    size = max(image.width for image in images), sum(image.height for image in images)
-    whole, top = Image.new("RGB", size, "white"), 0
-    for image in images:
-        whole.paste(image, (0, top))
-        top += image.height
-    buffer = io.BytesIO()
-    whole.save(buffer, "png", optimize=True)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -192,14 +179,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.choices = {
             name: make(title) for (name, title), make in zip(CONTROLS.items(), makers, strict=True)
         }
-        self.some = {
-            name: several(title)
-            for name, title in (
-                ("batch_size", "Batch sizes"),
-                ("optimization", "Optimizations"),
-                ("smt", "SMT"),
-            )
-        }
+        self.some = {name: several(title) for name, title in _SOME.items()}
         self.reach = range_slider("Threads")
         self.scale = buttons("Scale", ["auto", "linear", "log"])
         self.save_picture = widgets.Button(description="Save picture (PNG)")
@@ -239,8 +219,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _choose_sweep(self) -> None:
         with self._quietly():
             others = [path for path in self._folders if path != self.sweep.value]
-            self.beside.options = [(path.name, path) for path in others]
-            self.beside.rows = min(len(others), 4)
+            set_several(self.beside, [(path.name, path) for path in others])
+            self.beside.value = ()
         try:
             self._load(self.sweep.value)
         except ScalebenchError as error:
@@ -294,8 +274,9 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         results, view = self._load(folder), VIEWS[self.view.value]
         several = f"{folder.name} · " if self.beside.value else ""
         rows = self._samples(folder) if view.of_samples else results.table
-        chart = view.chart(self._chosen(rows), self._choices(), f"{several}{results.source}")
-        return replace(chart, scale=self.scale.value) if self.scale.value != "auto" else chart
+        chart = view.chart(self._chosen(rows), self._choices())
+        scale = chart.scale if self.scale.value == "auto" else self.scale.value
+        return replace(chart, scale=scale, source=f"{several}{results.source}")
 
     def _choices(self) -> Choices:
         return Choices(**{name: control.value for name, control in self.choices.items()})
@@ -344,18 +325,17 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.save_picture.disabled = self.save_data.disabled = not shown
 
     def _save(self, ending: str) -> None:
-        named = [shown.chart.rows.assign(sweep=shown.name) for shown in self._shown]
-        content = self.png() if ending == ".png" else pd.concat(named).to_csv(index=False).encode()
+        data = pd.concat([shown.chart.rows.assign(sweep=shown.name) for shown in self._shown])
+        pictures = [image.value for image in self.pictures.children]
+        contents = pictures if ending == ".png" else [data.to_csv(index=False).encode()]
+        title = self._shown[0].chart.title
         try:
-            path = save(self.sweep.value, self._shown[0].chart.title, ending, content)
+            paths = [save(self.sweep.value, title, ending, content) for content in contents]
         except OSError as error:
             self.saved.value = _status(f"Not saved: {error}")
             return
-        self.saved.value = _status(f"Saved: {'/'.join(path.parts[-3:])}")
-
-    def png(self) -> bytes:
-        """Return all that is shown, in one picture."""
-        return stacked([image.value for image in self.pictures.children])
+        names = ", ".join("/".join(path.parts[-3:]) for path in paths)
+        self.saved.value = _status(f"Saved: {names}")
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Show the controls, with the picture for where they are dead; headless, it alone."""
@@ -364,7 +344,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             del data[WIDGET]
         data["text/plain"] = "; ".join(f"{one.name}: {one.chart.title}" for one in self._shown)
         if self._shown:
-            data["image/png"] = b64encode(self.png()).decode("ascii")
+            data["image/png"] = b64encode(self.picture.value).decode("ascii")
         return data, {"image/png": {"alt": data["text/plain"]}}
 
 

@@ -22,10 +22,7 @@ from scalebench_lib.analysis.tables import (
     MetricName,
     Values,
     best_threads,
-    by_values,
     config_label,
-    error_label,
-    errors_db,
     measured_only,
     missing_lines,
     model_title,
@@ -43,8 +40,6 @@ from scalebench_lib.charts import (
     Line,
     Marks,
     batch_colours,
-    how_to_read,
-    missing_notes,
     style_of,
 )
 from scalebench_lib.config import AXES, Config
@@ -84,25 +79,25 @@ class Choices:
         return pluralize(self.threads, "thread")
 
 
-def per_batch(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one batch size over cores: a line for each optimization and SMT."""
     chosen = select(rows, batch_size=choices.batch_size)
     found, metric = measured_only(chosen), METRICS[choices.metric]
     lines = _config_lines(rows, chosen, "cores", metric)
     title = f"{choices.metric}: batch size {choices.batch_size}, by cores"
-    return _chart(chosen, found, title, "cores", metric, lines, source)
+    return _chart(chosen, found, title, "cores", metric, lines)
 
 
-def per_optimization(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization over threads: a line for each batch size."""
     chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
     found, metric = measured_only(chosen), METRICS[choices.metric]
     title = f"{choices.metric}: {choices.config}, by threads"
     lines = _batch_lines(chosen, metric)
-    return _chart(chosen, found, title, "threads", metric, lines, source)
+    return _chart(chosen, found, title, "threads", metric, lines)
 
 
-def scaling(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over one thread by threads: a line for each batch size, and the ideal."""
     chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
     found = over_one_thread(measured_only(chosen)).dropna(subset="speedup")
@@ -111,18 +106,18 @@ def scaling(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> 
     counts = sorted(found["threads"].unique().tolist())
     lines = [Line.reference_of("ideal", counts, counts), *_batch_lines(found, _OVER_ONE_THREAD)]
     title = f"speed-up over 1 thread: {choices.config}"
-    return _chart(chosen, found, title, "threads", _OVER_ONE_THREAD, lines, source)
+    return _chart(chosen, found, title, "threads", _OVER_ONE_THREAD, lines)
 
 
-def by_batch_size(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric by batch size: a line for each optimization and SMT."""
     found, metric = _compared(measured_only(rows), choices), METRICS[choices.metric]
     lines = _config_lines(rows, _with_missing(found, rows), "batch_size", metric)
     title = f"{choices.metric} by batch size, {choices.at}"
-    return _chart(rows, found, title, "batch size", metric, lines, source)
+    return _chart(rows, found, title, "batch size", metric, lines)
 
 
-def speedup_over_eager(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over eager by batch size: a line for each optimization and SMT.
 
     The labels have the least SQNR of each line, in dB. Both sides are at the same thread count,
@@ -137,13 +132,13 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices, source: str | None 
     both = _with_missing(others, rows[~rows["is_base"]])
     lines = [
         Line.reference_of("eager", sizes, (1, 1)),
-        *_config_lines(rows, both, "batch_size", _OVER_EAGER, error_label),
+        *_config_lines(rows, both, "batch_size", _OVER_EAGER, errors=True),
     ]
     title = f"speed-up over eager by batch size, {choices.at}"
-    return _chart(rows, others, title, "batch size", _OVER_EAGER, lines, source)
+    return _chart(rows, others, title, "batch size", _OVER_EAGER, lines)
 
 
-def peak_share(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the share of the machine's peak by batch size, in percent.
 
     The peak is that of a large matrix product on as many threads, in the type that the
@@ -155,11 +150,11 @@ def peak_share(rows: pd.DataFrame, choices: Choices, source: str | None = None) 
     found = _compared(known, choices)
     lines = _config_lines(rows, _with_missing(found, rows), "batch_size", _PEAK_SHARE)
     title = f"share of this machine's peak in its own type, {choices.at}"
-    chart = _chart(rows, found, title, "batch size", _PEAK_SHARE, lines, source)
+    chart = _chart(rows, found, title, "batch size", _PEAK_SHARE, lines)
     return replace(chart, scale="linear")
 
 
-def heat_map(rows: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization by batch size and threads, a coloured cell each.
 
     A cross is a config that failed or was skipped, an empty cell was not asked for.
@@ -178,27 +173,30 @@ def heat_map(rows: pd.DataFrame, choices: Choices, source: str | None = None) ->
         x_label="threads",
         y_label="batch size",
         unit=metric.unit,
-        caption=_caption(chosen, source, f"{metric.axis}; colours on a log scale.{crosses}"),
         rows=found,
         cells=cells,
+        note=f"{metric.axis}; colours on a log scale.{crosses}",
+        **_captions(chosen),
     )
 
 
-def distribution(samples: pd.DataFrame, choices: Choices, source: str | None = None) -> Chart:
+def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
     """Return every pass of one batch size in ms, a column a point; outliers are crosses.
 
     `samples` is what `samples_table` gives.
     """
     chosen = select(samples, batch_size=choices.batch_size)
     chosen = select(chosen, optimization=choices.optimization, smt=choices.smt)
+    label = config_label(samples, choices.optimization, choices.smt)
+    colour, _ = style_of(samples, choices.optimization)
     dots = [
         Dots(
-            f"{config_label(samples, name, smt)}, {pluralize(threads, 'thread')}",
-            style_of(samples, name)[0],
+            f"{label}, {pluralize(threads, 'thread')}",
+            colour,
             part["latency_ms"].to_numpy(float),
             part["outlier"].to_numpy(bool),
         )
-        for (name, smt, threads), part in by_values(chosen, ["optimization", "smt", "threads"])
+        for threads, part in chosen.groupby("threads")
     ]
     many = f"{len(chosen):,} passes, {int(chosen['outlier'].sum()):,} of them outliers (crosses)"
     return Chart(
@@ -206,10 +204,11 @@ def distribution(samples: pd.DataFrame, choices: Choices, source: str | None = N
         x_label="",
         y_label="latency of a pass (ms)",
         unit="ms",
-        caption=_caption(chosen, source, f"{many}; bars: medians of all."),
         rows=chosen,
         dots=dots,
         scale="linear",
+        note=f"{many}; bars: medians of all.",
+        **_captions(chosen),
     )
 
 
@@ -270,7 +269,7 @@ def _with_missing(found: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _batch_lines(rows: pd.DataFrame, metric: Metric) -> Iterator[Line]:
-    for batch_size, part in by_values(rows, "batch_size"):
+    for batch_size, part in rows.groupby("batch_size"):
         light, dark = batch_colours(batch_size)
         line = _line(rows, part, "threads", metric, f"batch {batch_size}", (light, "o"))
         yield replace(line, dark=dark)
@@ -281,11 +280,13 @@ def _config_lines(
     rows: pd.DataFrame,
     x: str,
     metric: Metric,
-    more: Callable[[pd.DataFrame], str] = lambda part: "",
+    errors: bool = False,
 ) -> Iterator[Line]:
-    """Yield a line for each config of `rows`, in the styles of `table`; `more` ends its label."""
-    for (name, smt), part in by_values(rows, ["optimization", "smt"]):
-        label = config_label(rows, name, smt) + more(part)
+    """Yield a line for each config of `rows`, in the styles of `table`."""
+    for (name, smt), part in rows.groupby(["optimization", "smt"]):
+        least_db = part["sqnr_db"].astype(float).min()
+        error = f" · {least_db:.0f} dB" if errors and np.isfinite(least_db) else ""
+        label = config_label(rows, name, smt) + error
         yield _line(rows, part, x, metric, label, style_of(table, name))
 
 
@@ -317,30 +318,27 @@ def _line(
 
 def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: Metric) -> Marks:
     """Return the points of `found` at their `x`; names have SMT in them if `rows` have it on."""
-    several_smt = bool(rows["smt"].any())
-    hows = found["speedup_paired"] if metric.ratio else [None] * len(found)
-    points = found.assign(sqnr=errors_db(found), how=hows).itertuples()
-    names, details = zip(*((_name(p, several_smt), _detail(p)) for p in points), strict=True)
+    smt = {value: config_label(rows, "", value) for value in (False, True)}
+    points = list(found.itertuples())
+    names = [
+        f"{p.optimization}{smt[p.smt]}, batch {p.batch_size}, {pluralize(p.threads, 'thread')}"
+        for p in points
+    ]
+    details = [", ".join(_details(point, metric.ratio)) for point in points]
     return Marks(found[x].to_numpy(float), *metric.of(found), names, details)
 
 
-def _name(point: Any, several_smt: bool) -> str:
-    smt = f", SMT {'on' if point.smt else 'off'}" if several_smt else ""
-    threads = pluralize(point.threads, "thread")
-    return f"{point.optimization}{smt}, batch {point.batch_size}, {threads}"
-
-
-def _detail(point: Any) -> str:
-    known = [
-        point.how,
-        pluralize(point.samples, "sample") if pd.notna(point.samples) else None,
-        pluralize(point.outliers, "outlier")
-        if pd.notna(point.outliers) and point.outliers
-        else None,
-        "coarse" if point.coarse else None,
-        f"SQNR {format_number(point.sqnr)} dB" if pd.notna(point.sqnr) else None,
-    ]
-    return ", ".join(filter(None, known))
+def _details(point: Any, ratio: bool) -> Iterator[str]:
+    if ratio:
+        yield point.speedup_paired
+    if pd.notna(point.samples):  # a published mean has none
+        yield pluralize(point.samples, "sample")
+        if point.outliers:
+            yield pluralize(point.outliers, "outlier")
+    if point.coarse:
+        yield "coarse"
+    if pd.notna(point.sqnr_db):
+        yield f"SQNR {format_number(point.sqnr_db)} dB"
 
 
 def _chart(
@@ -350,20 +348,18 @@ def _chart(
     x_label: str,
     metric: Metric,
     lines: Iterable[Line],
-    source: str | None,
 ) -> Chart:
     """Return a chart of `lines`, which show what was `found` among the `chosen` rows."""
-    drawn = list(lines)
     how = pairing_label(found["speedup_paired"].dropna()) if metric.ratio else ""
     return Chart(
         title=f"{_model(chosen)} {title}",
         x_label=x_label,
         y_label=metric.axis,
         unit=metric.unit,
-        caption=_caption(chosen, source, how_to_read(drawn), f"ratios: {how}" if how else ""),
         rows=found,
-        lines=drawn,
+        lines=list(lines),
         doubling=x_label == "batch size",
+        **_captions(chosen, f"ratios: {how}" if how else ""),
     )
 
 
@@ -371,24 +367,22 @@ def _model(rows: pd.DataFrame) -> str:
     return model_title(only_value(rows, "model"))
 
 
-def _caption(rows: pd.DataFrame, source: str | None, how: str, ratios: str = "") -> list[str]:
-    """Return the lines under a chart: where from, how to read it, and what is missing."""
-    where = " · ".join(filter(None, [source_label(rows, source), ratios]))
-    return [where, *filter(None, [how]), *missing_notes(missing_lines(rows))]
-
-
-def source_label(rows: pd.DataFrame, source: str | None) -> str:
-    """Say where it was measured, with what: ``Machine · 2025-03-01 · 16 tokens · …``."""
+def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
+    """Return the fields of a chart that say where it is from, with what, and what is missing."""
     allocator = only_value(rows, "allocator")
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
-    where = [
-        source or only_value(rows, "machine"),
+    setting = [
         rows["item"].iloc[0],  # an imported file may not tell
         f"{only_value(rows, 'placement')} placement",
         "" if allocator == "default" else f"allocator {allocator}",
         "" if pinned else "NOT PINNED: threads could move between CPUs",
+        *more,
     ]
-    return " · ".join(filter(None, where))
+    return {
+        "source": only_value(rows, "machine"),
+        "setting": " · ".join(filter(None, setting)),
+        "missing": missing_lines(rows),
+    }
 
 
 @dataclass(frozen=True)
@@ -400,7 +394,7 @@ class View:
 
     title: str
     controls: tuple[str, ...]
-    chart: Callable[[pd.DataFrame, Choices, str | None], Chart]
+    chart: Callable[[pd.DataFrame, Choices], Chart]
     sentence: Callable[[Results, Chart, Choices], str]
     needs: Callable[[pd.DataFrame], bool] = lambda rows: True
 
@@ -463,6 +457,11 @@ VIEWS: dict[str, View] = {
     ),
 }
 """The first that a sweep can have is shown first."""
+
+
+def views_of(rows: pd.DataFrame) -> dict[str, View]:
+    """Return the views that `rows` (points) can have."""
+    return {name: view for name, view in VIEWS.items() if view.needs(rows)}
 
 
 CONTROLS = {

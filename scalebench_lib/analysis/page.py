@@ -14,9 +14,10 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scalebench_lib.analysis.draw import draw
-from scalebench_lib.analysis.figures import CONTROLS, VIEWS, Choices, options, samples_table
+from scalebench_lib.analysis.figures import (
+    CONTROLS,
+    VIEWS,
+    Choices,
+    View,
+    options,
+    samples_table,
+    views_of,
+)
 from scalebench_lib.analysis.findings import best_points, findings
 from scalebench_lib.analysis.tables import (
-    ALL,
     CONTEXT,
     EAGER,
     METRICS,
@@ -44,7 +52,7 @@ from scalebench_lib.analysis.tables import (
     values_of,
     varying_context,
 )
-from scalebench_lib.charts import Axis, Chart, Marks, plain
+from scalebench_lib.charts import Axis, Chart, Dots, Marks, plain
 from scalebench_lib.config import AXES, DEFAULTS, slug
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.errors import RequestError
@@ -60,10 +68,8 @@ _OURS = re.compile(r".+-((latency|throughput)-.+|(peak|speedup)(-.+)?)\.png")
 """Figures that a report wrote; other pictures in the folder are somebody's own."""
 
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "web/draw.js", "web/page.js")
-_SETTINGS = {
-    "model": "Model",
-    "machine": "Machine",
-    **{name: AXES[name].title for name in CONTEXT if name in AXES},
+_SETTINGS = {"model": "Model", "machine": "Machine"} | {
+    name: AXES[name].title for name in CONTEXT if name in AXES
 }
 _FILTERS = ("optimization", "batch_size", "threads", "status")
 _COLUMNS = {
@@ -95,21 +101,37 @@ _DISTURBED = {
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A place on the page: the figure `name`.png, or why there is none.
+    """A place on the page: the figure `name`.png of a view and choices, or why there is none.
 
-    `alt` is its alternative text, `short` its name within its `group` under a `heading`; `rows`
-    are all that it shows. `context` and `choices` of a `view` make its chart.
+    `words` tell it apart in its alternative text, `rows` are all that it shows.
     """
 
     name: str
-    alt: str
-    short: str
-    heading: str
-    group: str
+    words: tuple[str, ...]
     rows: pd.DataFrame
     context: dict[str, Any]
     view: str
     choices: Choices
+
+    @property
+    def alt(self) -> str:
+        """Its alternative text."""
+        return " ".join([model_title(self.context["model"]), *self.words])
+
+    @property
+    def short(self) -> str:
+        """Its name within its group."""
+        return " ".join(self.words[1:])
+
+    @property
+    def heading(self) -> str:
+        """The part of the page in which it stands."""
+        return f"{self.choices.metric.title()} ({self.context['placement'].title()})"
+
+    @property
+    def group(self) -> str:
+        """The figures among which it stands there."""
+        return f"{self.choices.metric.title()} Per {self.view.title()}"
 
     @property
     def key(self) -> str:
@@ -123,11 +145,6 @@ class FigureSpec:
             return None
         return f"{self.alt}: not measured. {'; '.join(missing_lines(self.rows))}."
 
-    @property
-    def source(self) -> str:
-        """The picture's path, from the page."""
-        return f"figures/{self.name}.png"
-
 
 def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
     """Return all specs of `table` in the order of the page: metric, batches, optimizations."""
@@ -137,8 +154,28 @@ def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
         for metric in METRICS
         for specs in (_batch_specs, _optimization_specs)
         for context, rows in by_context(table[table["placement"] == placement])
-        for spec in specs(rows, metric, context, _suffixes(table, context))
+        for spec in specs(table, context, rows, metric)
     ]
+
+
+def _batch_specs(
+    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: MetricName
+) -> Iterator[FigureSpec]:
+    for size, part in rows.groupby("batch_size"):
+        words, name = (metric.title(), f"BS={size}"), f"{metric}-{size}"
+        yield _spec(table, context, part, words, name, "batch", Choices(metric, size))
+
+
+def _optimization_specs(
+    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: MetricName
+) -> Iterator[FigureSpec]:
+    shown = shown_optimizations(rows)
+    for optimization in shown:
+        several = [f"Opt={optimization}"] if len(shown) > 1 else []
+        for smt, part in rows[rows["optimization"] == optimization].groupby("smt"):
+            words, name = (metric.title(), *several, f"HT={smt}"), f"{metric}-{optimization}-{smt}"
+            choices = Choices(metric, optimization=optimization, smt=bool(smt))
+            yield _spec(table, context, part, words, name, "optimization", choices)
 
 
 def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
@@ -148,94 +185,31 @@ def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
     """
     table = allocators_as_optimizations(table)
     for context, rows in by_context(table):
-        suffixes = _suffixes(table, context)
         if over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
-            yield _overview("eager", "Speed-up", rows, context, suffixes)
-        if rows["peak_fraction"].notna().any():
-            yield _overview("peak", "Peak", rows, context, suffixes)
-
-
-def _overview(
-    view: str, title: str, rows: pd.DataFrame, context: dict[str, Any], suffixes: list[str]
-) -> FigureSpec:
-    return FigureSpec(
-        name=_file_name(context["model"], title.lower().replace("-", ""), *suffixes),
-        alt=" ".join([model_title(context["model"]), title, *suffixes]),
-        short=title,
-        heading="",
-        group="",
-        rows=rows,
-        context=context,
-        view=view,
-        choices=Choices(),
-    )
-
-
-def _batch_specs(
-    rows: pd.DataFrame, metric: MetricName, context: dict[str, Any], suffixes: list[str]
-) -> Iterator[FigureSpec]:
-    for size in values_of(rows, "batch_size"):
-        chosen = rows[rows["batch_size"] == size]
-        choices = Choices(metric, batch_size=size)
-        names = [f"BS={size}"], [str(size)], [str(size)]
-        yield _spec("batch", chosen, context, choices, suffixes, *names)
-
-
-def _optimization_specs(
-    rows: pd.DataFrame, metric: MetricName, context: dict[str, Any], suffixes: list[str]
-) -> Iterator[FigureSpec]:
-    shown = shown_optimizations(rows)
-    for optimization, smt in product(shown, (False, True)):
-        chosen = rows[(rows["optimization"] == optimization) & (rows["smt"] == smt)]
-        if len(chosen):
-            of_several = [f"Opt={optimization}"] if len(shown) > 1 else []
-            choices = Choices(metric, optimization=optimization, smt=smt)
-            names = (
-                [*of_several, f"HT={smt}"],
-                [optimization, f"HT={smt}"],
-                [optimization, str(smt)],
-            )
-            yield _spec("optimization", chosen, context, choices, suffixes, *names)
+            yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
+        if VIEWS["peak"].needs(rows):
+            yield _spec(table, context, rows, ("Peak",), "peak", "peak", Choices())
 
 
 def _spec(
-    view: str,
-    rows: pd.DataFrame,
+    table: pd.DataFrame,
     context: dict[str, Any],
+    rows: pd.DataFrame,
+    words: tuple[str, ...],
+    name: str,
+    view: str,
     choices: Choices,
-    suffixes: list[str],
-    alt: list[str],
-    short: list[str],
-    name: list[str],
 ) -> FigureSpec:
-    model, metric = context["model"], choices.metric
-    title = metric.title()
-    return FigureSpec(
-        name=_file_name(model, metric, *name, *suffixes),
-        alt=" ".join([model_title(model), title, *alt, *suffixes]),
-        short=" ".join([*short, *suffixes]),
-        heading=f"{title} ({context['placement'].title()})",
-        group=f"{title} Per {view.title()}",
-        rows=rows,
-        context=context,
-        view=view,
-        choices=choices,
-    )
-
-
-def _suffixes(table: pd.DataFrame, context: dict[str, Any]) -> list[str]:
-    """Tell `context` from the page's others; what is the default needs no word."""
-    begins = {name: axis.suffix for name, axis in AXES.items() if axis.splits} | {"machine": ""}
-    return [
-        f"{begin}{context[name]}"
-        for name, begin in begins.items()
-        if len(table[name].unique()) > 1 and context[name] != DEFAULTS.get(name)
+    """Return a spec; suffixes tell its context from the others of `table`."""
+    begins = {column: axis.suffix for column, axis in AXES.items() if axis.splits}
+    suffixes = [
+        f"{begin}{context[column]}"
+        for column, begin in {**begins, "machine": ""}.items()
+        if len(table[column].unique()) > 1 and context[column] != DEFAULTS.get(column)
     ]
-
-
-def _file_name(model: str, *words: str) -> str:
-    """Return a file's name; a model from elsewhere may hold a slash."""
-    return re.sub(r"[^\w.-]+", "_", "-".join([slug(model), *words]))
+    parts = "-".join([slug(context["model"]), name, *suffixes])
+    file = re.sub(r"[^\w.-]+", "_", parts)  # a model from elsewhere may hold a slash
+    return FigureSpec(file, (*words, *suffixes), rows, context, view, choices)
 
 
 def chart_key(context: dict[str, Any], view: str, choices: Choices) -> str:
@@ -250,44 +224,42 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
     In place of a chart that cannot be made there is the reason.
     """
     contexts, charts = [], dict[str, Chart | str]()
-    tables = [(results.table, samples_table(results))]
-    if len(results.table["allocator"].unique()) > 1:
-        tables += [tuple(map(allocators_as_optimizations, tables[0]))]
+    points, passes = results.table, samples_table(results)
+    tables = [(points, passes)]
+    if len(points["allocator"].unique()) > 1:
+        tables.append((allocators_as_optimizations(points), allocators_as_optimizations(passes)))
     for table, samples in tables:
-        passes = {str(context): rows for context, rows in by_context(samples)}
+        samples_of = {str(context): rows for context, rows in by_context(samples)}
         for context, rows in by_context(table):
-            offered, names = options(rows), [n for n, view in VIEWS.items() if view.needs(rows)]
-            contexts.append(
-                {
-                    "values": {name: str(value) for name, value in context.items()},
-                    "options": {
-                        name: [(text, str(value)) for text, value in each]
-                        for name, each in offered.items()
-                    }
-                    | {"view": [(VIEWS[name].title, name) for name in names]},
-                    "shown": shown_optimizations(rows)[0],
-                }
-            )
-            for name, choices in _every_choice(names, offered):
-                shown = passes[str(context)] if VIEWS[name].of_samples else rows
-                chart = _chart_or_reason(name, shown, choices, results.source)
-                charts[chart_key(context, name, choices)] = chart
+            contexts.append(_context_data(context, rows))
+            for name, view in views_of(rows).items():
+                shown = samples_of[str(context)] if view.of_samples else rows
+                for choices in _every_choice(rows, view):
+                    key = chart_key(context, name, choices)
+                    charts[key] = _chart_or_reason(view, shown, choices, results.source)
     return contexts, charts
 
 
-def _every_choice(
-    views: Iterable[str], offered: dict[str, list[tuple[str, Any]]]
-) -> Iterator[tuple[str, Choices]]:
-    for name in views:
-        controls = VIEWS[name].controls
-        for chosen in product(*(offered[control] for control in controls)):
-            values = (value for _, value in chosen)
-            yield name, Choices(**dict(zip(controls, values, strict=True)))
+def _context_data(context: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what the page's controls offer in a context: names, and values as in `chart_key`."""
+    offered = {name: [(text, str(v)) for text, v in each] for name, each in options(rows).items()}
+    return {
+        "values": {name: str(value) for name, value in context.items()},
+        "options": offered | {"view": [(v.title, name) for name, v in views_of(rows).items()]},
+        "shown": shown_optimizations(rows)[0],
+    }
 
 
-def _chart_or_reason(name: str, rows: pd.DataFrame, choices: Choices, source: str) -> Chart | str:
+def _every_choice(rows: pd.DataFrame, view: View) -> Iterator[Choices]:
+    offered = options(rows)
+    for chosen in product(*(offered[name] for name in view.controls)):
+        values = (value for _, value in chosen)
+        yield Choices(**dict(zip(view.controls, values, strict=True)))
+
+
+def _chart_or_reason(view: View, rows: pd.DataFrame, choices: Choices, source: str) -> Chart | str:
     try:
-        return VIEWS[name].chart(rows, choices, source)
+        return replace(view.chart(rows, choices), source=source)
     except RequestError as error:
         return f"{str(error)[0].upper()}{str(error)[1:]}."
 
@@ -302,22 +274,19 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
     write_atomically(out / "results.csv", results.csv.to_csv(index=False))
     contexts, charts = every_chart(results)
     specs, over = figure_specs(results.table), list(overviews(results.table))
+    drawn = {f"{spec.name}.png": charts[spec.key] for spec in (*specs, *over) if not spec.missing}
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
-    drawn = {spec.name for spec in (*specs, *over) if not spec.missing}
-    for spec in (*specs, *over):
-        if spec.name in drawn:
-            _replace(figures / f"{spec.name}.png", draw(charts[spec.key]).png())
-    context = {
-        **_context(results, specs, over),
-        **_live(results.table, {"contexts": contexts, "charts": charts}),
-    }
+    for name, chart in drawn.items():
+        if isinstance(chart, Chart):
+            _replace(figures / name, draw(chart).png())
+    context = _context(results, specs, over) | _live(results.table, contexts, charts)
     page = _TEMPLATES.get_template("index.html.j2").render(context)
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
     write_atomically(out / "index.html", page)
     for path in figures.glob("*.png"):
-        if path.stem not in drawn and _OURS.fullmatch(path.name):
+        if path.name not in drawn and _OURS.fullmatch(path.name):
             path.unlink()
     return out / "index.html"
 
@@ -329,10 +298,11 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) -> dict[str, Any]:
+    """Return what the templates tell of the sweep and its figures."""
     table = results.table
     return {
         "title": ", ".join(model_title(model) for model in sorted(table["model"].unique())),
-        "measured": results,
+        "results": results,
         "findings": findings(results),
         "disturbances": disturbances(results.records),
         "best": list(_best_tables(results)),
@@ -342,18 +312,12 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
         "outliers": int(table["outliers"].sum()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": {
-            heading: {group: list(shown) for group, shown in groupby(some, lambda s: s.group)}
-            for heading, some in groupby(specs, lambda spec: spec.heading)
+            heading: {group: list(some) for group, some in groupby(part, attrgetter("group"))}
+            for heading, part in groupby(specs, attrgetter("heading"))
         },
         "overviews": over,
         "provenance": _provenance(results),
     }
-
-
-def _value_label(name: str, value: Any) -> str:
-    if value == ALL:
-        return "all, beside each other"
-    return model_title(value) if name == "model" else str(value)
 
 
 def _best_tables(results: Results) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
@@ -393,71 +357,66 @@ def _pairs(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _live(table: pd.DataFrame, data: dict[str, Any]) -> dict[str, Any]:
+def _live(
+    table: pd.DataFrame, contexts: list[dict[str, Any]], charts: dict[str, Chart | str]
+) -> dict[str, Any]:
     """Return what makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     some = {name: title for name, title in _DISTURBED.items() if (table[name] > 0).any()}
     columns = {name: _SETTINGS[name] for name in varying_context(table)} | _COLUMNS | some
+    rows = table[list(columns)].astype(object).where(table.notna(), None).to_numpy().tolist()
     return {
         "css": _trusted(_read("web/page.css")),
         "script": _trusted(script),
         "script_hash": b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        "data": as_json(payload(**data)),
-        "settings": {
-            name: (title, [(_value_label(name, value), value) for value in values_of(table, name)])
-            for name, title in _SETTINGS.items()
-        },
+        "data": as_json(payload(contexts, charts)),
+        "settings": {name: (title, values_of(table, name)) for name, title in _SETTINGS.items()},
         "controls": CONTROLS,
         "columns": columns,
         "filters": {name: values_of(table, name) for name in _FILTERS},
         "words": [name for name in columns if table[name].dtype == object],
-        "points": _cells(table[list(columns)]),
+        "points": [[(_compact(value), _text(value)) for value in row] for row in rows],
     }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> dict[str, Any]:
     """Return all charts for the browser; texts that many points share are there once."""
     texts = dict[str, int]()
-    drawn = [chart for chart in charts.values() if isinstance(chart, Chart)]
-    thin = -(-sum(len(dots.passes) for chart in drawn for dots in chart.dots) // MOST_SAMPLES)
+    drawn = {key: chart for key, chart in charts.items() if isinstance(chart, Chart)}
+    passes = sum(len(dots.passes) for chart in drawn.values() for dots in chart.dots)
+    thin = -(-passes // MOST_SAMPLES)
+    data = {key: _compact(_chart_data(chart, texts, thin)) for key, chart in drawn.items()}
+    controls = {name: view.controls for name, view in VIEWS.items()}
     return {
         "contexts": contexts,
-        "controls": {name: view.controls for name, view in VIEWS.items()},
-        "charts": {
-            key: chart if isinstance(chart, str) else _compact(_chart_data(chart, texts, thin))
-            for key, chart in charts.items()
-        },
+        "controls": controls,
+        "charts": charts | data,
         "texts": list(texts),
     }
 
 
 def _chart_data(chart: Chart, texts: dict[str, int], thin: int) -> dict[str, Any]:
-    names = ("title", "alt", "caption", "unit", "many", "log")
+    names = ("title", "alt", "caption", "unit", "many", "log", "x_label", "y_label")
     data: dict[str, Any] = {name: getattr(chart, name) for name in names}
     if cells := chart.cells:
-        own = {
-            name: getattr(cells, name)
-            for name in ("columns", "rows", "row", "missing", "colours", "shades")
-        }
-        labels = {"x_label": chart.x_label, "y_label": chart.y_label}
-        return data | labels | {"cells": own | _marks_data(cells.marks, texts)}
-    data["y"] = [_axis_data(replace(chart, scale=scale).y) for scale in ("linear", "log")]
+        names = ("columns", "rows", "row", "missing", "colours", "shades")
+        own = {name: getattr(cells, name) for name in names}
+        return data | {"cells": own | _marks_data(cells.marks, texts)}
     if chart.lines:
         data["x"] = _axis_data(chart.x)
-    data["lines"] = [vars(line) | _marks_data(line.marks, texts) for line in chart.lines]
-    data["dots"] = [
-        {
-            "label": dots.label,
-            "colour": dots.colour,
-            "passes": dots.passes[::thin],
-            "outlier": dots.outlier[::thin],
-            "median": np.median(dots.passes),
-            "values": [format_number(np.median(dots.passes))],
-            "details": dots.detail,
-        }
-        for dots in chart.dots
-    ]
-    return data
+    return data | {
+        "y": [_axis_data(replace(chart, scale=scale).y) for scale in ("linear", "log")],
+        "lines": [vars(line) | _marks_data(line.marks, texts) for line in chart.lines],
+        "dots": [_dots_data(dots, texts, thin) for dots in chart.dots],
+    }
 
 
 def _axis_data(axis: Axis) -> dict[str, Any]:
@@ -466,17 +425,27 @@ def _axis_data(axis: Axis) -> dict[str, Any]:
 
 def _marks_data(marks: Marks, texts: dict[str, int]) -> dict[str, Any]:
     """Return the points with their numbers in words, so that all are written alike."""
-    bounds = zip(marks.low, marks.high, marks.bounded, strict=True)
+    bounds = zip(marks.low, marks.high, strict=True)
+    intervals = [f"{format_number(low)} – {format_number(high)}" for low, high in bounds]
     return {
         "marks": None,
         **{name: getattr(marks, name) for name in ("x", "y", "low", "high")},
         "values": [format_number(value) for value in marks.y],
-        "intervals": [
-            f"{format_number(low)} – {format_number(high)}" if bounded else ""
-            for low, high, bounded in bounds
-        ],
+        "intervals": np.where(marks.bounded, intervals, "").tolist(),
         "names": [texts.setdefault(name, len(texts)) for name in marks.names],
         "details": [texts.setdefault(detail, len(texts)) for detail in marks.details],
+    }
+
+
+def _dots_data(dots: Dots, texts: dict[str, int], thin: int) -> dict[str, Any]:
+    return {
+        "label": dots.label,
+        "colour": dots.colour,
+        "passes": dots.passes[::thin],
+        "outlier": dots.outlier[::thin],
+        "median": np.median(dots.passes),
+        "values": [format_number(np.median(dots.passes))],
+        "details": [texts.setdefault(dots.detail, len(texts))],
     }
 
 
@@ -504,22 +473,6 @@ def as_json(value: Any) -> Markup:
     return Markup(text)  # noqa: S704 - escaped just above
 
 
-def _cells(table: pd.DataFrame) -> list[list[tuple[Any, str]]]:
-    """Return the table of every point: each cell's value to sort by, and its text."""
-    rows = table.astype(object).where(table.notna(), None).to_numpy().tolist()
-    return [
-        [("" if value is None else _compact(value), _text(value)) for value in row] for row in rows
-    ]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return format_number(value) if isinstance(value, float) else str(value)
-
-
 def _read(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
@@ -535,7 +488,7 @@ def _without_liquid(text: str) -> str:
     return text.replace("{{", "&#123;&#123;").replace("{%", "&#123;%")
 
 
-def _slug(text: str) -> str:
+def _anchor(text: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
@@ -549,7 +502,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, slug=_slug)
+    environment.filters.update(number=format_number, slug=_anchor)
     return environment
 
 

@@ -172,17 +172,6 @@ def config_label(table: pd.DataFrame, optimization: str, smt: bool) -> str:
     return f"{optimization}, SMT {'on' if smt else 'off'}" if table["smt"].any() else optimization
 
 
-def errors_db(rows: pd.DataFrame) -> pd.Series:
-    """Return each row's SQNR against fp64 in dB; NaN where it is not known."""
-    return rows["sqnr_db"].astype(float)
-
-
-def error_label(rows: pd.DataFrame) -> str:
-    """Return the least SQNR of `rows`: `` · 34 dB``; empty where none is known."""
-    least = rows["sqnr_db"].astype(float).min()
-    return f" · {least:.0f} dB" if np.isfinite(least) else ""
-
-
 def missing_lines(rows: pd.DataFrame) -> list[str]:
     """Return a line for each config that failed or was skipped: ``batch 8, none: failed, why``."""
     missing = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
@@ -193,15 +182,10 @@ def missing_lines(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def by_values(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Yield the rows by their values of `columns`, in the order of the values."""
-    yield from rows.groupby(columns, sort=True)
-
-
 def by_context(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Yield the parts of the table that one chart can hold, each with its model and `CONTEXT`."""
     keys = ["model", *CONTEXT]
-    for values, part in by_values(table, keys):
+    for values, part in table.groupby(keys):
         yield dict(zip(keys, values, strict=True)), part
 
 

@@ -63,7 +63,7 @@ def test_end_labels_never_overlap_and_stay_in_the_picture(
 ) -> None:
     """Eleven lines whose ends lie close together still have eleven separate labels."""
     figure = draw(per_optimization(full, Choices(metric, optimization="script", smt=smt)))
-    boxes = [text.get_window_extent() for text in texts(figure, "end-label")]
+    boxes = [Text.get_window_extent(text) for text in texts(figure, "end-label")]
     boxes.sort(key=lambda box: box.y0)
     assert len(boxes) == 11
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
@@ -74,7 +74,7 @@ def test_end_labels_never_overlap_and_stay_in_the_picture(
 def test_end_labels_keep_the_order_of_the_lines(full: pd.DataFrame) -> None:
     """Whoever reads the labels from top to bottom reads the lines from top to bottom."""
     figure = draw(per_optimization(full, Choices("throughput", optimization="script")))
-    by_label = sorted(texts(figure, "end-label"), key=lambda text: text.get_window_extent().y0)
+    by_label = sorted(texts(figure, "end-label"), key=lambda text: Text.get_window_extent(text).y0)
     by_line = sorted(lines(figure).values(), key=lambda line: line.get_ydata()[-1])
     assert [text.get_text() for text in by_label] == [line.get_label() for line in by_line]
 

@@ -90,18 +90,21 @@ def handles(control: sync_api.Locator) -> Iterator[None]:
                 break
 
 
-def box(control: sync_api.Locator) -> Iterator[None]:
-    """Tick or untick, and back."""
-    control.locator("input").press("Space")
+def lists(control: sync_api.Locator) -> Iterator[None]:
+    """Leave one out, or choose one where none is; and back."""
+    select = control.locator("select")
+    kept = select.evaluate("s => [...s.selectedOptions].map(o => o.index)")
+    select.select_option(index=kept[1:] or [0])
     yield
-    control.locator("input").press("Space")
+    select.select_option(index=kept)
+    yield
 
 
 MOVES = {
     "widget-dropdown": options,
     "widget-toggle-buttons": buttons,
     "widget-hslider": handles,
-    "widget-checkbox": box,
+    "widget-select-multiple": lists,
 }
 
 

@@ -1,5 +1,6 @@
 """The figures say what the table holds: charts are compared with it, not pictures."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -98,10 +99,10 @@ def test_throughput_is_batch_over_latency_with_its_interval_turned_round(
 def test_a_point_has_its_name_and_what_is_to_be_known_of_it(failed: pd.DataFrame) -> None:
     """Samples and error; how a ratio was got; outliers and coarse only where there are some."""
     marks = lines(per_batch(failed, batch(1)))["script"].marks
-    assert marks.names == ("script, batch 1, 1 thread", "script, batch 1, 2 threads")
+    assert marks.names == ["script, batch 1, 1 thread", "script, batch 1, 2 threads"]
     assert marks.details[0] == "8 samples, SQNR 40.0 dB"
     ratios = lines(speedup_over_eager(failed, Choices()))["script · 40 dB"].marks
-    assert ratios.details == ("paired, 8 samples, SQNR 40.0 dB",)
+    assert ratios.details == ["paired, 8 samples, SQNR 40.0 dB"]
 
 
 def test_a_wide_range_is_logarithmic_by_itself(full: pd.DataFrame, small: pd.DataFrame) -> None:
@@ -177,7 +178,8 @@ def test_unpinned_results_say_so() -> None:
 def test_the_caption_says_where_and_how_long(small: pd.DataFrame) -> None:
     """The machine and the sequence length stand under every picture."""
     assert "madeup-9000-2c · 16 tokens" in notes(per_batch(small, batch(1)))
-    assert "A server, 2025-03-01" in notes(per_batch(small, batch(1), "A server, 2025-03-01"))
+    told = replace(per_batch(small, batch(1)), source="A server, 2025-03-01")
+    assert "A server, 2025-03-01 · 16 tokens" in notes(told)
 
 
 def test_optimizations_keep_their_colour_in_every_figure(small: pd.DataFrame) -> None:
@@ -264,7 +266,7 @@ def test_outliers_are_marked_in_their_distribution() -> None:
     records[0] = records[0].model_copy(update={"points": points})
     table = samples_table(Results.of(records))
     assert table.loc[table["outlier"], "latency_ms"].tolist() == [slow[-1] / 1e6]
-    one, two = distribution(table, batch(4), "here").dots
+    one, two = distribution(table, batch(4)).dots
     assert (one.label, two.label) == ("none, 1 thread", "none, 2 threads")
     assert one.passes.tolist() == [ns / 1e6 for ns in slow]
     assert np.flatnonzero(one.outlier).tolist() == [len(slow) - 1]
@@ -281,7 +283,7 @@ def test_every_view_has_a_sentence_and_an_alternative_text(name: str) -> None:
     results, view = Results.of(records), VIEWS[name]
     assert view.needs(results.table)
     rows = samples_table(results) if view.of_samples else results.table
-    chart = view.chart(rows, SCRIPT, None)
+    chart = view.chart(rows, SCRIPT)
     assert any(digit.isdigit() for digit in view.sentence(results, chart, SCRIPT))
     assert chart.alt.startswith(f"{chart.title}. ")
     assert "script" in chart.alt
