@@ -93,11 +93,8 @@ class ForkServer:
     def close(self) -> None:
         """End the fork server and its kernels."""
         self._pipe.close()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()
+        self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -36,12 +36,7 @@ from scalebench_lib.notebook import scrub, write
 from scalebench_lib.processes import disk_error, error_reason, oom_kills
 from scalebench_lib.protocol import RUNNER
 from scalebench_lib.record import RUNNERS
-from scalebench_lib.sweep.forkserver import (
-    START_S,
-    ForkServer,
-    KernelProvisioner,
-    NotStartedError,
-)
+from scalebench_lib.sweep.forkserver import ForkServer, KernelProvisioner, NotStartedError
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
 
@@ -55,6 +50,9 @@ _LAUNCH = ["-P", "-c", _FRESH, "-f", "{connection_file}"]
 """A kernel that a dead sweep left behind, stopped between turns, would stay for ever."""
 
 
+_SOCKET = "runner"
+
+
 class _Client(AsyncKernelClient):
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """All but the heartbeat, which would ping the kernel every second."""
@@ -62,7 +60,7 @@ class _Client(AsyncKernelClient):
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """As jupyter_client's, which then waits 0.2 s for more, in each trial."""
-        for _ in range(int(START_S)):
+        for _ in range(int(timeout or 60)):
             with suppress(TimeoutError, Empty):
                 await self.kernel_info(reply=True, timeout=1.0)
                 await self.get_iopub_msg(timeout=0.2)
@@ -73,16 +71,11 @@ class _Client(AsyncKernelClient):
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel that is to be started; its sockets, and the one to us, lie in `folder`."""
+    """A kernel that is to be started; `folder` has its sockets, and the one that `RUNNER` names."""
 
     folder: Path
     provisioner: KernelProvisioner
     kernel_spec = KernelSpec()  # given, not looked for: whatever else is installed
-
-    @property
-    def socket(self) -> str:
-        """The path of the socket to which it can connect: its variable `RUNNER` names it."""
-        return str(self.folder / "runner")
 
 
 class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
@@ -134,7 +127,7 @@ class NotebookRun:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._kernel, self._open = kernel, ExitStack()
         self.server = self._open.enter_context(socket.socket(socket.AF_UNIX))
-        self.server.bind(kernel.socket)
+        self.server.bind(str(kernel.folder / _SOCKET))
         self.server.listen(1)
         self.oom_kills_before = oom_kills()
         thread = ThreadPoolExecutor(max_workers=1)
@@ -248,7 +241,7 @@ class Kernels:
             argv=[self._python.executable, *_LAUNCH],
             display_name="Python 3 (ipykernel)",
             language="python",
-            env={**preloads, RUNNER: kernel.socket, RUNNERS: environment},
+            env={**preloads, RUNNER: str(folder / _SOCKET), RUNNERS: environment},
         )
         kernel.provisioner = KernelProvisioner(kernel_spec=kernel.kernel_spec, parent=kernel)
         kernel.provisioner.python, kernel.provisioner.fork_server = self._python, server
