@@ -64,7 +64,7 @@ def set_several(control: widgets.SelectMultiple, options: Sequence[tuple[str, An
     """Give `control` new options; those that were left out stay so, unless none would be chosen."""
     left_out = {value for _, value in control.options} - set(control.value)
     control.value = ()  # the browser would look for what is chosen among the new options
-    control.options, control.rows = options, min(len(options), _MOST_ROWS)
+    control.options, control.rows = options, max(2, min(len(options), _MOST_ROWS))
     every = [value for _, value in options]
     control.value = [value for value in every if value not in left_out] or every
 

@@ -1,7 +1,7 @@
 """Draw a `Chart` with matplotlib: its lines, cells or dots, labelled, with its caption under it.
 
-Figures are made without pyplot, so that a notebook shows each just once. `Picture`, `canvas`,
-`caption` and `label_ends` also serve drawings that are no charts.
+Figures are made without pyplot, so that a notebook shows each just once. `Picture`,
+`canvas` and `caption` also serve drawings that are no charts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import textwrap
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
+from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
@@ -90,20 +90,18 @@ class Picture(Figure):
         return data, {"image/png": {"alt": self.alt}}
 
 
-def draw(chart: Chart, dpi: float = DPI) -> Picture:
+def draw(chart: Chart) -> Picture:
     """Return `chart` as a picture."""
-    many_labels = (len(chart.lines) + 1) * _PITCH_POINTS / _POINTS_PER_INCH
-    height = max(_HEIGHT, many_labels)
+    notes = _notes(chart.caption)
+    room = len(notes) + (5 if chart.dots else 0)  # the names of columns are long
+    height = max(_HEIGHT, (len(chart.lines) + 1) * _PITCH_POINTS / _POINTS_PER_INCH)
     if chart.cells:
         height = max(1.2, _ROW * len(chart.cells.rows))
-    first, *others = chart.caption
-    notes = textwrap.wrap(first, _NOTE_CHARACTERS)
-    notes += [textwrap.shorten(line, _NOTE_CHARACTERS) for line in others]
-    room = len(notes) + (5 if chart.dots else 0)
     with rc_context({**STYLE, "axes.grid": not chart.cells}):
-        figure, axes = canvas(chart.title, room, height, xlabel=chart.x_label, ylabel=chart.y_label)
+        figure, axes = canvas(chart.title, room, height)
         if chart.cells:
             _draw_cells(axes, chart.cells)
+            axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
         elif chart.dots:
             _draw_dots(axes, chart.dots)
             _scale(axes, "y", chart.y)
@@ -112,6 +110,13 @@ def draw(chart: Chart, dpi: float = DPI) -> Picture:
         sns.despine(ax=axes)
         caption(figure, chart.title, notes)
     return figure
+
+
+def _notes(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a caption as they find room: the first wrapped, the others cut."""
+    first, *others = lines
+    short = [textwrap.shorten(line, _NOTE_CHARACTERS) for line in others]
+    return [*textwrap.wrap(first, _NOTE_CHARACTERS), *short]
 
 
 def canvas(title: str, notes: int, height: float = _HEIGHT, **axes: str) -> tuple[Picture, Axes]:
@@ -153,7 +158,7 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         cross: dict[str, Any] = {"color": line.colour, "markersize": 7, "clip_on": False}
         axes.plot(line.missing_at, floor, "x", zorder=5, gid="missing", **cross)
     figure = axes.figure
-    labels = label_ends(axes, [_end(chart, line) for line in chart.lines])
+    labels = _label_ends(axes, chart)
     widest = max(Text.get_window_extent(label).width for label in labels) / figure.dpi
     figure.subplots_adjust(right=1 - (widest + 0.4) / WIDTH)
 
@@ -171,12 +176,6 @@ def _draw_line(axes: Axes, line: Line, many: bool) -> None:
     if not many:
         look: dict[str, Any] = {"ecolor": colour, "elinewidth": 1.2, "capsize": 6}
         axes.errorbar(x, y, np.abs(np.stack([low, high]) - y), fmt="none", **look)
-
-
-def _end(chart: Chart, line: Line) -> EndLabel:
-    if line.marks.x.size:
-        return EndLabel(line.label, line.marks.x[-1], line.marks.y[-1], ink(line.colour))
-    return EndLabel(line.label, chart.x.high, chart.y.low, ink(line.colour), leader=False)
 
 
 def _draw_cells(axes: Axes, cells: Cells) -> None:
@@ -200,7 +199,6 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
         yticklabels=list(cells.rows),
         ax=axes,
     )
-    axes.set(xlabel="threads", ylabel="batch size")
     axes.tick_params(axis="y", rotation=0)
     for place in (cells.rows.index(row) for row in cells.missing):
         axes.add_patch(Rectangle((0, place), columns, 1, color="0.93", linewidth=0, zorder=0))
@@ -220,60 +218,47 @@ def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-@dataclass(frozen=True)
-class EndLabel:
-    """What to write beside the last point (`x`, `y`) of a line, in data units.
-
-    A `leader` joins the two; without, there is no line to join.
-    """
-
-    text: str
-    x: float
-    y: float
-    colour: str
-    leader: bool = True
-
-
-def spread(wanted: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
+def spread(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[float]:
     """Move positions as little as possible until all are `pitch` apart, in `low` … `high`.
 
     Keeps their order. Where they do not fit into the range, they go on beyond `high`.
     """
-    order = np.argsort(wanted, kind="stable")
+    places = np.asarray(wanted, dtype=float)
+    order = np.argsort(places, kind="stable")
     steps = pitch * np.arange(len(order))
-    fitted = isotonic_regression(np.asarray(wanted, dtype=float)[order] - steps).x
+    fitted = isotonic_regression(places[order] - steps).x
     placed = np.empty(len(order))
     placed[order] = np.clip(fitted, low, max(low, high - steps[-1])) + steps
     return [float(position) for position in placed]
 
 
-def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> list[Annotation]:
-    """Write `labels` right of `axes`, whose limits and size must be final."""
+def _label_ends(axes: Axes, chart: Chart) -> list[Annotation]:
+    """Write the lines' labels right of `axes`, whose limits and size must be final."""
+    none = chart.x.high, chart.y.low
+    ends = [
+        (line.marks.x[-1], line.marks.y[-1]) if line.marks.x.size else none for line in chart.lines
+    ]
     height_points = axes.get_window_extent().height / axes.figure.dpi * _POINTS_PER_INCH
     pitch = _PITCH_POINTS / height_points
-    wanted = [_height_in_axes(axes, label) for label in labels]
+    wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
     placed = spread(wanted, pitch, pitch / 2, 1 - pitch / 2)
-    return [_write(axes, label, at) for label, at in zip(labels, placed, strict=True)]
+    every = zip(chart.lines, ends, placed, strict=True)
+    return [_label(axes, line, end, position) for line, end, position in every]
 
 
-def _height_in_axes(axes: Axes, label: EndLabel) -> float:
-    pixels = axes.transData.transform((label.x, label.y))
-    return float(axes.transAxes.inverted().transform(pixels)[1])
-
-
-def _write(axes: Axes, label: EndLabel, position: float) -> Annotation:
-    """Write a label at a height, in fractions of the axes, with a line to its point."""
-    figure = axes.get_figure(root=True)
-    leader = {"arrowstyle": "-", "linewidth": 0.7, "color": label.colour, "alpha": 0.6}
+def _label(axes: Axes, line: Line, end: tuple[float, float], position: float) -> Annotation:
+    """Write a label at a height, in fractions of the axes, with a leader from the line's end."""
+    colour, figure = ink(line.colour), axes.get_figure(root=True)
+    leader = {"arrowstyle": "-", "linewidth": 0.7, "color": colour, "alpha": 0.6}
     leader |= {"shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
     return axes.annotate(
-        label.text,
-        xy=(label.x, label.y),
+        line.label,
+        xy=end,
         xytext=(1, position),
         textcoords=offset_copy(axes.transAxes, figure, x=_GAP_POINTS, units="points"),
-        arrowprops=leader if label.leader else None,
+        arrowprops=leader if line.marks.x.size else None,
         annotation_clip=False,
-        color=label.colour,
+        color=colour,
         fontsize=_FONT_POINTS,
         verticalalignment="center",
         gid="end-label",

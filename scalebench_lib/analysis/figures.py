@@ -22,6 +22,7 @@ from scalebench_lib.analysis.tables import (
     MetricName,
     Values,
     best_threads,
+    by_values,
     config_label,
     measured_only,
     missing_lines,
@@ -196,7 +197,7 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
             part["latency_ms"].to_numpy(float),
             part["outlier"].to_numpy(bool),
         )
-        for threads, part in chosen.groupby("threads")
+        for threads, part in by_values(chosen, "threads")
     ]
     many = f"{len(chosen):,} passes, {int(chosen['outlier'].sum()):,} of them outliers (crosses)"
     return Chart(
@@ -269,7 +270,7 @@ def _with_missing(found: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _batch_lines(rows: pd.DataFrame, metric: Metric) -> Iterator[Line]:
-    for batch_size, part in rows.groupby("batch_size"):
+    for batch_size, part in by_values(rows, "batch_size"):
         light, dark = batch_colours(batch_size)
         line = _line(rows, part, "threads", metric, f"batch {batch_size}", (light, "o"))
         yield replace(line, dark=dark)
@@ -283,7 +284,7 @@ def _config_lines(
     errors: bool = False,
 ) -> Iterator[Line]:
     """Yield a line for each config of `rows`, in the styles of `table`."""
-    for (name, smt), part in rows.groupby(["optimization", "smt"]):
+    for (name, smt), part in by_values(rows, ["optimization", "smt"]):
         least_db = part["sqnr_db"].astype(float).min()
         error = f" · {least_db:.0f} dB" if errors and np.isfinite(least_db) else ""
         label = config_label(rows, name, smt) + error
@@ -319,7 +320,7 @@ def _line(
 def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: Metric) -> Marks:
     """Return the points of `found` at their `x`; names have SMT in them if `rows` have it on."""
     smt = {value: config_label(rows, "", value) for value in (False, True)}
-    points = list(found.itertuples())
+    points: list[Any] = list(found.itertuples())
     names = [
         f"{p.optimization}{smt[p.smt]}, batch {p.batch_size}, {pluralize(p.threads, 'thread')}"
         for p in points

@@ -44,6 +44,7 @@ from scalebench_lib.analysis.tables import (
     MetricName,
     allocators_as_optimizations,
     by_context,
+    by_values,
     context_label,
     missing_lines,
     model_title,
@@ -161,7 +162,7 @@ def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
 def _batch_specs(
     table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: MetricName
 ) -> Iterator[FigureSpec]:
-    for size, part in rows.groupby("batch_size"):
+    for size, part in by_values(rows, "batch_size"):
         words, name = (metric.title(), f"BS={size}"), f"{metric}-{size}"
         yield _spec(table, context, part, words, name, "batch", Choices(metric, size))
 
@@ -172,7 +173,7 @@ def _optimization_specs(
     shown = shown_optimizations(rows)
     for optimization in shown:
         several = [f"Opt={optimization}"] if len(shown) > 1 else []
-        for smt, part in rows[rows["optimization"] == optimization].groupby("smt"):
+        for smt, part in by_values(rows[rows["optimization"] == optimization], "smt"):
             words, name = (metric.title(), *several, f"HT={smt}"), f"{metric}-{optimization}-{smt}"
             choices = Choices(metric, optimization=optimization, smt=bool(smt))
             yield _spec(table, context, part, words, name, "optimization", choices)
@@ -407,8 +408,8 @@ def _chart_data(chart: Chart, texts: dict[str, int], thin: int) -> dict[str, Any
     names = ("title", "alt", "caption", "unit", "many", "log", "x_label", "y_label")
     data: dict[str, Any] = {name: getattr(chart, name) for name in names}
     if cells := chart.cells:
-        names = ("columns", "rows", "row", "missing", "colours", "shades")
-        own = {name: getattr(cells, name) for name in names}
+        parts = ("columns", "rows", "row", "missing", "colours", "shades")
+        own = {name: getattr(cells, name) for name in parts}
         return data | {"cells": own | _marks_data(cells.marks, texts)}
     if chart.lines:
         data["x"] = _axis_data(chart.x)

@@ -182,10 +182,15 @@ def missing_lines(rows: pd.DataFrame) -> list[str]:
     ]
 
 
+def by_values(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """Yield the rows by their values of `columns`, in the order of the values."""
+    yield from rows.groupby(columns)
+
+
 def by_context(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Yield the parts of the table that one chart can hold, each with its model and `CONTEXT`."""
     keys = ["model", *CONTEXT]
-    for values, part in table.groupby(keys):
+    for values, part in by_values(table, keys):
         yield dict(zip(keys, values, strict=True)), part
 
 
