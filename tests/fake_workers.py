@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from scalebench_lib.config import Trial
+from scalebench_lib.config import Sweep, Trial
 from scalebench_lib.protocol import Answer, EndedBy
 from scalebench_lib.record import Point, Record, Setup, Software, Turn
 from scalebench_lib.stats import MIN_TURNS
+from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.runner import Step, run_in_turn
 from scalebench_lib.sweep.trial_process import StoppedError
 from tests.factories import START, machine
 
 SMALL = machine(cores=2, smt=False)
+SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none", "script", "bf16"), max_seconds=2, rounds=2)
 
 
 class FakeClock:
@@ -195,3 +198,20 @@ class FakeTrial:
     def _point(self, threads: int) -> Point:
         turns = tuple(self.taken[threads])
         return Point(threads=threads, cores=threads, cpus=range(threads), pinned=True, turns=turns)
+
+
+class Killed(BaseException):
+    """The runner is gone, in the middle of whatever it did."""
+
+
+def quiet(_: Step) -> None:
+    """No progress to be seen."""
+
+
+def run_fakes(
+    trials: FakeTrials, out: Path, sweep: Sweep = SWEEP, progressed=quiet, **more: object
+) -> list[Record]:
+    """Run `sweep` with these trials, as far as it goes; returns the new records."""
+    prepared = SweepRun.prepare(sweep, out, bool(more.pop("retry_failed", False)))
+    prepared.start, prepared.kernels = trials, FakeKernels()
+    return run_in_turn([prepared], progressed, **more)

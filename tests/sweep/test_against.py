@@ -12,8 +12,7 @@ from scalebench_lib.record import load_records
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.run import SweepRun, prepare_pair
 from scalebench_lib.sweep.runner import run_in_turn
-from tests.fake_workers import FakeKernels, FakeTrials, at, short, short_of
-from tests.sweep.test_runner import SWEEP, Killed, quiet
+from tests.fake_workers import SWEEP, FakeKernels, FakeTrials, Killed, at, quiet, short, short_of
 
 
 @pytest.fixture

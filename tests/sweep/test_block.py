@@ -132,7 +132,7 @@ def test_groups_end_each_in_its_own_time(played: Played) -> None:
     assert len(four.points[0].turns) == MIN_TURNS < len(one.points[0].turns)
 
 
-def test_the_time_of_a_base_that_was_measured_before_counts_for_nobody(played: Played) -> None:
+def test_the_time_of_a_base_that_was_measured_before_is_not_counted(played: Played) -> None:
     """Nor is anything asked of how well it is known."""
     played.trials.pass_s = lambda trial, threads: 50.0 if short(trial) == "none 1" else 1.0
     played.add(trial("none"), again=True)
@@ -205,7 +205,7 @@ def test_bases_end_first(played: Played) -> None:
     assert played.trials.did("end") == ["none 1", "none 4", "script 1", "script 4"]
 
 
-def test_who_stops_keeps_whole_cycles(played: Played) -> None:
+def test_a_block_that_is_stopped_keeps_whole_cycles(played: Played) -> None:
     """What is not done is interrupted, what was done before is not."""
     played.trials.half_width = lambda trial, threads: 0.5 / trial.config.batch_size**3
     played.add(trial("none", 1), trial("none", 4))
@@ -216,7 +216,7 @@ def test_who_stops_keeps_whole_cycles(played: Played) -> None:
     assert played.found["none 1"].ended_by == "interrupted"
 
 
-def test_there_is_a_cycle_however_early_somebody_stops(played: Played) -> None:
+def test_a_block_has_a_cycle_however_early_it_is_stopped(played: Played) -> None:
     """The set-up is spent already."""
     played.add(trial("none"))
     played.block.run(lambda: True)
@@ -232,7 +232,7 @@ def test_without_a_cycle_nothing_is_kept(played: Played) -> None:
     assert played.trials.alive == []
 
 
-def test_who_watches_is_told_between_turns(played: Played) -> None:
+def test_progress_is_reported_between_turns(played: Played) -> None:
     """With the points so far."""
     seen: list[int] = []
     members = [played.add(trial("none")), played.add(trial("script"))]

@@ -31,14 +31,18 @@ from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import sweep_schedules
 from tests.factories import machine, measured, save_sweep
 from tests.fake_workers import SMALL, FakeTrial, FakeTrials
-from tests.sweep.test_runner import run
-from tests.test_cli import QUICK, command
+from tests.fake_workers import run_fakes as run
 from tests.tools.kill_often import one_sweep
 from tests.waiting import wait_until
 
 ONCE = Sweep(batch_sizes=(1, 4, 8), optimizations=("none",), max_seconds=1, rounds=1)
 ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 MINE = Machine.here()
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of ``scalebench``, with this Python."""
+    return [sys.executable, "-m", "scalebench_lib.cli", *map(str, arguments)]
 
 
 @contextmanager
@@ -287,6 +291,7 @@ def test_a_clock_that_really_jumps_changes_no_sample(tmp_path: Path) -> None:
     assert 0.3 <= point.spent_s < 60
 
 
+QUICK = ("--model", "bert-tiny", "--max-seconds", "0.3", "--threads", "1", "--rounds", "1")
 TINY = ("--batch-sizes", "1,2,4", "--optimizations", "none", *QUICK)
 
 

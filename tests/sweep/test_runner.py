@@ -20,27 +20,21 @@ from scalebench_lib.sweep.locks import lock_folder
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
 from tests.factories import SOFTWARE, machine, measured, save_sweep
-from tests.fake_workers import SMALL, FakeKernels, FakeTrials, Happens, at, short, short_of
+from tests.fake_workers import (
+    SMALL,
+    SWEEP,
+    FakeKernels,
+    FakeTrials,
+    Happens,
+    Killed,
+    at,
+    quiet,
+    short,
+    short_of,
+)
+from tests.fake_workers import run_fakes as run
 
-SWEEP = Sweep(batch_sizes=(1, 4), optimizations=("none", "script", "bf16"), max_seconds=2, rounds=2)
 ALL = ["none 1", "script 1", "bf16 1", "none 4", "script 4", "bf16 4"]
-
-
-class Killed(BaseException):
-    """The runner is gone, in the middle of whatever it did."""
-
-
-def quiet(_: Step) -> None:
-    """No progress to be seen."""
-
-
-def run(
-    trials: FakeTrials, out: Path, sweep: Sweep = SWEEP, progressed=quiet, **more: object
-) -> list[Record]:
-    """Run `sweep` with these trials, as far as it goes; returns the new records."""
-    prepared = SweepRun.prepare(sweep, out, bool(more.pop("retry_failed", False)))
-    prepared.start, prepared.kernels = trials, FakeKernels()
-    return run_in_turn([prepared], progressed, **more)
 
 
 def counting(records: list[Record]) -> Counter[str]:

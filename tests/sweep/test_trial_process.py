@@ -257,7 +257,7 @@ def test_a_record_counts_whatever_comes_after_it(warm, tmp_path: Path, notebook)
             process.end("max_seconds")
 
 
-def test_who_stops_while_a_trial_is_set_up_does_not_wait_for_it(warm, tmp_path, notebook) -> None:
+def test_a_stop_while_a_trial_is_set_up_does_not_wait_for_it(warm, tmp_path, notebook) -> None:
     """It is ended at once."""
     notebook(setup=HANG)
     with pytest.raises(StoppedError):
