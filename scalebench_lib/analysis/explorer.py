@@ -22,7 +22,14 @@ import pandas as pd
 from IPython.display import display
 
 from scalebench_lib.analysis.draw import draw
-from scalebench_lib.analysis.figures import CONTROLS, VIEWS, Choices, options, samples_table
+from scalebench_lib.analysis.figures import (
+    CONTROLS,
+    VIEWS,
+    Choices,
+    options,
+    samples_table,
+    views_of,
+)
 from scalebench_lib.analysis.tables import (
     ALL,
     CONTEXT,
@@ -237,7 +244,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 rows = allocators_as_optimizations(rows) if control.value == ALL else rows
                 rows = rows[rows[column] == control.value]
             offered = options(rows)
-            set_options(self.view, [(v.title, name) for name, v in VIEWS.items() if v.needs(rows)])
+            views = [(view.title, name) for name, view in views_of(rows).items()]
+            set_options(self.view, views)
             for name, control in self.choices.items():
                 default = shown_optimizations(rows)[0] if name == "optimization" else None
                 set_options(control, offered[name], default)

@@ -28,7 +28,7 @@ function tip(points, radius) {
 }
 
 function base(width, right) {
-  return {width, marginLeft: LEFT, marginTop: 14, marginBottom: FOOT, marginRight: right, color: {type: "identity"},
+  return {width, marginLeft: LEFT, marginTop: 22, marginBottom: FOOT, marginRight: right, color: {type: "identity"},
     style: {background: "transparent", color: INK, fontSize: "12.5px", fontFamily: "inherit", overflow: "visible"}};
 }
 
@@ -99,7 +99,7 @@ function lineMarks(line, chart) {
 }
 
 function drawLines(chart, scale, width) {
-  const {lines} = chart, right = 26 + (width < 560 ? 6.2 : 7) * d3.max(lines, line => line.label.length);
+  const {lines} = chart, right = 26 + (width < 560 ? 6.6 : 7) * d3.max(lines, line => line.label.length);
   const y = yOf(chart, scale);
   const svg = Plot.plot({...base(width, right), height: Math.max(380, 90 + PITCH * lines.length), x: scaleOf(chart.x), y: scaleOf(y),
     marks: [xAxis(chart.x, width - right - LEFT), yAxis(y), ...lines.flatMap(line => lineMarks(line, chart)), tip(allPoints(chart), 40)]});
