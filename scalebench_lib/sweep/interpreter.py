@@ -25,6 +25,7 @@ IMPORTS = (
     "ipykernel.kernelapp",
     "matplotlib_inline.backend_inline",
     "scalebench_lib.analysis.draw",
+    "scalebench_lib.analysis.draw",
     "scalebench_lib.analysis.figures",
     "scalebench_lib.measure.trial",
     "scalebench_lib.notebook",
