@@ -118,7 +118,7 @@ class Schedule:
     def _by_state(self) -> dict[str, list[Trial]]:
         states: dict[str, list[Trial]] = {"done": [], "failed": [], "left": []}
         for trial in self.trials:
-            records = self._by_config[trial.config.id]
+            records = self._by_config.get(trial.config.id)
             if records and records[-1].status != "ok" and trial.config.id not in self.retry:
                 states["failed"].append(trial)
             else:
@@ -127,7 +127,7 @@ class Schedule:
         return states
 
     def _rounds_done(self, trial: Trial) -> int:
-        records = self._by_config[trial.config.id]
+        records = self._by_config.get(trial.config.id, [])
         return len({record.block for record in records if self._counts(record, trial)})
 
     def _counts(self, record: Record, trial: Trial) -> bool:
@@ -144,7 +144,7 @@ class Schedule:
 
     def _met(self, record: Record) -> bool:
         """Whether the other environment, if there is one, took turns with `record`, or cannot."""
-        there = self._by_config_there[record.config_id]
+        there = self._by_config_there.get(record.config_id, [])
         if self.others is None or (there and there[-1].status != "ok"):
             return True
         return any(other.block == record.block and other.status == "ok" for other in there)

@@ -141,6 +141,7 @@ def test_what_failed_is_left_alone_unless_it_is_retried() -> None:
 def test_larger_batches_are_not_tried_after_a_smaller_one_died(reason: str) -> None:
     """Of the same model and optimization; an SMT on or off makes no difference."""
     found = schedule(failed("script", 1, 1, "a", reason))
+    assert "script 4" in names(found.left)
     by_name = dict(zip(names(found.trials), found.trials, strict=True))
     told = f"batch 1 ended so: {reason.partition(':')[0]}"
     assert found.skip_reason(by_name["script 4"]) == told
