@@ -119,9 +119,6 @@ class _ForkedKernel:
             time.sleep(0.01)
         return code
 
-    def send_signal(self, signum: int) -> None:
-        os.kill(self.pid, signum)
-
 
 class KernelProvisioner(LocalProvisioner):
     """Starts a kernel of `python`, or has `fork_server` fork it; ends all that it has started."""
@@ -141,6 +138,9 @@ class KernelProvisioner(LocalProvisioner):
         self.process = _ForkedKernel(self.fork_server, request)
         self.pid = self.pgid = self.process.pid
         return self.connection_info
+
+    async def send_signal(self, signum: int) -> None:
+        """Send nothing: before it kills, jupyter_client interrupts, of which children may print."""
 
     async def kill(self, restart: bool = False) -> None:
         """As `end`: jupyter_client waits for what has not ended by then, 0.1 s at a time."""
