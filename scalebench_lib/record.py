@@ -248,7 +248,8 @@ class Point(StrictModel):
         return (
             f"{pluralize(self.threads, 'thread')} on CPU "
             f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
-            f"median {format_number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} passes "
+            f"median {format_number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} "
+            f"{'' if self.passes_per_sample == 1 else f'means of {self.passes_per_sample} '}passes "
             f"in {pluralize(len(self.turns), 'turn')}"
             f"{'' if self.cpu_ns is None else f', CPU time / wall time {self.cpus_utilized:.2f}'}"
         )

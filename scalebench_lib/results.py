@@ -306,7 +306,8 @@ class Results:
     def table(self) -> pd.DataFrame:
         """One row a point: the columns of ``results.csv``, and `RATIO_COLUMNS`.
 
-        Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``speedup`` and
+        Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``latency_ms_min``, ``_p90``
+        and ``_p99`` are empty where samples are means of several passes. ``speedup`` and
         ``same_threads`` are over eager, empty in a group without it, ``scaling`` over the config's
         own one thread; ``…_paired`` is how the two were compared. ``is_base`` are the rows of
         eager on the default allocator with SMT off. ``peak_fraction`` is the share of the
@@ -565,7 +566,7 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
         "latency_ms": measured.latency.value / _NS_PER_MS,
         "latency_ms_low": measured.latency.low / _NS_PER_MS,
         "latency_ms_high": measured.latency.high / _NS_PER_MS,
-        "latency_ms_min": samples_ms.min(),
+        "latency_ms_min": samples_ms.min() if single else None,
         "latency_ms_mean": samples_ms.mean(),
         "latency_ms_p90": percentile(samples_ms, 90) if single else None,
         "latency_ms_p99": percentile(samples_ms, 99) if single else None,

@@ -49,7 +49,7 @@ def test_a_point_tells_what_its_turns_add_up_to() -> None:
     assert point.median_ns == 200
     assert [turn.median_ns for turn in point.turns] == [150, 300]
     assert (point.wall_ns, point.cpu_ns, point.cpus_utilized) == (1200, 1200, 1.0)
-    assert "median 0.0002000 ms of 3 passes in 2 turns" in str(point)
+    assert "median 0.0002000 ms of 3 means of 2 passes in 2 turns" in str(point)
     unknown = point.model_copy(update={"turns": (turns[0].model_copy(update={"cpu_ns": None}),)})
     assert unknown.cpu_ns is None
 

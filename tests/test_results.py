@@ -270,14 +270,15 @@ def test_twins_of_two_sweeps_are_paired() -> None:
 
 
 def test_percentiles_are_of_single_passes() -> None:
-    """Means of several timed at once have no tail."""
+    """Means of several timed at once have no tail, neither above nor below."""
     many = measured(NONE, SMALL)
     turns = [with_samples(turn, 9 * turn.samples_ns) for turn in many.points[0].turns]
     point = with_turns(many.points[0], turns)
     of_means = point.model_copy(update={"passes_per_sample": 3})
-    for one, known in ((point, True), (of_means, False)):
-        row = Results.of([many.model_copy(update={"points": (one,)})]).table.notna().iloc[0]
-        assert row["latency_ms_p90"] == known
+    single, means = (many.model_copy(update={"points": (one,)}) for one in (point, of_means))
+    for records, known in (([single], True), ([means], False), ([single, again(means)], False)):
+        row = Results.of(records).table.notna().iloc[0]
+        assert (row["latency_ms_min"], row["latency_ms_p90"]) == (known, known)
         assert not row["latency_ms_p99"]
 
 
