@@ -63,7 +63,7 @@ def scalebench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     """Run the command in this process: its exit code, standard output and error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(cli.console, "file", None)
+        monkeypatch.setattr(cli.console, "_file", None)  # `file` is read as what it is now
         monkeypatch.setattr(sys, "argv", ["scalebench", *map(str, arguments)])
         handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as left:

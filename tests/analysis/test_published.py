@@ -173,6 +173,16 @@ def test_its_page_says_that_it_was_imported(tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "out" / "results.csv")) == 8
 
 
+def test_a_speed_up_of_published_means_stands_on_the_page_without_an_interval(tmp_path) -> None:
+    """Of files with eager and another optimization."""
+    fast = row(times="5,5.5,6,0.0", name="bert_manual_script")
+    import_published(write(tmp_path / "a.csv", row(), fast), tmp_path / "out")
+    page = write_page(tmp_path / "out").read_text(encoding="utf-8")
+    best = page.partition('<h2 id="best">')[2].partition('<h2 id="every">')[0]
+    assert '<td>2.00</td>\n    <td class="word">not measured together</td>' in best
+    assert "≈" not in best.partition("<table>")[2]
+
+
 def test_the_explorer_shows_it_among_the_sweeps(tmp_path: Path) -> None:
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "outputs" / "published")
     own = factories.save_sweep(tmp_path / "outputs" / "own", factories.small_records([1]))
