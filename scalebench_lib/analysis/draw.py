@@ -93,7 +93,7 @@ class Picture(Figure):
 def draw(chart: Chart) -> Picture:
     """Return `chart` as a picture."""
     notes = _notes(chart.caption)
-    room = len(notes) + (5 if chart.dots else 0)  # the names of columns are long
+    room = len(notes) + (2 if chart.dots else 0)  # the names of columns are long
     height = max(_HEIGHT, (len(chart.lines) + 1) * _PITCH_POINTS / _POINTS_PER_INCH)
     if chart.cells:
         height = max(1.2, _ROW * len(chart.cells.rows))

@@ -188,11 +188,10 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
     """
     chosen = select(samples, batch_size=choices.batch_size)
     chosen = select(chosen, optimization=choices.optimization, smt=choices.smt)
-    label = config_label(samples, choices.optimization, choices.smt)
     colour, _ = style_of(samples, choices.optimization)
     dots = [
         Dots(
-            f"{label}, {pluralize(threads, 'thread')}",
+            pluralize(threads, "thread"),
             colour,
             part["latency_ms"].to_numpy(float),
             part["outlier"].to_numpy(bool),
@@ -201,7 +200,7 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
     ]
     many = f"{len(chosen):,} passes, {int(chosen['outlier'].sum()):,} of them outliers (crosses)"
     return Chart(
-        title=f"{_model(chosen)}, batch size {choices.batch_size}: every pass",
+        title=f"{_model(chosen)} every pass: batch size {choices.batch_size}, {choices.config}",
         x_label="",
         y_label="latency of a pass (ms)",
         unit="ms",

@@ -59,7 +59,7 @@ def test_it_shows_one_figure_of_each_kind_each_with_a_sentence(
         "BERT latency: script, SMT off, by threads",
         "BERT speed-up over 1 thread: script, SMT off",
         "BERT latency: script, SMT off",
-        "BERT, batch size 1: every pass",
+        "BERT every pass: batch size 1, script, SMT off",
     ]
     for cell, found in zip(executed.cells, cells, strict=True):
         if found and "show(" in cell.source:

@@ -267,7 +267,7 @@ def test_outliers_are_marked_in_their_distribution() -> None:
     table = samples_table(Results.of(records))
     assert table.loc[table["outlier"], "latency_ms"].tolist() == [slow[-1] / 1e6]
     one, two = distribution(table, batch(4)).dots
-    assert (one.label, two.label) == ("none, 1 thread", "none, 2 threads")
+    assert (one.label, two.label) == ("1 thread", "2 threads")
     assert one.passes.tolist() == [ns / 1e6 for ns in slow]
     assert np.flatnonzero(one.outlier).tolist() == [len(slow) - 1]
     assert not two.outlier.any()

@@ -125,7 +125,7 @@ function drawDots(chart, scale, width) {
     return column.passes.map((y, k) => ({x: i + 0.56 * k / last - 0.28, y, odd: odd.has(k), colour: column.colour, tip: pointsOf(column, chart.unit)[0].tip}));
   });
   const y = yOf(chart, scale);
-  return Plot.plot({...base(width, 16), marginBottom: 150, height: 490, y: scaleOf(y),
+  return Plot.plot({...base(width, 16), marginBottom: 80, height: 420, y: scaleOf(y),
     x: {label: null, domain: [-0.6, dots.length - 0.4], ticks: d3.range(dots.length), tickFormat: i => dots[i].label, tickRotate: -50},
     marks: [yAxis(y), Plot.dot(passes, {x: "x", y: "y", r: 2, fill: "colour", fillOpacity: 0.6, filter: d => !d.odd}),
       Plot.dot(passes, {x: "x", y: "y", r: 4, symbol: "times", stroke: "var(--bad)", strokeWidth: 1.8, filter: d => d.odd}),
