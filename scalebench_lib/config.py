@@ -437,10 +437,11 @@ class Sweep(StrictModel):
                 target_ci=self.target_ci,
                 max_seconds=self.max_seconds / self.rounds,
             )
-            for config in self._configs(machine)
+            for config in self.configs(machine)
         ]
 
-    def _configs(self, machine: Machine) -> Iterator[Config]:
+    def configs(self, machine: Machine) -> Iterator[Config]:
+        """Every config, smaller batches first; `RequestError` where SMT is asked for in vain."""
         fixed = self.model_dump(include={"model", "weights", "seed", "placement"})
         values = {name: getattr(self, axis.several) for name, axis in AXES.items() if axis.several}
         values["batch_size"] = sorted(self.batch_sizes)
@@ -486,6 +487,9 @@ def _merged_rule(one: Any, other: Any) -> Any:
             return rule
     return (*one, *other)
 
+
+SPEC = "sweep.yaml"
+"""The file of a sweep's folder that says what it was asked for."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"batch_sizes": (1, 4, 16, 64), "max_seconds": 4.0},

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, product
+from os.path import normpath
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +32,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from scalebench_lib.config import AXES
+from scalebench_lib.config import AXES, SPEC, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import perhaps_another_host
@@ -49,7 +50,7 @@ from scalebench_lib.stats import (
 
 Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
 """`unclear` are points that both sides measured and that cannot be judged, `lost` those that A
-measured and B could not; B was never asked for those of ``only A``."""
+measured and B did not, though asked for them; B was never asked for those of ``only A``."""
 
 THRESHOLD = 0.05
 """Sweeps of the same thing on a shared machine were seen to differ by 1 % in the median point and
@@ -71,6 +72,8 @@ MIN_COMMON = 4
 ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together, from one round to the next, where a
 sweep has one round. On a shared machine 1 to 7 % were seen."""
+
+_MODEL = "model's structure and weights"
 
 _AXES = (*(name for name in AXES if name != "batch_size"), "batch_size")
 _COLUMNS = [
@@ -104,7 +107,7 @@ class Comparison:
     """Sweep `b` compared with sweep `a`, point by point: the results `after` with those `before`.
 
     `changes` are those of the points that can be compared, `common` is what was taken out of them.
-    A change up to `threshold` is none.
+    A change up to `threshold` is none. `asked` are the ids of the configs that B was asked for.
     """
 
     a: str
@@ -114,6 +117,7 @@ class Comparison:
     threshold: float
     changes: Mapping[PointKey, Change]
     common: tuple[Common, ...] = ()
+    asked: frozenset[str] = frozenset()
 
     def count(self, verdict: Verdict) -> int:
         """Return how many points got `verdict`."""
@@ -166,11 +170,13 @@ class Comparison:
         """The verdict on a point that a side lacks, and why it does, if it was asked for it."""
         records = (self.before if only_b else self.after).records
         record = next((record for record in reversed(records) if record.point_key == key[0]), None)
-        why = ""
         if record:
             reason = record.reason and f"{record.status}: {record.reason}"
             why = reason or "not at this thread count"
-        return {"verdict": "only B" if only_b else "lost" if record else "only A", "why": why}
+        else:
+            config_id = key[0].partition("@")[0]
+            why = "not measured" if config_id in self.asked and not only_b else ""
+        return {"verdict": "only B" if only_b else "lost" if why else "only A", "why": why}
 
     @cached_property
     def differences(self) -> list[str]:
@@ -182,15 +188,7 @@ class Comparison:
         ]
         if not all(sides):
             return []
-        facts = [_facts(side) for side in sides]
-        values = {
-            name: [", ".join(sorted(side.get(name, {"none"}))) for side in facts]
-            for name in sorted(facts[0].keys() | facts[1].keys())
-        }
-        return [
-            *_other_machine(*sides),
-            *(f"{name} {one} → {other}" for name, (one, other) in values.items() if one != other),
-        ]
+        return [*_other_machine(*sides), *_other_facts(*sides)]
 
     @property
     def notes(self) -> list[str]:
@@ -224,10 +222,12 @@ def compare(
     before, after = _load(a, b, anyway, model_a, model_b)
     changes, common = _changes(before, after, threshold)
     names = (a.resolve().name, b.resolve().name)
-    found = Comparison(*names, before, after, threshold, changes, common)
-    if found.differences and not anyway:
-        differences = "; ".join(found.differences)
-        raise RequestError(f"{a} and {b} differ in {differences}: compare them with --anyway")
+    found = Comparison(*names, before, after, threshold, changes, common, _asked(b, after))
+    differences = [one for one in found.differences if not (model_a and one.startswith(_MODEL))]
+    if differences and not anyway:
+        raise RequestError(
+            f"{a} and {b} differ in {'; '.join(differences)}: compare them with --anyway"
+        )
     return found
 
 
@@ -240,7 +240,7 @@ def against(a: Path, b: Path) -> Comparison:
     before, after = _load(a, b)
     changes = {key: Change(ratio, ratio) for key, ratio in twins(after, before).items()}
     names = (a.resolve().name, b.resolve().name)
-    return Comparison(*names, before, after, THRESHOLD_AGAINST, changes)
+    return Comparison(*names, before, after, THRESHOLD_AGAINST, changes, asked=_asked(b, after))
 
 
 def save_against(found: Comparison, path: Path) -> None:
@@ -279,16 +279,20 @@ def _of_one_model(
     if not (model_a and model_b):
         raise RequestError("model-a and model-b belong together: name the model in both sweeps")
     ours, theirs = _of_model(before, model_a, "A"), _of_model(after, model_b, "B")
-    renamed = []
+    first, renamed = ours[0].config, []
     for record in theirs:
-        config = record.config.model_copy(update={"model": ours[0].config.model})
+        named = {"model": first.model}
+        if {first.weights, record.config.weights}.isdisjoint(("random", "pretrained")):
+            named["weights"] = first.weights  # a folder or hub id, as the model is
+        config = record.config.model_copy(update=named)
         renamed.append(record.model_copy(update={"config": config, "config_id": config.id}))
     return Results.of(ours), Results.of(renamed)
 
 
 def _of_model(side: Results, model: str, name: str) -> list[Record]:
     """Raises `RequestError` where there is no record of `model`, naming the models there are."""
-    found = [r for r in side.records if r.config.model in (model, f"./{model}")]
+    names = (model, normpath(model), f"./{normpath(model)}")
+    found = [r for r in side.records if r.config.model in names]
     if not found:
         models = ", ".join(sorted({record.config.model for record in side.records}))
         raise RequestError(f"model-{name.lower()}: {name} has no model {model!r}; it has {models}")
@@ -307,19 +311,44 @@ def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
         yield f"machine ({what}) {titles[0]} → {titles[1]}"
 
 
-def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Every value of each fact about the software, the kernel and its governor."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        facts: dict[str, object] = {
-            "OS kernel": record.machine.kernel,
-            "governor": record.machine.governor,
-        }
-        for name, value in record.software.model_dump().items():
-            facts |= value if isinstance(value, dict) else {name: value}
-        for name, value in facts.items():
-            found[name].add(str(value))
-    return found
+def _other_facts(*sides: list[Record]) -> Iterator[str]:
+    """What records of the two sides hold that differs: each fact with every value of each side.
+
+    A variable that a record does not name was not set; of all else None means not known.
+    """
+    facts = [[_facts(record) for record in records] for records in sides]
+    for name in sorted({name for side in facts for fact in side for name in fact}):
+        values = [{fact.get(name, "none") for fact in side} - {None} for side in facts]
+        if all(values) and values[0] != values[1]:
+            one, other = (", ".join(sorted(each)) for each in values)
+            yield f"{name} {one} → {other}"
+
+
+def _facts(record: Record) -> dict[str, str | None]:
+    """What decides the speed, beside the machine: the model, the software, and settings."""
+    software, machine = record.software, record.machine
+    return {
+        _MODEL: record.model_hash,
+        "OS kernel": machine.kernel,
+        "governor": machine.governor,
+        "transparent huge pages": machine.huge_pages,
+        "python": software.python,
+        "scalebench": software.scalebench,
+        **software.versions,
+        **software.libraries,
+        **software.environment,
+    }
+
+
+def _asked(out: Path, found: Results) -> frozenset[str]:
+    """The ids of the configs that the sweep in folder `out` was asked for, `found` there."""
+    if not (out / SPEC).exists():
+        return frozenset()
+    config = found.records[0].config  # its model may go by the name that it has in A
+    named = {"model": config.model, "weights": config.weights}
+    sweep = Sweep.load(out / SPEC).model_copy(update=named)
+    machines = dict.fromkeys(record.machine for record in found.records)
+    return frozenset(config.id for machine in machines for config in sweep.configs(machine))
 
 
 def _changes(

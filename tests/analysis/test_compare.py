@@ -294,6 +294,21 @@ def test_what_b_was_never_asked_for_is_not_lost() -> None:
     assert compared(only, sweep(0)).count("only B") == 8
 
 
+def test_what_b_was_asked_for_and_has_not_measured_is_lost(tmp_path: Path) -> None:
+    """An interrupted sweep, say: its folder holds what was asked for, not a record of each."""
+    here, there = (factories.save_sweep(tmp_path / str(n), sweep(n)) for n in (0, 1))
+    assert not compare(here, there).has_regressions
+    for path in (there / "records").glob(f"{ONE.id}-t*.json"):
+        path.unlink()
+    found = compare(here, there)
+    lost = found.table[found.table["verdict"] == "lost"]
+    assert lost[["config_id", "threads", "why"]].to_numpy().tolist() == [
+        [ONE.id, threads, "not measured"] for threads in (1, 2)
+    ]
+    assert found.has_regressions
+    assert not compare(there, here).has_regressions
+
+
 def test_other_software_is_compared_only_when_asked() -> None:
     with pytest.raises(RequestError, match=r"differ in torch 2.6.0 → 2.7.0.*--anyway"):
         compared(sweep(0), _newer(sweep(1)))
@@ -304,6 +319,41 @@ def _newer(records: list[Record]) -> list[Record]:
         update={"versions": {"numpy": "2.2.0", "torch": "2.7.0"}}
     )
     return [record.model_copy(update={"software": software}) for record in records]
+
+
+KNOWN = simulated.ON.model_copy(update={"huge_pages": "madvise", "governor": "performance"})
+"""Whose settings are known."""
+
+
+@pytest.mark.parametrize(
+    ("where", "changed", "named"),
+    [
+        (None, {"model_hash": "b"}, "model's structure and weights a → a, b"),
+        ("machine", {"huge_pages": "always"}, "transparent huge pages madvise → always, madvise"),
+        ("machine", {"governor": "powersave"}, "governor performance → performance, powersave"),
+        ("software", {"environment": {"MKL_CBWR": "ON"}}, "MKL_CBWR none → ON, none"),
+    ],
+)
+def test_what_decides_is_compared_of_every_record(
+    where: str | None, changed: dict, named: str
+) -> None:
+    """One of B's is of another model, or was measured under another setting."""
+    usual = {
+        "model_hash": "a",
+        "machine": KNOWN,
+        "software": factories.SOFTWARE.model_copy(update={"environment": {}}),
+    }
+    before, after = ([r.model_copy(update=usual) for r in sweep(seed)] for seed in (0, 1))
+    assert compared(before, after).differences == []
+    update = {where: usual[where].model_copy(update=changed)} if where else changed
+    after[-1] = after[-1].model_copy(update=update)
+    with pytest.raises(RequestError, match=f"differ in {named}: compare them with --anyway"):
+        compared(before, after)
+
+
+def test_what_older_records_do_not_hold_is_no_difference() -> None:
+    after = [r.model_copy(update={"model_hash": "a", "machine": KNOWN}) for r in sweep(1)]
+    assert compared(sweep(0), after).differences == []
 
 
 def test_another_machine_is_compared_when_asked() -> None:
@@ -323,21 +373,27 @@ def test_perhaps_another_host_is_said() -> None:
     assert "perhaps another host" in compared(*sides).notes[0]
 
 
-def test_one_model_in_two_folders_is_one() -> None:
-    """Another model of B is left out."""
-    before, after = _of_model(sweep(0), "./old/tuned"), _of_model(sweep(1, 1.2), "./new/tuned")
+@pytest.mark.parametrize("weights", ["random", "{}"])
+def test_one_model_in_two_folders_is_one(weights: str) -> None:
+    """Its weights may lie there, too. Another model of B is left out."""
+    before, after = (
+        _of_model(sweep(seed, slower), folder, weights.format(folder))
+        for seed, slower, folder in ((0, 1.0, "./old/tuned"), (1, 1.2, "./new/tuned"))
+    )
     with pytest.raises(RequestError, match="name both with --model-a and --model-b"):
         compared(before, after)
-    names = {"model_a": "./old/tuned", "model_b": "./new/tuned"}
+    names = {"model_a": "old/tuned/", "model_b": "./new/tuned"}
     found = compared(before, [*after, *sweep(2)], **names)
     assert set(found.table["model"]) == {"./old/tuned"}
     assert (len(found.table), verdicts(found)) == (12, ["slower"] * 2)
+    assert found.differences == ["model's structure and weights ./old/tuned → ./new/tuned"]
 
 
-def _of_model(records: list[Record], model: str) -> list[Record]:
-    configs = [record.config.model_copy(update={"model": model}) for record in records]
+def _of_model(records: list[Record], model: str, weights: str) -> list[Record]:
+    update = {"model": model, "weights": weights}
+    configs = [record.config.model_copy(update=update) for record in records]
     return [
-        record.model_copy(update={"config": config, "config_id": config.id})
+        record.model_copy(update={"config": config, "config_id": config.id, "model_hash": model})
         for record, config in zip(records, configs, strict=True)
     ]
 
