@@ -433,6 +433,20 @@ def test_the_best_point_of_a_batch_has_its_lowest_latency() -> None:
     assert best.to_dict() == measured.table.groupby("batch_size")["latency_ms"].min().to_dict()
 
 
+@pytest.mark.parametrize(("sizes", "optimizations"), [([10], ["none"]), ([3, 1000], ["script"])])
+def test_any_batch_sizes_have_a_page(
+    tmp_path: Path, sizes: list[int], optimizations: list[str]
+) -> None:
+    """Without a power of two, without eager."""
+    on = factories.machine(cores=2)
+    configs = factories.configs(on, sizes, optimizations)
+    out = factories.save_sweep(tmp_path, [factories.measured(config, on) for config in configs])
+    write_page(out)
+    kinds = [*map(str, sizes), *(f"{optimizations[0]}-{smt}" for smt in (False, True))]
+    names = {path.stem for path in (out / "figures").glob("*latency*.png")}
+    assert names == {f"bert-latency-{kind}" for kind in kinds}
+
+
 def test_a_page_that_fails_halfway_leaves_the_old_one(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
