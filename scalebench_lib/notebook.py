@@ -44,6 +44,28 @@ _OFFLINE = """{% extends 'lab/index.html.j2' %}
 """nbconvert's page without what it loads from a network; our notebooks hold no formulas."""
 
 
+def sweeps(outputs: Path = OUTPUTS) -> list[Path]:
+    """Return the folders of `outputs` that hold records or an import, the newest first."""
+    from scalebench_lib.results import FILE  # pandas takes a second
+
+    written = {path.parent for path in outputs.glob("*/records/*.json")}
+    written |= set(outputs.glob(f"*/{FILE}"))
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in newest_first]
+
+
+def find_sweep(out: str = "", outputs: Path = OUTPUTS) -> Path:
+    """Return the sweep in folder `out`, or the newest of `outputs` where `out` is empty.
+
+    Raises `RequestError` where there is none.
+    """
+    if out:
+        return Path(out)
+    for newest in sweeps(outputs):
+        return newest
+    raise RequestError(f"no sweep in {outputs.name}/ yet: measure one first, with 'make sweep'")
+
+
 def is_interactive() -> bool:
     """Whether a person runs the notebook: papermill forbids cells to ask for input."""
     kernel = getattr(get_ipython(), "kernel", None)

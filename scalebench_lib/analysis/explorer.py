@@ -43,8 +43,7 @@ from scalebench_lib.analysis.tables import (
 from scalebench_lib.charts import Chart, on_one_axis
 from scalebench_lib.config import AXES
 from scalebench_lib.errors import RequestError, ScalebenchError
-from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive
-from scalebench_lib.results import FILE as IMPORTED
+from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive, sweeps
 from scalebench_lib.results import Results
 from scalebench_lib.widgets import (
     PngImage,
@@ -75,41 +74,21 @@ _BESIDE = {"flex": "1 1 34rem", "max_width": "840px", "min_width": "0"}
 """Of each picture: where there is room they stand side by side, else one under the other."""
 
 
-def sweeps(outputs: Path = OUTPUTS) -> list[Path]:
-    """Return the folders of `outputs` that hold records or an import, the newest first."""
-    written = {path.parent for path in outputs.glob("*/records/*.json")}
-    written |= set(outputs.glob(f"*/{IMPORTED}"))
-    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.parent for path in newest_first]
-
-
-def find_sweep(out: str = "", outputs: Path = OUTPUTS) -> Path:
-    """Return the sweep in folder `out`, or the newest of `outputs` where `out` is empty.
-
-    Raises `RequestError` where there is none.
-    """
-    if out:
-        return Path(out)
-    for newest in sweeps(outputs):
-        return newest
-    raise RequestError(f"no sweep in {outputs.name}/ yet: measure one first, with 'make sweep'")
-
-
-def show(view: str, *sweeps: Results, **chosen: Any) -> None:
-    """Show a figure of each of `sweeps`, on one axis, and sentences computed from them.
+def show(view: str, *results: Results, **chosen: Any) -> None:
+    """Show a figure of each of `results`, on one axis, and sentences computed from them.
 
     `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``; by
     default the first that the sweep has.
     """
     charts, sentences = [], []
-    for results in sweeps:
+    for sweep in results:
         try:
-            chart, choices = _chart_of(view, results, chosen)
+            chart, choices = _chart_of(view, sweep, chosen)
         except RequestError as error:
             print(f"{error}.")
             continue
         charts.append(chart)
-        sentences.append(VIEWS[view].sentence(results, chart, choices))
+        sentences.append(VIEWS[view].sentence(sweep, chart, choices))
     for chart in on_one_axis(charts):
         display(draw(chart))
     print(*sentences, sep="\n")

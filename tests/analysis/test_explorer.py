@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.explorer import Explorer, find_sweep, sweeps
+from scalebench_lib.analysis.explorer import Explorer
 from scalebench_lib.errors import RequestError
-from scalebench_lib.notebook import WIDGET
+from scalebench_lib.notebook import WIDGET, find_sweep, sweeps
 from tests import factories
 
 

@@ -7,10 +7,11 @@ import pandas as pd
 import papermill
 import pytest
 
-from scalebench_lib.analysis.explorer import Explorer, show, sweeps
+from scalebench_lib.analysis.explorer import Explorer, show
 from scalebench_lib.analysis.page import write_page
 from scalebench_lib.analysis.published import import_published, read_published
 from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.notebook import sweeps
 from scalebench_lib.results import CSV, FILE, Results
 from tests import factories
 from tests.analysis.test_analysis_notebook import NOTEBOOK, outputs, printed
