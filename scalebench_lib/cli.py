@@ -25,7 +25,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.results import Imported
 from scalebench_lib.sweep.locks import in_flight, lock_machine, require_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
-from scalebench_lib.text import parse_duration
+from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
@@ -338,7 +338,7 @@ def _complain(message: str) -> None:
 
 
 def _tell(imported: Imported) -> None:
-    console.say(f"{imported.points} points. {imported.source}")
+    console.say(f"{pluralize(imported.points, 'point')}. {imported.source}")
     for note in imported.notes:
         console.say(f"note: {note}")
 

@@ -19,7 +19,7 @@ from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, Common, Comparison
 from scalebench_lib.analysis.draw import STYLE, Picture, canvas, caption
 from scalebench_lib.config import AXES
 from scalebench_lib.files import write_atomically
-from scalebench_lib.text import format_number
+from scalebench_lib.text import format_number, pluralize
 
 _STYLES = {
     "slower": ("#c0392b", ">"),
@@ -43,7 +43,8 @@ def summary(found: Comparison) -> list[str]:
     parts += [
         f"{counts[verdict]} {label}" for verdict, label in _ONE_SIDED.items() if verdict in counts
     ]
-    lines = [f"{found.b} (B) against {found.a} (A), {len(found.table)} points: {', '.join(parts)}."]
+    points = pluralize(len(found.table), "point")
+    lines = [f"{found.b} (B) against {found.a} (A), {points}: {', '.join(parts)}."]
     if found.common:
         lines.append(f"Common to all points: {'; '.join(map(_common_change, found.common))}.")
     if any(each.verdict != "same" for each in found.common):

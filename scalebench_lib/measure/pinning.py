@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from scalebench_lib.errors import MeasurementError
+from scalebench_lib.text import pluralize
 
 _TASKS = Path("/proc/self/task")
 
@@ -75,7 +76,8 @@ class ThreadTeam:
         """Call `run`, at least once; `MeasurementError` unless this team alone computes it."""
         if torch.get_num_threads() != len(self.cpus):
             raise MeasurementError(
-                f"asked for {len(self.cpus)} threads, torch now uses {torch.get_num_threads()}"
+                f"asked for {pluralize(len(self.cpus), 'thread')}, torch now uses "
+                f"{torch.get_num_threads()}"
             )
         for _ in range(_ATTEMPTS):
             if not (extra_threads := busy_during(run) - set(self.tids)) or not self.pinned:
@@ -161,7 +163,9 @@ def pin_threads(
         if len(busy) == len(cpus):
             break
     else:
-        raise MeasurementError(f"asked for {len(cpus)} threads, but {len(busy)} of them compute")
+        raise MeasurementError(
+            f"asked for {pluralize(len(cpus), 'thread')}, but {len(busy)} of them compute"
+        )
     team = ThreadTeam((caller, *sorted(busy - {caller})), tuple(cpus))
     team.pin()
     return team

@@ -222,6 +222,6 @@ def describe_profile(context: Context) -> str:
     sizes = ", ".join(map(str, profile.batch_sizes))
     return (
         f"{profile.shared['model']} on {profile.shared['machine']}: "
-        f"{len(profile.instances)} points, batch {sizes}, "
-        f"{', '.join(profile.optimizations)}; {context.cores} cores to plan with"
+        f"{pluralize(len(profile.instances), 'point')}, batch {sizes}, "
+        f"{', '.join(profile.optimizations)}; {pluralize(context.cores, 'core')} to plan with"
     )

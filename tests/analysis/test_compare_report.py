@@ -55,6 +55,12 @@ def test_the_summary_counts_and_tells_what_is_common(found: Comparison) -> None:
     assert lines(found)[:2] == [first, common]
 
 
+def test_one_point_is_told_in_the_singular() -> None:
+    first = sweep(0, rounds=1)[0]
+    one = [first.model_copy(update={"points": first.points[:1]})]
+    assert summary(compared(one, one))[0].startswith("after (B) against before (A), 1 point: ")
+
+
 def test_what_all_points_share_is_a_sentence() -> None:
     change = r"\d\.\d % slower \(\d\.\d–[\d.]+ %\) on"
     told = f"Common to all points: {change} 1 thread; {change} 2 threads."

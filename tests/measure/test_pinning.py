@@ -141,7 +141,7 @@ def test_a_changed_thread_count_is_noticed() -> None:
     """``assert torch.get_num_threads, n`` is always true."""
     team = pin_torch(ALLOWED[:1], pinnable=True)
     torch.set_num_threads(3)
-    with pytest.raises(MeasurementError, match="asked for 1 threads, torch now uses 3"):
+    with pytest.raises(MeasurementError, match="asked for 1 thread, torch now uses 3"):
         team.check(work)
 
 
@@ -187,7 +187,7 @@ def test_an_engine_s_own_threads_are_found_and_pinned() -> None:
         team = pin_threads(ALLOWED[:2], True, work)
         assert team.tids == (threading.get_native_id(), worker.native_id)
         assert os.sched_getaffinity(worker.native_id) == {ALLOWED[1]}
-        with pytest.raises(MeasurementError, match=r"asked for 1 threads, but \d of them compute"):
+        with pytest.raises(MeasurementError, match=r"asked for 1 thread, but \d of them compute"):
             pin_threads(ALLOWED[:1], True, work)
     finally:
         stop.set()

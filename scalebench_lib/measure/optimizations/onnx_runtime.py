@@ -23,6 +23,7 @@ from scalebench_lib.measure.optimizations.base import (
     import_extra,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
+from scalebench_lib.text import pluralize
 
 ENOUGH_QUANTIZED = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
@@ -143,7 +144,7 @@ def _session(runtime: Any, path: Path, threads: int) -> Runner:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     if (got := session.get_session_options().intra_op_num_threads) != threads:
-        raise MeasurementError(f"asked for {threads} threads, onnxruntime uses {got}")
+        raise MeasurementError(f"asked for {pluralize(threads, 'thread')}, onnxruntime uses {got}")
     names = [one.name for one in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Outputs:

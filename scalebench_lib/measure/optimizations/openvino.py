@@ -22,6 +22,7 @@ from scalebench_lib.measure.optimizations.base import (
     import_extra,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
+from scalebench_lib.text import pluralize
 
 _MODEL = "model.xml"
 _TYPES = {"fp32": "f32", "bf16": "bf16"}
@@ -83,7 +84,7 @@ def _open(core: Any, path: Path, batch: Inputs, precision: Precision, threads: i
 def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:
     """Read back the number of threads, and the types of the matrix products."""
     if (got := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
-        raise MeasurementError(f"asked for {threads} threads, openvino uses {got}")
+        raise MeasurementError(f"asked for {pluralize(threads, 'thread')}, openvino uses {got}")
     wanted = _TYPES[precision]
     layers = [dict(node.get_rt_info()) for node in compiled.get_runtime_model().get_ops()]
     types = {
