@@ -314,7 +314,7 @@ def test_a_disk_that_is_really_full(scalebench, tmp_path: Path) -> None:
     """One line, exit code 1, no record damaged; with more room the sweep goes on."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=120k", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=72k", "none", str(disk)]
     if subprocess.run(mount, check=False).returncode:
         pytest.skip("nothing can be mounted here")
     try:
