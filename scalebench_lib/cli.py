@@ -19,6 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
+from scalebench_lib import __version__
 from scalebench_lib.config import OPTIMIZATIONS, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -91,6 +92,17 @@ def _option(name: str, field: FieldInfo) -> Any:
     """An option that takes text, for `Sweep` to read."""
     names = [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
     return Annotated[str | None, typer.Option(*names, help=field.description)]
+
+
+@app.callback()
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        console.say(f"scalebench {__version__}")
+    elif context.invoked_subcommand is None:
+        console.say(context.get_help())
 
 
 @app.command()
@@ -164,7 +176,7 @@ def report(
 
 @app.command()
 def status(out: Out) -> None:
-    """What is done, what failed, what is left, and why."""
+    """Say what is done, what failed, what is left, and why."""
     imported = Imported.load(out)
     if imported:
         _tell(imported)
@@ -187,7 +199,10 @@ def import_(
     out: Annotated[Path, typer.Option(help="The new sweep's folder.")],
     machine: Annotated[str | None, typer.Option(help="What to call its machine.")] = None,
 ) -> None:
-    """Take published latencies into OUT: report, plan and the notebooks read them like a sweep."""
+    """Take published latencies into OUT.
+
+    report, plan and the notebooks read them like a sweep.
+    """
     from scalebench_lib.analysis.published import import_published
 
     _tell(import_published(csv, out, machine))
@@ -210,7 +225,10 @@ def plan(
     max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
     if_busy: IfBusyOption = "refuse",
 ) -> None:
-    """How to split a batch over instances of the model; with --verify, proved by running it."""
+    """Say how to split a batch over instances of the model.
+
+    With --verify the best plans are proved by running them.
+    """
     from scalebench_lib.plan import decide as deciding
     from scalebench_lib.plan import report as telling
     from scalebench_lib.plan.runner import Limits
@@ -242,7 +260,10 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     to: Annotated[Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")] = None,
 ) -> None:
-    """Is OUT_B slower than OUT_A: all points, or any? Exit code 1 where it is, or lost a point."""
+    """Compare OUT_B with OUT_A, point by point.
+
+    Exit code 1 where all points are slower, or any, or OUT_B has lost one.
+    """
     from scalebench_lib.analysis import compare as comparing
     from scalebench_lib.analysis import compare_report
 
@@ -261,7 +282,10 @@ def compare(
 def render(
     notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK…", help="Executed ones.")],
 ) -> None:
-    """Make executed notebooks fit to share: no paths of this machine, and an offline page each."""
+    """Make executed notebooks fit to share.
+
+    Paths of this machine are taken out, and each gets an offline page.
+    """
     from scalebench_lib.notebook import render as write  # nbconvert takes a second
 
     for notebook in notebooks:
@@ -270,7 +294,7 @@ def render(
 
 @app.command()
 def doctor() -> None:
-    """What this machine can measure, and how noisy it is now."""
+    """Say what this machine can measure, and how noisy it is now."""
     from scalebench_lib.measure.noise import PROBE_SECONDS, probe_noise
 
     machine = Machine.here()
