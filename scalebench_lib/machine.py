@@ -143,6 +143,14 @@ class Machine(BaseModel):
         same_memory = abs(self.memory_bytes - other.memory_bytes) <= 0.05 * self.memory_bytes
         return None if same_memory else "memory"
 
+    def other_setting(self, other: Machine) -> str | None:
+        """Return the first known setting of the system that was another, with both values."""
+        for name, title in {"governor": "governor", "huge_pages": "transparent huge pages"}.items():
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if None not in (mine, theirs) and mine != theirs:
+                return f"{title} {mine} against {theirs}"
+        return None
+
     def new_governor(self, root: Path = Path("/")) -> str | None:
         """Return the governor of the CPUs now, if it is no longer `governor`; else None."""
         now = _governor(root)

@@ -7,12 +7,16 @@ speed: the machine and the software.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
+import logging
 import math
 import os
 import platform
 import re
+import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -24,13 +28,15 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
-from scalebench_lib.config import Config, StrictModel, Trial, trial_name
+from scalebench_lib.config import MODELS, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.text import format_number, pluralize
+
+_log = logging.getLogger("scalebench")
 
 
 class Verification(StrictModel):
@@ -75,8 +81,8 @@ class Verification(StrictModel):
 
 _LIBRARIES = ("numpy", "torch", "transformers")
 _DECIDING = re.compile(
-    "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC|TCMALLOC"
-    "|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES)$"
+    "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|PYTORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC"
+    "|TCMALLOC|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES|LRU_CACHE_CAPACITY|CXX)$"
 )
 """Environment variables that change the result or its speed."""
 _LOCATION = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
@@ -88,15 +94,57 @@ kernel's own also hold what it was started with."""
 
 
 def deciding(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that change the result or its speed; of preloaded libraries the file
-    names alone."""
+    """Return the variables that change the result or its speed; of preloaded libraries, and of the
+    compiler, the file names alone."""
     found = {
         name: value
         for name, value in sorted(environment.items())
         if value and _DECIDING.match(name) and not _LOCATION.search(name)
     }
-    if libraries := found.get("LD_PRELOAD"):
-        found["LD_PRELOAD"] = ":".join(Path(one).name for one in re.split("[: ]+", libraries))
+    for name in {"LD_PRELOAD", "CXX"} & found.keys():
+        found[name] = ":".join(Path(one).name for one in re.split("[: ]+", found[name]))
+    return found
+
+
+def model_files(config: Config | Sweep) -> str | None:
+    """Return 12 hex digits of the files that the model and its weights are read from.
+
+    None where there is none, as of a known name with random weights, and where they are not here,
+    as of a hub id that was never downloaded.
+    """
+    sources = [(config.model, "config.json")] * (config.model not in MODELS)
+    if config.weights != "random":
+        own = config.weights == "pretrained"
+        sources.append((config.model if own else config.weights, "*.safetensors*"))
+    files = [path for name, pattern in sources for path in _files_of(name, pattern)]
+    if not files:
+        return None
+    checksums = [f"{path.name} {_checksum(path)}" for path in files]
+    return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:12]
+
+
+def _files_of(source: str, pattern: str) -> list[Path]:
+    """Those of a folder, or of a hub id in the hub's cache."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache  # only where it is asked for
+
+        try:
+            found = try_to_load_from_cache(source, "config.json")
+        except ValueError:  # no hub id
+            return []
+        if not isinstance(found, str):
+            return []
+        folder = Path(found).parent
+    return sorted(folder.glob(pattern))
+
+
+def _checksum(path: Path) -> int:
+    """Of a file of any size, by the fastest means that the standard library has."""
+    found = 0
+    with suppress(OSError), path.open("rb") as file:
+        while part := file.read(2**24):
+            found = zlib.crc32(part, found)
     return found
 
 
@@ -279,12 +327,13 @@ class Record(StrictModel):
 
     Records with one `block` took turns: their samples can be paired by cycle. `trial` counts the
     trials of this config here, `round` those of the sweep. `item` is what one of the batch is:
-    ``16 tokens``. `model_hash` is of the model's structure and weights. `flops` are those of one
-    pass of the batch. `peak_gflops` is what the machine itself reaches in a large matrix product,
-    by thread count and type (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``,
-    ``version``, ``precision``, and what else decides its speed. `peak_memory_bytes` is the most
-    that the process held, `resident_bytes` what it held between turns. `governor_after` is that
-    of the CPUs at its end, where it changed meanwhile. In a sweep of several hosts `host` names the
+    ``16 tokens``. `model_hash` is of the model's structure and weights, as built, `model_files`
+    of what they were read from. `flops` are those of one pass of the batch. `peak_gflops` is
+    what the machine itself reaches in a large matrix product, by thread count and type
+    (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``, ``version``,
+    ``precision``, and what else decides its speed. `peak_memory_bytes` is the most that the
+    process held, `resident_bytes` what it held between turns. `governor_after` is that of the
+    CPUs at its end, where it changed meanwhile. In a sweep of several hosts `host` names the
     one that measured; with `any_host` they were alike, and count as one machine.
     """
 
@@ -306,6 +355,7 @@ class Record(StrictModel):
     kernel: KernelKind = "fresh"
     item: str | None = None
     model_hash: str | None = None
+    model_files: str | None = None
     verification: Verification | None = None
     setup: Setup | None = None
     peak_memory_bytes: int | None = None
@@ -424,25 +474,29 @@ def _in_turns(old: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: old[name] for name in Point.model_fields.keys() & old.keys()}, "turns": turns}
 
 
-def load_records(out: Path) -> list[Record]:
+def load_records(out: Path, aside: bool = False) -> list[Record]:
     """All records of the sweep in folder `out`, by config and trial.
 
-    A damaged one is set aside, to be measured again, and logged.
+    A damaged one is left out, and logged; `aside` renames it to ``*.invalid``.
     """
     gc.disable()  # records hold no cycles: looking for them takes as long as reading 10,000
     try:
-        found = [record for path in (out / "records").glob("*.json") if (record := _load(path))]
+        paths = (out / "records").glob("*.json")
+        found = [record for path in paths if (record := _load(path, aside))]
     finally:
         gc.freeze()
         gc.enable()
     return sorted(found, key=_order)
 
 
-def _load(path: Path) -> Record | None:
+def _load(path: Path, aside: bool) -> Record | None:
     try:
         return Record.load(path)
     except DamagedError as error:
-        set_aside(path, str(error))
+        if aside:
+            set_aside(path, str(error))
+        else:
+            _log.warning("%s: left out", error)
         return None
 
 

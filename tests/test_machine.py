@@ -191,6 +191,16 @@ def test_two_machines_are_told_apart(here) -> None:
     assert found.differs_from(more) == "memory"
 
 
+def test_settings_of_the_system_are_told_apart_where_they_are_known(here) -> None:
+    """They are no other machine: a sweep that runs is not ended for them."""
+    unknown = here(no_smt(4)).model_copy(update={"governor": None, "huge_pages": None})
+    known = unknown.model_copy(update={"governor": "performance", "huge_pages": "madvise"})
+    other = known.model_copy(update={"huge_pages": "always"})
+    assert (unknown.other_setting(known), known.other_setting(known)) == (None, None)
+    assert known.other_setting(other) == "transparent huge pages madvise against always"
+    assert known.differs_from(other) is None
+
+
 def test_its_name_can_be_shared(here) -> None:
     """The model and the size, never the host's name."""
     assert here(far_apart()).name == "intel-xeon-6130-16c32t"

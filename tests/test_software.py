@@ -1,10 +1,12 @@
 """The software of a measurement, and what of its environment decides."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from scalebench_lib.record import RUNNERS, Software, deciding
+from scalebench_lib.config import Config
+from scalebench_lib.record import RUNNERS, Software, deciding, model_files
 
 
 @pytest.mark.parametrize(
@@ -14,7 +16,7 @@ from scalebench_lib.record import RUNNERS, Software, deciding
         *("OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "DNNL_VERBOSE", "TORCH_LOGS_OUT"),
         *("TORCHINDUCTOR_FREEZING", "TORCHDYNAMO_DISABLE", "ATEN_CPU_CAPABILITY"),
         *("MALLOC_ARENA_MAX", "TCMALLOC_RELEASE_RATE", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE"),
-        *("ORT_DISABLE_ALL", "OV_CPU_THREADS"),
+        *("ORT_DISABLE_ALL", "OV_CPU_THREADS", "PYTORCH_JIT", "LRU_CACHE_CAPACITY", "MKL_CBWR"),
     ],
 )
 def test_what_changes_results_or_speed_decides(name: str) -> None:
@@ -39,10 +41,44 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
     assert deciding({"OMP_NUM_THREADS": ""}) == {}
 
 
-def test_preloaded_libraries_are_told_by_their_file_names() -> None:
+def test_preloaded_libraries_and_compilers_are_told_by_their_file_names() -> None:
     """Their folder is another on each machine."""
     both = deciding({"LD_PRELOAD": "/home/me/lib/libjemalloc.so.2 /opt/libmine.so"})
     assert both == {"LD_PRELOAD": "libjemalloc.so.2:libmine.so"}
+    assert deciding({"CXX": "/home/me/bin/g++-13"}) == {"CXX": "g++-13"}
+
+
+def test_a_model_is_told_by_the_files_that_it_is_read_from(tmp_path: Path) -> None:
+    """Its weights are read where they are not random: from there, or from elsewhere."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for folder in (tmp_path, weights):
+        (folder / "model.safetensors").write_bytes(b"1")
+    (tmp_path / "config.json").write_text("{}")
+
+    def told() -> list[str | None]:
+        sources = ("random", "pretrained", str(weights))
+        return [model_files(Config(model=str(tmp_path), weights=one)) for one in sources]
+
+    random, own, other = told()
+    assert len({random, own, other} - {None}) == 2  # random, and the same weights from elsewhere
+    (weights / "model.safetensors").write_bytes(b"2")
+    assert told()[:2] == [random, own]
+    assert told()[2] not in (random, own)
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 1}')
+    assert {random, own}.isdisjoint(told())
+
+
+def test_a_model_without_files_is_told_by_its_name_alone() -> None:
+    assert model_files(Config()) is None
+    assert model_files(Config(model="nobody/has-this", weights="pretrained")) is None
+
+
+def test_a_model_of_the_hub_is_told_by_what_the_cache_holds(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    found = str(tmp_path / "config.json")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: found)
+    assert model_files(Config(model="org/one")) == model_files(Config(model=str(tmp_path)))
 
 
 def test_a_kernel_records_the_environment_of_its_runner(monkeypatch) -> None:

@@ -35,7 +35,7 @@ from scalebench_lib.measure.turns import (
 )
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.protocol import EndedBy
-from scalebench_lib.record import Point, Record, Setup, Software
+from scalebench_lib.record import Point, Record, Setup, Software, model_files
 
 T = TypeVar("T")
 
@@ -123,6 +123,7 @@ def _set_up(
     executor.switch(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
     found |= {"item": str(model.kind), "model_hash": models.digest(model)}
+    found["model_files"] = model_files(config)
     batches = [model.inputs(config.batch_size, config.seed + k) for k in range(ROTATION)]
     verifier = Verifier(
         model,

@@ -125,7 +125,7 @@ class SweepRun:
 
     def reload(self) -> None:
         """Read the records anew: another sweep may have made some."""
-        records = load_records(self.out)
+        records = load_records(self.out, aside=True)
         self.records[:] = [record for record in records if record.host_label == self.host]
 
     def write_spec(self) -> None:
