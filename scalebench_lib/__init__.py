@@ -27,7 +27,7 @@ _HOMES = {
     "compare": "analysis.compare",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

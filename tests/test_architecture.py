@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import scalebench_lib
+
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "scalebench_lib"
 MODULES = {
@@ -137,3 +139,8 @@ def test_jupyterlab_keeps_its_token_and_to_this_machine() -> None:
     for path in (ROOT / "Makefile", ROOT / ".ci/run", ROOT / "environment.yml", *ours):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"token\s*=\s*(''|\"\"|\s)|--ip[= ](0\.0\.0\.0|\*)|password=", text)
+
+
+@pytest.mark.parametrize("name", scalebench_lib.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    assert getattr(scalebench_lib, name).__doc__
