@@ -77,6 +77,11 @@ class Axis:
     ticks: tuple[float, ...]
     log: bool = False
 
+    @property
+    def texts(self) -> list[str]:
+        """What stands at the ticks."""
+        return [plain(tick) for tick in self.ticks]
+
 
 def x_axis(label: str, values: np.ndarray, doubling: bool) -> Axis:
     """Return an axis for counts: in powers of two if they are `doubling`, or span much."""
@@ -126,6 +131,19 @@ class Marks:
         """Which values have an interval."""
         bounded: np.ndarray = np.isfinite(self.low) & np.isfinite(self.high)
         return bounded
+
+    @property
+    def values(self) -> list[str]:
+        """The values in words."""
+        return [format_number(value) for value in self.y]
+
+    @property
+    def intervals(self) -> list[str]:
+        """Their intervals in words, empty where there is none."""
+        bounds = zip(self.low, self.high, self.bounded, strict=True)
+        return [
+            f"{format_number(a)} – {format_number(b)}" if known else "" for a, b, known in bounds
+        ]
 
 
 _NO_MARKS = Marks(np.empty(0), np.empty(0), np.empty(0), np.empty(0))
@@ -204,6 +222,16 @@ class Dots:
     outlier: np.ndarray
 
     @property
+    def median(self) -> float:
+        """Their median."""
+        return float(np.median(self.passes))
+
+    @property
+    def value(self) -> str:
+        """Their median in words."""
+        return format_number(self.median)
+
+    @property
     def detail(self) -> str:
         """How many there are."""
         return f"{len(self.passes):,} passes, {int(self.outlier.sum()):,} of them outliers"
@@ -269,6 +297,13 @@ class Chart:
         return y_axis(self.y_label, *(self.span or self.reach), self.log)
 
     @property
+    def axes(self) -> dict[str, Axis]:
+        """The x axis of `lines`, and the y axis on each scale; `cells` have none."""
+        x = {"x": self.x} if self.lines else {}
+        scales: list[Scale] = [] if self.cells else ["linear", "log"]
+        return x | {scale: replace(self, scale=scale).y for scale in scales}
+
+    @property
     def log(self) -> bool:
         """Whether the y axis is logarithmic: ``auto`` asks whether the values span much."""
         if self.scale == "auto":
@@ -299,7 +334,7 @@ class Chart:
             least, most = (format_number(f(self.cells.marks.y)) for f in (np.min, np.max))
             yield f"From {least} to {most} over {pluralize(self.cells.marks.y.size, 'point')}"
         for dots in self.dots:
-            yield f"{dots.label}: median {format_number(np.median(dots.passes))} of {dots.detail}"
+            yield f"{dots.label}: median {dots.value} of {dots.detail}"
 
 
 def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:

@@ -28,7 +28,6 @@ from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from scalebench_lib.charts import SPREAD, Axis, Cells, Chart, Dots, Line, plain
-from scalebench_lib.text import format_number
 
 DPI = 144
 WIDTH = 8.4
@@ -184,7 +183,7 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
     column = [cells.columns.index(x) for x in cells.marks.x]
     row = [cells.rows.index(y) for y in cells.row]
     shades[row, column] = cells.shades
-    texts[row, column] = [format_number(value) for value in cells.marks.y]
+    texts[row, column] = cells.marks.values
     sns.heatmap(
         shades,
         vmin=0,
@@ -212,7 +211,7 @@ def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
         odd, y = dots.outlier, dots.passes
         axes.plot(x[~odd], y[~odd], ".", color=dots.colour, markersize=4, alpha=0.55)
         axes.plot(x[odd], y[odd], "x", color=_OUTLIER, markersize=5, gid="outlier")
-        axes.hlines(np.median(y), place - 0.4, place + 0.4, color="0.2", linewidth=1.2)
+        axes.hlines(dots.median, place - 0.4, place + 0.4, color="0.2", linewidth=1.2)
     names = [dots.label for dots in columns]
     axes.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=8)
     axes.grid(visible=False, axis="x")

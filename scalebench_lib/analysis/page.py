@@ -53,7 +53,7 @@ from scalebench_lib.analysis.tables import (
     values_of,
     varying_context,
 )
-from scalebench_lib.charts import Axis, Chart, Dots, Marks, plain
+from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks
 from scalebench_lib.config import AXES, DEFAULTS, slug
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.errors import RequestError
@@ -376,7 +376,7 @@ def _live(
         "columns": columns,
         "filters": {name: values_of(table, name) for name in _FILTERS},
         "words": [name for name in columns if table[name].dtype == object],
-        "points": [[(_compact(value), _text(value)) for value in row] for row in rows],
+        "points": [[(_plain(value), _text(value)) for value in row] for row in rows],
     }
 
 
@@ -390,77 +390,53 @@ def _text(value: Any) -> str:
 
 def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> dict[str, Any]:
     """Return all charts for the browser; texts that many points share are there once."""
-    texts = dict[str, int]()
-    drawn = {key: chart for key, chart in charts.items() if isinstance(chart, Chart)}
-    passes = sum(len(dots.passes) for chart in drawn.values() for dots in chart.dots)
-    thin = -(-passes // MOST_SAMPLES)
-    data = {key: _compact(_chart_data(chart, texts, thin)) for key, chart in drawn.items()}
+    drawn = [chart for chart in charts.values() if isinstance(chart, Chart)]
+    passes = sum(len(dots.passes) for chart in drawn for dots in chart.dots)
+    texts, thin = dict[str, int](), -(-passes // MOST_SAMPLES)
+    data = {key: _data(chart, texts, thin) for key, chart in charts.items()}
     controls = {name: view.controls for name, view in VIEWS.items()}
-    return {
-        "contexts": contexts,
-        "controls": controls,
-        "charts": charts | data,
-        "texts": list(texts),
-    }
+    return {"contexts": contexts, "controls": controls, "charts": data, "texts": list(texts)}
 
 
-def _chart_data(chart: Chart, texts: dict[str, int], thin: int) -> dict[str, Any]:
-    names = ("title", "alt", "caption", "unit", "many", "log", "x_label", "y_label")
-    data: dict[str, Any] = {name: getattr(chart, name) for name in names}
-    if cells := chart.cells:
-        parts = ("columns", "rows", "row", "missing", "colours", "shades")
-        own = {name: getattr(cells, name) for name in parts}
-        return data | {"cells": own | _marks_data(cells.marks, texts)}
-    if chart.lines:
-        data["x"] = _axis_data(chart.x)
-    return data | {
-        "y": [_axis_data(replace(chart, scale=scale).y) for scale in ("linear", "log")],
-        "lines": [vars(line) | _marks_data(line.marks, texts) for line in chart.lines],
-        "dots": [_dots_data(dots, texts, thin) for dots in chart.dots],
-    }
+_PARTS: dict[type, tuple[str, ...]] = {
+    Chart: (
+        *("title", "alt", "caption", "unit", "many", "log", "x_label", "y_label"),
+        *("axes", "lines", "cells", "dots"),
+    ),
+    Axis: ("label", "low", "high", "log", "ticks", "texts"),
+    Line: (
+        *("label", "colour", "dark", "marker", "dashed", "reference"),
+        *("coarse", "missing_at", "marks"),
+    ),
+    Marks: ("x", "y", "low", "high", "values", "intervals", "names", "details"),
+    Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
+    Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
+}
+"""What the browser is told of each."""
 
 
-def _axis_data(axis: Axis) -> dict[str, Any]:
-    return vars(axis) | {"texts": [plain(tick) for tick in axis.ticks]}
-
-
-def _marks_data(marks: Marks, texts: dict[str, int]) -> dict[str, Any]:
-    """Return the points with their numbers in words, so that all are written alike."""
-    bounds = zip(marks.low, marks.high, strict=True)
-    intervals = [f"{format_number(low)} – {format_number(high)}" for low, high in bounds]
-    return {
-        "marks": None,
-        **{name: getattr(marks, name) for name in ("x", "y", "low", "high")},
-        "values": [format_number(value) for value in marks.y],
-        "intervals": np.where(marks.bounded, intervals, "").tolist(),
-        "names": [texts.setdefault(name, len(texts)) for name in marks.names],
-        "details": [texts.setdefault(detail, len(texts)) for detail in marks.details],
-    }
-
-
-def _dots_data(dots: Dots, texts: dict[str, int], thin: int) -> dict[str, Any]:
-    return {
-        "label": dots.label,
-        "colour": dots.colour,
-        "passes": dots.passes[::thin],
-        "outlier": dots.outlier[::thin],
-        "median": np.median(dots.passes),
-        "values": [format_number(np.median(dots.passes))],
-        "details": [texts.setdefault(dots.detail, len(texts))],
-    }
-
-
-def _compact(value: Any) -> Any:
-    """Return `value` for JSON: numbers of 5 digits, of a mask the places, nothing empty."""
+def _data(value: Any, texts: dict[str, int], thin: int) -> Any:
+    """Return a part of a chart for JSON; names and details are places among `texts`."""
+    if isinstance(value, list | tuple):
+        return [_data(part, texts, thin) for part in value]
+    if type(value) in _PARTS:
+        value = {name: getattr(value, name) for name in _PARTS[type(value)]}
     if isinstance(value, dict):
-        parts = {name: _compact(part) for name, part in value.items()}
-        return {name: part for name, part in parts.items() if part not in (None, False, "", [])}
+        for name in value.keys() & {"names", "details"}:
+            value[name] = [texts.setdefault(text, len(texts)) for text in value[name]]
+        for name in value.keys() & {"passes", "outlier"}:
+            value[name] = value[name][::thin]
+        parts = {name: _data(part, texts, thin) for name, part in value.items()}
+        return {name: part for name, part in parts.items() if part not in (None, False, "", [], {})}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers of 5 digits, the places of what is true in a mask, nothing for no numbers."""
     if isinstance(value, np.ndarray):
         if value.dtype == bool:
             return np.flatnonzero(value).tolist()
-        return _compact(value.tolist()) if np.isfinite(value).any() else []
-    if isinstance(value, list | tuple):
-        return [_compact(part) for part in value]
+        return [_plain(one) for one in value.tolist()] if np.isfinite(value).any() else []
     if isinstance(value, float):
         return float(f"{value:.5g}") if np.isfinite(value) else None
     return value

@@ -7,20 +7,24 @@ const SYMBOLS = {o: "circle", s: "square", D: "diamond2", "^": "triangle", v: "t
   X: "times", "*": "star", "<": "hexagon", ">": "wye", d: "diamond", p: "cross"};
 const PITCH = 15, FOOT = 42, LEFT = 66;
 
-// The points of a line, a grid or a column, as Python tells them: each with what its tip says.
-function pointsOf(marks, unit) {
-  const coarse = new Set(marks.coarse);
-  return (marks.values || []).map((value, i) => {
-    const point = {x: marks.x?.[i], y: marks.y?.[i], low: marks.low?.[i] ?? null, high: marks.high?.[i] ?? null, coarse: coarse.has(i),
-      value, interval: marks.intervals?.[i] || "", name: DATA.texts[marks.names?.[i]] ?? marks.label, detail: DATA.texts[marks.details?.[i]] ?? ""};
-    const interval = point.interval && `95 % interval ${point.interval}`;
-    return {...point, tip: [point.name, `${value} ${unit}`, interval, point.detail].filter(Boolean).join("\n")};
-  });
+// Points as Python tells them: each with what its tip says.
+function pointsOf(marks, unit, places = []) {
+  const coarse = new Set(places);
+  return (marks?.values || []).map((value, i) => pointOf({x: marks.x[i], y: marks.y[i], low: marks.low?.[i] ?? null, high: marks.high?.[i] ?? null,
+    coarse: coarse.has(i), value, interval: marks.intervals[i], name: DATA.texts[marks.names?.[i]] ?? "", detail: DATA.texts[marks.details?.[i]] ?? ""}, unit));
 }
 
+function pointOf(point, unit) {
+  const interval = point.interval && `95 % interval ${point.interval}`;
+  return {...point, tip: [point.name, `${point.value} ${unit}`, interval, point.detail].filter(Boolean).join("\n")};
+}
+
+function columnOf(dots, unit) { return pointOf({name: dots.label, value: dots.value, interval: "", detail: dots.detail}, unit); }
+
 function allPoints(chart) {
-  const series = chart.cells ? [chart.cells] : chart.dots || chart.lines.filter(line => !line.reference);
-  return series.flatMap(marks => pointsOf(marks, chart.unit));
+  if (chart.dots) return chart.dots.map(dots => columnOf(dots, chart.unit));
+  const series = chart.cells ? [chart.cells] : chart.lines.filter(line => !line.reference);
+  return series.flatMap(({marks}) => pointsOf(marks, chart.unit));
 }
 
 function tip(points, radius) {
@@ -34,7 +38,7 @@ function base(width, right) {
 
 function scaleOf(axis) { return {type: axis.log ? "log" : "linear", domain: [axis.low ?? 0, axis.high], label: axis.label}; }
 
-function yOf(chart, scale) { return chart.y[scale === "log" || (scale === "auto" && chart.log) ? 1 : 0]; }
+function yOf(chart, scale) { return chart.axes[scale === "auto" ? (chart.log ? "log" : "linear") : scale]; }
 
 // The ticks that Python chose; every other one where they would lie closer than 34 pixels in `room`.
 function xAxis(axis, room) {
@@ -67,7 +71,7 @@ function spread(wanted, low, high) {
 
 function endLabels(svg, lines, edge) {
   const x = svg.scale("x"), y = svg.scale("y"), foot = +svg.getAttribute("height") - FOOT;
-  const ends = lines.map(line => line.x && [x.apply(line.x.at(-1)), y.apply(line.y.at(-1))]);
+  const ends = lines.map(({marks}) => marks && [x.apply(marks.x.at(-1)), y.apply(marks.y.at(-1))]);
   const placed = spread(ends.map(end => end ? end[1] : foot), 20, foot);
   const layer = d3.select(svg).append("g").attr("class", "ends").attr("aria-hidden", "true").attr("text-anchor", "start");
   lines.forEach((line, i) => {
@@ -86,7 +90,7 @@ function setColours(svg, lines) {
 }
 
 function lineMarks(line, chart) {
-  const points = pointsOf(line, chart.unit), known = points.filter(p => p.low !== null && p.high !== null);
+  const points = pointsOf(line.marks, chart.unit, line.coarse), known = points.filter(p => p.low !== null && p.high !== null);
   const stroke = colourOf(line), r = chart.many ? 2.8 : 4, symbol = SYMBOLS[line.marker];
   const dots = (coarse, fill) => Plot.dot(points.filter(p => p.coarse === coarse), {x: "x", y: "y", symbol, r, stroke, fill});
   return [
@@ -101,8 +105,8 @@ function lineMarks(line, chart) {
 function drawLines(chart, scale, width) {
   const {lines} = chart, right = 26 + (width < 560 ? 6.6 : 7) * d3.max(lines, line => line.label.length);
   const y = yOf(chart, scale);
-  const svg = Plot.plot({...base(width, right), height: Math.max(380, 90 + PITCH * lines.length), x: scaleOf(chart.x), y: scaleOf(y),
-    marks: [xAxis(chart.x, width - right - LEFT), yAxis(y), ...lines.flatMap(line => lineMarks(line, chart)), tip(allPoints(chart), 40)]});
+  const svg = Plot.plot({...base(width, right), height: Math.max(380, 90 + PITCH * lines.length), x: scaleOf(chart.axes.x), y: scaleOf(y),
+    marks: [xAxis(chart.axes.x, width - right - LEFT), yAxis(y), ...lines.flatMap(line => lineMarks(line, chart)), tip(allPoints(chart), 40)]});
   setColours(svg, lines);
   endLabels(svg, lines, width - right + 4);
   return svg;
@@ -110,7 +114,7 @@ function drawLines(chart, scale, width) {
 
 function drawCells(chart, _scale, width) {
   const {columns, rows, row, colours, shades, missing = []} = chart.cells;
-  const cells = pointsOf(chart.cells, chart.unit).map((cell, i) => ({...cell, y: row[i], colour: colours[i], ink: shades[i] < 0.6 ? "#fff" : "#000"}));
+  const cells = pointsOf(chart.cells.marks, chart.unit).map((cell, i) => ({...cell, y: row[i], colour: colours[i], ink: shades[i] < 0.6 ? "#fff" : "#000"}));
   const crosses = missing.flatMap(y => columns.map(x => ({x, y})));
   return Plot.plot({...base(width, 16), height: 70 + 30 * rows.length, x: {label: chart.x_label, domain: columns, labelArrow: "none"},
     y: {label: chart.y_label, domain: rows, labelArrow: "none"},
@@ -121,8 +125,8 @@ function drawCells(chart, _scale, width) {
 
 function drawDots(chart, scale, width) {
   const {dots} = chart, passes = dots.flatMap((column, i) => {
-    const odd = new Set(column.outlier), last = column.passes.length - 1 || 1;
-    return column.passes.map((y, k) => ({x: i + 0.56 * k / last - 0.28, y, odd: odd.has(k), colour: column.colour, tip: pointsOf(column, chart.unit)[0].tip}));
+    const odd = new Set(column.outlier), last = column.passes.length - 1 || 1, {tip} = columnOf(column, chart.unit);
+    return column.passes.map((y, k) => ({x: i + 0.56 * k / last - 0.28, y, odd: odd.has(k), colour: column.colour, tip}));
   });
   const y = yOf(chart, scale);
   return Plot.plot({...base(width, 16), marginBottom: 80, height: 420, y: scaleOf(y),
