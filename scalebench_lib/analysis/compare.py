@@ -318,7 +318,8 @@ def _other_facts(*sides: list[Record]) -> Iterator[str]:
     """
     facts = [[_facts(record) for record in records] for records in sides]
     for name in sorted({name for side in facts for fact in side for name in fact}):
-        values = [{fact.get(name, "none") for fact in side} - {None} for side in facts]
+        found = ([fact.get(name, "none") for fact in side] for side in facts)
+        values = [{value for value in side if value is not None} for side in found]
         if all(values) and values[0] != values[1]:
             one, other = (", ".join(sorted(each)) for each in values)
             yield f"{name} {one} → {other}"
