@@ -62,7 +62,7 @@ def batch_colours(batch_size: int) -> tuple[str, str]:
     return to_hex(light), to_hex(dark)
 
 
-def plain(value: float, _position: int | None = None) -> str:
+def plain(value: float) -> str:
     """Return a tick's label: no exponent."""
     return f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}"
 
@@ -107,7 +107,7 @@ def y_axis(label: str, least: float, most: float, log: bool) -> Axis:
 
 def _log_ticks(low: float, high: float) -> Iterator[float]:
     decades = np.log10(high / low)
-    steps = (1, 10) if decades > 4 else (1, 2, 5) if decades > 0.85 else range(1, 10)
+    steps = (1,) if decades > 4 else (1, 2, 5) if decades > 0.85 else range(1, 10)
     for power in np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high))):
         yield from (t for step in steps if low <= (t := step * 10.0**power) <= high)
 

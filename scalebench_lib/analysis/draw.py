@@ -21,7 +21,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -142,9 +142,8 @@ def _scale(axes: Axes, which: str, axis: Axis) -> None:
     one = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}scale": "log" if axis.log else "linear", f"{which}label": axis.label})
     axes.set(**{f"{which}lim": (axis.low, axis.high)})
-    one.set_ticks(axis.ticks)
+    one.set_ticks(axis.ticks, axis.texts)
     one.set_minor_locator(NullLocator())
-    one.set_major_formatter(FuncFormatter(plain))
 
 
 def _draw_lines(axes: Axes, chart: Chart) -> None:

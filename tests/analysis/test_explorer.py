@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.explorer import Explorer
+from scalebench_lib.analysis.explorer import Explorer, show
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import WIDGET, find_sweep, sweeps
+from scalebench_lib.results import Results
 from tests import factories
 
 
@@ -238,3 +239,15 @@ def test_picture_and_data_are_saved_in_the_sweeps_folder(explorer: Explorer, out
     assert set(data["batch_size"]) == {1, 8, 64}
     assert data["speedup"].notna().all()
     assert saved[1].name in explorer.saved.value
+
+
+def test_a_figure_is_shown_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the first choice that there is, or of what is asked for."""
+    records = [*factories.small_records([1]), *factories.small_records([4], seq_len=128)]
+    results = Results.of(records)
+    show("batch", results)
+    assert "with batch size 1, script" in capsys.readouterr().out
+    show("samples", results, seq_len=128, optimization="none")
+    assert "16 passes, 0 of them outliers." in capsys.readouterr().out
+    show("batch", results, batch_size=2)
+    assert "nothing has batch_size 2: there is 1." in capsys.readouterr().out
