@@ -14,12 +14,14 @@ import math
 import os
 import platform
 import re
+import runpy
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -80,6 +82,8 @@ class Verification(StrictModel):
 
 
 _LIBRARIES = ("numpy", "torch", "transformers")
+_ENGINES = ("onnxruntime", "openvino")
+"""What else computes, where it is installed."""
 _DECIDING = re.compile(
     "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|PYTORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC"
     "|TCMALLOC|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES|LRU_CACHE_CAPACITY|CXX)$"
@@ -148,6 +152,29 @@ def _checksum(path: Path) -> int:
     return found
 
 
+def package_version(name: str) -> str:
+    """Return the version of an installed package; torch's with its build: ``2.13.0+cu130``.
+
+    A package index may leave the build out. It is read from a file, since torch takes seconds to
+    import.
+    """
+    spec = find_spec(name) if name == "torch" else None
+    if spec is None or spec.origin is None:
+        return version(name)
+    built = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    toolkits = (f"{kind}{built[kind]}" for kind in ("cuda", "hip", "xpu") if built.get(kind))
+    found = str(built["__version__"])
+    return found if "+" in found else "+".join([found, *toolkits])
+
+
+def _versions() -> dict[str, str]:
+    found = {name: package_version(name) for name in _LIBRARIES}
+    for name in _ENGINES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 class Software(StrictModel):
     """Versions, and what else of the process decides speed: libraries, thread environment."""
 
@@ -163,7 +190,7 @@ class Software(StrictModel):
         return cls(
             python=platform.python_version(),
             scalebench=__version__,
-            versions={name: version(name) for name in _LIBRARIES},
+            versions=_versions(),
             libraries=libraries or {},
             environment=(
                 json.loads(os.environ[RUNNERS]) if RUNNERS in os.environ else deciding(os.environ)
@@ -173,12 +200,14 @@ class Software(StrictModel):
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
         """The first difference that makes two sweeps incomparable, or None.
 
-        How an `allocator` is loaded does not count: every trial asks which one it has.
+        How an `allocator` is loaded does not count: every trial asks which one it has. Nor does an
+        engine that one of them lacks: nothing was measured with it there.
         """
         loading = ("LD_PRELOAD",) if allocator == "default" else ("LD_PRELOAD", "MALLOC_")
         mine, theirs = (each._deciding(without=loading) for each in (self, other))
         for name in sorted(mine | theirs):
-            if mine.get(name) != theirs.get(name):
+            lacking = name in _ENGINES and not (name in mine and name in theirs)
+            if mine.get(name) != theirs.get(name) and not lacking:
                 return f"{name} {mine.get(name)} against {theirs.get(name)}"
         return None
 

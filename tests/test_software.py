@@ -1,6 +1,9 @@
 """The software of a measurement, and what of its environment decides."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,35 @@ def test_a_kernel_records_the_environment_of_its_runner(monkeypatch) -> None:
     assert Software.here().environment == {"OMP_WAIT_POLICY": "active"}
 
 
+@pytest.mark.parametrize(
+    ("inside", "toolkit", "recorded"),
+    [
+        ("2.13.0+cu130", "13.0", "2.13.0+cu130"),
+        ("2.13.0+cpu", None, "2.13.0+cpu"),
+        ("2.13.0", "13.0", "2.13.0+cuda13.0"),
+        ("2.13.0", None, "2.13.0"),
+    ],
+)
+def test_builds_of_torch_have_versions_of_their_own(tmp_path, inside, toolkit, recorded) -> None:
+    """The package index calls all of them 2.13.0; torch need not be imported to know."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('slow')")
+    built = f"__version__ = {inside!r}\ncuda = {toolkit!r}\nhip = None\n"
+    (tmp_path / "torch" / "version.py").write_text(built)
+    (tmp_path / "torch-2.13.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.4\nName: torch\nVersion: 2.13.0\n"
+    (tmp_path / "torch-2.13.0.dist-info" / "METADATA").write_text(metadata)
+    code = "from scalebench_lib.record import Software; print(Software.here().versions['torch'])"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == recorded
+
+
 def software(**environment: str) -> Software:
     """With these variables."""
     return Software(python="3.12", scalebench="0", versions={"torch": "2"}, environment=environment)
@@ -102,6 +134,17 @@ def test_two_softwares_differ_in_versions_or_in_the_environment_that_decides() -
     newer = one.model_copy(update={"versions": {"torch": "3"}})
     assert one.differs_from(newer) == "torch 2 against 3"
     assert one.differs_from(one.model_copy(update={"scalebench": "1"})) is None
+
+
+def test_an_engine_of_another_version_is_other_software_where_both_have_it() -> None:
+    """Nothing was measured with one that was not there."""
+    old, new = (
+        software().model_copy(update={"versions": {"torch": "2", "openvino": each}})
+        for each in ("2025.3", "2026.4")
+    )
+    assert old.differs_from(new) == "openvino 2025.3 against 2026.4"
+    assert old.differs_from(software()) is None
+    assert software().differs_from(old) is None
 
 
 def test_how_an_allocator_is_loaded_does_not_count() -> None:

@@ -55,7 +55,7 @@ def test_a_trial_tells_all_that_a_record_holds(record: Record) -> None:
     assert record.item == "16 tokens"
     assert record.peak_memory_bytes > 0.9 * record.resident_bytes > 50e6
     assert record.flops > 0
-    assert record.software.versions["torch"] == torch.__version__
+    assert record.software.versions["torch"].startswith(torch.__version__)
     assert len(record.model_hash) == 12
     assert (record.block, record.round, record.trial) == ("0000000c", 2, 1)
     assert record.ended_by in ("target_ci", "max_seconds")

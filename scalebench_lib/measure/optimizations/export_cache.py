@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import filelock
@@ -22,6 +21,7 @@ import filelock
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import Plain, digest, first_line
 from scalebench_lib.measure.optimizations.base import Target
+from scalebench_lib.record import package_version
 
 MANIFEST = "manifest.json"
 
@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 
 def cache_key(target: Target, kind: str, *packages: str) -> str:
     """Return a name for the export of kind `kind` that `packages` make: readable, with a hash."""
-    versions = {name: version(name) for name in ("torch", "transformers", *packages)}
+    versions = {name: package_version(name) for name in ("torch", "transformers", *packages)}
     shapes = [(str(part.dtype), *part.shape[1:]) for part in target.inputs]
     made_of = [kind, versions, shapes, digest(target.model), inspect.getsource(Plain)]
     hashed = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:24]
