@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -182,16 +182,13 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         reactions = {self.sweep: self._choose_sweep}
         reactions |= dict.fromkeys(self.filters.values(), self._choose_context)
         for control in self.controls:
-            control.observe(self._unless_quiet(reactions.get(control, self._redraw)), "value")
+            control.observe(partial(self._react, reactions.get(control, self._redraw)), "value")
         self.save_picture.on_click(lambda _: self._save(".png"))
         self.save_data.on_click(lambda _: self._save(".csv"))
 
-    def _unless_quiet(self, action: Callable[[], None]) -> Callable[[object], None]:
-        def act(_change: object) -> None:
-            if not self._quiet:
-                action()
-
-        return act
+    def _react(self, action: Callable[[], None], _change: object) -> None:
+        if not self._quiet:
+            action()
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
