@@ -52,7 +52,7 @@ def warm() -> Iterator["Kernels"]:
 
 @pytest.fixture
 def light_fork_server(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Fork servers import no more than a kernel needs, for notebooks that measure nothing: by this."""
+    """Fork servers import what a kernel needs alone: return the command that starts them."""
     command = ["-c", _LIGHT_FORK_SERVER]
     monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", command)
     return command
