@@ -442,6 +442,20 @@ class Record(StrictModel):
         """What trials of the same thing share: config id and `host_label`."""
         return f"{self.config_id}@{self.host_label}" if self.host_label else self.config_id
 
+    @property
+    def conditions(self) -> dict[str, str | None]:
+        """What decides the speed beside config and machine, by name; None where not known."""
+        return {
+            "model's structure and weights": self.model_hash,
+            "OS kernel": self.machine.kernel,
+            "governor": self.machine.governor,
+            "transparent huge pages": self.machine.huge_pages,
+            "python": self.software.python,
+            "scalebench": self.software.scalebench,
+            **self.software.versions,
+            **self.software.environment,
+        }
+
     def __str__(self) -> str:
         lines = [f"{self.config}: {self.reason or self.status}", *map(str, self.points)]
         if self.verification:
@@ -550,6 +564,17 @@ def require_one_machine(records: Iterable[Record]) -> None:
                 f"these are records of several machines: {first.name} and {record.name} differ in "
                 f"{differing}; 'scalebench report --any-machine' shows them together"
             )
+
+
+def conditions(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return each of the `Record.conditions` of `records` with all its values that are known.
+
+    A variable of the environment that a record does not name was not set: ``none``.
+    """
+    found = [record.conditions for record in records]
+    names = dict.fromkeys(chain.from_iterable(found))
+    values = {name: {one.get(name, "none") for one in found} for name in names}
+    return {name: {value for value in each if value} for name, each in values.items()}
 
 
 def next_trial(out: Path, config: Config, host: str = "") -> int:

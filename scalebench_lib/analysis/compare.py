@@ -36,7 +36,7 @@ from scalebench_lib.config import AXES, SPEC, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import perhaps_another_host
-from scalebench_lib.record import CONFIG_ORDER, Record
+from scalebench_lib.record import CONFIG_ORDER, Record, conditions
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, twins
 from scalebench_lib.stats import (
     ASSUMED_DF,
@@ -72,8 +72,6 @@ MIN_COMMON = 4
 ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together, from one round to the next, where a
 sweep has one round. On a shared machine 1 to 7 % were seen."""
-
-_MODEL = "model's structure and weights"
 
 _AXES = (*(name for name in AXES if name != "batch_size"), "batch_size")
 _COLUMNS = [
@@ -188,7 +186,7 @@ class Comparison:
         ]
         if not all(sides):
             return []
-        return [*_other_machine(*sides), *_other_facts(*sides)]
+        return [*_other_machine(*sides), *_other_conditions(*sides)]
 
     @property
     def notes(self) -> list[str]:
@@ -223,7 +221,8 @@ def compare(
     changes, common = _changes(before, after, threshold)
     names = (a.resolve().name, b.resolve().name)
     found = Comparison(*names, before, after, threshold, changes, common, _asked(b, after))
-    differences = [one for one in found.differences if not (model_a and one.startswith(_MODEL))]
+    asked = ("model's",) if model_a else ()  # that is what the two are to be compared in
+    differences = [one for one in found.differences if not one.startswith(asked)]
     if differences and not anyway:
         raise RequestError(
             f"{a} and {b} differ in {'; '.join(differences)}: compare them with --anyway"
@@ -311,34 +310,21 @@ def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
         yield f"machine ({what}) {titles[0]} → {titles[1]}"
 
 
-def _other_facts(*sides: list[Record]) -> Iterator[str]:
-    """What records of the two sides hold that differs: each fact with every value of each side.
-
-    A variable that a record does not name was not set; of all else None means not known.
-    """
-    facts = [[_facts(record) for record in records] for records in sides]
-    for name in sorted({name for side in facts for fact in side for name in fact}):
-        found = ([fact.get(name, "none") for fact in side] for side in facts)
-        values = [{value for value in side if value is not None} for side in found]
+def _other_conditions(*sides: list[Record]) -> Iterator[str]:
+    """The conditions and libraries in which the records of two sides differ, with all values."""
+    one, other = (conditions(side) | _libraries(side) for side in sides)
+    for name in sorted(one.keys() | other.keys()):
+        values = [side.get(name, {"none"}) for side in (one, other)]
         if all(values) and values[0] != values[1]:
-            one, other = (", ".join(sorted(each)) for each in values)
-            yield f"{name} {one} → {other}"
+            yield f"{name} {' → '.join(', '.join(sorted(each)) for each in values)}"
 
 
-def _facts(record: Record) -> dict[str, str | None]:
-    """What decides the speed, beside the machine: the model, the software, and settings."""
-    software, machine = record.software, record.machine
-    return {
-        _MODEL: record.model_hash,
-        "OS kernel": machine.kernel,
-        "governor": machine.governor,
-        "transparent huge pages": machine.huge_pages,
-        "python": software.python,
-        "scalebench": software.scalebench,
-        **software.versions,
-        **software.libraries,
-        **software.environment,
-    }
+def _libraries(records: list[Record]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name, value in record.software.libraries.items():
+            found[name].add(value)
+    return found
 
 
 def _asked(out: Path, found: Results) -> frozenset[str]:

@@ -23,6 +23,7 @@ from scalebench_lib.analysis.tables import (
     varying_context,
 )
 from scalebench_lib.disturbances import disturbances
+from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Ratio
 from scalebench_lib.text import format_number, pluralize
@@ -243,4 +244,14 @@ def _reservations(results: Results) -> Iterator[str]:
             "Measured by an older scalebench, whose configs did not take turns: their ratios are "
             "'not measured together'."
         )
+    yield from _mixed(results.records)
     yield from disturbances(results.records)
+
+
+def _mixed(records: Sequence[Record]) -> Iterator[str]:
+    """What the records of a host differ in, as by hand or of older versions they may."""
+    ok = [record for record in records if record.status == "ok"]
+    for host in dict.fromkeys(record.host_label for record in ok):
+        found = conditions(record for record in ok if record.host_label == host)
+        if mixed := [f"{n} {', '.join(sorted(v))}" for n, v in found.items() if len(v) > 1]:
+            yield f"Latencies pool records of unlike conditions: {'; '.join(mixed)}."

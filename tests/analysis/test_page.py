@@ -376,6 +376,16 @@ def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
     assert any("paired" in told for told in findings_of(one))
 
 
+def test_records_of_unlike_conditions_are_said_to_be_pooled() -> None:
+    """As of two versions of a model, measured by hand, under the same name."""
+    records = factories.small_records([1])
+    assert "unlike" not in " ".join(findings(Results.of(records)))
+    other = {"model_hash": "b", "trial": 2}
+    both = [records[0].model_copy(update={"model_hash": "a"}), records[0].model_copy(update=other)]
+    said = "Latencies pool records of unlike conditions: model's structure and weights a, b."
+    assert said in findings(Results.of(both))
+
+
 def test_where_the_mean_differs_from_the_median_both_are_said() -> None:
     """A quota stops every fourth pass for as long as three take."""
     (record, *_) = factories.small_records([1])
