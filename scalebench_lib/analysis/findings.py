@@ -250,7 +250,8 @@ def _reservations(results: Results) -> Iterator[str]:
 
 def _mixed(records: Sequence[Record]) -> Iterator[str]:
     """What the records of a host differ in, as by hand or of older versions they may."""
-    ok = [record for record in records if record.status == "ok"]
+    # Those of schema 1 hold the environment of a kernel, which warm ones have of their own.
+    ok = [record for record in records if record.status == "ok" and record.schema_version > 1]
     for host in dict.fromkeys(record.host_label for record in ok):
         found = conditions(record for record in ok if record.host_label == host)
         if mixed := [f"{n} {', '.join(sorted(v))}" for n, v in found.items() if len(v) > 1]:
