@@ -25,10 +25,12 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import next_trial
 
 PROJECT = Path(__file__).resolve().parent.parent
-"""The project's folder: the package is installed editable, the notebooks lie next to it."""
+"""The folder of the checkout, or where the package was installed."""
 
-OUTPUTS = PROJECT / "outputs"
-NOTEBOOKS = PROJECT / "notebooks"
+NOTEBOOKS = (Path(__file__).parent / "notebooks").resolve()
+"""Part of the package: in a checkout a link to the folder next to it."""
+
+OUTPUTS = (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "outputs"
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -63,7 +65,9 @@ def find_sweep(out: str = "", outputs: Path = OUTPUTS) -> Path:
         return Path(out)
     for newest in sweeps(outputs):
         return newest
-    raise RequestError(f"no sweep in {outputs.name}/ yet: measure one first, with 'make sweep'")
+    raise RequestError(
+        f"no sweep in {outputs.name}/ yet: measure one with 'make sweep' or 'scalebench sweep'"
+    )
 
 
 def is_interactive() -> bool:

@@ -69,6 +69,10 @@ class Interpreter(StrictModel):
 
         Raises `RequestError` where it cannot run this checkout's kernels.
         """
+        if not (
+            _CHECKOUT / "pyproject.toml"
+        ).exists():  # all that is installed there would come too
+            raise RequestError("against: needs a checkout of scalebench, not an installed wheel")
         path = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
         try:
             found = subprocess.run(  # noqa: S603 - what the user asks for
