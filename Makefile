@@ -5,13 +5,14 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep page validate lab test test-slow lint format clean
+.PHONY: help setup sweep page validate lab test test-slow test-lowest lint format clean
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 11
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
 
 setup: $(READY) ## install into .venv, nothing else
 
@@ -35,6 +36,14 @@ test: $(READY) ## run the tests
 test-slow: $(READY) ## run the slow tests: faults that are caused for real
 	$(BIN)/pytest -m slow
 
+test-lowest: ## run the tests with the lowest versions that pyproject.toml allows, but the newest torch
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(LOWEST)/pip install -q uv
+	$(LOWEST)/pip install -q --no-deps -c constraints.txt --extra-index-url '$(TORCH_INDEX)' torch
+	$(LOWEST)/uv pip install -q --python $(LOWEST)/python --resolution lowest-direct \
+	  -e '.[cluster,dev,onnxruntime,openvino]' "$$(grep '^torch==' constraints.txt)"
+	$(LOWEST)/pytest
+
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -45,7 +54,7 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff format
 
 clean: ## remove the installation; results stay
-	rm -rf .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
