@@ -182,6 +182,14 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
+def test_help_is_no_markup(scalebench) -> None:
+    """typer before 0.23 put backslashes before brackets."""
+    code, printed, _ = scalebench("sweep", "--help")
+    assert code == 0
+    assert "[default: page]" in " ".join(printed.split())
+    assert "\\" not in printed
+
+
 def test_a_second_sweep_into_a_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     """Within a second: what runs notebooks takes longer than that to import."""
     code = (
