@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from scalebench_lib.measure.optimizations.base import has_bfloat16
+
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
 """Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
 
@@ -18,7 +20,7 @@ def peak_gflops(precision: str = "fp32") -> dict[str, float]:
 
     Empty if the CPU has no arithmetic of that type: torch would emulate it.
     """
-    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if precision == "bf16" and not has_bfloat16():
         return {}
     if precision == "int8" and not torch.cpu._is_vnni_supported():
         return {}

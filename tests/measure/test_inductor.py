@@ -57,6 +57,15 @@ def test_a_module_that_would_be_compiled_in_pieces_is_refused() -> None:
         compiled(target(Broken())).runner(1)
 
 
+def test_where_compiling_is_turned_off_it_did_not_take_effect() -> None:
+    """As TORCHDYNAMO_DISABLE does: the module would run as it is, unseen."""
+    with (
+        torch._dynamo.config.patch(disable=True),
+        pytest.raises(MeasurementError, match="'compile' did not take effect: no graph"),
+    ):
+        compiled(target(Small())).runner(1)
+
+
 def test_without_a_compiler_one_line_says_so() -> None:
     """And what to install."""
     cpp_compiler_search.cache_clear()

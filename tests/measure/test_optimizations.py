@@ -1,5 +1,7 @@
 """The optimizations: each is what it says."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from scalebench_lib.config import OPTIMIZATIONS, Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
-from scalebench_lib.measure.optimizations import REGISTRY
+from scalebench_lib.measure.optimizations import REGISTRY, base, native
 from scalebench_lib.measure.optimizations.base import Target, by_torch
 from scalebench_lib.measure.optimizations.native import bf16, script
 
@@ -20,8 +22,8 @@ TARGET = Target(MODEL, MODEL.inputs(2, seed=0), TINY)
 
 @pytest.fixture
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that says it has bfloat16."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    """A CPU that has bfloat16."""
+    monkeypatch.setattr(native, "has_bfloat16", lambda: True)
 
 
 def test_every_optimization_that_may_be_asked_for_can_be_applied() -> None:
@@ -59,6 +61,13 @@ def test_script_that_is_no_torchscript_is_refused(monkeypatch: pytest.MonkeyPatc
         script(TARGET)
 
 
+def test_script_without_torchscript_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PYTORCH_JIT=0 a trace is what it was."""
+    monkeypatch.setattr(torch.jit, "trace", lambda module, *_, **__: module)
+    with pytest.raises(MeasurementError, match="'script' did not take effect"):
+        script(TARGET)
+
+
 @pytest.mark.usefixtures("_bfloat16")
 def test_bf16_computes_in_bfloat16_and_leaves_the_model_alone() -> None:
     """The reference is still fp32."""
@@ -80,9 +89,29 @@ def test_bf16_that_left_the_weights_as_they_were_is_refused(monkeypatch) -> None
 
 def test_bf16_needs_a_cpu_that_has_it(monkeypatch) -> None:
     """Emulated, its speed would say nothing."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(native, "has_bfloat16", lambda: False)
     with pytest.raises(MeasurementError, match="'bf16' does not apply: this CPU has no bfloat16"):
         bf16(TARGET)
+
+
+def test_a_cpu_that_emulates_bfloat16_has_none() -> None:
+    """Any with AVX-512 says that it is supported; a product in it is slower than in fp32."""
+    code = "from scalebench_lib.measure.optimizations import base; print(base.has_bfloat16())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "False\n"
+
+
+def test_a_cpu_has_bfloat16_where_a_product_in_it_is_faster(monkeypatch) -> None:
+    """Whatever the library claims."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for bf16_ns, has_it in ((5, True), (20, False)):
+        times = {torch.bfloat16: bf16_ns, torch.float32: 10}
+        monkeypatch.setattr(base, "_product_ns", times.__getitem__)
+        assert base.has_bfloat16.__wrapped__() is has_it
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16"])

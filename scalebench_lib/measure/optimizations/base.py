@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Literal
 
@@ -69,6 +72,36 @@ class Optimization:
     apply: Callable[[Target], OptimizedModel]
     precision: Precision = "fp32"
     any_batch: bool = True
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies in bfloat16: emulated, a product is slower than in fp32.
+
+    oneDNN alone says yes of any CPU with AVX-512; ``ONEDNN_MAX_CPU_ISA`` may forbid what there is.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if x86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _product_ns(torch.bfloat16) < _product_ns(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _product_ns(dtype: torch.dtype) -> int:
+    """The least CPU time of a matrix product on this thread, whatever else the machine does."""
+    left, right = torch.ones((256, 512), dtype=dtype), torch.ones((512, 512), dtype=dtype)
+    times = []
+    for _ in range(10):
+        start = time.thread_time_ns()
+        torch.mm(left, right)
+        times.append(time.thread_time_ns() - start)
+    return min(times)
 
 
 def import_extra(name: str, *modules: str) -> ModuleType:

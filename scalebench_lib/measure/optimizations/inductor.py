@@ -42,16 +42,18 @@ def compiled(target: Target) -> OptimizedModel:
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = _MOST_THREAD_COUNTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.suppress_errors = False  # what does not compile would run eager
+    before = _compilations()["graphs"]
     module = torch.compile(target.model.module, fullgraph=True, dynamic=False)
     return OptimizedModel(
-        lambda _: _compile_now(module, target.inputs),
+        lambda _: _compile_now(module, target.inputs, before),
         {**TORCH, "backend": "inductor"},
         per_thread_count=True,
         guarded=_no_compilation,
     )
 
 
-def _compile_now(module: Runner, inputs: Inputs) -> Runner:
+def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
     """Compile for the number of threads that torch has now, or take the code from disk."""
     try:
         module(*inputs)
@@ -59,7 +61,15 @@ def _compile_now(module: Runner, inputs: Inputs) -> Runner:
         raise MeasurementError(
             f"optimization 'compile' does not apply: {type(error).__name__}: {first_line(error)}"
         ) from error
+    except RuntimeError as error:  # TORCH_COMPILE_DISABLE
+        if "no compiled frames" not in str(error):
+            raise
     shutdown_compile_workers()
+    if _compilations()["graphs"] == graphs_before:
+        raise MeasurementError(
+            "optimization 'compile' did not take effect: no graph was compiled (is "
+            "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE set?)"
+        )
     return module
 
 

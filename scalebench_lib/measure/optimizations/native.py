@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target, by_torch
+from scalebench_lib.measure.optimizations.base import (
+    OptimizedModel,
+    Outputs,
+    Target,
+    by_torch,
+    has_bfloat16,
+)
 
 
 def none(target: Target) -> OptimizedModel:
@@ -21,18 +27,23 @@ def script(target: Target) -> OptimizedModel:
     """TorchScript: traced on the inputs, frozen, optimized for inference."""
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(target.model.module, target.inputs, check_trace=False)
+        _require_script(traced)  # with PYTORCH_JIT=0 it is none
         runner = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
-    if not isinstance(runner, torch.jit.ScriptModule):
+    _require_script(runner)
+    return by_torch(runner)
+
+
+def _require_script(made: object) -> None:
+    if not isinstance(made, torch.jit.ScriptModule):
         raise MeasurementError(
-            f"optimization 'script' did not take effect: got {type(runner).__name__}, "
+            f"optimization 'script' did not take effect: got {type(made).__name__}, "
             "not a ScriptModule"
         )
-    return by_torch(runner)
 
 
 def bf16(target: Target) -> OptimizedModel:
     """Weights, computation and outputs in bfloat16; inputs that are floats are cast in the pass."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not has_bfloat16():
         raise MeasurementError(
             "optimization 'bf16' does not apply: this CPU has no bfloat16 arithmetic, "
             "and torch would emulate it"

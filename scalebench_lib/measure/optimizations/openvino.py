@@ -19,6 +19,7 @@ from scalebench_lib.measure.optimizations.base import (
     Precision,
     Runner,
     Target,
+    has_bfloat16,
     import_extra,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
@@ -35,10 +36,11 @@ def engine(target: Target, precision: Precision) -> OptimizedModel:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = import_extra("openvino", "openvino")
     core = ov.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and not (capable and has_bfloat16()):
         raise MeasurementError(
             "optimization 'openvino-bf16' does not apply: this CPU has no bfloat16 arithmetic, "
-            "and OpenVINO would compute in fp32"
+            "and OpenVINO would compute in fp32, or emulate it"
         )
     folder, _ = export(cache_key(target, "openvino", "openvino"), partial(_convert, ov, target))
     return OptimizedModel(
