@@ -1,6 +1,7 @@
 """The command: what it prints, and its exit codes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import noise
-from scalebench_lib.record import load_records
+from scalebench_lib.notebook import PROJECT
+from scalebench_lib.record import Software, load_records
 from scalebench_lib.sweep.locks import lock_folder, say_in_flight
 from tests import simulated
 from tests.factories import machine, missing, save_sweep, small_records
@@ -104,6 +106,37 @@ def test_a_dry_run_says_how_long_and_writes_nothing(scalebench, tmp_path: Path) 
     assert code == 0
     assert "22 configs to measure" in printed
     assert not (tmp_path / "sweep").exists()
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """Everything in `folder`, with when it was changed."""
+    return {path: path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def test_who_only_looks_or_is_refused_changes_nothing(scalebench, tmp_path: Path) -> None:
+    """Neither in a copy of the example, nor in a folder with a damaged record and a lock of old."""
+    example, own = tmp_path / "example", tmp_path / "own"
+    shutil.copytree(PROJECT / "outputs" / "bert-example", example)
+    here = {"machine": MACHINE, "software": Software.here()}
+    records = [one.model_copy(update=here) for one in small_records((1,), model="bert-tiny")]
+    save_sweep(own, records)
+    for name in (".lock", ".cut.json", f"records/{records[0].name}.json"):
+        (own / name).write_text("")
+    before = times(tmp_path)
+    for arguments, code in (
+        (("sweep", example, "--dry-run"), 2),
+        (("sweep", own, "--dry-run", *QUICK), 0),
+        (("sweep", own, "--dry-run", "--retry-failed", *QUICK), 0),
+        (("sweep", own), 2),
+        (("sweep", own, *QUICK, "--threads", "100000"), 2),
+        (("sweep", own, *QUICK, "--against", sys.executable), 2),
+        (("sweep", tmp_path / "new", *QUICK, "--placement", "far"), 2),
+        (("status", own), 0),
+        (("plan", own), 2),
+        (("compare", own, own), 0),
+    ):
+        assert scalebench(*arguments)[0] == code, arguments
+        assert times(tmp_path) == before, arguments
 
 
 def test_status_tells_what_failed_and_what_is_left(scalebench, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The locks are the operating system's: they go with their process, however that e
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import platform
@@ -14,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
-import platformdirs
 
 from scalebench_lib.errors import RequestError
+from scalebench_lib.files import user_cache
 
 PLACE = "SCALEBENCH_RUNTIME_DIR"
 """The environment variable that names another folder for the machine's lock and the sockets."""
@@ -33,22 +34,29 @@ _SOCKET_SPACE = 100
 _IN_FLIGHT = ".running.json"
 """The file in which a running sweep says what it does now; removed like what a kill left."""
 
+_BUSY = "another sweep is running in {holder}: wait for it"
+
 _log = logging.getLogger("scalebench")
 
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
     """One sweep at a time in folder `out`; `RequestError` names the process that is there."""
-    busy = "another sweep is running in {holder}: wait for it"
-    with _lock(out / ".lock", busy, str(out)):
+    with _lock(out / ".lock", _BUSY, str(out)):
         yield
 
 
 def require_free(out: Path) -> None:
-    """Raise `RequestError`, naming its process, where a sweep is running in folder `out` now."""
-    if (out / ".lock").exists():
-        with lock_folder(out):
-            pass
+    """Raise `RequestError`, naming its process, where a sweep is running in folder `out` now.
+
+    Nothing is written: who only looks leaves no trace.
+    """
+    path = out / ".lock"
+    with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(_BUSY.format(holder=_holder(path))) from None
 
 
 def say_in_flight(out: Path, doing: str | None) -> None:
@@ -92,14 +100,14 @@ def lock_machine(doing: str, if_busy: str = "refuse") -> Iterator[None]:
 @contextmanager
 def _lock(path: Path, busy: str, holder: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock at `path`; a note next to it names the holder."""
-    lock, note = filelock.FileLock(path), path.with_name(f"{path.name}-holder")
+    lock, note = filelock.FileLock(path), _note(path)
     try:
         lock.acquire(timeout=_LOOK_S, poll_interval=_LOOK_S / 4)
     except filelock.Timeout:
-        other = note.read_text(encoding="utf-8") if note.exists() else "something else"
+        message = busy.format(holder=_holder(path))
         if not wait:
-            raise RequestError(busy.format(holder=other)) from None
-        _log.warning("waiting: %s", busy.format(holder=other).partition(":")[0])
+            raise RequestError(message) from None
+        _log.warning("waiting: %s", message.partition(":")[0])
         lock.acquire(poll_interval=_POLL_S)
     try:
         note.write_text(f"{holder} (process {os.getpid()})", encoding="utf-8")
@@ -110,9 +118,19 @@ def _lock(path: Path, busy: str, holder: str, wait: bool = False) -> Iterator[No
         lock.release()
 
 
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}-holder")
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock at `path`."""
+    note = _note(path)
+    return note.read_text(encoding="utf-8") if note.exists() else "something else"
+
+
 def _own_folder() -> Path:
     """This user's, the same in every session; `RequestError` where there is no such place."""
-    folder = Path(os.environ.get(PLACE) or platformdirs.user_cache_dir("scalebench"))
+    folder = Path(os.environ.get(PLACE) or user_cache())
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
-from scalebench_lib.config import Config, Sweep, Trial
+from scalebench_lib.config import SPEC, Config, Sweep, Trial
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import DamagedError, set_aside, unfinished, write_atomically
 from scalebench_lib.machine import Machine
@@ -20,6 +21,7 @@ from scalebench_lib.record import (
     Software,
     Status,
     load_records,
+    model_files,
     next_trial,
     require_one_machine,
 )
@@ -28,7 +30,7 @@ from scalebench_lib.sweep.block import Process
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_folder, lock_machine, say_in_flight
-from scalebench_lib.sweep.schedule import SPEC, Pace, Schedule
+from scalebench_lib.sweep.schedule import Pace, Schedule
 from scalebench_lib.sweep.trial_process import TrialProcess
 
 Start = Callable[[Trial, Path, Kernels, float | None, Callable[[], bool]], Process]
@@ -112,9 +114,9 @@ class SweepRun:
 
         Raises `RequestError` where another one is there already, naming its process.
         """
-        with _disk_errors_in_one_line(self.out):
+        with _disk_errors_in_one_line(self.out), lock_machine(str(self.out), if_busy):
             self.out.mkdir(parents=True, exist_ok=True)
-            with lock_folder(self.out), lock_machine(str(self.out), if_busy):
+            with lock_folder(self.out):
                 for path in unfinished(self.out):
                     path.unlink(missing_ok=True)
                 self.reload()
@@ -159,11 +161,13 @@ class SweepRun:
     ) -> Record:
         """Count the record of `trial`; of a failure, `found` is why, and its own record tells more.
 
-        Raises `ScalebenchError` where it was made on another machine, and sets it aside.
+        Raises `ScalebenchError` where it was made on another machine, or of another model, and sets
+        it aside.
         """
         path = self.out / "records" / f"{trial.name}.json"
         if isinstance(found, Record):
             self._require_machine(found.machine, path)
+            self._require_model(found, path)
             return self.keep(found)
         if path.exists():
             with suppress(DamagedError):
@@ -198,6 +202,15 @@ class SweepRun:
             raise ScalebenchError(
                 f"stopped: the machine is no longer what it was ({changed}), and a sweep does not "
                 "mix two; the same command goes on when it is as before"
+            )
+
+    def _require_model(self, found: Record, path: Path) -> None:
+        before = next((one.model_files for one in self.records if one.model_files), None)
+        if before and found.model_files not in (before, None):
+            set_aside(path, f"{path.name} is of another model")
+            raise ScalebenchError(
+                f"stopped: the files of {self.sweep.model!r}, or of its weights, have changed, and "
+                "a sweep does not mix two models: measure the new one into another folder"
             )
 
 
@@ -253,21 +266,32 @@ def _usable_records(sweep: Sweep, out: Path) -> list[Record]:
 def _require_same(
     sweep: Sweep, machine: Machine, software: Software, out: Path, records: Sequence[Record]
 ) -> None:
-    """Raise `RequestError` unless machine, software, model and weights are those of `records`."""
+    """Raise `RequestError` unless model, machine, software and settings are those of `records`."""
     require_one_machine(records)
-    for record in records[:1]:
-        config = record.config
-        differing = [
-            f"{name} {theirs!r} against {mine!r}"
-            for name in ("model", "weights", "seed", "placement")
-            if (theirs := getattr(config, name)) != (mine := getattr(sweep, name))
-        ]
-        if other := record.machine.differs_from(machine):
-            differing.append(f"another machine ({other})")
-        if other := record.software.differs_from(software, config.allocator):
-            differing.append(f"other software ({other})")
-        if differing:
-            raise RequestError(f"{out} holds another sweep: {differing[0]}; use another folder")
+    files = model_files(sweep) if any(record.model_files for record in records) else None
+    found = (_differing(record, sweep, machine, software, files) for record in records)
+    if differing := list(dict.fromkeys(chain.from_iterable(found))):
+        raise RequestError(f"{out} holds another sweep: {'; '.join(differing)}; use another folder")
+
+
+def _differing(
+    record: Record, sweep: Sweep, machine: Machine, software: Software, files: str | None
+) -> Iterator[str]:
+    """What the trial of `record` had that one of `sweep` would not have here and now."""
+    for name in ("model", "weights", "seed", "placement"):
+        theirs, mine = getattr(record.config, name), getattr(sweep, name)
+        if theirs != mine:
+            yield f"{name} {theirs!r} against {mine!r}"
+    others = {
+        "another machine": record.machine.differs_from(machine),
+        "other software": record.software.differs_from(software, record.config.allocator),
+    }
+    if record.points:  # else it holds no numbers that others could be mixed with
+        others["another setting"] = record.machine.other_setting(machine)
+        known = record.host is None and record.model_files and files  # a host has its own
+        if known and record.model_files != files:
+            others["another model"] = f"files of {sweep.model!r}, or of its weights, have changed"
+    yield from (f"{what} ({why})" for what, why in others.items() if why)
 
 
 @contextmanager

@@ -15,14 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from scalebench_lib.config import Config, Sweep, Trial, base_of
+from scalebench_lib.config import SPEC, Config, Sweep, Trial, base_of
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import KILLED, OUT_OF_MEMORY
 from scalebench_lib.protocol import TURN_S
 from scalebench_lib.record import SCHEMA, Point, Record, Status, load_records, require_one_machine
-
-SPEC = "sweep.yaml"
 
 TRIAL_S = 4.0
 """Seconds of a trial outside its turns, until the first one has been seen."""

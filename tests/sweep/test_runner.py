@@ -14,9 +14,10 @@ import pytest
 
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
-from scalebench_lib.record import Record, Software, load_records
+from scalebench_lib.machine import Machine
+from scalebench_lib.record import Record, Software, load_records, model_files
 from scalebench_lib.sweep import run as run_module
-from scalebench_lib.sweep.locks import lock_folder
+from scalebench_lib.sweep.locks import lock_folder, lock_machine
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
 from tests.factories import SOFTWARE, machine, measured, save_sweep
@@ -24,6 +25,7 @@ from tests.fake_workers import (
     SMALL,
     SWEEP,
     FakeKernels,
+    FakeTrial,
     FakeTrials,
     Happens,
     Killed,
@@ -590,6 +592,12 @@ def record(batch_size: int, **change: object) -> Record:
     )
 
 
+def software(**environment: str) -> Software:
+    """This process's, in an environment with these variables."""
+    here = Software.here()
+    return here.model_copy(update={"environment": {**here.environment, **environment}})
+
+
 @pytest.mark.usefixtures("trials")
 @pytest.mark.parametrize(
     ("sweep", "change", "complaint"),
@@ -607,6 +615,117 @@ def test_a_folder_with_another_sweep_is_refused(tmp_path, sweep, change, complai
     with pytest.raises(RequestError, match=f"holds another sweep: .*{complaint}"):
         SweepRun.prepare(SWEEP.model_copy(update=sweep), tmp_path)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+KNOWN = SMALL.model_copy(update={"governor": "performance", "huge_pages": "madvise"})
+"""A machine whose settings are known."""
+
+
+@pytest.mark.usefixtures("trials")
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            {"machine": KNOWN.model_copy(update={"huge_pages": "always"})},
+            r"another setting \(transparent huge pages always against madvise\)",
+        ),
+        (
+            {"machine": KNOWN.model_copy(update={"governor": "powersave"})},
+            r"another setting \(governor powersave against performance\)",
+        ),
+        (
+            {"software": software(TORCHINDUCTOR_FREEZING="1")},
+            r"other software \(TORCHINDUCTOR_FREEZING 1 against None\)",
+        ),
+        (
+            {"software": software(THP_MEM_ALLOC_ENABLE="1")},
+            r"other software \(THP_MEM_ALLOC_ENABLE 1 against None\)",
+        ),
+        (
+            {"software": software(MKL_CBWR="COMPATIBLE")},
+            r"other software \(MKL_CBWR COMPATIBLE against None\)",
+        ),
+    ],
+)
+def test_what_decides_must_be_that_of_every_record(
+    tmp_path: Path, monkeypatch, change: dict, complaint: str
+) -> None:
+    """Not of the first alone."""
+    monkeypatch.setattr(Machine, "here", classmethod(lambda _: KNOWN))
+    usual = record(1, machine=KNOWN)
+    save_sweep(tmp_path, [usual])
+    SweepRun.prepare(SWEEP, tmp_path)
+    save_sweep(tmp_path, [record(4, **{"machine": KNOWN, **change})])
+    with pytest.raises(RequestError, match=f"holds another sweep: {complaint}; use another folder"):
+        SweepRun.prepare(SWEEP, tmp_path)
+
+
+@pytest.mark.usefixtures("trials")
+def test_a_failure_under_another_setting_mixes_with_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Nor where a setting is not known."""
+    monkeypatch.setattr(Machine, "here", classmethod(lambda _: KNOWN))
+    other = KNOWN.model_copy(update={"governor": "powersave"})
+    failed = record(1, machine=other, status="failed", points=(), reason="no", ended_by=None)
+    save_sweep(tmp_path, [failed, record(4)])
+    assert SweepRun.prepare(SWEEP, tmp_path).records
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One with a model."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text('{"model_type": "bert"}')
+    return path
+
+
+def of_model(trials: FakeTrials, folder: Path, monkeypatch) -> Sweep:
+    """A sweep of the model in `folder`, whose records name its files."""
+    made = FakeTrial.record
+
+    def named(self: FakeTrial, *args: object) -> Record:
+        found = made(self, *args)
+        return found.model_copy(update={"model_files": model_files(found.config)})
+
+    monkeypatch.setattr(FakeTrial, "record", named)
+    return SWEEP.model_copy(update={"model": str(folder)})
+
+
+def test_a_model_that_was_edited_is_another(
+    trials: FakeTrials, tmp_path: Path, folder: Path, monkeypatch
+) -> None:
+    """Though all is measured, and nothing would be."""
+    sweep, out = of_model(trials, folder, monkeypatch), tmp_path / "out"
+    run(trials, out, sweep)
+    assert SweepRun.prepare(sweep, out).schedule.left == []
+    (folder / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 2}')
+    with pytest.raises(RequestError, match=r"another model .files of '.*/model', or of its weights"):
+        SweepRun.prepare(sweep, out)
+
+
+def test_a_model_that_is_edited_meanwhile_ends_the_sweep(
+    trials: FakeTrials, tmp_path: Path, folder: Path, monkeypatch
+) -> None:
+    """What was made of the new one is set aside."""
+    sweep, out = of_model(trials, folder, monkeypatch), tmp_path / "out"
+
+    def edit(phase: str, trial: Trial, cycle: int) -> None:
+        if phase == "end" and trial.config.batch_size == 4:
+            (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
+
+    trials.happens = edit
+    with pytest.raises(ScalebenchError, match=r"files of '.*/model', or of its weights, have chang"):
+        run(trials, out, sweep)
+    assert len({one.model_files for one in load_records(out)}) == 1
+    assert len(list((out / "records").glob("*.invalid"))) == 1
+
+
+def test_a_sweep_that_is_refused_for_another_leaves_no_folder(
+    trials: FakeTrials, tmp_path: Path
+) -> None:
+    with lock_machine("another"), pytest.raises(RequestError, match="this machine is measuring"):
+        run(trials, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.usefixtures("trials")

@@ -44,10 +44,10 @@ def status(out: Path) -> str:
 
 def resume(out: Path) -> str:
     """What a sweep decides before it goes on, as if this were the machine of the records."""
+    from scalebench_lib.config import SPEC
     from scalebench_lib.machine import Machine
     from scalebench_lib.record import Software
     from scalebench_lib.sweep.run import SweepRun
-    from scalebench_lib.sweep.schedule import SPEC
     from tests.factories import SOFTWARE
 
     Machine.here = classmethod(lambda cls: machine(4, smt=False))
