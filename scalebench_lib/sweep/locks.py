@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+import platformdirs
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.files import user_cache
 
 PLACE = "SCALEBENCH_RUNTIME_DIR"
 """The environment variable that names another folder for the machine's lock and the sockets."""
@@ -130,7 +130,7 @@ def _holder(path: Path) -> str:
 
 def _own_folder() -> Path:
     """This user's, the same in every session; `RequestError` where there is no such place."""
-    folder = Path(os.environ.get(PLACE) or user_cache())
+    folder = Path(os.environ.get(PLACE) or platformdirs.user_cache_dir("scalebench"))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
