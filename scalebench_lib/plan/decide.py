@@ -81,6 +81,7 @@ class Context:
         profile = Profile.of(results.table, request.shared)
         record = next((one for one in results.records if one.points and profile.holds(one)), None)
         machine = record.machine if record else _published_machine(profile, results.table)
+        profile = replace(profile, instances=tuple(_on_any_cores(profile.instances, machine)))
         learned, cores = Interference.load(out), machine.max_threads(smt=False)
         return cls(out, profile, machine, cores, record, learned)
 
@@ -231,6 +232,15 @@ class Context:
         learned = Interference.load(self.out).with_runs(runs)
         learned.save(self.out)
         return replace(self, interference=learned)
+
+
+def _on_any_cores(instances: Iterable[Instance], machine: Machine) -> Iterator[Instance]:
+    """Those of SMT on a machine of unequal cores may get the narrowest, and cost so many cores."""
+    narrowest = min(len(core.cpus) for core in machine.cores)
+    for one in instances:
+        if one.smt and narrowest < machine.smt_width:
+            one = replace(one, cores=ceil(one.threads / narrowest))
+        yield one
 
 
 def _published_machine(profile: Profile, table: pd.DataFrame) -> Machine:

@@ -88,6 +88,19 @@ def test_a_point_with_smt_on_costs_whole_cores(sweep: Path) -> None:
     assert all(one.cores == one.threads for one in instances if not one.smt)
 
 
+def test_on_unequal_cores_an_instance_with_smt_on_fits_wherever_it_is_put(tmp_path) -> None:
+    """As where a process may use three of the four CPUs of two cores."""
+    two = factories.machine(cores=2)
+    cores = (two.cores[0], two.cores[1].model_copy(update={"cpus": (1,)}))
+    uneven = two.model_copy(update={"cores": cores})
+    records = [factories.measured(c, uneven) for c in factories.configs(uneven, (1, 2))]
+    factories.save_sweep(tmp_path, records)
+    for size in (1, 2, 4):
+        decision = ask(tmp_path, batch_size=size)
+        cpus = [cpu for one in decision.placed for cpu in one.cpus]
+        assert len(cpus) == len(set(cpus)) == sum(one.threads for one in decision.best.instances)
+
+
 def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:
     plan = ask(sweep, batch_size=8, threads=2, optimization="none").best
     assert plan.cores <= 2

@@ -67,6 +67,13 @@ def test_a_sweep_begins_with_what_it_will_measure_and_how_long(run, console) -> 
     assert "4 configs left: the same command goes on from here" in printed(console)
 
 
+def test_one_config_in_one_round_is_told_in_the_singular(run: SweepRun, console: Console) -> None:
+    one = {"batch_sizes": (1,), "optimizations": ("none",), "rounds": 1}
+    run.sweep = SWEEP.model_copy(update=one)
+    announce([run], console)
+    assert "1 config to measure in 1 round, 0 done before" in printed(console)
+
+
 def test_each_record_leaves_a_line(run: SweepRun, console: Console) -> None:
     """With its medians, or with why there are none; an early end is said."""
     record = measured(Config(batch_size=4), SMALL)
