@@ -10,7 +10,7 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -182,7 +182,8 @@ class Axis:
     `title` is what controls and tables call it, `several` the field of `Sweep` that lists its
     values. An axis `within` groups tells apart what is compared; the others make groups. Points
     that differ in an axis that `splits` never share a figure; `suffix` begins its value in the
-    names of figures. `kind` is the only kind of model that knows it, ``text`` or ``images``.
+    names of figures. `label` says a value in texts. `kind` is the only kind of model that knows
+    the axis, ``text`` or ``images``.
     """
 
     title: str
@@ -190,6 +191,7 @@ class Axis:
     within: bool = False
     splits: bool = True
     suffix: str = ""
+    label: str = "{}"
     kind: str | None = None
 
 
@@ -207,22 +209,26 @@ class Config(StrictModel):
     seq_len: Annotated[
         PositiveInt,
         Field(ge=2, le=131_072),
-        Axis("Tokens", several="seq_lens", suffix="seq", kind="text"),
+        Axis("Tokens", several="seq_lens", suffix="seq", label="{} tokens", kind="text"),
     ] = 16
     image_size: Annotated[
         PositiveInt,
         Field(ge=32, le=4096),
-        Axis("Image size", several="image_sizes", suffix="px", kind="images"),
+        Axis("Image size", several="image_sizes", suffix="px", label="{} pixels", kind="images"),
     ] = DEFAULT_IMAGE_SIZE
-    batch_size: Annotated[BatchSize, Axis("Batch size", several="batch_sizes", splits=False)] = 1
+    batch_size: Annotated[
+        BatchSize, Axis("Batch size", several="batch_sizes", splits=False, label="batch {}")
+    ] = 1
     optimization: Annotated[
         OptimizationName, Axis("Optimization", several="optimizations", within=True, splits=False)
     ] = "none"
-    smt: Annotated[bool, Axis("SMT", within=True, splits=False)] = False
-    placement: Annotated[Literal["sequential", "interleave"], Axis("Placement")] = "sequential"
-    allocator: Annotated[Allocator, Axis("Allocator", several="allocators", within=True)] = (
-        "default"
-    )
+    smt: Annotated[bool, Axis("SMT", within=True, splits=False, label="SMT {}")] = False
+    placement: Annotated[
+        Literal["sequential", "interleave"], Axis("Placement", label="{} placement")
+    ] = "sequential"
+    allocator: Annotated[
+        Allocator, Axis("Allocator", several="allocators", within=True, label="allocator {}")
+    ] = "default"
     device: Annotated[Literal["cpu"], Axis("Device")] = "cpu"
 
     @model_validator(mode="after")
@@ -242,12 +248,16 @@ class Config(StrictModel):
         return _id(self)
 
     def __str__(self) -> str:
-        smt = "on" if self.smt else "off"
-        return (
-            f"{MODELS.get(self.model, slug(self.model))}, batch {self.batch_size} of {self.item}, "
-            f"{self.optimization}, SMT {smt}"
-            f"{'' if self.allocator == 'default' else f', {self.allocator}'}"
-        )
+        title = MODELS.get(self.model, slug(self.model))
+        others = [name for name in AXES if AXES[name].kind is None and name != "batch_size"]
+        how = self.label(others, always=("optimization", "smt"))
+        return f"{title}, batch {self.batch_size} of {self.item}, {how}"
+
+    def label(self, names: Iterable[str], always: Collection[str] = ()) -> str:
+        """Return the values of these axes, but for defaults of those that are not `always` said."""
+        values = {name: getattr(self, name) for name in names}
+        said = {n: value for n, value in values.items() if n in always or value != DEFAULTS[n]}
+        return ", ".join(axis_label(name, value) for name, value in said.items())
 
     @property
     def group(self) -> Config:
@@ -274,6 +284,11 @@ the results table and of their parameter in the notebooks."""
 
 DEFAULTS: dict[str, Any] = {name: Config.model_fields[name].default for name in AXES}
 """The value of each axis where nobody asks for another; within a group, that of its base."""
+
+
+def axis_label(name: str, value: object) -> str:
+    """``128 tokens``, ``batch 8``, ``SMT on``: the value of an axis, as texts say it."""
+    return AXES[name].label.format({"True": "on", "False": "off"}.get(str(value), value))
 
 
 def base_of(configs: Iterable[Config]) -> Config:

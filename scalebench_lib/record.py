@@ -30,7 +30,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
-from scalebench_lib.config import MODELS, Config, StrictModel, Sweep, Trial, trial_name
+from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
@@ -230,9 +230,7 @@ LEAST_CPU = 0.9
 """And if it got less than this of its point's usual CPU time / wall time, the median over its
 turns: a hypervisor gives CPUs to other guests without any thread being seen to wait."""
 
-CONFIG_ORDER = (
-    *("model", "seq_len", "image_size", "optimization", "smt", "allocator", "batch_size"),
-)
+CONFIG_ORDER = ("model", *(name for name in AXES if name != "batch_size"), "batch_size")
 """By what records and rows are sorted, of their configs."""
 
 _LEAST_TURNS = 3

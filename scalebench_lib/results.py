@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import ValidationError
 
-from scalebench_lib.config import AXES, Config, StrictModel, base_of
+from scalebench_lib.config import AXES, DEFAULTS, Config, StrictModel, base_of
 from scalebench_lib.disturbances import Disturbed
 from scalebench_lib.errors import RequestError, ScalebenchError, one_line
 from scalebench_lib.record import CONFIG_ORDER, Point, Record, load_records, require_one_machine
@@ -56,11 +56,13 @@ RATIO_COLUMNS = tuple(
 )
 
 _TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
+_AXIS_TYPES = {
+    name: {bool: _FLAG, int: _COUNT, str: _TEXT}[type(value)] for name, value in DEFAULTS.items()
+}
 _SCHEMA = (
-    ("machine config_id model optimization", _TEXT),
-    ("smt", _FLAG),
-    ("placement allocator device", _TEXT),
-    ("seq_len image_size batch_size threads", _COUNT),
+    ("machine config_id model", _TEXT),
+    *sorted(_AXIS_TYPES.items(), key=lambda column: column[1] == _COUNT),
+    ("threads", _COUNT),
     ("cores", _NUMBER),
     ("status", _TEXT),
     ("samples outliers", _COUNT),
@@ -520,6 +522,8 @@ def _published_rows(path: Path) -> Sequence[Row]:
 
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
+        younger = {name: value for name, value in DEFAULTS.items() if name not in table}
+        table = table.assign(**younger)  # axes that the import did not know yet
         table = table[list(COLUMNS)].fillna({"item": ""})
     except (OSError, ValueError, KeyError) as error:
         raise ScalebenchError(f"{path} is damaged: {' '.join(str(error).split())}") from None

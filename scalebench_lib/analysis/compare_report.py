@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, Common, Comparison
 from scalebench_lib.analysis.draw import STYLE, Picture, canvas, caption
-from scalebench_lib.config import AXES
+from scalebench_lib.config import AXES, axis_label
 from scalebench_lib.files import write_atomically
 from scalebench_lib.text import format_number, pluralize
 
@@ -126,16 +126,15 @@ def _varying(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
     return [name for name in names if len(table[name].unique()) > 1]
 
 
-def _label(row: dict[Any, Any], names: Iterable[str]) -> str:
+def _label(row: Mapping[Any, Any], names: Iterable[str]) -> str:
     """Name a point by some of its columns: ``script, SMT on, batch 4, 2 threads``."""
-    labels = {
-        "batch_size": f"batch {row['batch_size']}",
-        "threads": _threads(row["threads"]),
-        "smt": f"SMT {'on' if row.get('smt') else 'off'}",
-        "seq_len": f"{row.get('seq_len')} tokens",
-        "image_size": f"{row.get('image_size')} pixels",
+    texts = {
+        **{name: str(row[name]) for name in names},
+        **{name: axis_label(name, row[name]) for name in names if name in AXES},
     }
-    return ", ".join(labels.get(name, str(row[name])) for name in names)
+    if "threads" in texts:
+        texts["threads"] = _threads(row["threads"])
+    return ", ".join(texts.values())
 
 
 def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:

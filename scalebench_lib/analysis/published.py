@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scalebench_lib.config import DEFAULT_IMAGE_SIZE
+from scalebench_lib.config import DEFAULTS
 from scalebench_lib.errors import RequestError, one_line
 from scalebench_lib.files import write_atomically
 from scalebench_lib.results import COLUMNS, CSV, FILE, Imported, PublishedPoint, Results, Row
@@ -222,8 +222,7 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
     ).reset_index()
     table = table.assign(
         machine=machine,
-        device="cpu",
-        image_size=DEFAULT_IMAGE_SIZE,  # as of every model that takes none
+        **{name: value for name, value in DEFAULTS.items() if name not in table},
         item=[f"{length} tokens" if length else "" for length in table["seq_len"]],
         status="ok",
         latency_ms=table["latency_ms_mean"],

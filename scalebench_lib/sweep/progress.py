@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scalebench_lib.config import Config
+from scalebench_lib.config import AXES, Config
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import Record
@@ -140,8 +140,7 @@ def _drawn(step: Step) -> Group:
 
 
 def _point_name(config: Config) -> str:
-    within = [config.optimization, "SMT" * config.smt, config.allocator.replace("default", "")]
-    return ", ".join([f"batch {config.batch_size}", *filter(None, within)])
+    return config.label(AXES, always=("batch_size", "optimization"))
 
 
 def _found(record: Record) -> str:
