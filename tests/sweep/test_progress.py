@@ -96,7 +96,7 @@ def test_the_points_of_a_block_are_shown_with_how_well_they_are_known(console: C
     """Many of them in part."""
     console.print(progress._drawn(step(block())))
     shown = printed(console)
-    assert "batch 1, none, tcmalloc" in shown
+    assert "batch 1, none, allocator tcmalloc" in shown
     assert "100 ms" in shown
     assert "± 1.2 %" in shown
     assert "3/8" in shown
