@@ -112,12 +112,20 @@ def build(config: Config) -> Model:
 
 def digest(model: Model) -> str:
     """Return 12 hex digits that change with the model's structure or any of its weights."""
-    found = hashlib.sha256(str(model.module).encode())
+    found = hashlib.sha256(f"{model.module} {_settings(model)}".encode())
     for name, part in model.module.state_dict().items():
         weights = part.detach().contiguous().flatten().view(torch.uint8).numpy()
         # By far the fastest that the standard library has; SHA-256 would take twice as long.
         found.update(f"{name} {part.dtype} {tuple(part.shape)} {zlib.crc32(weights)}".encode())
     return found.hexdigest()[:12]
+
+
+def _settings(model: Model) -> dict[str, Any]:
+    """What of its configuration is not as usual; some of it shows in no module's description."""
+    config = getattr(getattr(model.module, "model", None), "config", None)
+    settings = config.to_diff_dict() if config else {}
+    elsewhere = ("_name_or_path", "transformers_version")  # where it came from, and by what
+    return {name: settings[name] for name in sorted(settings) if name not in elsewhere}
 
 
 def _architecture(config: Config, known: Known | None) -> Any:

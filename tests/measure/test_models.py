@@ -1,6 +1,8 @@
 """The models and their inputs."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +73,18 @@ def test_the_digest_of_a_model_is_that_of_its_structure_and_its_weights() -> Non
     assert digest(model) == before
     model.module.model.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.ReLU()
     assert digest(model) != before, "the same weights compute something else"
+
+
+def test_the_digest_tells_settings_that_no_layer_shows(tmp_path: Path) -> None:
+    """The same model in another folder is the same."""
+    small = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 99}
+    digests = []
+    for number, changed in enumerate(({}, {}, {"scale_attn_by_inverse_layer_idx": True})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(small | changed))
+        digests.append(digest(build(Config(model=str(folder)))))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_the_digest_takes_weights_of_any_type() -> None:
