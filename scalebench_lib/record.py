@@ -445,6 +445,7 @@ class Record(StrictModel):
         """What decides the speed beside config and machine, by name; None where not known."""
         return {
             "model's structure and weights": self.model_hash,
+            "model's files": self.model_files,
             "OS kernel": self.machine.kernel,
             "governor": self.machine.governor,
             "transparent huge pages": self.machine.huge_pages,
