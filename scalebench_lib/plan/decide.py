@@ -25,7 +25,7 @@ from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import Plan, Planner, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
-from scalebench_lib.record import Record, Software
+from scalebench_lib.record import Record, Software, model_files
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Ratio, unpaired
 from scalebench_lib.text import format_number, pluralize
@@ -211,7 +211,7 @@ class Context:
             yield Planner(instances, cores, self.planner.slowdown).best(batch_size)
 
     def runner(self, limits: Limits, say: Say) -> PlanRunner:
-        """Return a runner of plans; `RequestError` if the sweep is of another machine."""
+        """Return a runner of plans; `RequestError` if the sweep is of another machine, or model."""
         here = Machine.here()
         if not self.record:
             raise RequestError("this sweep was imported: only one measured here can be verified")
@@ -220,7 +220,13 @@ class Context:
                 f"this sweep was measured on {self.machine.title}, which differs from this machine "
                 f"in its {differs}: verify there, or measure here"
             )
-        return PlanRunner(self.record.config, here, limits, say)
+        config, files = self.record.config, self.record.model_files
+        if files and files != model_files(config):
+            raise RequestError(
+                f"the files of {config.model!r}, or of its weights, have changed since this sweep: "
+                "measure the new model into another folder"
+            )
+        return PlanRunner(config, here, limits, say)
 
     def keep(self, plans: Iterable[Plan]) -> Context:
         """Save plans that were run into the sweep's folder; return the context with them.
@@ -298,7 +304,7 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
     """Run the plans that promise most and the baselines; the best *measured* is the answer.
 
     The runs are saved into the sweep's folder. Raises `RequestError` on another machine than the
-    sweep's, `MeasurementError` if no plan could be run.
+    sweep's, or of another model, `MeasurementError` if no plan could be run.
     """
     context, best = decision.context, decision.best
     size, cores = best.batch_size, context.cores

@@ -9,13 +9,14 @@ import pytest
 
 from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import RequestError
+from scalebench_lib.machine import Machine
 from scalebench_lib.plan import report
 from scalebench_lib.plan.decide import Decision, Request, decide, verify
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits, PlanTiming
-from scalebench_lib.record import Turn
+from scalebench_lib.record import Turn, model_files
 from tests import factories
 from tests.plan.observed import observation
 
@@ -262,3 +263,18 @@ def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:
     decision = ask(sweep, batch_size=8)
     with pytest.raises(RequestError, match="differs from this machine"):
         verify(decision, Limits())
+
+
+def test_a_model_that_was_edited_since_is_not_verified(tmp_path: Path, monkeypatch) -> None:
+    """Its latencies are those of the one before."""
+    (tmp_path / "config.json").write_text("{}")
+    records = factories.small_records((1, 4), model=str(tmp_path))
+    known = {"model_files": model_files(records[0].config)}
+    out = tmp_path / "out"
+    factories.save_sweep(out, [record.model_copy(update=known) for record in records])
+    monkeypatch.setattr(Machine, "here", classmethod(lambda _: records[0].machine))
+    context = ask(out, batch_size=4).context
+    assert context.runner(Limits(), print)
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 1}')
+    with pytest.raises(RequestError, match="or of its weights, have changed since this sweep"):
+        context.runner(Limits(), print)
