@@ -173,7 +173,7 @@ def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
     arguments = ("sweep", out, "--batch-sizes", "2", *QUICK)
     code, first, err = scalebench(*arguments)
     assert code == 0, err
-    assert first.splitlines()[-1] == f"page: {out / 'index.html'}"
+    assert f"page: {out / 'index.html'}" in first.splitlines()
     records = load_records(out)
     assert {record.config.optimization for record in records} == {"none", "script"}
     assert {record.status for record in records} == {"ok"}
@@ -205,7 +205,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     arguments = command("sweep", out, *options)
     run = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     family = psutil.Process(run.pid).children
-    wait_until(lambda: ["launch_new_instance" in " ".join(child.cmdline()) for child in family()])
+    wait_until(lambda: any("-f" in child.cmdline() for child in family()))  # a kernel
     family = family(recursive=True)
     run.send_signal(sent)
     _, errors = run.communicate(timeout=30)

@@ -15,6 +15,7 @@ from tests import simulated
 from tests.factories import configs, machine, measured, missing, save_sweep
 
 GOLDEN = Path(__file__).parent / "golden"
+_NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?")
 
 
 def _made_up(folder: Path) -> tuple[Path, Path, Path]:
@@ -75,7 +76,11 @@ def now(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("*")))
 def test_what_people_see_is_as_it_was(name: str, now: dict[str, str]) -> None:
-    assert now[name] == (GOLDEN / name).read_text(encoding="utf-8")
+    """But for the last digits, which every version of numpy and scipy has of its own."""
+    before = (GOLDEN / name).read_text(encoding="utf-8")
+    assert _NUMBER.sub("…", now[name]) == _NUMBER.sub("…", before)
+    numbers, as_before = ([float(each) for each in _NUMBER.findall(t)] for t in (now[name], before))
+    assert numbers == pytest.approx(as_before, rel=1e-6)
 
 
 if __name__ == "__main__":
