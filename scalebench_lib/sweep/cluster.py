@@ -200,7 +200,8 @@ def hosts_of(client: Any, if_busy: str, alike: bool) -> list[Host]:
                 f"host {one.name} has two workers, {one.worker} and {other.worker}, which would "
                 "disturb each other: start one a host"
             )
-        if alike and (differs := one.machine.differs_from(other.machine)):
+        a, b = one.machine, other.machine
+        if alike and (differs := a.differs_from(b) or a.other_setting(b)):
             raise RequestError(
                 f"any_host: {one.name} and {other.name} differ in {differs}, and only hosts "
                 "that are alike can stand in for each other: leave '--any-host' out"

@@ -464,6 +464,12 @@ def test_only_hosts_that_are_alike_stand_in_for_each_other() -> None:
     assert len(hosts_of(unequal, "refuse", alike=False)) == 2
     with pytest.raises(RequestError, match=r"a and b differ in cores.*leave '--any-host' out"):
         hosts_of(unequal, "refuse", alike=True)
+    pages = [machine(cores=2).model_copy(update={"huge_pages": p}) for p in ("always", "madvise")]
+    unequal = Hosts(host("a", machine=pages[0]), host("b", machine=pages[1]))
+    with pytest.raises(
+        RequestError, match="a and b differ in transparent huge pages always against"
+    ):
+        hosts_of(unequal, "refuse", alike=True)
 
 
 @pytest.mark.parametrize(
