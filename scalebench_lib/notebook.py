@@ -124,7 +124,9 @@ def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
         notebook.metadata.get("papermill", {}).pop(name, None)
     text = nbformat.writes(notebook)
     roots = {str(folder.resolve()): "" for folder in (*folders, PROJECT)}
-    roots |= {sys.prefix: "", str(Path.home()): "~/"}
+    roots[sys.prefix] = ""
+    if (home := Path.home()).name:  # some containers have it at "/"
+        roots[str(home)] = "~/"
     for root in sorted(roots, key=len, reverse=True):
         text = text.replace(json.dumps(f"{root}/", ensure_ascii=False)[1:-1], roots[root])
     scrubbed: NotebookNode = nbformat.reads(_KERNELS_FILE.sub("<cell>", text), as_version=4)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,20 @@ KILLED = "killed by signal"
 _PR_SET_PDEATHSIG = 1
 _NO_MEMORY = re.compile(r"can't allocate memory|bad_alloc|failed to allocate memory", re.I)
 _NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def require_home() -> None:
+    """Give a user without a home, as in some containers, one in the temporary folder.
+
+    Libraries end with a traceback where there is none.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir()) / f"scalebench-home-{os.getuid()}"
+        home.mkdir(mode=0o700, exist_ok=True)
+        ours = home.lstat().st_uid == os.getuid()
+        os.environ["HOME"] = str(home) if ours else tempfile.mkdtemp(prefix="scalebench-home-")
 
 
 def die_with_parent() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib import processes
-from scalebench_lib.processes import disk_error, error_reason, exit_reason, oom_kills
+from scalebench_lib.processes import disk_error, error_reason, exit_reason, oom_kills, require_home
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,16 @@ def test_kills_for_lack_of_memory_are_counted(tmp_path: Path, group: str, files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert oom_kills(tmp_path) == 3
+
+
+def test_a_user_without_a_home_gets_one(tmp_path: Path, monkeypatch) -> None:
+    """Containers run as user ids that nobody has entered anywhere."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    require_home()
+    assert Path.home().parent == tmp_path
+    assert Path.home().stat().st_mode & 0o777 == 0o700
 
 
 def test_where_nothing_tells_nothing_is_counted(tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def executed(folder: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def test_addresses_stay_where_the_home_is_the_root(monkeypatch) -> None:
+    """As in some containers: "//" is no path in it."""
+    monkeypatch.setenv("HOME", "/")
+    cell = nbformat.v4.new_markdown_cell("https://example.org")
+    assert scrub(nbformat.v4.new_notebook(cells=[cell])).cells[0].source == "https://example.org"
+
+
 def test_no_path_of_this_machine_is_left(tmp_path: Path) -> None:
     """Neither in metadata nor in parameters, printed text or tracebacks."""
     text = nbformat.writes(scrub(executed(tmp_path), tmp_path))

@@ -58,7 +58,7 @@ class ForkServer:
         self._pipe, theirs = Pipe()
         with theirs, (self.folder / "errors").open("w") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [python.executable, *_COMMAND, str(theirs.fileno()), str(self.folder)],
+                [python.executable, "-P", *_COMMAND, str(theirs.fileno()), str(self.folder)],
                 env={**python.environment, "OPENBLAS_NUM_THREADS": "1", **env},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -200,7 +200,7 @@ def _serve(pipe: Connection) -> NoReturn:
 
 
 def _become_kernel(request: dict[str, Any]) -> NoReturn:
-    """Get a session of its own and new random numbers, then run ipykernel as it comes."""
+    """Get a session of its own and new random numbers, then be a kernel."""
     try:
         die_with_parent()
         os.setsid()
@@ -208,10 +208,9 @@ def _become_kernel(request: dict[str, Any]) -> NoReturn:
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
         reseed()
-        from ipykernel.kernelapp import IPKernelApp
+        from scalebench_lib.sweep.kernel_app import launch
 
-        # Nobody looks back into the history of a notebook that ran once.
-        IPKernelApp.launch_instance(argv=[*request["start"], "--HistoryManager.enabled=False"])
+        launch(request["start"])
         os._exit(0)
     except BaseException:
         traceback.print_exc()

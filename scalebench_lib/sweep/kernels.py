@@ -40,15 +40,7 @@ from scalebench_lib.sweep.forkserver import ForkServer, KernelProvisioner, NotSt
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
 
-_FRESH = (
-    "from scalebench_lib.processes import die_with_parent\n"
-    "from ipykernel.kernelapp import launch_new_instance\n"
-    "die_with_parent()\n"
-    "launch_new_instance()"
-)
-_LAUNCH = ["-P", "-c", _FRESH, "-f", "{connection_file}"]
-"""A kernel that a dead sweep left behind, stopped between turns, would stay for ever."""
-
+_LAUNCH = ["-P", "-m", "scalebench_lib.sweep.kernel_app", "-f", "{connection_file}"]
 
 _SOCKET = "runner"
 
@@ -241,7 +233,12 @@ class Kernels:
             argv=[self._python.executable, *_LAUNCH],
             display_name="Python 3 (ipykernel)",
             language="python",
-            env={**preloads, RUNNER: str(folder / _SOCKET), RUNNERS: environment},
+            env={
+                **preloads,
+                RUNNER: str(folder / _SOCKET),
+                RUNNERS: environment,
+                "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
+            },
         )
         kernel.provisioner = KernelProvisioner(kernel_spec=kernel.kernel_spec, parent=kernel)
         kernel.provisioner.python, kernel.provisioner.fork_server = self._python, server

@@ -207,3 +207,21 @@ def _much(work) -> None:
     end = time.process_time() + 0.03
     while time.process_time() < end:
         work()
+
+
+def test_openmp_binds_nobody_when_it_is_imported() -> None:
+    """By GOMP_CPU_AFFINITY it would leave the process one CPU, and kernels that it forks too."""
+    code = (
+        "import os; before = os.sched_getaffinity(0); import scalebench_lib.measure; "
+        "print(os.sched_getaffinity(0) == before)"
+    )
+    first = str(min(os.sched_getaffinity(0)))
+    for bound in ({"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}, {"GOMP_CPU_AFFINITY": first}):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **bound},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stdout == "True\n"

@@ -13,7 +13,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.sweep import kernels as kernels_module
 from scalebench_lib.sweep.forkserver import NotStartedError
 from scalebench_lib.sweep.kernels import Kernels
-from tests.notebooks import notebook, run_notebook
+from tests.notebooks import notebook, run_cells, run_notebook
 from tests.waiting import wait_until
 
 FRESH = Kernels(warm=False)
@@ -54,6 +54,26 @@ def test_no_socket_and_no_thread_stays_behind(tmp_path: Path) -> None:
         run_notebook(FRESH, source, tmp_path / f"{number}.ipynb")
         assert here.num_fds() == descriptors
         wait_until(lambda: here.num_threads() == threads, seconds=5)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.usefixtures("light_fork_server")
+def test_neither_the_user_s_profile_nor_the_folder_at_hand_has_a_part(
+    warm, tmp_path, monkeypatch
+) -> None:
+    """Variables of start-up files would be parameters; a ``statistics.py`` here is no library."""
+    startup = tmp_path / ".ipython/profile_default/startup/first.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("x = 3")
+    (tmp_path / "statistics.py").write_text("raise SystemExit('not the library')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IPYTHONDIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONSTARTUP", str(startup))
+    with Kernels(warm=warm) as made:
+        cell = "import json, statistics; print(json.dumps('x' in globals()))"
+        assert run_cells(made, tmp_path, cell) is False
+        assert made.warning is None
 
 
 def test_an_exception_is_told_in_one_line_and_the_notebook_kept(tmp_path: Path) -> None:

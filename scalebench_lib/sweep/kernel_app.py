@@ -1,0 +1,34 @@
+"""ipykernel without the user's part: what IPython reads at its start is not of a measurement."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ipykernel.kernelapp import IPKernelApp
+
+from scalebench_lib.processes import die_with_parent
+
+_OPTIONS = ["--HistoryManager.enabled=False", "--IPKernelApp.ignore_cwd=True"]
+"""Nobody looks back into the history of a notebook that ran once; and a ``statistics.py`` in the
+folder at hand is no library."""
+
+
+class KernelApp(IPKernelApp):  # type: ignore[misc]
+    """A kernel without configuration and start-up files: the user's, and those of the system."""
+
+    def load_config_file(self, *_: Any, **__: Any) -> None:
+        """Load none."""
+
+    def _run_startup_files(self) -> None:
+        """Run none, and no PYTHONSTARTUP."""
+
+
+def launch(arguments: list[str]) -> None:
+    """Be a kernel until it is told to end."""
+    KernelApp.launch_instance(argv=[*arguments, *_OPTIONS])
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    launch(sys.argv[1:])
