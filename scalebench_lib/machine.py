@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain, product, zip_longest
 from pathlib import Path
@@ -25,13 +26,22 @@ EVERY_COUNT_UP_TO = 16
 """``auto`` measures every thread count up to this one: a curve needs its steps there."""
 
 
+_MUCH_SLOWER = 0.75
+"""A core of less than this share of the greatest capacity is an efficiency core."""
+
+
 class Core(BaseModel):
-    """A physical core: its CPU numbers (SMT siblings) and the socket it sits in."""
+    """A physical core: its CPU numbers (SMT siblings) and the socket it sits in.
+
+    `node` counts the NUMA nodes of its socket. `efficient` cores are slower than others here.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     cpus: tuple[int, ...]
     socket: int = 0
+    node: int = 0
+    efficient: bool = False
 
 
 class Machine(BaseModel):
@@ -40,7 +50,8 @@ class Machine(BaseModel):
     `cores` holds only CPUs in the process's affinity mask; `quota` is the container's limit in
     CPUs, `memory_bytes` the memory that may be used (its limit included). Equal `identity`
     means the same machine since the same start; unequal only that it may be another one.
-    `huge_pages` is the setting of transparent huge pages.
+    `huge_pages` is the setting of transparent huge pages. `isolated` are CPUs that the kernel
+    gives to no process which does not ask for them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +67,7 @@ class Machine(BaseModel):
     governor: str | None = None
     huge_pages: str | None = None
     identity: str | None = None
+    isolated: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -69,7 +81,10 @@ class Machine(BaseModel):
     def title(self) -> str:
         """For captions: ``AMD EPYC, 16 cores, 32 threads``."""
         smt = f", {len(self._order(smt=True))} threads" if self.has_smt else ""
-        return f"{self.cpu_model}, {pluralize(len(self.cores), 'core')}{smt}"
+        efficient = sum(core.efficient for core in self.cores)
+        fast = len(self.cores) - efficient
+        kinds = f" ({fast} performance, {efficient} efficiency)" if efficient and fast else ""
+        return f"{self.cpu_model}, {pluralize(len(self.cores), 'core')}{kinds}{smt}"
 
     @property
     def has_smt(self) -> bool:
@@ -123,16 +138,21 @@ class Machine(BaseModel):
         self.thread_counts((threads,), smt)
         return tuple(self._order(smt, placement)[:threads])
 
-    def cores_of(self, threads: int, smt: bool) -> float:
-        """Return how many cores `threads` threads fill: half of them with two-way SMT on."""
-        return threads / self.smt_width if smt else float(threads)
+    def cores_of(self, threads: int, smt: bool, placement: str = "sequential") -> float:
+        """Return how many cores `threads` threads fill: with SMT on, each a part of one."""
+        filled = self._order(smt, placement)[:threads]
+        of_cpu = {
+            cpu: 1 / len(core.cpus) if smt else 1.0 for core in self.cores for cpu in core.cpus
+        }
+        return sum(of_cpu[cpu] for cpu in filled)
 
     def _order(self, smt: bool, placement: str = "sequential") -> list[int]:
         cores: Iterable[Core | None] = self.cores
         if placement == "interleave":
-            sockets = dict.fromkeys(core.socket for core in self.cores)
-            hands = ([core for core in self.cores if core.socket == one] for one in sockets)
-            cores = chain.from_iterable(zip_longest(*hands))
+            hands = defaultdict[tuple[int, int], list[Core]](list)
+            for core in self.cores:
+                hands[core.socket, core.node].append(core)
+            cores = chain.from_iterable(zip_longest(*hands.values()))
         return [cpu for core in cores if core for cpu in (core.cpus if smt else core.cpus[:1])]
 
     def differs_from(self, other: Machine) -> str | None:
@@ -175,7 +195,7 @@ class Machine(BaseModel):
             cpu_model=search_file(root / "proc/cpuinfo", r"^model name\s*:\s*(.+)$")
             or platform.processor()
             or platform.machine(),
-            cores=_cores(root / "sys/devices/system/cpu", allowed) or _cores_unknown(allowed),
+            cores=_cores(root / "sys/devices", allowed) or _cores_unknown(allowed),
             quota=min(quotas, default=None),
             pinnable=allowed is not None,
             memory_bytes=int(min([psutil.virtual_memory().total, *memory])),
@@ -185,12 +205,22 @@ class Machine(BaseModel):
             governor=_governor(root),
             huge_pages=search_file(huge_pages, r"\[(\w+)\]"),  # always [madvise] never
             identity=_identity(root),
+            isolated=tuple(
+                cpu
+                for cpu in _numbers(_text(root / "sys/devices/system/cpu/isolated"))
+                if allowed is not None and cpu not in allowed
+            ),
         )
 
     def __str__(self) -> str:
         quota = f", quota {self.quota:g} CPUs" if self.quota is not None else ""
         pinning = "" if self.pinnable else f"; {self.system} has no affinity: unpinned"
-        return f"{self.title}{quota}, {self.memory_bytes / 2**30:.0f} GiB{pinning}"
+        cpus = ",".join(map(str, self.isolated))
+        isolated = f"; isolated CPUs are left out: 'taskset -c {cpus}' measures on them"
+        return (
+            f"{self.title}{quota}, {self.memory_bytes / 2**30:.0f} GiB{pinning}"
+            f"{isolated if cpus else ''}"
+        )
 
 
 def perhaps_another_host(before: Iterable[Machine], now: Iterable[Machine]) -> str | None:
@@ -270,17 +300,44 @@ def _affinity() -> set[int] | None:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def _cores(cpu_dir: Path, allowed: set[int] | None) -> tuple[Core, ...]:
+def _cores(devices: Path, allowed: set[int] | None) -> tuple[Core, ...]:
+    """The cores of which any CPU is `allowed`: fast ones first, then by socket and NUMA node."""
+    cpus = devices / "system/cpu"
+    online = _numbers(_text(cpus / "online"))
+    nodes, efficient = _nodes(devices / "system/node"), _efficient(devices, online)
     found = set()
-    for cpu in _numbers(_text(cpu_dir / "online")):
-        topology = cpu_dir / f"cpu{cpu}/topology"
+    for cpu in online:
+        topology = cpus / f"cpu{cpu}/topology"
         siblings = _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
         usable = [n for n in _numbers(siblings) or [cpu] if allowed is None or n in allowed]
         if usable:
             socket = int(_text(topology / "physical_package_id") or 0)
             core_id = int(_text(topology / "core_id") or cpu)
-            found.add((socket, core_id, tuple(usable)))
-    return tuple(Core(cpus=cpus, socket=socket) for socket, _, cpus in sorted(found))
+            node = nodes.get(cpu, 0)
+            found.add((cpu in efficient, socket, node, core_id, tuple(usable)))
+    ranks = {
+        socket: sorted({node for _, s, node, *_ in found if s == socket}) for _, socket, *_ in found
+    }
+    return tuple(
+        Core(cpus=usable, socket=socket, node=ranks[socket].index(node), efficient=slow)
+        for slow, socket, node, _, usable in sorted(found)
+    )
+
+
+def _nodes(folder: Path) -> dict[int, int]:
+    """The NUMA node of each CPU."""
+    lists = {int(path.name[4:]): path / "cpulist" for path in folder.glob("node[0-9]*")}
+    return {cpu: node for node, path in lists.items() for cpu in _numbers(_text(path))}
+
+
+def _efficient(devices: Path, online: Iterable[int]) -> set[int]:
+    """The CPUs of efficiency cores: Intel's kernel lists them, Arm's gives each a capacity."""
+    listed = (_text(devices / kind / "cpus") for kind in ("cpu_atom", "cpu_lowpower"))
+    of_cpu = {n: _text(devices / f"system/cpu/cpu{n}/cpu_capacity") for n in online}
+    capacity = {cpu: int(text) for cpu, text in of_cpu.items() if text}
+    least = _MUCH_SLOWER * max(capacity.values(), default=0)
+    slow = {cpu for cpu, value in capacity.items() if value < least}
+    return slow.union(*map(_numbers, listed))
 
 
 def _cores_unknown(allowed: set[int] | None) -> tuple[Core, ...]:

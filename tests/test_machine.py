@@ -22,7 +22,7 @@ def kernel_files(root: Path, cpus: dict[int, tuple[int, int, str]]) -> Path:
     top = root / "sys/devices/system/cpu"
     for cpu, (socket, core, siblings) in cpus.items():
         folder = top / f"cpu{cpu}/topology"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "physical_package_id").write_text(f"{socket}\n")
         (folder / "core_id").write_text(f"{core}\n")
         (folder / "core_cpus_list").write_text(f"{siblings}\n")
@@ -90,6 +90,53 @@ def test_cores_of_threads(here) -> None:
     found = here(adjacent())
     assert found.cores_of(3, smt=True) == 1.5
     assert found.cores_of(3, smt=False) == 3
+
+
+def test_a_core_of_which_we_have_one_thread_is_filled_by_it(here) -> None:
+    """CPU 3, the sibling of 2, is not ours: two cores, not one and a half."""
+    assert here(adjacent(), allowed={0, 1, 2}).cores_of(3, smt=True) == 2
+
+
+def test_interleave_deals_cores_out_across_the_numa_nodes_of_a_socket(here, tmp_path) -> None:
+    """As with four of them (NPS4, sub-NUMA clustering), each with memory of its own."""
+    for node in range(4):
+        folder = tmp_path / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(f"{4 * node}-{4 * node + 3}\n")
+    found = here(no_smt(16))
+    assert found.cpus_for(5, smt=False, placement="interleave") == (0, 4, 8, 12, 1)
+    assert found.cpus_for(5, smt=False, placement="sequential") == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("vendor", ["Intel", "Arm"])
+def test_performance_cores_are_filled_first_and_both_kinds_are_named(
+    here, tmp_path, vendor: str
+) -> None:
+    """Wherever their numbers lie: here 0 and 1 are the slow ones."""
+    if vendor == "Intel":
+        (tmp_path / "sys/devices/cpu_atom").mkdir(parents=True)
+        (tmp_path / "sys/devices/cpu_atom/cpus").write_text("0-1\n")
+    for cpu, capacity in enumerate((400, 400, 1024, 1000) if vendor == "Arm" else ()):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}"
+        folder.mkdir(parents=True)
+        (folder / "cpu_capacity").write_text(f"{capacity}\n")
+    found = here(no_smt(4))
+    assert found.cpus_for(4, smt=False, placement="sequential") == (2, 3, 0, 1)
+    assert "4 cores (2 performance, 2 efficiency)" in str(found)
+
+
+def test_isolated_cpus_are_named_with_how_to_measure_on_them(here, tmp_path) -> None:
+    """No process gets them by itself."""
+    (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
+    (tmp_path / "sys/devices/system/cpu/isolated").write_text("2-3\n")
+    assert "isolated CPUs are left out: 'taskset -c 2,3'" in str(here(no_smt(4), allowed={0, 1}))
+
+
+def test_isolated_cpus_that_are_ours_are_as_any(here, tmp_path) -> None:
+    """taskset has given them to us."""
+    (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
+    (tmp_path / "sys/devices/system/cpu/isolated").write_text("2-3\n")
+    assert "isolated" not in str(here(no_smt(4), allowed={2, 3}))
 
 
 def test_a_container_with_3_of_16_cpus_by_affinity(here) -> None:

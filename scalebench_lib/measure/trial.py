@@ -180,7 +180,7 @@ def _point(taken: PointTurns, executor: Executor, machine: Machine, trial: Trial
     team = executor.teams[taken.threads]
     return Point(
         threads=taken.threads,
-        cores=machine.cores_of(taken.threads, trial.config.smt),
+        cores=machine.cores_of(taken.threads, trial.config.smt, trial.config.placement),
         cpus=team.cpus,
         pinned=team.pinned,
         passes_per_sample=taken.passes_per_sample,

@@ -14,7 +14,7 @@ _OPTIONS = ["--HistoryManager.enabled=False", "--IPKernelApp.ignore_cwd=True"]
 folder at hand is no library."""
 
 
-class KernelApp(IPKernelApp):  # type: ignore[misc]
+class KernelApp(IPKernelApp):
     """A kernel without configuration and start-up files: the user's, and those of the system."""
 
     def load_config_file(self, *_: Any, **__: Any) -> None:
