@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
+import textwrap
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -23,6 +25,46 @@ class RequestError(ScalebenchError):
 
 class MeasurementError(ScalebenchError):
     """A measurement was made, or begun, and cannot be trusted: its config fails."""
+
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b.")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+_PLACE = re.compile(r"Exception from \S+:|Check '.*' failed( at .*)?:?$|FrontEnd API failed with ")
+"""How lines of OpenVINO begin that only say where it was."""
+
+_WHY = {
+    "## Exception summary": re.compile(r"<class '(?:\w+\.)*(\w+)'>(: .+)"),  # torch.onnx
+    "Traceback": re.compile(r"((?:\w+\.)*\w*(?:Error|Exception))(: .+)"),  # TorchScript
+    "compile error": re.compile(r".*?((?:fatal )?error)(: .+)"),  # Inductor's compiler
+}
+"""In messages with such words, the line that says why."""
+
+_MOST_CHARACTERS = 300
+
+
+def plain(text: str) -> str:
+    """Return `text` without colours and other control characters, but for ends of lines."""
+    return _CONTROL.sub("", _ESCAPE.sub("", text.replace("\r", "\n")))
+
+
+def reason(message: str) -> str:
+    """Return in one line why something failed, from the `message` of a library's exception.
+
+    Engines begin with where they were, and some end with advice.
+
+    >>> reason("Exception from core.cpp:84:\\nCould not open the file")
+    'Could not open the file'
+    """
+    lines = [stripped for line in plain(message).splitlines() if (stripped := line.strip())]
+    for mark, pattern in _WHY.items():
+        found = [match for line in lines if (match := pattern.match(line))]
+        if mark in message and found:
+            return "".join(found[-1 if mark == "Traceback" else 0].groups())
+    said = [line for line in lines if not _PLACE.match(line)] or lines
+    if len(said) == len(lines):
+        said = said[: 1 + said[0].endswith(":")] if said else []
+    return textwrap.shorten(" ".join(said), _MOST_CHARACTERS, placeholder=" …")
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

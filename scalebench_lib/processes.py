@@ -13,6 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from scalebench_lib.errors import reason
 from scalebench_lib.machine import control_groups, search_file
 
 OUT_OF_MEMORY = "out of memory"
@@ -114,7 +115,7 @@ def exit_reason(code: int | None, oom_kills_before: int) -> str:
 
 def error_reason(ename: str, evalue: str) -> str:
     """Return the reason for an exception in a notebook, in one line."""
-    line = f"{ename}: {evalue}".splitlines()[0]
+    line = f"{ename}: {reason(evalue)}"
     short_of_memory = ename == "MemoryError" or _NO_MEMORY.search(evalue)
     return f"{OUT_OF_MEMORY}: {line}" if short_of_memory else line
 

@@ -27,11 +27,11 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
 from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
-from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line
+from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line, plain
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
 from scalebench_lib.files import write_atomically as write_atomically
 from scalebench_lib.machine import Machine
@@ -371,7 +371,7 @@ class Record(StrictModel):
     round: Annotated[int, Field(ge=1)] = 1
     block: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")] | None = None
     status: Status
-    reason: str | None = None
+    reason: Annotated[str, AfterValidator(plain)] | None = None
     ended_by: EndedBy | None = None
     started: datetime
     finished: datetime

@@ -31,7 +31,7 @@ from rich.console import Console
 
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import StrictModel, Sweep, Trial
-from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.errors import RequestError, ScalebenchError, reason
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS, PROJECT
@@ -178,7 +178,7 @@ def client_of(address: str) -> Iterator[Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return reason(str(error)) or type(error).__name__
 
 
 def hosts_of(client: Any, if_busy: str, alike: bool) -> list[Host]:

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -24,6 +25,11 @@ from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.record import package_version
 
 MANIFEST = "manifest.json"
+
+_DISK = re.compile(
+    "No space left on device|Disk quota exceeded|Read-only file system|Permission denied"
+)
+_FULL_BYTES = 1 << 16
 
 Metadata = dict[str, str]
 """What was found out while exporting, kept in the manifest."""
@@ -40,10 +46,20 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
     except OSError as error:
-        raise MeasurementError(
-            f"cannot keep exports in {folder} ({error.strerror}): set SCALEBENCH_CACHE"
-        ) from None
+        raise _unusable(folder, error.strerror) from None
     return folder
+
+
+def require_space(error: Exception, folder: Path) -> None:
+    """Raise `MeasurementError` where not the model but the disk of `folder` caused `error`."""
+    if found := _DISK.search(f"{error} {error.__cause__} {error.__context__}"):
+        raise _unusable(folder, found[0]) from None
+    if shutil.disk_usage(folder).free < _FULL_BYTES:  # some only say that they cannot write
+        raise _unusable(folder, "No space left on device") from None
+
+
+def _unusable(folder: Path, why: str | None) -> MeasurementError:
+    return MeasurementError(f"cannot keep exports in {folder} ({why}): set SCALEBENCH_CACHE")
 
 
 def cache_key(target: Target, kind: str, *packages: str) -> str:
@@ -79,6 +95,7 @@ def _make(folder: Path, make: Callable[[Path], Metadata]) -> Metadata:
     except MeasurementError:
         raise
     except Exception as error:  # exporters raise whatever their parts raise
+        require_space(error, folder.parent)
         raise MeasurementError(
             f"this model cannot be exported: {type(error).__name__}: {first_line(error)}"
         ) from error

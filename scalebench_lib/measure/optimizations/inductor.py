@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch._dynamo.config
@@ -20,7 +22,9 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import first_line
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
-from scalebench_lib.measure.optimizations.export_cache import cache_folder
+from scalebench_lib.measure.optimizations.export_cache import cache_folder, require_space
+
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 _MOST_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
@@ -38,7 +42,8 @@ def compiled(target: Target) -> OptimizedModel:
         raise MeasurementError(
             "optimization 'compile' needs a C++ compiler, and there is none: install g++"
         ) from None
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    os.environ.setdefault(_FOLDER, str(cache_folder() / "inductor"))
+    _require_one_word(os.environ[_FOLDER])
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = _MOST_THREAD_COUNTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -58,6 +63,7 @@ def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
     try:
         module(*inputs)
     except TorchDynamoException as error:
+        require_space(error, Path(os.environ[_FOLDER]))
         raise MeasurementError(
             f"optimization 'compile' does not apply: {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -71,6 +77,19 @@ def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
             "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE set?)"
         )
     return module
+
+
+def _require_one_word(path: str) -> None:
+    """Inductor splits the compiler's command at spaces."""
+    try:
+        whole = shlex.split(path) == [path]
+    except ValueError:
+        whole = False
+    if not whole:
+        raise MeasurementError(
+            "optimization 'compile' does not work in a folder with spaces or quotes in its path, "
+            f"{path!r}: set {_FOLDER} to another"
+        )
 
 
 @contextmanager
