@@ -134,6 +134,7 @@ def sweep(
         require_free(folder)
     from scalebench_lib.sweep import progress  # papermill takes seconds to import
     from scalebench_lib.sweep.cluster import HostsRun, client_of
+    from scalebench_lib.sweep.preflight import require_measurable
     from scalebench_lib.sweep.run import SweepRun, prepare_pair
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -153,6 +154,9 @@ def sweep(
         runs.append(SweepRun.prepare(request, out, retry_failed))
     for run in runs:
         run.trial_timeout = timeout
+        if not scheduler:  # the hosts' own trials tell
+            with console.status(f"{run.sweep.model} is built and run once …"):
+                require_measurable(run)
     progress.announce(runs, console)
     if dry_run:
         return

@@ -100,7 +100,13 @@ def heeding_interrupts() -> Iterator[None]:
 
 
 @pytest.fixture
-def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch) -> None:
+def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, in this process, takes any model for measurable: to ask takes seconds."""
+    monkeypatch.setattr("scalebench_lib.sweep.preflight.require_measurable", lambda run: None)
+
+
+@pytest.fixture
+def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch, any_model: None) -> None:
     """The command, in this process, takes the kernels that are there."""
     monkeypatch.setattr("scalebench_lib.sweep.progress.Kernels", lambda *_: nullcontext(warm))
 

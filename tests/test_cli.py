@@ -51,6 +51,7 @@ def command(*arguments: object) -> list[str]:
         (["--kernels", "hot"], "'hot' is not one of 'warm', 'fresh'"),
         (["--spec", "no-such.yaml"], "cannot read no-such.yaml"),
         (["--nonsense"], "--nonsense"),
+        ([*QUICK, "--weights", "pretrained"], "weights: bert-tiny has no published ones"),
     ],
 )
 def test_a_wrong_request_gets_one_line_and_starts_nothing(
@@ -100,6 +101,7 @@ def test_the_doctor_says_what_each_optimization_applies_to(scalebench, monkeypat
     assert "Quiet" in out
 
 
+@pytest.mark.usefixtures("any_model")
 def test_a_dry_run_says_how_long_and_writes_nothing(scalebench, tmp_path: Path) -> None:
     """As does the start of a sweep."""
     code, printed, _ = scalebench("sweep", tmp_path / "sweep", "--dry-run", *QUICK)

@@ -9,22 +9,29 @@ from __future__ import annotations
 import hashlib
 import inspect
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest import mock
 
 import torch
+from huggingface_hub import constants, get_session
 from torch import Tensor, nn
+from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.bert import BertModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import has_file
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import MeasurementError
+from scalebench_lib.errors import MeasurementError, reason
 from scalebench_lib.measure.inputs import Inputs, Pixels, Tokens
+from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -61,6 +68,17 @@ KNOWN = {
 _UNCASED_VOCABULARY, _CLS, _SEP = 30_522, 101, 102
 """BERT's uncased vocabulary, and its ids for start and end, which configurations do not hold."""
 
+_LEFT_OUT = {"auto_map": "code of its own", "quantization_config": "quantized weights"}
+"""What a configuration may say of its model that is never done here."""
+
+_SAFELY = {"trust_remote_code": False}
+
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+"""How the names of the layers end that have a row for each position."""
+
+HUB_ANSWERS_S = 5.0
+"""Its own client tries for half a minute."""
+
 _TILE = 1_000_003
 """How many random numbers weights are tiled from; prime, so that no two rows are alike."""
 
@@ -95,18 +113,22 @@ class Plain(nn.Module):
         return (output.last_hidden_state,) if pooled is None else (output.last_hidden_state, pooled)
 
 
-def build(config: Config) -> Model:
-    """Build the model of `config` with its weights, in evaluation mode, fp32.
+def build(config: Config, shapes_only: bool = False) -> Model:
+    """Build the model of `config` with its weights, in evaluation mode, fp32, and run one item.
 
-    Raises `MeasurementError` if it or its weights cannot be had or do not fit the config.
+    With `shapes_only` its tensors have no values, and take no memory. Raises `MeasurementError` if
+    the model or its weights cannot be had, or do not take an item of the config's size.
     """
     known = KNOWN.get(config.model)
     architecture = _architecture(config, known)
-    model_class = _model_class(config, architecture)
-    kind, names = _kind(config, architecture, model_class)
-    weights = _weights(config, known, model_class, architecture)
-    model = Model(Plain(weights, names).eval(), kind)
-    _require_size(config, model)
+    with _in_one_line(f"model: {config.model!r} cannot be built"):
+        model_class = _model_class(config, architecture)
+        kind, names = _kind(config, architecture, model_class)
+        weights = _weights(config, known, model_class, architecture, shapes_only)
+    # Nothing is trained: what counts operations would look for gradients that there are not.
+    model = Model(Plain(weights.requires_grad_(False), names).eval(), kind)
+    _require_positions(config, model)
+    _run_once(config, model, "meta" if shapes_only else "cpu")
     return model
 
 
@@ -132,23 +154,65 @@ def _architecture(config: Config, known: Known | None) -> Any:
     if known:
         architecture = CONFIG_MAPPING[known.kind](**known.architecture)
     else:
-        try:
-            architecture = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise MeasurementError(
-                f"model: cannot load {config.model!r}: {first_line(error)}"
-            ) from None
+        with _in_one_line(f"model: cannot load {config.model!r}"):
+            architecture = _cached_first(
+                AutoConfig.from_pretrained, "model", config.model, **_SAFELY
+            )
+        _require_plain("model", config.model, vars(architecture))
     architecture.use_cache = False
+    architecture.return_dict = True
     return architecture
 
 
+def _require_plain(what: str, source: str, configuration: Mapping[str, Any]) -> None:
+    """Raise `MeasurementError` where something else would be measured than `source` says."""
+    for key, brings in _LEFT_OUT.items():
+        if configuration.get(key):
+            raise MeasurementError(
+                f"{what}: {source!r} has {brings} ({key}), which is left out: transformers' own "
+                f"{configuration['model_type']!r} in fp32 would be measured instead; to ask for "
+                f"that, take {key!r} out of the config.json of a copy"
+            )
+
+
+def _cached_first(load: Callable[..., Any], what: str, source: str, **how: Any) -> Any:
+    """Call `load` with what is here; ask the hub only for what was never downloaded."""
+    if not Path(source).is_dir():
+        with suppress(OSError):
+            return load(source, local_files_only=True, **how)
+        _require_hub(what, source)
+    return load(source, **how)
+
+
+def _require_hub(what: str, source: str) -> None:
+    """Raise `MeasurementError` where the hub does not answer soon."""
+    failures = [f"no answer in {HUB_ANSWERS_S:.0f} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_ANSWERS_S)
+            failures.clear()
+        except Exception as error:  # of its library for HTTP, which is another with each version
+            failures[:] = [first_line(error)]
+
+    asking = Thread(target=ask, daemon=True)  # looking up a name knows no time limit
+    asking.start()
+    asking.join(HUB_ANSWERS_S)
+    if failures:
+        raise MeasurementError(
+            f"{what}: {source!r} was never downloaded, and {constants.ENDPOINT} cannot be reached "
+            f"({failures[0]}): name a folder, or try again with a network"
+        )
+
+
 def _model_class(config: Config, architecture: Any) -> Any:
-    if type(architecture) not in MODEL_MAPPING or architecture.is_encoder_decoder:
+    found = MODEL_MAPPING.get(type(architecture), None)
+    if found is None or architecture.is_encoder_decoder:
         raise MeasurementError(
             f"model: {config.model!r} is {architecture.model_type!r}, which is no encoder, "
             "decoder or vision model that transformers builds alone"
         )
-    return MODEL_MAPPING[type(architecture)]
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _kind(
@@ -177,11 +241,17 @@ def _require_default(config: Config, size: str, taken: str) -> None:
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
+    vocabulary: int | None = getattr(architecture, "vocab_size", None)
+    if vocabulary is None:
+        raise MeasurementError(
+            f"model: {config.model!r} is {architecture.model_type!r}, which has no vocabulary to "
+            "make a text of"
+        )
+
     def special(name: str) -> int | None:
         value = getattr(architecture, f"{name}_token_id", None)
-        return value if isinstance(value, int) and 0 <= value < vocabulary else None
+        return value if isinstance(value, int) and value in range(vocabulary) else None
 
-    vocabulary = architecture.vocab_size
     uncased = vocabulary == _UNCASED_VOCABULARY
     return Tokens(
         seq_len=config.seq_len,
@@ -193,17 +263,25 @@ def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
     )
 
 
-def _weights(config: Config, known: Known | None, model_class: Any, architecture: Any) -> Any:
-    if config.weights == "random":
-        with _tiled_random(config.seed):
-            return model_class._from_config(architecture, dtype=torch.float32)
+def _weights(
+    config: Config, known: Known | None, model_class: Any, architecture: Any, shapes_only: bool
+) -> Any:
     own = known.hub_id if known else config.model
     source = own if config.weights == "pretrained" else config.weights
     if source is None:
         raise MeasurementError(
             f"weights: {config.model} has no published ones: use 'random' or a folder"
         )
-    return _pretrained(model_class, source, architecture)
+    if source not in ("random", own):
+        with suppress(OSError):  # weights may lie alone
+            values, _ = _cached_first(PretrainedConfig.get_config_dict, "weights", source)
+            _require_plain("weights", source, {"model_type": model_class.__name__, **values})
+    if source != "random":
+        if not shapes_only:
+            return _pretrained(model_class, source, architecture)
+        _require_safetensors(source)
+    with torch.device("meta") if shapes_only else _tiled_random(config.seed):
+        return model_class._from_config(architecture, dtype=torch.float32)
 
 
 @contextmanager
@@ -237,17 +315,17 @@ def _tiled_random(seed: int) -> Iterator[None]:
 
 def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
     """Load the weights of `source`, a hub id or a folder: only safetensors, and no code."""
-    try:
-        model, report = model_class.from_pretrained(
+    with _in_one_line(f"weights: cannot load {source!r}"):
+        model, report = _cached_first(
+            model_class.from_pretrained,
+            "weights",
             source,
+            **_SAFELY,
             config=architecture,
             use_safetensors=True,
-            trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MeasurementError(f"weights: cannot load {source!r}: {first_line(error)}") from None
     missing = [name for name in sorted(report["missing_keys"]) if "pooler" not in name]
     if missing:
         raise MeasurementError(
@@ -256,28 +334,60 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
     return model
 
 
-def _require_size(config: Config, model: Model) -> None:
-    """Raise `MeasurementError` if the model takes no items of the config's size."""
-    if isinstance(model.kind, Pixels):
-        try:  # some models take images of one size alone, and only they know which
-            with torch.inference_mode():
-                model.module(*model.inputs(1, config.seed))
-        except (ValueError, RuntimeError) as error:
-            raise MeasurementError(
-                f"image_size: {config.model!r} takes no {config.image_size}: {first_line(error)}"
-            ) from None
-        return
+def _require_safetensors(source: str) -> None:
+    """Raise `MeasurementError` where there are none; looks, and downloads nothing."""
+
+    def there(source: str, **where: Any) -> bool:
+        if any(has_file(source, n, **where) for n in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+            return True
+        raise OSError("no safetensors")
+
+    with _in_one_line(f"weights: cannot load {source!r}"):
+        _cached_first(there, "weights", source)
+
+
+def _require_positions(config: Config, model: Model) -> None:
+    """Raise `MeasurementError` if the model has fewer positions than the config's tokens."""
     for name, layer in model.module.named_modules():
-        if isinstance(layer, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
-            # Positions of RoBERTa's kind begin behind the padding id.
-            begin = 0 if layer.padding_idx is None else layer.padding_idx + 1
-            if config.seq_len > (longest := layer.num_embeddings - begin):
+        if isinstance(layer, nn.Embedding) and name.endswith(_POSITIONS):
+            # Positions of RoBERTa's kind begin behind the padding id, of OPT's at an offset.
+            behind = 0 if layer.padding_idx is None else layer.padding_idx + 1
+            longest = layer.num_embeddings - int(getattr(layer, "offset", behind))
+            if isinstance(model.kind, Tokens) and config.seq_len > longest:
                 raise MeasurementError(
                     f"seq_len: {config.seq_len} tokens are more than the {longest} that this "
                     "model takes"
                 )
 
 
+def _run_once(config: Config, model: Model, device: str) -> None:
+    """Run one item: some models take items of one size alone, and only they know which."""
+    inputs = (part.to(device) for part in model.inputs(1, config.seed))
+    what = "image_size" if isinstance(model.kind, Pixels) else "seq_len"
+    # Many models look at values, which "meta" has not, and end with a RuntimeError there.
+    with (
+        _in_one_line(f"{what}: {config.model!r} takes no {model.kind}"),
+        suppress(*[RuntimeError] * (device == "meta")),
+        torch.inference_mode(),
+    ):
+        model.module(*inputs)
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Turn whatever libraries raise over a strange model into a `MeasurementError`."""
+    try:
+        yield
+    except MeasurementError:
+        raise
+    except Exception as error:
+        if error_reason(type(error).__name__, str(error)).startswith(OUT_OF_MEMORY):
+            raise
+        name, line = type(error).__name__, first_line(error)
+        said = line if " " in line or line == name else f"{name}: {line}"
+        raise MeasurementError(f"{what}: {said}") from None
+
+
 def first_line(error: Exception) -> str:
-    """Return the first line of the message, or the name of the error if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the line of the message that says why, or the name of the error."""
+    return reason(str(error)) or type(error).__name__

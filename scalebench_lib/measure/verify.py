@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalebench_lib.errors import MeasurementError
+from scalebench_lib.errors import MeasurementError, reason
 from scalebench_lib.measure.inputs import Inputs, Tokens
 from scalebench_lib.measure.models import Model
 from scalebench_lib.measure.optimizations.base import Outputs, Precision, Runner
@@ -29,6 +29,9 @@ REQUIRED_DB: dict[Precision, float] = {"fp32": 90.0, "bf16": 30.0, "int8": 20.0}
 
 NEAR_EAGER_DB = 10.0
 """Where eager fp32 itself is imprecise, this much less than eager's SQNR is enough."""
+
+EAGER_DB = REQUIRED_DB["bf16"] + NEAR_EAGER_DB
+"""Least SQNR of eager fp32 itself: below it, what a wrong model has would be enough."""
 
 IDENTICAL_DB = 200.0
 """The SQNR of outputs that are equal bit for bit."""
@@ -50,6 +53,7 @@ class Verifier:
     `inputs`. Otherwise it is eager float32 on one item: an earlier trial has proved the config.
     With `any_batch` the runner takes batches of any size, and the padded one holds only the items
     to compare. Build it in `torch.inference_mode`, before an optimization may change the model.
+    Raises `MeasurementError` where the model itself is no reference.
     """
 
     def __init__(
@@ -71,7 +75,10 @@ class Verifier:
         self._measured = _Expected(model, inputs, self.items)
         self._padded = _Expected(model, self.padded, padded_items)
         self.eager_db: float | None = None
-        self.note = self._use_float64(model.module) if thorough else None
+        self.note = None
+        if thorough:
+            self._require_repeatable(model.module)
+            self.note = self._use_float64(model.module)
 
     def check(self, runner: Runner, outputs: Outputs | None = None) -> Verification:
         """Compare `runner` on both batches; `outputs` are its answer to `inputs`, if known.
@@ -113,6 +120,13 @@ class Verifier:
             items = min(items, int(FP64_FLOPS / 2 / (self.flops / self.batch_size)))
         return max(items, 1)
 
+    def _require_repeatable(self, module: nn.Module) -> None:
+        """Raise `MeasurementError` where eager draws lots: outputs would be compared with these."""
+        if self._padded.sqnr_db(module(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
+            raise MeasurementError(
+                "the model answers the same input differently: cannot be verified"
+            )
+
     def _use_float64(self, module: nn.Module) -> str | None:
         """Take float64 as the reference; return why not, if it cannot be had."""
         need = 3 * 8 * max((p.numel() for p in module.parameters()), default=0)
@@ -124,8 +138,13 @@ class Verifier:
             with Float64():
                 both[0].reference, both[1].reference = (module(*one.inputs) for one in both)
         except RuntimeError as error:  # a kernel that knows no float64
-            return f"float64 does not run: {str(error).splitlines()[0]}"
+            return f"float64 does not run: {reason(str(error))}"
         self.eager_db = min(one.sqnr_db(one.eager) for one in both)
+        if self.eager_db < EAGER_DB:
+            raise MeasurementError(
+                f"eager fp32 itself has SQNR {self.eager_db:.0f} dB against fp64, less than "
+                f"{EAGER_DB:.0f}: cannot be verified"
+            )
         return None
 
     def _check_form(self, got: Outputs, batch_size: int) -> None:

@@ -9,7 +9,7 @@ from transformers.models.vit import ViTConfig
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import build
+from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations.base import Runner
 from scalebench_lib.measure.verify import Float64, Verifier, count_flops, spread
 from scalebench_lib.record import Verification
@@ -185,6 +185,35 @@ def test_a_runner_that_computes_something_else_is_refused(runner: Runner, figure
     """With the figure in the message."""
     with pytest.raises(MeasurementError, match=f"verification failed: .*{figures}"):
         checked(runner)
+
+
+class Drawing(nn.Module):
+    """Drops another value in every pass, as a masked autoencoder does."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Half of the values, drawn anew."""
+        return tuple(output * (torch.rand_like(output) > 0.5) for output in MODEL.module(*inputs))
+
+
+class Imprecise(nn.Module):
+    """Loses most digits of float32, none of float64's."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The output as a small difference of large numbers."""
+        return tuple(output + 3e6 - 3e6 for output in MODEL.module(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Drawing(), "answers the same input differently: cannot be verified"),
+        (Imprecise(), "eager fp32 itself has SQNR .* dB against fp64, less than 40: cannot be ver"),
+    ],
+)
+def test_a_model_that_is_no_reference_is_refused(module: nn.Module, reason: str) -> None:
+    """Whatever computes it would pass: all that is asked is to be about as wrong as eager."""
+    with torch.inference_mode(), pytest.raises(MeasurementError, match=reason):
+        Verifier(Model(module, MODEL.kind), INPUTS)
 
 
 @pytest.fixture(scope="module")

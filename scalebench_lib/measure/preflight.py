@@ -1,0 +1,51 @@
+"""Can these be measured? Each model is built and run once before a sweep, in a process of its own.
+
+``python -m`` this module reads configs from standard input as JSON, and prints why one of them
+cannot be measured, or null.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+
+import torch
+
+from scalebench_lib.config import Config
+from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure import models
+from scalebench_lib.measure.verify import Verifier
+from scalebench_lib.processes import die_with_parent
+
+MOST_BYTES = 2 * 2**30
+"""Weights of more than that are not loaded: only shapes are looked at."""
+
+
+def reason_against(configs: Iterable[Config]) -> str | None:
+    """Return why a model cannot be measured in the sizes of `configs`; None where it can.
+
+    One item of each size is run, one of the first size verified.
+    """
+    try:
+        with torch.inference_mode():
+            for place, config in enumerate(configs):
+                _require_measurable(config, verify=place == 0)
+    except MeasurementError as error:
+        return str(error)
+    return None
+
+
+def _require_measurable(config: Config, verify: bool) -> None:
+    shapes = models.build(config, shapes_only=True)
+    if sum(part.nbytes for part in shapes.module.parameters()) > MOST_BYTES:
+        return
+    model = models.build(config)
+    if verify:
+        Verifier(model, model.inputs(1, config.seed), seed=config.seed).check(model.module)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    torch.set_num_threads(1)  # so little is fast enough, and waits for nobody
+    print(json.dumps(reason_against(map(Config.model_validate, json.load(sys.stdin)))))

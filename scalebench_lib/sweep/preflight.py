@@ -1,0 +1,53 @@
+"""Before a sweep its model is built and run once, in a process of its own (`measure.preflight`)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+
+from scalebench_lib.config import Config
+from scalebench_lib.errors import RequestError
+from scalebench_lib.processes import exit_reason, oom_kills
+from scalebench_lib.sweep.run import SweepRun
+
+_COMMAND = ("-P", "-m", "scalebench_lib.measure.preflight")
+
+
+def require_measurable(run: SweepRun) -> None:
+    """Have the model of `run` built and run in each size that no record shows to be measurable.
+
+    Writes nothing. Raises `RequestError`, saying why, where it cannot be measured.
+    """
+    measured = {_size(record.config) for record in run.records if record.status == "ok"}
+    left = {_size(trial.config): trial.config for trial in run.schedule.left}
+    configs = [left[size] for size in sorted(left.keys() - measured)]
+    if configs and (reason := _reason_against(configs, run)):
+        raise RequestError(reason)
+
+
+def _size(config: Config) -> tuple[int, int]:
+    return config.seq_len, config.image_size
+
+
+def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:
+    """What the Python of `run` says; where it dies, of what."""
+    kills = oom_kills()
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module
+            [run.python.executable, *_COMMAND],
+            input=json.dumps([config.model_dump() for config in configs]),
+            env=run.python.environment,
+            capture_output=True,
+            text=True,
+            timeout=run.trial_timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"model: {run.sweep.model!r} is not built and run within {run.trial_timeout:.0f} s"
+    if done.returncode == 0:
+        reason: str | None = json.loads(done.stdout.splitlines()[-1])
+        return reason
+    lines = done.stderr.strip().splitlines() if done.returncode > 0 else []
+    why = lines[-1] if lines else exit_reason(done.returncode, kills)
+    return f"model: {run.sweep.model!r} cannot be built and run: {why}"
