@@ -1,6 +1,8 @@
 """Exports on disk: made once, whole, and for the owner alone."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +26,21 @@ def folder(monkeypatch, tmp_path: Path) -> Path:
     """A cache of its own for each test."""
     monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def test_a_full_disk_is_blamed_and_not_the_model(folder: Path, monkeypatch) -> None:
+    """OpenVINO only says that its stream has failed."""
+
+    def full(_: Path) -> dict[str, str]:
+        raise OSError(28, "No space left on device")
+
+    def vague(_: Path) -> dict[str, str]:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    for exporter, free in ((full, 1 << 40), (vague, 1 << 20)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with pytest.raises(MeasurementError, match=rf"^cannot keep exports in {folder} \(No space"):
+            export("a-model", exporter)
 
 
 class Exporter:

@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 _DISK = re.compile(
     "No space left on device|Disk quota exceeded|Read-only file system|Permission denied"
 )
-_FULL_BYTES = 1 << 16
+_FULL_BYTES = 16 << 20
 
 Metadata = dict[str, str]
 """What was found out while exporting, kept in the manifest."""
