@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -78,6 +79,9 @@ _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 
 HUB_ANSWERS_S = 5.0
 """Its own client tries for half a minute."""
+
+_LEAST = 1e-6
+"""Outputs of layers that are smaller fade further on."""
 
 _TILE = 1_000_003
 """How many random numbers weights are tiled from; prime, so that no two rows are alike."""
@@ -369,8 +373,35 @@ def _run_once(config: Config, model: Model, device: str) -> None:
         _in_one_line(f"{what}: {config.model!r} takes no {model.kind}"),
         suppress(*[RuntimeError] * (device == "meta")),
         torch.inference_mode(),
+        _scaled(model.module) if config.weights == "random" and device == "cpu" else nullcontext(),
     ):
         model.module(*inputs)
+
+
+@contextmanager
+def _scaled(module: nn.Module) -> Iterator[None]:
+    """Scale the weights of layers whose outputs are far too small, or too large.
+
+    In networks that rely on trained normalization, random weights let signals fade to denormals,
+    with which CPUs are slow, and to zeros.
+    """
+
+    def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+        largest = float(output.abs().max())
+        if not largest or not math.isfinite(largest) or _LEAST <= largest <= 1 / _LEAST:
+            return output
+        factor = 2.0 ** -round(math.log2(largest))  # exact, and the same everywhere
+        for part in layer.parameters(recurse=False):
+            part.mul_(factor)
+        return output * factor
+
+    layers = (one for one in module.modules() if isinstance(one, nn.Linear | nn.Conv1d | nn.Conv2d))
+    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -389,5 +420,5 @@ def _in_one_line(what: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the line of the message that says why, or the name of the error."""
+    """Return in one line why, or the name of the error if it does not say."""
     return reason(str(error)) or type(error).__name__

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import RequestError
+from scalebench_lib.errors import RequestError, reason
 from scalebench_lib.processes import exit_reason, oom_kills
 from scalebench_lib.sweep.run import SweepRun
 
@@ -22,8 +22,8 @@ def require_measurable(run: SweepRun) -> None:
     measured = {_size(record.config) for record in run.records if record.status == "ok"}
     left = {_size(trial.config): trial.config for trial in run.schedule.left}
     configs = [left[size] for size in sorted(left.keys() - measured)]
-    if configs and (reason := _reason_against(configs, run)):
-        raise RequestError(reason)
+    if configs and (why_not := _reason_against(configs, run)):
+        raise RequestError(why_not)
 
 
 def _size(config: Config) -> tuple[int, int]:
@@ -46,8 +46,8 @@ def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:
     except subprocess.TimeoutExpired:
         return f"model: {run.sweep.model!r} is not built and run within {run.trial_timeout:.0f} s"
     if done.returncode == 0:
-        reason: str | None = json.loads(done.stdout.splitlines()[-1])
-        return reason
-    lines = done.stderr.strip().splitlines() if done.returncode > 0 else []
-    why = lines[-1] if lines else exit_reason(done.returncode, kills)
+        found: str | None = json.loads(done.stdout.splitlines()[-1])
+        return found
+    said = reason(done.stderr) if done.returncode > 0 else ""
+    why = said or exit_reason(done.returncode, kills)
     return f"model: {run.sweep.model!r} cannot be built and run: {why}"
