@@ -113,6 +113,15 @@ def test_tiled_weights_are_distributed_as_bert_asks() -> None:
     assert (state["model.encoder.layer.1.output.dense.bias"] == 0).all()
 
 
+def test_random_weights_do_not_let_signals_fade_to_denormals(tmp_path) -> None:
+    """CPUs are slow with them, and zeros are the same for any input."""
+    CONFIG_MAPPING["mobilevit"]().save_pretrained(tmp_path)
+    model = build(Config(model=str(tmp_path), image_size=64))
+    with torch.inference_mode():
+        outputs = model.module(*model.inputs(1, seed=1))
+    assert all(output.abs().max() > torch.finfo(torch.float32).tiny for output in outputs)
+
+
 def test_inputs_are_token_ids_mask_and_types() -> None:
     """Each (batch, tokens); full length unless padded."""
     ids, mask, types = build(TINY).inputs(batch_size=3, seed=0)
