@@ -21,7 +21,7 @@ _HOMES = {
     "Record": "record",
     "Results": "results",
     "find_sweep": "notebook",
-    **dict.fromkeys(("best_points", "findings"), "analysis.findings"),
+    **dict.fromkeys(("answers", "findings"), "analysis.findings"),
     "Explorer": "analysis.explorer",
     "write_page": "analysis.page",
     "compare": "analysis.compare",

@@ -45,6 +45,26 @@ _MARKERS = "osD^vPX*<>dp"
 _FAINT = "#6e7681"
 
 
+TITLES = {
+    "none": "eager",
+    "script": "TorchScript",
+    "compile": "torch.compile",
+    "bf16": "eager bf16",
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-int8": "ONNX Runtime int8",
+    "openvino": "OpenVINO",
+    "openvino-bf16": "OpenVINO bf16",
+    "openvino-int8": "OpenVINO int8",
+}
+"""What people call the optimizations."""
+
+
+def title_of(optimization: str) -> str:
+    """Return ``OpenVINO, tcmalloc`` for ``openvino, tcmalloc``; unknown names as they are."""
+    name, comma, allocator = optimization.partition(", ")
+    return f"{TITLES.get(name, name)}{comma}{allocator}"
+
+
 def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
     """Return colour and marker of an optimization: for those that we know, the same everywhere."""
     unknown = sorted(set(table["optimization"].unique()) - set(OPTIMIZATIONS))

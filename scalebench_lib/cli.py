@@ -23,7 +23,7 @@ from scalebench_lib import __version__
 from scalebench_lib.config import OPTIMIZATIONS, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
-from scalebench_lib.results import Imported
+from scalebench_lib.results import Imported, Results
 from scalebench_lib.sweep.locks import in_flight, lock_machine, require_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
 from scalebench_lib.text import parse_duration, pluralize
@@ -173,9 +173,13 @@ def report(
     ] = False,
 ) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
-    from scalebench_lib.analysis.page import write_page  # seaborn and pandas take a second
+    from scalebench_lib.analysis.findings import answers  # seaborn and pandas take a second
+    from scalebench_lib.analysis.page import write_page
 
-    console.say(f"page: {write_page(out, any_machine)}")
+    page = write_page(out, any_machine)
+    for answer in answers(Results.load(out, any_machine)):
+        console.say(*answer.lines)
+    console.say(f"page: {page}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from scalebench_lib.errors import RequestError
@@ -11,6 +12,20 @@ def format_number(value: float, digits: int = 3) -> str:
     """So many significant digits, or all of a whole number: ``0.123``, ``12.3``, ``1,234``."""
     whole = value >= 10**digits / 10 - 0.05
     return f"{value:,.0f}" if whole else f"{value:#.{digits}g}"
+
+
+def with_margin(value: float, low: float, high: float) -> str:
+    """``9.45 ± 0.45``: the wider side of the interval; the value alone where it has none."""
+    text, margin = format_number(value), max(high - value, value - low)
+    if not math.isfinite(margin) or margin <= 0:
+        return text
+    rounded = f"{margin:,.{len(text.partition('.')[2])}f}"
+    return f"{text} ± {rounded if re.search('[1-9]', rounded) else format_number(margin, 1)}"
+
+
+def decibels(sqnr_db: float) -> str:
+    """``−24``: so far lies an error below the signal; empty where it is not known."""
+    return f"{-sqnr_db:+.0f}".replace("-", "−") if math.isfinite(sqnr_db) else ""
 
 
 def pluralize(count: int, thing: str) -> str:

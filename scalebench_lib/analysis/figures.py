@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.analysis.findings import extreme, interval_label, point_label
+from scalebench_lib.analysis.findings import EXACT_DB, extreme, largest_speedup, point_label
 from scalebench_lib.analysis.tables import (
     EAGER,
     METRICS,
@@ -42,11 +42,12 @@ from scalebench_lib.charts import (
     Marks,
     batch_colours,
     style_of,
+    title_of,
 )
-from scalebench_lib.config import AXES, Config
+from scalebench_lib.config import AXES, DEFAULTS, Config, axis_label
 from scalebench_lib.errors import RequestError
 from scalebench_lib.results import Results
-from scalebench_lib.text import format_number, pluralize
+from scalebench_lib.text import decibels, format_number, pluralize
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Choices:
 
     @property
     def config(self) -> str:
-        """``script, SMT off``."""
-        return f"{self.optimization}, SMT {'on' if self.smt else 'off'}"
+        """``TorchScript, SMT off``."""
+        return f"{title_of(self.optimization)}, SMT {'on' if self.smt else 'off'}"
 
     @property
     def at(self) -> str:
@@ -121,14 +122,14 @@ def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
 def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over eager by batch size: a line for each optimization and SMT.
 
-    The labels have the least SQNR of each line, in dB. Both sides are at the same thread count,
+    The labels have the largest error of each line. Both sides are at the same thread count,
     or each at its best.
     """
     _compared(measured_only(rows), choices)
     found = over_eager(rows, choices.threads).dropna(subset="speedup")
     others = found[~found["is_base"]]
     if others.empty:
-        raise RequestError("there is no optimization to compare with eager ('none')")
+        raise RequestError("there is no optimization to compare with eager")
     sizes = found["batch_size"].min(), found["batch_size"].max()
     both = _with_missing(others, rows[~rows["is_base"]])
     lines = [
@@ -285,8 +286,8 @@ def _config_lines(
     """Yield a line for each config of `rows`, in the styles of `table`."""
     for (name, smt), part in by_values(rows, ["optimization", "smt"]):
         least_db = part["sqnr_db"].astype(float).min()
-        error = f" · {least_db:.0f} dB" if errors and np.isfinite(least_db) else ""
-        label = config_label(rows, name, smt) + error
+        error = f"error {decibels(least_db)} dB" if errors and least_db < EXACT_DB else ""
+        label = ", ".join(filter(None, [config_label(rows, name, smt), error]))
         yield _line(rows, part, x, metric, label, style_of(table, name))
 
 
@@ -317,13 +318,9 @@ def _line(
 
 
 def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: Metric) -> Marks:
-    """Return the points of `found` at their `x`; names have SMT in them if `rows` have it on."""
-    smt = {value: config_label(rows, "", value) for value in (False, True)}
+    """Return the points of `found` at their `x`."""
     points: list[Any] = list(found.itertuples())
-    names = [
-        f"{p.optimization}{smt[p.smt]}, batch {p.batch_size}, {pluralize(p.threads, 'thread')}"
-        for p in points
-    ]
+    names = [point_label(rows, point) for point in points]
     details = [", ".join(_details(point, metric.ratio)) for point in points]
     return Marks(found[x].to_numpy(float), *metric.of(found), names, details)
 
@@ -338,7 +335,7 @@ def _details(point: Any, ratio: bool) -> Iterator[str]:
     if point.coarse:
         yield "coarse"
     if pd.notna(point.sqnr_db):
-        yield f"SQNR {format_number(point.sqnr_db)} dB"
+        yield f"error {decibels(point.sqnr_db)} dB"
 
 
 def _chart(
@@ -369,12 +366,12 @@ def _model(rows: pd.DataFrame) -> str:
 
 def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
     """Return the fields of a chart that say where it is from, with what, and what is missing."""
-    allocator = only_value(rows, "allocator")
+    config = {name: only_value(rows, name) for name, axis in AXES.items() if axis.splits}
+    others = [n for n, axis in AXES.items() if n in config and axis.kind is None]
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
     setting = [
         rows["item"].iloc[0],  # an imported file may not tell
-        f"{only_value(rows, 'placement')} placement",
-        "" if allocator == "default" else f"allocator {allocator}",
+        *(axis_label(n, config[n]) for n in others if n == "placement" or config[n] != DEFAULTS[n]),
         "" if pinned else "NOT PINNED: threads could move between CPUs",
         *more,
     ]
@@ -405,13 +402,15 @@ class View:
 
 
 def _extreme(results: Results, chart: Chart, choices: Choices) -> str:
-    return extreme(results, chart.rows, choices.metric)
+    return str(extreme(results, chart.rows, choices.metric))
 
 
 def _largest_speedup(_results: Results, chart: Chart, _choices: Choices) -> str:
-    top = chart.rows.sort_values("speedup").iloc[-1]
-    value = f"{format_number(top['speedup'])}×{interval_label(top)}"
-    return f"Largest speed-up: {value}, with {point_label(chart.rows, top)}."
+    return str(largest_speedup(chart.rows, chart.rows))
+
+
+def _largest_scaling(_results: Results, chart: Chart, _choices: Choices) -> str:
+    return str(largest_speedup(chart.rows, chart.rows, "1 thread"))
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
@@ -439,7 +438,7 @@ VIEWS: dict[str, View] = {
     "optimization": View(
         "One optimization, by threads", ("metric", *_CONFIG), per_optimization, _extreme
     ),
-    "scaling": View("Speed-up over one thread", _CONFIG, scaling, _largest_speedup),
+    "scaling": View("Speed-up over one thread", _CONFIG, scaling, _largest_scaling),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
     "peak": View(
         "Share of the machine's peak",
@@ -478,7 +477,7 @@ def options(rows: pd.DataFrame) -> dict[str, list[tuple[str, Any]]]:
     return {
         "metric": [(name, name) for name in METRICS],
         "batch_size": [(str(size), size) for size in values_of(rows, "batch_size")],
-        "optimization": [(name, name) for name in values_of(rows, "optimization")],
+        "optimization": [(title_of(n), n) for n in values_of(rows, "optimization")],
         "smt": [(smt[value], value) for value in values_of(rows, "smt")],
         "threads": [
             ("each at its best thread count", None),

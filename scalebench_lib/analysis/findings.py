@@ -1,8 +1,13 @@
-"""The best points of a sweep, and sentences computed from its table, for notebooks and pages."""
+"""What a sweep comes to: its `answers`, and sentences computed from its table.
+
+Page, `index.md`, notebook and command say the same: all of it is worded here.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,63 +17,176 @@ from scalebench_lib.analysis.tables import (
     CONTEXT,
     METRICS,
     MetricName,
+    allocators_as_optimizations,
     best_threads,
     by_context,
+    by_values,
     config_label,
     context_label,
     measured_only,
     over_eager,
-    over_one_thread,
     pairing_label,
-    varying_context,
 )
+from scalebench_lib.charts import title_of
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Ratio
-from scalebench_lib.text import format_number, pluralize
+from scalebench_lib.text import decibels, format_number, pluralize, with_margin
 
-_SHOWN = (
-    *("latency_ms", "latency_ms_low", "latency_ms_high", "throughput"),
-    *("optimization", "smt", "threads", "coarse", "ties"),
-    *("speedup", "speedup_low", "speedup_high", "speedup_paired", "sqnr_db", "peak_fraction"),
-)
+EXACT_DB = 60.0
+"""An error of less, a thousandth, is that of other fp32 arithmetic."""
 
 MEAN_OFF = 0.05
 """A mean is given with its median where it differs from it by more than this, and its interval."""
 
 
-def best_points(results: Results, table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return the fastest point of each batch size: of the lowest latency, the highest throughput.
+@dataclass(frozen=True)
+class Fact:
+    """A best value of a sweep: what, how much, where, and what is to be known of it."""
 
-    Latencies in ms, throughput in inferences/s; ``ties`` names the configs to which no
-    difference could be measured. A `table` of several contexts has a row for each.
+    title: str
+    value: str
+    where: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.value}, with {self.where}{self.note and f'; {self.note}'}."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to run, in one context of a sweep, which `label` names where it has several.
+
+    For each batch size `advice` says what to run, and then what else, a sentence each; `rankings`
+    has a table of texts, the fastest first. `best` is the first of each.
     """
-    table = results.table if table is None else table
-    found, keys = measured_only(table), [*varying_context(table), "batch_size"]
-    compared = pd.concat([over_eager(part) for _, part in by_context(found)])
-    compared = compared.astype({"sqnr_db": float})
-    best = compared.loc[compared.groupby(keys)["latency_ms"].idxmin()]
-    ties = [", ".join(_ties(results, found, row)) for _, row in best.iterrows()]
-    return best.assign(ties=ties)[[*keys, *_SHOWN]].reset_index(drop=True)
+
+    label: str
+    facts: list[Fact]
+    advice: dict[int, list[str]]
+    rankings: dict[int, pd.DataFrame]
+    best: pd.DataFrame
+
+    @property
+    def lines(self) -> list[str]:
+        """The facts, and the advice for the smallest batch size."""
+        begin, advice = f"{self.label}: " if self.label else "", next(iter(self.advice.values()))
+        return [f"{begin}{line}" for line in (*self.facts, " ".join(advice))]
 
 
-def _ties(results: Results, rows: pd.DataFrame, best: Any) -> list[str]:
+def answers(results: Results) -> list[Answer]:
+    """Return what each context of a sweep comes to, of those where anything was measured."""
+    table = allocators_as_optimizations(results.table)
+    return [
+        _answer(results, context_label(table, context), measured_only(part))
+        for context, part in by_context(table)
+        if (part["status"] == "ok").any()
+    ]
+
+
+def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
+    every = over_eager(rows).sort_values(["batch_size", "latency_ms"])
+    ranked = every.drop_duplicates(["batch_size", "optimization"])
+    gains = ranked[ranked["optimization"] != "none"].dropna(subset="speedup")
+    parts = {int(size): part for size, part in by_values(ranked, "batch_size")}
+    return Answer(
+        label,
+        [
+            *(extreme(results, rows, metric) for metric in METRICS),
+            *([largest_speedup(gains, rows)] if len(gains) else []),
+        ],
+        {size: _advice(results, rows, part) for size, part in parts.items()},
+        {size: _as_text(part, rows) for size, part in parts.items()},
+        _as_text(ranked.drop_duplicates("batch_size"), rows, all_sizes=True),
+    )
+
+
+def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[str]:
+    """Say what to run at the batch size of `ranked`, and what else where its error is large."""
+    best, *others = _records(ranked)
+    ties = _ties(results, rows, best)
+    eager = next((row for row in ties if row["optimization"] == "none"), None)
+    if eager and best["optimization"] != "none":
+        return [f"Run {_run(eager, rows)}.", "Nothing is measurably faster."]
+    alike = ", ".join(_config(row, rows) for row in ties)
+    more = [f"No measurable difference to {alike}."] if alike else []
+    if best["sqnr_db"] < EXACT_DB:
+        exact = (row for row in others if row["sqnr_db"] >= EXACT_DB and row["speedup_low"] > 1)
+        more += [f"With less error: {_run(row, rows)}." for row in [next(exact, None)] if row]
+    return [f"Run {_run(best, rows)}.", *more]
+
+
+def _run(row: Any, rows: pd.DataFrame) -> str:
+    """``TorchScript, 2 threads: 4.5 ms at batch 1, 2.1× as fast as eager (1.8–2.2), 1.6 GB``."""
+    gain = row["optimization"] != "none" and pd.notna(row["speedup"])
+    merits = [
+        f"{format_number(row['latency_ms'])} ms at batch {row['batch_size']}",
+        speedup_label(row) if gain else "",
+        "" if pd.isna(row["peak_memory_mb"]) else f"{row['peak_memory_mb'] / 1e3:.1f} GB",
+        "" if pd.isna(row["sqnr_db"]) or not gain else f"error {decibels(row['sqnr_db'])} dB",
+    ]
+    where = f"{_config(row, rows)}, {pluralize(row['threads'], 'thread')}"
+    return f"{where}: {', '.join(filter(None, merits))}"
+
+
+def _config(row: Any, rows: pd.DataFrame) -> str:
+    return config_label(rows, row["optimization"], row["smt"])
+
+
+def _records(rows: pd.DataFrame) -> list[Any]:
+    """The rows, with NaN where there is nothing."""
+    return rows.astype(object).where(rows.notna(), math.nan).to_dict("records")
+
+
+def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -> pd.DataFrame:
+    """Return `found` for people: a column of texts for each thing that differs, intervals as ±."""
+    text = pd.DataFrame([_cells(row, rows) for row in _records(found)])
+    kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
+    kept["Batch size"], kept["Optimization"] = all_sizes, True
+    return text.loc[:, kept]
+
+
+def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
+    def number(name: str, scale: float = 1) -> str:
+        return format_number(scale * row[name]) if math.isfinite(row[name]) else ""
+
+    def margin(name: str) -> str:
+        bounds = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
+        return with_margin(*bounds) if math.isfinite(row[name]) else ""
+
+    return {
+        "Batch size": str(row["batch_size"]),
+        "Optimization": _config(row, rows),
+        "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
+        "Latency, ms": margin("latency_ms") + " coarse" * bool(row["coarse"]),
+        "Throughput, inferences/s": number("throughput"),
+        "p90, ms": number("latency_ms_p90"),
+        "Threads": str(row["threads"]),
+        "Memory, GB": number("peak_memory_mb", 1e-3),
+        "Error, dB": decibels(row["sqnr_db"]),
+        "Peak, %": number("peak_fraction", 100),
+    }
+
+
+def _ties(results: Results, rows: pd.DataFrame, best: Any) -> list[Any]:
     """The other configs of the context and batch size of `best`, each at its best thread count,
     to which no difference could be measured; the fastest first."""
     alike = ["model", *CONTEXT, "batch_size"]
-    same = rows[(rows[alike] == best[alike]).all(axis=1)]
+    same = rows[(rows[alike] == pd.Series(best)[alike]).all(axis=1)]
     own = (same["optimization"] == best["optimization"]) & (same["smt"] == best["smt"])
     others = best_threads(same[~own]).sort_values("latency_ms")
-    return [
-        config_label(rows, row["optimization"], row["smt"])
-        for row in others.to_dict("records")
-        if results.row_ratio(best, row).high >= 1
-    ]
+    return [row for row in others.to_dict("records") if results.row_ratio(best, row).high >= 1]
 
 
 def findings(results: Results) -> list[str]:
     """Return what the sweep shows, a sentence each; by context where it holds several."""
+    lines = [line for answer in answers(results) for line in answer.lines]
+    return [*lines, *observations(results)]
+
+
+def observations(results: Results) -> list[str]:
+    """Return the `findings` beside the `answers`."""
     table, sentences = results.table, list[str]()
     for context, part in by_context(table):
         if (part["status"] == "ok").any():
@@ -81,16 +199,18 @@ def findings(results: Results) -> list[str]:
 
 
 def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
-    yield from (extreme(results, rows, metric) for metric in METRICS)
-    for name in sorted(set(rows["optimization"]) - {"none"}):
-        alike = ["batch_size", "smt", "threads"]
-        ratios = _ratios(results, rows, "optimization", (name, "none"), alike)
-        yield from _shares(name, ratios, "none, at the same batch size and threads")
+    alike = ["batch_size", "smt", "threads"]
+    found = [
+        (title_of(name), _ratios(results, rows, "optimization", (name, "none"), alike))
+        for name in set(rows["optimization"]) - {"none"}
+    ]
+    compared = [(_median(ratios), name, ratios) for name, ratios in found if ratios]
+    for _, name, ratios in sorted(compared, key=lambda each: each[:2]):
+        yield from _comparison(name, ratios, "eager at the same batch size and threads")
     best = best_threads(rows)
     ratios = _ratios(results, best, "smt", (True, False), ["batch_size", "optimization"])
-    yield from _shares("SMT on", ratios, "SMT off, each at its best thread count")
+    yield from _comparison("SMT on", ratios, "SMT off, each at its best thread count")
     yield from _scaling(rows)
-    yield from _fastest(results, rows)
     yield from _throttled(rows)
 
 
@@ -100,7 +220,7 @@ def _of_allocators(results: Results) -> Iterator[str]:
     alike = [*context, "batch_size", "optimization", "smt", "threads"]
     for name in sorted(set(rows["allocator"]) - {"default"}):
         ratios = _ratios(results, rows, "allocator", (name, "default"), alike)
-        yield from _shares(name, ratios, "the default allocator, all else equal")
+        yield from _comparison(name, ratios, "the default allocator, all else equal")
 
 
 def _ratios(
@@ -114,25 +234,35 @@ def _ratios(
     return [results.row_ratio(row, other[key]) for key, row in one.items() if key in other]
 
 
-def _shares(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[str]:
-    """Which share of the time of `other` the `subject` takes."""
+def _median(ratios: Sequence[Ratio]) -> float:
+    return float(np.median([ratio.value for ratio in ratios]))
+
+
+def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[str]:
+    """How many times as fast as `other` the `subject` is, by the `ratios` of its latencies."""
     if not ratios:
         return
-    values = pd.Series([ratio.value for ratio in ratios])
-    how = pairing_label(ratio.label for ratio in ratios)
+    values = pd.Series([1 / ratio.value for ratio in ratios])
+    how = _unless_paired(pairing_label(ratio.label for ratio in ratios))
     if not any(ratio.differs for ratio in ratios):
-        alike = f"{_span(values)} of its time; {how}"
-        yield f"{subject}: no measurable difference to {other} ({alike})."
+        yield f"{subject}: no measurable difference to {other} ({_span(values)}×{how})."
         return
-    spread = f"median; {_span(values)}; " if len(ratios) > 1 else ""
-    share = format_number(values.median())
-    yield f"{subject} takes {share} of the time of {other} ({spread}{how})."
+    if len(ratios) > 1:
+        spread = f"median of {_span(values)}"
+    else:
+        spread = f"{format_number(1 / ratios[0].high)}–{format_number(1 / ratios[0].low)}"
+    times = format_number(1 / _median(ratios))
+    yield f"{subject}: {times}× as fast as {other} ({spread}{how})."
+
+
+def _unless_paired(how: str) -> str:
+    return "" if how in ("", "paired") else f"; {how}"
 
 
 def _span(values: pd.Series) -> str:
-    """``1.2 to 3.4``, or the one value that there is."""
+    """``1.2–3.4``, or the one value that there is."""
     ends = (format_number(value) for value in (values.min(), values.max()))
-    return " to ".join(dict.fromkeys(ends))
+    return "–".join(dict.fromkeys(ends))
 
 
 def _scaling(rows: pd.DataFrame) -> Iterator[str]:
@@ -140,57 +270,31 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
     for batch_size in sorted({rows["batch_size"].min(), rows["batch_size"].max()}):
         best = rows[rows["batch_size"] == batch_size].sort_values("latency_ms").iloc[0]
         if best.threads > 1 and pd.notna(best.scaling):
-            own = over_one_thread(rows.loc[[best.name]]).iloc[0]
-            value = f"{format_number(own.speedup)}× as fast as 1 thread{interval_label(own)}"
+            value = speedup_label(best, "1 thread", "scaling")
             yield f"With {point_label(rows, best)}: {value}."
 
 
-def _fastest(results: Results, rows: pd.DataFrame) -> Iterator[str]:
-    """The fastest optimization of each batch size: those that failed verification are not rows."""
-    if rows["optimization"].nunique() < 2:
-        return
-    alike = best_points(results, rows).groupby(["optimization", "smt", "ties"], sort=False)
-    for (optimization, smt, ties), part in alike:
-        name = config_label(rows, str(optimization), bool(smt))
-        sizes = f"at batch size {', '.join(map(str, part['batch_size']))}"
-        merits = "; ".join(_merits(part))
-        merits = f" ({merits})" if merits else ""
-        if ties:
-            yield f"No measurable difference {sizes} between {name} and {ties}. {name}{merits}."
-        else:
-            best = "Lowest published mean" if results.imported else "Fastest"
-            yield f"{best} {sizes}: {name}{merits}."
-
-
-def _merits(part: pd.DataFrame) -> Iterator[str]:
-    """Speed-up, error and share of the peak of one optimization's best points."""
-    gains = part[(part["optimization"] != "none") & part["speedup"].notna()]
-    if len(gains):
-        hidden = (gains["speedup_low"] <= 1) & (gains["speedup_high"] >= 1)
-        how = pairing_label(gains["speedup_paired"].dropna())
-        span = f"{_span(gains['speedup'])}× eager"
-        yield f"{'no measurable difference to eager' if hidden.all() else span}, {how}"
-    if part["sqnr_db"].notna().any():
-        yield f"SQNR at least {format_number(part['sqnr_db'].min())} dB"
-    shares = 100 * part["peak_fraction"].dropna()
-    if len(shares):
-        yield f"{_span(shares)} % of the machine's peak in its type"
-
-
-def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> str:
+def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> Fact:
     """Return the lowest latency or the highest throughput of `table`, and where it was reached."""
     rows = _with_mean_off(measured_only(table))
     if metric == "latency":
         best = rows.sort_values("latency_ms").iloc[0]
-        value = f"Lowest latency: {format_number(best.latency_ms)} ms"
-        mean = f" (mean {format_number(best.latency_ms_mean)} ms)"
+        title, value = "Lowest latency", f"{format_number(best.latency_ms)} ms"
+        mean = f"mean {format_number(best.latency_ms_mean)} ms"
     else:
         best = rows.sort_values("throughput").iloc[-1]
-        value = f"Highest throughput: {format_number(best.throughput)} inferences/s"
-        mean = f" ({format_number(_sustained(best))} sustained)"
-    ties = ", ".join(_ties(results, rows, best))
-    alike = f"; no measurable difference to {ties}" if ties else ""
-    return f"{value}{mean if best.mean_off else ''}, with {point_label(rows, best)}{alike}."
+        title, value = "Highest throughput", f"{format_number(best.throughput)} inferences/s"
+        mean = f"{format_number(_sustained(best))} sustained"
+    ties = ", ".join(_config(row, rows) for row in _ties(results, rows, best))
+    alike = f"no measurable difference to {ties}" if ties else ""
+    note = "; ".join(filter(None, [mean if best.mean_off else "", alike]))
+    return Fact(title, value, point_label(rows, best), note)
+
+
+def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
+    """Return the largest ``speedup`` of `found`, over `other`; `rows` are all that is shown."""
+    top = found.sort_values("speedup").iloc[-1]
+    return Fact("Largest speed-up", speedup_label(top, other), point_label(rows, top))
 
 
 def _with_mean_off(rows: pd.DataFrame) -> pd.DataFrame:
@@ -220,19 +324,23 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def interval_label(row: Any) -> str:
-    """Return the interval of a row's speed-up, how it was got, and whether it is one."""
-    low, high, how = row["speedup_low"], row["speedup_high"], pairing_label([row["speedup_paired"]])
+def speedup_label(row: Any, other: str = "eager", name: str = "speedup") -> str:
+    """Return ``2.1× as fast as eager (1.8–2.2)``, or that no difference could be measured."""
+    value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
+    how = _unless_paired(pairing_label([row[f"{name}_paired"]]))
+    times = f"{format_number(value)}×"
     if not (np.isfinite(low) and np.isfinite(high)):
-        return f" ({how})"
-    alike = "; no measurable difference" if low <= 1 <= high else ""
-    return f" ({format_number(low)} to {format_number(high)}, {how}{alike})"
+        return f"{times} as fast as {other}{how and f' ({how[2:]})'}"
+    ends = f"{format_number(low)}–{format_number(high)}"
+    if low <= 1 <= high:
+        return f"no measurable difference to {other} ({times}, {ends}{how})"
+    return f"{times} as fast as {other} ({ends}{how})"
 
 
 def point_label(rows: pd.DataFrame, point: Any) -> str:
-    """``batch size 8, script, SMT on, 2 threads``; of SMT only where `rows` have it somewhere."""
+    """``batch 8, TorchScript, SMT on, 2 threads``; of SMT only where `rows` have it somewhere."""
     config = config_label(rows, point.optimization, point.smt)
-    return f"batch size {point.batch_size}, {config}, {pluralize(point.threads, 'thread')}"
+    return f"batch {point.batch_size}, {config}, {pluralize(point.threads, 'thread')}"
 
 
 def _reservations(results: Results) -> Iterator[str]:

@@ -36,7 +36,7 @@ from scalebench_lib.analysis.figures import (
     samples_table,
     views_of,
 )
-from scalebench_lib.analysis.findings import best_points, findings
+from scalebench_lib.analysis.findings import answers, findings, observations
 from scalebench_lib.analysis.tables import (
     CONTEXT,
     EAGER,
@@ -45,22 +45,21 @@ from scalebench_lib.analysis.tables import (
     allocators_as_optimizations,
     by_context,
     by_values,
-    context_label,
     missing_lines,
+    model_line,
     model_title,
     over_eager,
     shown_optimizations,
     values_of,
     varying_context,
 )
-from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks
+from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, title_of
 from scalebench_lib.config import AXES, DEFAULTS, slug
-from scalebench_lib.disturbances import disturbances
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.record import Record
 from scalebench_lib.results import Results
-from scalebench_lib.text import format_number
+from scalebench_lib.text import decibels, format_number, with_margin
 
 MOST_SAMPLES = 100_000
 """Of all points together; more would make the page large, and are thinned evenly."""
@@ -80,24 +79,22 @@ _COLUMNS = {
     "threads": "Threads",
     "status": "Status",
     "latency_ms": "Latency, ms",
-    "latency_ms_low": "Low",
-    "latency_ms_high": "High",
     "speedup": "× eager",
-    "speedup_low": "× low",
-    "speedup_high": "× high",
     "speedup_paired": "Ratio",
-    "sqnr_db": "SQNR, dB",
+    "throughput": "Inferences/s",
+    "sqnr_db": "Error, dB",
     "cpus_utilized": "CPU / wall time",
     "samples": "Samples",
     "outliers": "Outliers",
     "turns": "Turns",
-}
-_DISTURBED = {
     "shared": "Shared turns",
     "throttled": "Throttled periods",
     "stolen": "Stolen share",
 }
-"""Columns that are shown where any point has some."""
+"""Columns of the table of every point; those with the same in all rows are left out."""
+_DISTURBED = ("shared", "throttled", "stolen")
+_FEW = 3
+"""Figures of so few thread counts stand side by side, small."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,10 @@ class FigureSpec:
     @property
     def short(self) -> str:
         """Its name within its group."""
-        return " ".join(self.words[1:])
+        if self.view == "batch":
+            return " ".join(self.words[1:])
+        smt = ", SMT" if self.choices.smt else ""
+        return f"{title_of(self.choices.optimization)}{smt}"
 
     @property
     def heading(self) -> str:
@@ -138,6 +138,11 @@ class FigureSpec:
     def key(self) -> str:
         """The name of its chart among all of the page."""
         return chart_key(self.context, self.view, self.choices)
+
+    @property
+    def small(self) -> bool:
+        """Whether it has too few points for a figure as wide as the page."""
+        return self.rows["threads"].nunique() <= _FEW
 
     @property
     def missing(self) -> str | None:
@@ -282,6 +287,10 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
         if isinstance(chart, Chart):
             _replace(figures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
+    context["files"] = {
+        folder: sorted(path.name for path in (out / folder).glob("*.*"))
+        for folder in ("records", "notebooks")
+    }
     page = _TEMPLATES.get_template("index.html.j2").render(context)
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
@@ -303,14 +312,16 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
     table = results.table
     return {
         "title": ", ".join(model_title(model) for model in sorted(table["model"].unique())),
+        "about": _about(results),
         "results": results,
+        "answers": answers(results),
         "findings": findings(results),
-        "disturbances": disturbances(results.records),
-        "best": list(_best_tables(results)),
+        "observations": observations(results),
         "missing": missing_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
         "samples": int(table["samples"].sum()),
         "outliers": int(table["outliers"].sum()),
+        "errors": bool(table["sqnr_db"].notna().any()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": {
             heading: {group: list(some) for group, some in groupby(part, attrgetter("group"))}
@@ -321,12 +332,13 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
     }
 
 
-def _best_tables(results: Results) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
-    for context, part in by_context(results.table):
-        if (part["status"] == "ok").any():
-            best = best_points(results, part).astype(object)
-            label = context_label(results.table, context)
-            yield label, best.where(best.notna(), None).to_dict("records")
+def _about(results: Results) -> str:
+    """Return what was measured: the models, their inputs and weights."""
+    table = results.table.sort_values(["model", "seq_len", "image_size"])
+    weights = sorted({f"{record.config.weights} weights" for record in results.records})
+    return ", ".join(
+        [*map(model_line, table["model"].unique()), *filter(None, table["item"].unique()), *weights]
+    )
 
 
 def _provenance(results: Results) -> list[tuple[str, list[str]]]:
@@ -347,11 +359,14 @@ def _provenance(results: Results) -> list[tuple[str, list[str]]]:
         ("Python", lambda r: r.software.python),
         ("scalebench", lambda r: r.software.scalebench),
         ("Packages", lambda r: _pairs(r.software.versions)),
+        ("Engine", lambda r: _pairs({r.engine["name"]: r.engine["version"]} if r.engine else {})),
         ("Libraries", lambda r: _pairs(r.software.libraries)),
         ("Thread environment", lambda r: _pairs(r.software.environment)),
     ]
-    known = [(label, list(dict.fromkeys(map(of, results.records)))) for label, of in facts]
-    return [(label, values) for label, values in known if any(values)]
+    known = {
+        label: list(filter(None, dict.fromkeys(map(of, results.records)))) for label, of in facts
+    }
+    return [(label, values) for label, values in known.items() if values]
 
 
 def _pairs(values: dict[str, str]) -> str:
@@ -363,9 +378,10 @@ def _live(
 ) -> dict[str, Any]:
     """Return what makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
-    some = {name: title for name, title in _DISTURBED.items() if (table[name] > 0).any()}
-    columns = {name: _SETTINGS[name] for name in varying_context(table)} | _COLUMNS | some
-    rows = table[list(columns)].astype(object).where(table.notna(), None).to_numpy().tolist()
+    columns = {name: _SETTINGS[name] for name in varying_context(table)}
+    columns |= {name: title for name, title in _COLUMNS.items() if _differs(table, name)}
+    cells = table.astype(object).where(table.notna(), None).to_dict("records")
+    points = [[(_plain(row[name]), _text(row, name)) for name in columns] for row in cells]
     return {
         "css": _trusted(_read("web/page.css")),
         "script": _trusted(script),
@@ -374,15 +390,33 @@ def _live(
         "settings": {name: (title, values_of(table, name)) for name, title in _SETTINGS.items()},
         "controls": CONTROLS,
         "columns": columns,
-        "filters": {name: values_of(table, name) for name in _FILTERS},
+        "filters": {
+            name: [_text({name: value}, name) for value in values_of(table, name)]
+            for name in _FILTERS
+            if name in columns
+        },
         "words": [name for name in columns if table[name].dtype == object],
-        "points": [[(_plain(value), _text(value)) for value in row] for row in rows],
+        "points": points,
     }
 
 
-def _text(value: Any) -> str:
+def _differs(table: pd.DataFrame, name: str) -> bool:
+    """Whether a column of the table of every point says anything."""
+    if name in _DISTURBED:
+        return bool((table[name] > 0).any())
+    return name in ("optimization", "latency_ms") or len(table[name].unique()) > 1
+
+
+def _text(row: dict[Any, Any], name: str) -> str:
+    value, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
     if value is None:
         return "–"
+    if name == "optimization":
+        return title_of(value)
+    if name == "sqnr_db":
+        return decibels(value)
+    if low is not None and high is not None:
+        return with_margin(value, low, high)
     if isinstance(value, bool):
         return "on" if value else "off"
     return format_number(value) if isinstance(value, float) else str(value)
@@ -394,6 +428,9 @@ def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> d
     passes = sum(len(dots.passes) for chart in drawn for dots in chart.dots)
     texts, thin = dict[str, int](), -(-passes // MOST_SAMPLES)
     data = {key: _data(chart, texts, thin) for key, chart in charts.items()}
+    for key, chart in charts.items():
+        if thin > 1 and isinstance(chart, Chart) and chart.dots:
+            data[key]["caption"].append(f"One pass of {thin} is drawn.")
     controls = {name: view.controls for name, view in VIEWS.items()}
     return {"contexts": contexts, "controls": controls, "charts": data, "texts": list(texts)}
 
@@ -479,7 +516,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, slug=_anchor)
+    environment.filters.update(slug=_anchor)
     return environment
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from scalebench_lib.charts import title_of
 from scalebench_lib.config import AXES, MODELS, OPTIMIZATIONS, slug
 from scalebench_lib.errors import RequestError
 
@@ -97,6 +98,19 @@ def pairing_label(hows: Iterable[str]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
+_MODEL_SIZES = {
+    "bert": "BERT-base, 110 M parameters",
+    "distilbert": "DistilBERT, 66 M parameters",
+    "gpt2": "GPT-2 small, 124 M parameters",
+    "resnet50": "ResNet-50, 26 M parameters",
+}
+
+
+def model_line(model: str) -> str:
+    """Return ``BERT-base, 110 M parameters`` of a known model, of others the title."""
+    return _MODEL_SIZES.get(model, model_title(model))
+
+
 def model_title(model: str) -> str:
     """Return ``BERT`` for ``bert``; of a folder or hub id, its last part."""
     return MODELS.get(model) or slug(model)
@@ -168,12 +182,13 @@ def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def config_label(table: pd.DataFrame, optimization: str, smt: bool) -> str:
-    """Return ``script, SMT on``; of SMT only where `table` has it on somewhere."""
-    return f"{optimization}, SMT {'on' if smt else 'off'}" if table["smt"].any() else optimization
+    """Return ``TorchScript, SMT on``; of SMT only where `table` has it on somewhere."""
+    shown = f", SMT {'on' if smt else 'off'}" if table["smt"].any() else ""
+    return f"{title_of(optimization)}{shown}"
 
 
 def missing_lines(rows: pd.DataFrame) -> list[str]:
-    """Return a line for each config that failed or was skipped: ``batch 8, none: failed, why``."""
+    """Return a line for each config that failed or was skipped: ``batch 8, eager: failed, why``."""
     missing = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
     return [
         f"batch {row['batch_size']}, {config_label(rows, row['optimization'], row['smt'])}: "
@@ -200,5 +215,6 @@ def varying_context(table: pd.DataFrame) -> list[str]:
 
 
 def context_label(table: pd.DataFrame, context: dict[str, Any]) -> str:
-    """Say what tells `context` from the others of `table`: ``seq_len 128``; empty if alone."""
-    return ", ".join(f"{name} {context[name]}" for name in varying_context(table))
+    """Say what tells `context` from the others of `table`: ``tokens 128``; empty if alone."""
+    titles = {name: axis.title.lower() for name, axis in AXES.items()}
+    return ", ".join(f"{titles.get(n, n)} {context[n]}" for n in varying_context(table))

@@ -56,10 +56,10 @@ def test_it_shows_one_figure_of_each_kind_each_with_a_sentence(
     assert pictures[1:] == [
         "BERT throughput by batch size, each at its best thread count",
         "BERT latency: batch size 1, by cores",
-        "BERT latency: script, SMT off, by threads",
-        "BERT speed-up over 1 thread: script, SMT off",
-        "BERT latency: script, SMT off",
-        "BERT every pass: batch size 1, script, SMT off",
+        "BERT latency: TorchScript, SMT off, by threads",
+        "BERT speed-up over 1 thread: TorchScript, SMT off",
+        "BERT latency: TorchScript, SMT off",
+        "BERT every pass: batch size 1, TorchScript, SMT off",
     ]
     for cell, found in zip(executed.cells, cells, strict=True):
         if found and "show(" in cell.source:

@@ -94,13 +94,13 @@ def test_the_picture_has_the_points_of_its_chart(small: pd.DataFrame) -> None:
     (none, script) = chart.lines
     hollow = replace(none, coarse=np.array([True, False]))
     figure = draw(replace(chart, lines=[hollow, script]))
-    assert lines(figure)["none"].get_ydata().tolist() == none.marks.y.tolist()
+    assert lines(figure)["eager"].get_ydata().tolist() == none.marks.y.tolist()
     segments = figure.axes[0].containers[0].lines[2][0].get_segments()
     assert segments[0][:, 1] == pytest.approx([none.marks.low[0], none.marks.high[0]])
     white = [x for x in figure.axes[0].get_lines() if x.get_markerfacecolor() == "white"]
     assert [x.get_ydata().tolist() for x in white] == [[none.marks.y[0]]]
     labels = [text.get_text() for text in texts(figure, "end-label")]
-    assert sorted(labels) == ["none", "script: not measured"]
+    assert sorted(labels) == ["TorchScript: not measured", "eager"]
 
 
 def test_intervals_are_bars_of_few_points_and_bands_of_many(
@@ -151,7 +151,7 @@ def test_dots_are_drawn_with_their_outliers() -> None:
 def test_what_looks_like_mathematics_is_written_as_it_is(small: pd.DataFrame) -> None:
     """Reasons come from elsewhere."""
     (notes,) = texts(draw(per_batch(small, Choices(batch_size=16))), "notes")
-    assert "batch 16, script: failed, of $5$" in notes.get_text()
+    assert "batch 16, TorchScript: failed, of $5$" in notes.get_text()
 
 
 def test_one_thread_count_is_enough_for_a_picture() -> None:

@@ -144,7 +144,7 @@ def test_allocators_lie_beside_each_other_until_one_is_chosen(outputs: Path) -> 
     """Each as an optimization of its own, all compared with eager on the system's."""
     records = [*factories.small_records([1]), *factories.small_records([1], allocator="jemalloc")]
     explorer = Explorer(factories.save_sweep(outputs / "allocators", records), outputs)
-    names = ["none", "script", "none, jemalloc", "script, jemalloc"]
+    names = ["eager", "TorchScript", "eager, jemalloc", "TorchScript, jemalloc"]
     assert [name for name, _ in explorer.some["optimization"].options] == names
     before = explorer.picture.value
     explorer.filters["allocator"].value = "jemalloc"
@@ -159,7 +159,7 @@ def test_an_empty_choice_is_a_message(explorer: Explorer) -> None:
     assert "choose at least one" in explorer.message.value
     explorer.some["batch_size"].value = (8,)
     assert explorer.pictures.layout.display == ""
-    assert "batch size 8" in explorer.message.value
+    assert "batch 8" in explorer.message.value
 
 
 def test_what_was_left_out_and_is_hidden_does_not_empty_the_picture(explorer: Explorer) -> None:
@@ -246,7 +246,7 @@ def test_a_figure_is_shown_with_its_sentence(capsys: pytest.CaptureFixture[str])
     records = [*factories.small_records([1]), *factories.small_records([4], seq_len=128)]
     results = Results.of(records)
     show("batch", results)
-    assert "with batch size 1, script" in capsys.readouterr().out
+    assert "with batch 1, TorchScript" in capsys.readouterr().out
     show("samples", results, seq_len=128, optimization="none")
     assert "16 passes, 0 of them outliers." in capsys.readouterr().out
     show("batch", results, batch_size=2)

@@ -62,10 +62,12 @@ def test_a_batch_has_a_line_for_each_optimization_and_smt_over_cores(full: pd.Da
     """SMT-on lines begin at half a core, since two threads share one."""
     chart = per_batch(full, batch(8))
     drawn = lines(chart)
-    assert set(drawn) == {"none, SMT off", "none, SMT on", "script, SMT off", "script, SMT on"}
-    assert drawn["none, SMT off"].marks.x.tolist() == list(range(1, 17))
-    assert drawn["none, SMT on"].marks.x[:3].tolist() == [0.5, 1.0, 1.5]
-    assert drawn["none, SMT on"].dashed
+    assert set(drawn) == {
+        f"{name}, SMT {smt}" for name in ("eager", "TorchScript") for smt in ("off", "on")
+    }
+    assert drawn["eager, SMT off"].marks.x.tolist() == list(range(1, 17))
+    assert drawn["eager, SMT on"].marks.x[:3].tolist() == [0.5, 1.0, 1.5]
+    assert drawn["eager, SMT on"].dashed
     assert chart.x.label == "cores"
 
 
@@ -80,7 +82,7 @@ def test_an_optimization_has_a_line_for_each_batch_over_threads(full: pd.DataFra
 def test_the_drawn_latency_is_that_of_the_table(small: pd.DataFrame) -> None:
     """Milliseconds, straight from the table."""
     rows = small[(small["batch_size"] == 4) & (small["optimization"] == "script")]
-    assert lines(per_batch(small, batch(4)))["script"].marks.y.tolist() == (
+    assert lines(per_batch(small, batch(4)))["TorchScript"].marks.y.tolist() == (
         rows["latency_ms"].tolist()
     )
 
@@ -90,7 +92,7 @@ def test_throughput_is_batch_over_latency_with_its_interval_turned_round(
 ) -> None:
     """The high end of the latency is the low end of the throughput."""
     rows = small[(small["batch_size"] == 4) & (small["optimization"] == "none")]
-    marks = lines(per_batch(small, Choices("throughput", batch_size=4)))["none"].marks
+    marks = lines(per_batch(small, Choices("throughput", batch_size=4)))["eager"].marks
     assert marks.y == pytest.approx(4000 / rows["latency_ms"].to_numpy())
     assert marks.low == pytest.approx(4000 / rows["latency_ms_high"].to_numpy())
     assert marks.high == pytest.approx(4000 / rows["latency_ms_low"].to_numpy())
@@ -98,11 +100,11 @@ def test_throughput_is_batch_over_latency_with_its_interval_turned_round(
 
 def test_a_point_has_its_name_and_what_is_to_be_known_of_it(failed: pd.DataFrame) -> None:
     """Samples and error; how a ratio was got; outliers and coarse only where there are some."""
-    marks = lines(per_batch(failed, batch(1)))["script"].marks
-    assert marks.names == ["script, batch 1, 1 thread", "script, batch 1, 2 threads"]
-    assert marks.details[0] == "8 samples, SQNR 40.0 dB"
-    ratios = lines(speedup_over_eager(failed, Choices()))["script · 40 dB"].marks
-    assert ratios.details == ["paired, 8 samples, SQNR 40.0 dB"]
+    marks = lines(per_batch(failed, batch(1)))["TorchScript"].marks
+    assert marks.names == ["batch 1, TorchScript, 1 thread", "batch 1, TorchScript, 2 threads"]
+    assert marks.details[0] == "8 samples, error −40 dB"
+    ratios = lines(speedup_over_eager(failed, Choices()))["TorchScript, error −40 dB"].marks
+    assert ratios.details == ["paired, 8 samples, error −40 dB"]
 
 
 def test_a_wide_range_is_logarithmic_by_itself(full: pd.DataFrame, small: pd.DataFrame) -> None:
@@ -130,9 +132,9 @@ def test_a_failed_config_is_named_under_the_picture() -> None:
     none, script = factories.configs(on, [8])
     gone = factories.missing(script, on, "skipped", "needs $30$ GiB of $24$")
     chart = per_batch(table_of([factories.measured(none, on), gone]), batch(8))
-    assert "batch 8, script: skipped, needs $30$ GiB of $24$" in notes(chart)
-    assert set(lines(chart)) == {"none", "script: not measured"}
-    assert lines(chart)["script: not measured"].marks.x.size == 0
+    assert "batch 8, TorchScript: skipped, needs $30$ GiB of $24$" in notes(chart)
+    assert set(lines(chart)) == {"eager", "TorchScript: not measured"}
+    assert lines(chart)["TorchScript: not measured"].marks.x.size == 0
 
 
 def test_of_many_that_failed_some_are_named_and_all_counted() -> None:
@@ -149,7 +151,7 @@ def test_where_all_failed_the_error_says_why() -> None:
     """No empty picture: the caller is told the reason."""
     on = factories.machine(cores=2, smt=False)
     gone = [factories.missing(c, on, "failed", "out of memory") for c in factories.configs(on, [8])]
-    with pytest.raises(RequestError, match=r"batch 8, none: failed, out of memory"):
+    with pytest.raises(RequestError, match=r"batch 8, eager: failed, out of memory"):
         per_batch(table_of(gone), batch(8))
 
 
@@ -186,7 +188,7 @@ def test_optimizations_keep_their_colour_in_every_figure(small: pd.DataFrame) ->
     """A reader who learned that script is orange finds it orange again."""
     alone = small[small["optimization"] == "script"]
     charts = [per_batch(table, batch(1)) for table in (small, alone)]
-    assert len({lines(chart)["script"].colour for chart in charts}) == 1
+    assert len({lines(chart)["TorchScript"].colour for chart in charts}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,7 @@ def test_what_failed_is_a_cross_at_its_batch_size_and_never_a_point(
 ) -> None:
     """Throughput, speed-up and share of the peak by batch size."""
     chart = figure(failed, Choices())
-    (script,) = (line for line in chart.lines if line.label.startswith("script"))
+    (script,) = (line for line in chart.lines if line.label.startswith("TorchScript"))
     assert script.missing_at == [8.0]
     assert script.marks.x.tolist() == [1.0]
     assert "SQNR 14 dB" in notes(chart)
@@ -215,7 +217,10 @@ def test_what_failed_is_a_cross_at_its_batch_size_and_never_a_point(
 
 def test_the_error_stands_beside_the_speedup(failed: pd.DataFrame) -> None:
     """In the label of the line."""
-    assert set(lines(speedup_over_eager(failed, Choices()))) == {"eager", "script · 40 dB"}
+    assert set(lines(speedup_over_eager(failed, Choices()))) == {
+        "eager",
+        "TorchScript, error −40 dB",
+    }
 
 
 def test_the_speedup_over_one_thread_has_the_ideal_beside_it(small: pd.DataFrame) -> None:
@@ -286,7 +291,7 @@ def test_every_view_has_a_sentence_and_an_alternative_text(name: str) -> None:
     chart = view.chart(rows, SCRIPT)
     assert any(digit.isdigit() for digit in view.sentence(results, chart, SCRIPT))
     assert chart.alt.startswith(f"{chart.title}. ")
-    assert "script" in chart.alt
+    assert "TorchScript" in chart.alt
 
 
 def test_what_can_be_chosen_is_what_was_measured(full: pd.DataFrame) -> None:

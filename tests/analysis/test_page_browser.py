@@ -73,7 +73,7 @@ def test_the_picture_has_its_words(page: sync_api.Page) -> None:
     page.select_option("#controls [name=batch_size]", "1")
     assert "ms" in picture(page)
     label = page.locator("#explore-picture svg").get_attribute("aria-label")
-    assert "none, SMT on" in label
+    assert "eager, SMT on" in label
     assert HOSTILE in page.locator("#explore-picture figcaption").inner_text()
     assert page.title() != "run"
 
@@ -126,8 +126,166 @@ def test_each_setting_has_pictures_of_its_own(browser: sync_api.Browser, tmp_pat
         figure.scroll_into_view_if_needed()
         drawn.append((figure.locator(".picture svg").inner_html(), figure.inner_text()))
     assert len(drawn) == len({re.sub(r"plot-\w+-\d+", "", svg) for svg, _ in drawn}) == 12
-    assert sum("64 × 64 pixels" in text for _, text in drawn) == 6
+    # Of small multiples the first says it, the other batch size and the other metric's not.
+    assert sum("64 × 64 pixels" in text for _, text in drawn) == 4
     assert not any("tokens" in text for _, text in drawn)
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of two lengths, long names, a failure and coarse points, on 2 cores."""
+    on = factories.machine(cores=2)
+    names = ("none", "script", "onnxruntime-int8", "openvino-bf16")
+    asked = [
+        config
+        for length in (16, 128)
+        for config in factories.configs(on, [1, 4, 1024], names, seq_len=length)
+    ]
+    records = [factories.measured(config, on) for config in asked]
+    records[-1] = factories.missing(asked[-1], on, "failed", "needs 70 GiB [of memory]" * 3)
+    return write_page(factories.save_sweep(tmp_path_factory.mktemp("many"), records)).as_uri()
+
+
+OVERFLOWING = """() => [...document.querySelectorAll('body *')].filter(e => {
+  if (e.closest('svg') || !e.checkVisibility()) return false;
+  if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return false;
+  return e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline';
+}).map(e => e.outerHTML.slice(0, 80))"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280, 1920])
+def test_nothing_is_wider_than_its_box(browser: sync_api.Browser, many: str, width: int) -> None:
+    """But what can be scrolled; and there the names stay in sight, and the first tables fit."""
+    opened = browser.new_page(viewport={"width": width, "height": 900})
+    opened.goto(many)
+    for figure in opened.locator("figure[data-chart]").all():
+        figure.scroll_into_view_if_needed()
+    assert opened.evaluate(OVERFLOWING) == []
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    wide = "all => all.filter(e => e.scrollWidth > e.clientWidth).length"
+    if width >= 1280:
+        assert opened.locator(".wide").evaluate_all(wide) == 0
+    table = opened.locator("[data-size]:visible .wide")
+    table.evaluate("e => { e.scrollLeft = 200; }")
+    left = (
+        "e => e.querySelector('tbody th').getBoundingClientRect().x - e.getBoundingClientRect().x"
+    )
+    assert table.evaluate(left) > -1
+    opened.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_first_screen_says_what_to_run(
+    browser: sync_api.Browser, many: str, width: int, height: int
+) -> None:
+    """Facts, a sentence, and the latency and speed-up of the fastest; on a desk the picture too."""
+    opened = browser.new_page(viewport={"width": width, "height": height})
+    opened.goto(many)
+    answer = opened.locator("[data-answer]:visible")
+    first = answer.locator("[data-size]:visible tbody tr").first
+    seen = [answer.locator("dt").nth(2), answer.locator(".advice:visible strong"), first]
+    seen += [first.locator("th, td").nth(place) for place in range(3)]
+    for part in seen:
+        box = part.bounding_box()
+        assert box["y"] + box["height"] <= height
+    assert seen[-1].bounding_box()["x"] + seen[-1].bounding_box()["width"] <= width
+    assert "× as fast as eager" in answer.locator(".advice:visible").inner_text()
+    if width == 1280:
+        assert opened.locator("#explore-picture svg").bounding_box()["y"] < 0.8 * height
+    opened.close()
+
+
+def test_a_link_keeps_the_view(browser: sync_api.Browser, many: str) -> None:
+    """The address holds what was chosen; a page that opens with it shows the same."""
+    opened = browser.new_page()
+    opened.goto(many)
+    opened.select_option("#which [name=answer]", index=1)
+    opened.select_option("#answer-2 [name=size]", "4")
+    opened.select_option("#controls [name=view]", "batch")
+    opened.select_option("#controls [name=seq_len]", "128")
+    opened.select_option("#controls [name=batch_size]", "4")
+    opened.fill("#filters [name=words]", "int8")
+    other = browser.new_page()
+    other.goto(opened.url)
+    for where in ("#explore-picture .picture-title", "#count", ".advice:visible"):
+        assert other.locator(where).inner_text() == opened.locator(where).inner_text()
+    assert "at batch 4" in other.locator(".advice:visible").inner_text()
+    for page in (opened, other):
+        page.close()
+
+
+def test_a_search_without_a_hit_has_a_way_back(browser: sync_api.Browser, many: str) -> None:
+    """A row that says so, with a button."""
+    opened = browser.new_page()
+    opened.goto(many)
+    opened.fill("#filters [name=words]", "nothing like this")
+    row = opened.locator("#results tbody tr:visible")
+    assert "No point matches." in row.inner_text()
+    row.locator("button").click()
+    assert opened.locator("#results tbody tr:visible").count() > 10
+    opened.close()
+
+
+def test_picture_and_data_can_be_saved(browser: sync_api.Browser, many: str) -> None:
+    """As SVG and PNG with title and caption, and as CSV of its points."""
+    opened = browser.new_page(viewport={"width": 390, "height": 844})
+    opened.goto(many)
+    saved = {}
+    for kind in ("svg", "png", "csv"):
+        with opened.expect_download() as download:
+            opened.locator(f"[data-save={kind}]").click()
+        assert download.value.suggested_filename.endswith(
+            f"by-batch-size-each-at-its-best-thread-count.{kind}"
+        )
+        saved[kind] = Path(download.value.path()).read_bytes()
+    text = saved["svg"].decode()
+    assert "var(--" not in text
+    assert "ONNX Runtime int8" in text
+    assert "Madeup 9000" in text
+    assert saved["png"].startswith(b"\x89PNG")
+    assert len(saved["png"]) > 20_000
+    assert (
+        saved["csv"].decode().splitlines()[0] == '"point","x","value","low","high","unit","details"'
+    )
+    opened.close()
+
+
+def test_a_tip_is_whole_on_a_phone(browser: sync_api.Browser, many: str) -> None:
+    """At every point: within the picture, which is within the window."""
+    opened = browser.new_page(viewport={"width": 390, "height": 844})
+    opened.goto(many)
+    picture = opened.locator("#explore-picture svg[role=img]")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    seen = 0
+    for point in opened.locator("#explore-picture svg g[data-mark=dot] path").all():
+        place = point.bounding_box()
+        opened.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+        tip = opened.locator("#explore-picture g[aria-hidden=true] text").first.bounding_box()
+        assert tip["x"] >= 0
+        assert tip["x"] + tip["width"] <= 390
+        assert tip["y"] >= box["y"] - 1
+        assert tip["y"] + tip["height"] <= box["y"] + box["height"] + 1
+        seen += 1
+    assert seen > 3
+    opened.close()
+
+
+def test_a_printed_page_has_everything(browser: sync_api.Browser, many: str) -> None:
+    """Nothing scrolls or is wider than the paper; heads of tables are repeated on each sheet."""
+    opened = browser.new_page(viewport={"width": 720, "height": 1000})
+    opened.goto(many)
+    opened.emulate_media(media="print")
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 720
+    heads = opened.locator("thead").evaluate_all("all => all.map(e => getComputedStyle(e).display)")
+    assert set(heads) == {"table-header-group"}
+    after = opened.locator("h2, h3").evaluate_all(
+        "all => all.map(e => getComputedStyle(e).breakAfter)"
+    )
+    assert set(after) == {"avoid"}
+    assert opened.locator("figure[data-chart]:not([data-drawn])").count() == 0
     opened.close()
 
 

@@ -103,13 +103,31 @@ function lineMarks(line, chart) {
 }
 
 function drawLines(chart, scale, width) {
-  const {lines} = chart, right = 26 + (width < 560 ? 6.6 : 7) * d3.max(lines, line => line.label.length);
+  const {lines} = chart, ends = hasEndLabels(chart, width), right = ends ? labelRoom(chart, width) : 16;
   const y = yOf(chart, scale);
-  const svg = Plot.plot({...base(width, right), height: Math.max(380, 90 + PITCH * lines.length), x: scaleOf(chart.axes.x), y: scaleOf(y),
+  const svg = Plot.plot({...base(width, right), height: Math.max(width < 500 ? 250 : 360, 90 + PITCH * lines.length), x: scaleOf(chart.axes.x), y: scaleOf(y),
     marks: [xAxis(chart.axes.x, width - right - LEFT), yAxis(y), ...lines.flatMap(line => lineMarks(line, chart)), tip(allPoints(chart), 40)]});
   setColours(svg, lines);
-  endLabels(svg, lines, width - right + 4);
+  if (ends) endLabels(svg, lines, width - right + 4);
   return svg;
+}
+
+function labelRoom({lines}, width) { return 26 + (width < 560 ? 6.6 : 7) * d3.max(lines, line => line.label.length); }
+
+// Labels at the lines' ends, or, where they would leave no room for more than two points, a legend below.
+function hasEndLabels(chart, width) { return width - labelRoom(chart, width) - LEFT > (chart.axes.x.ticks.length > 2 ? 200 : 60); }
+
+function legend({lines}) {
+  const list = element("ul", "legend");
+  list.ariaHidden = "true";
+  for (const line of lines) {
+    const entry = element("li", "", line.label), fill = colourOf(line), symbol = SYMBOLS[line.marker], mark = {x: d => d, y: d => d};
+    const key = line.reference ? Plot.ruleY([0.5], {stroke: fill, strokeDasharray: "1.5 4"}) : Plot.dot([0.5], {...mark, symbol, r: 4, stroke: fill, fill});
+    const drawn = Plot.plot({width: 18, height: 14, margin: 0, axis: null, x: {domain: [0, 1]}, y: {domain: [0, 1]}, color: {type: "identity"}, style: {background: "transparent"}, marks: [key]});
+    setColours(drawn, [line]);
+    entry.prepend(unlabelled(drawn)); list.append(entry);
+  }
+  return list;
 }
 
 function drawCells(chart, _scale, width) {
@@ -138,13 +156,49 @@ function drawDots(chart, scale, width) {
 
 function element(tag, name, text = "") { return Object.assign(document.createElement(tag), {className: name, textContent: text}); }
 
+const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "opacity", "font-size", "font-family", "font-weight", "text-anchor"];
+
+// Colours that other programs know, too.
+function plain(value) {
+  return value.replace(/color\(srgb ([\d.e-]+) ([\d.e-]+) ([\d.e-]+)[^)]*\)/g, (_, ...rgb) => `rgb(${rgb.slice(0, 3).map(part => Math.round(255 * part)).join(", ")})`);
+}
+
+function wrapped(line, most) {
+  return line.split(" ").reduce((lines, word) => (lines.at(-1) + word).length < most ? [...lines.slice(0, -1), `${lines.at(-1)} ${word}`.trim()] : [...lines, word], [""]);
+}
+
+// The picture as a file of its own: with title and caption, and no style from the page.
+function standalone(chart, scale) {
+  const width = 940, svg = drawn(chart, scale, width), away = element("div", "away"), look = getComputedStyle(document.body);
+  away.append(svg); document.body.append(away);
+  const copy = svg.cloneNode(true), room = +svg.getAttribute("height");
+  const parts = copy.querySelectorAll("*");
+  svg.querySelectorAll("*").forEach((part, i) => { const style = getComputedStyle(part); parts[i].removeAttribute("style"); DRAWN.forEach(name => parts[i].setAttribute(name, plain(style.getPropertyValue(name)))); });
+  copy.querySelectorAll("style").forEach(style => style.remove());
+  copy.removeAttribute("style"); copy.setAttribute("y", 30);
+  const lines = chart.caption.flatMap(line => wrapped(line, width / 6.4)), height = room + 42 + 17 * lines.length;
+  const all = d3.create("svg").attr("xmlns", "http://www.w3.org/2000/svg").attr("width", width).attr("height", height).attr("viewBox", `0 0 ${width} ${height}`).attr("font-family", look.fontFamily);
+  all.append("rect").attr("width", width).attr("height", height).attr("fill", look.backgroundColor);
+  all.append("text").attr("x", 4).attr("y", 20).attr("font-size", 15).attr("font-weight", 650).attr("fill", look.color).text(chart.title);
+  lines.forEach((line, i) => all.append("text").attr("x", 4).attr("y", room + 44 + 17 * i).attr("font-size", 12).attr("fill", look.color).text(line));
+  all.node().append(copy); away.remove();
+  return {text: new XMLSerializer().serializeToString(all.node()), width, height};
+}
+
+function drawn(chart, scale, width) { return unlabelled((chart.cells ? drawCells : chart.dots ? drawDots : drawLines)(chart, scale, width)); }
+
 // Draws into `figure` the chart of this name, with its title, alternative text and caption.
 function show(figure, key, scale) {
   const chart = DATA.charts[key] ?? "Nothing of this was measured.";
   if (typeof chart === "string") return figure.replaceChildren(element("p", "picture note", chart));
-  const draw = chart.cells ? drawCells : chart.dots ? drawDots : drawLines, holder = element("div", "picture");
-  const svg = unlabelled(draw(chart, scale, Math.max(320, Math.min(940, figure.clientWidth || 860))));
+  const holder = element("div", "picture"), width = Math.max(300, Math.min(1100, figure.clientWidth || 860)), svg = drawn(chart, scale, width);
   svg.setAttribute("role", "img"); svg.setAttribute("aria-label", chart.alt);
   holder.append(svg);
-  figure.replaceChildren(element("p", "picture-title", chart.title), holder, element("figcaption", "", chart.caption.join("\n")));
+  if (chart.lines && !hasEndLabels(chart, width)) holder.append(legend(chart));
+  // Small multiples: what one caption says, those after it need not.
+  const before = new Set();
+  for (let other = figure.closest(".small-multiples") && figure.previousElementSibling; other; other = other.previousElementSibling)
+    (DATA.charts[other.dataset.chart]?.caption ?? []).forEach(line => before.add(line));
+  const caption = chart.caption.filter(line => !before.has(line));
+  figure.replaceChildren(element("p", "picture-title", chart.title), holder, element("figcaption", "", caption.join("\n")));
 }

@@ -24,6 +24,7 @@ function redraw() {
     label.hidden = !wanted.includes(label.dataset.for) || found?.options[label.dataset.for].length < 2;
   const key = found && [...Object.values(found.values), now.view, ...wanted.map(name => now[name])].join("/"), chart = DATA.charts[key];
   show(main, key, now.scale);
+  main.dataset.key = key; document.querySelector(".save").hidden = !chart?.title;
   document.getElementById("numbers").replaceChildren(...(chart?.title ? allPoints(chart) : []).map(point => {
     const row = document.createElement("tr");
     row.append(cell(point.name, "th"), cell(`${point.value} ${chart.unit}`), cell(point.interval || "none"), cell(point.detail));
@@ -58,27 +59,86 @@ function filterable(table) {
   const filters = document.getElementById("filters"), count = document.getElementById("count"), rows = [...table.tBodies[0].rows];
   const columns = new Map([...table.tHead.rows[0].cells].map(head => [head.dataset.name, head.cellIndex]));
   const chosen = [...filters.querySelectorAll("select")];
+  const none = element("tr", ""), nothing = element("td", "word", "No point matches. ");
+  const all = element("button", "", "Show all points"); all.type = "button"; all.addEventListener("click", () => filters.reset());
+  nothing.colSpan = columns.size; nothing.append(all); none.append(nothing);
   const apply = () => {
     const words = filters.elements.words.value.toLowerCase();
     for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(words)
       || chosen.some(select => select.value && select.value !== row.cells[columns.get(select.name)].textContent);
-    count.textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} rows`;
+    const found = rows.filter(row => !row.hidden).length;
+    count.textContent = `${found} of ${rows.length} rows`;
+    filters.querySelector("[type=reset]").hidden = found === rows.length;
+    if (found) none.remove(); else table.tBodies[0].append(none);
   };
+  filters.addEventListener("reset", () => setTimeout(() => { apply(); remember(); }));
   filters.addEventListener("input", apply);
-  filters.addEventListener("submit", event => event.preventDefault());
   apply();
+}
+
+// What to run: one context and one batch size at a time.
+function answer() {
+  const chosen = document.forms.which?.elements.answer.value ?? "1";
+  for (const section of document.querySelectorAll("[data-answer]")) {
+    section.hidden = section.dataset.answer !== chosen;
+    const size = section.querySelector("[name=size]")?.value;
+    for (const part of section.querySelectorAll("[data-size]")) part.hidden = size !== undefined && part.dataset.size !== size;
+  }
+}
+
+// The address holds what differs from the page as it opens, so that a link keeps the view.
+const places = () => [...document.forms].flatMap(one => [...one.elements].filter(e => e.name).map(e => [`${one.id}.${e.name}`, e]));
+const first = {}, wanted = new URLSearchParams(location.search);
+
+function remember() {
+  const changed = new URLSearchParams(places().filter(([key, e]) => e.value !== first[key]).map(([key, e]) => [key, e.value]));
+  try { history.replaceState(null, "", `${location.pathname}${changed.size ? `?${changed}` : ""}${location.hash}`); } catch { /* an address that may not change */ }
+}
+
+function recall(chosen) {
+  for (const [key, e] of places()) if (chosen(e) && wanted.has(key) && (e.type === "search" || [...e.options].some(o => o.value === wanted.get(key)))) e.value = wanted.get(key);
+}
+
+function download(name, type, content) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([content], {type})); link.download = name; link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+function shownChart() { return DATA.charts[main.dataset.key]; }
+
+function table(chart) {
+  const quoted = value => `"${String(value ?? "").replaceAll('"', '""')}"`, head = ["point", "x", "value", "low", "high", "unit", "details"];
+  return [head, ...allPoints(chart).map(p => [p.name, p.x, p.y ?? p.value, p.low, p.high, chart.unit, p.detail])].map(row => row.map(quoted).join(",")).join("\n") + "\n";
+}
+
+function save(kind) {
+  const chart = shownChart(), name = chart.title.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+  if (kind === "csv") return download(`${name}.csv`, "text/csv", table(chart));
+  const {text, width, height} = standalone(chart, form.elements.scale.value);
+  if (kind === "svg") return download(`${name}.svg`, "image/svg+xml", text);
+  const image = new Image(), canvas = Object.assign(document.createElement("canvas"), {width: 2 * width, height: 2 * height});
+  image.onload = () => { canvas.getContext("2d").drawImage(image, 0, 0, 2 * width, 2 * height); canvas.toBlob(blob => download(`${name}.png`, "image/png", blob)); };
+  image.src = `data:image/svg+xml,${encodeURIComponent(text)}`;
 }
 
 function start() {
   document.documentElement.classList.add("live");
+  const broad = matchMedia("(min-width: 70rem)"), contents = document.getElementById("contents");
+  const fold = () => { contents.open = broad.matches; }; broad.addEventListener("change", fold); fold();
   const settings = Object.keys(DATA.contexts[0].values);
   for (const name of settings) form.elements[name].closest("label").hidden = form.elements[name].length < 2;
   Object.entries(DATA.contexts[0].values).forEach(([name, value]) => { form.elements[name].value = value; });
-  refill(); redraw();
+  refill();
+  for (const [key, e] of places()) first[key] = e.value;
+  recall(e => settings.includes(e.name)); refill(); recall(() => true);
+  redraw(); answer();
   const again = gallery();
-  form.addEventListener("submit", event => event.preventDefault());
+  document.addEventListener("submit", event => event.preventDefault());
   form.addEventListener("input", event => { if (settings.includes(event.target.name)) refill(); redraw(); if (event.target.name === "scale") again(); });
-  let waiting; addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => { redraw(); again(); }, 150); });
-  const table = document.getElementById("results"); sortable(table); filterable(table);
+  document.addEventListener("input", () => { answer(); remember(); });
+  document.querySelectorAll("[data-save]").forEach(button => button.addEventListener("click", () => save(button.dataset.save)));
+  let waiting, width = innerWidth; addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => { if (width !== innerWidth) { width = innerWidth; redraw(); again(); } }, 150); });
+  const points = document.getElementById("results"); sortable(points); filterable(points);
 }
 start();
