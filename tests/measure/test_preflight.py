@@ -142,6 +142,9 @@ def hub(monkeypatch: pytest.MonkeyPatch):
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(models, "HUB_ANSWERS_S", 0.5)
+        # Once a day its client asks for names of agents, and waits for 3 s.
+        who = "huggingface_hub.utils._headers.detect_agent"
+        monkeypatch.setattr(who, lambda: None, raising=False)
         yield server
 
 
