@@ -1,6 +1,7 @@
 """``torch.compile``: compiled before the timing, or refused."""
 
 import os
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,12 @@ def test_a_module_that_would_be_compiled_in_pieces_is_refused() -> None:
     """Its rest would run as it is, unseen."""
     with pytest.raises(MeasurementError, match="'compile' does not apply: "):
         compiled(target(Broken())).runner(1)
+
+
+def test_warnings_that_are_errors_do_not_stop_it() -> None:
+    """With PYTHONWARNINGS=error torch would end at a warning of its own code."""
+    with warnings.catch_warnings(action="error"):
+        compiled(target(Small())).runner(1)
 
 
 def test_where_compiling_is_turned_off_it_did_not_take_effect() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def compiled(target: Target) -> OptimizedModel:
 def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
     """Compile for the number of threads that torch has now, or take the code from disk."""
     try:
-        module(*inputs)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of its own code
+            module(*inputs)
     except TorchDynamoException as error:
         require_space(error, Path(os.environ[_FOLDER]))
         raise MeasurementError(
