@@ -23,6 +23,7 @@ from scalebench_lib import __version__
 from scalebench_lib.config import OPTIMIZATIONS, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
+from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
 from scalebench_lib.sweep.locks import in_flight, lock_machine, require_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
@@ -328,6 +329,7 @@ class Interrupted(BaseException):
 
 def main() -> NoReturn:
     """Run the command; every error is one line and an exit code."""
+    require_home()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs, we say in one line
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
