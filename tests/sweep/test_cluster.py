@@ -479,19 +479,25 @@ def test_only_hosts_that_are_alike_stand_in_for_each_other() -> None:
             {"software": Software(python="2.7", scalebench="0", versions={})},
             "host b has other software",
         ),
-        ({"software": another_checkout()}, "scalebench's code .* against another"),
         (ModuleNotFoundError("No module named 'scalebench_lib'"), "lacks .* named 'scalebench_lib"),
         ({"name": "b"}, "worker tcp://1 lacks this scalebench"),
         ('{"name": "b"}', "worker tcp://1 lacks this scalebench"),
     ],
 )
 def test_hosts_need_the_same_software(answer: object, complaint: str) -> None:
-    """Two checkouts of one version can differ, too."""
+    """Which one does not is named."""
     is_host = isinstance(answer, dict) and "name" not in answer
     hosts = Hosts(host("a"), host("b", **answer) if is_host else answer)
     with pytest.raises(RequestError, match=complaint) as caught:
         hosts_of(hosts, "refuse", alike=False)
     assert "\n" not in str(caught.value)
+
+
+def test_two_checkouts_of_one_version_are_other_software() -> None:
+    """Their code is compared."""
+    hosts = Hosts(host("a"), host("b", software=another_checkout()))
+    with pytest.raises(RequestError, match="scalebench's code .* against another"):
+        hosts_of(hosts, "refuse", alike=False)
 
 
 def test_a_folder_is_of_one_machine_of_each_host_or_of_any(run, tmp_path: Path) -> None:
