@@ -496,7 +496,7 @@ def test_hosts_need_the_same_software(answer: object, complaint: str) -> None:
 def test_two_checkouts_of_one_version_are_other_software() -> None:
     """Their code is compared."""
     hosts = Hosts(host("a"), host("b", software=another_checkout()))
-    with pytest.raises(RequestError, match="scalebench's code .* against another"):
+    with pytest.raises(RequestError, match=r"scalebench's code .* against another"):
         hosts_of(hosts, "refuse", alike=False)
 
 
