@@ -121,8 +121,8 @@ class FigureSpec:
         """Its name within its group."""
         if self.view == "batch":
             return " ".join(self.words[1:])
-        smt = ", SMT" if self.choices.smt else ""
-        return f"{title_of(self.choices.optimization)}{smt}"
+        config = [title_of(self.choices.optimization), *(["SMT"] if self.choices.smt else [])]
+        return " ".join([*config, *(word for word in self.words[1:] if "=" not in word)])
 
     @property
     def heading(self) -> str:

@@ -256,11 +256,11 @@ def test_a_tip_is_whole_on_a_phone(browser: sync_api.Browser, many: str) -> None
     opened = browser.new_page(viewport={"width": 390, "height": 844})
     opened.goto(many)
     picture = opened.locator("#explore-picture svg[role=img]")
-    picture.scroll_into_view_if_needed()
-    box = picture.bounding_box()
-    seen = 0
-    for point in opened.locator("#explore-picture svg g[data-mark=dot] path").all():
+    picture.evaluate("e => e.scrollIntoView({block: 'center'})")
+    seen, box = 0, picture.bounding_box()
+    for point in picture.locator("g[data-mark=dot] path").all():
         place = point.bounding_box()
+        opened.mouse.move(box["x"] + 1, box["y"] + 1)
         opened.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
         tip = opened.locator("#explore-picture g[aria-hidden=true] text").first.bounding_box()
         assert tip["x"] >= 0

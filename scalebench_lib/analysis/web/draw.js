@@ -27,8 +27,8 @@ function allPoints(chart) {
   return series.flatMap(({marks}) => pointsOf(marks, chart.unit));
 }
 
-function tip(points, radius) {
-  return Plot.tip(points, Plot.pointer({x: "x", y: "y", title: "tip", maxRadius: radius, fill: PAPER, stroke: SOFT, ariaHidden: "true"}));
+function tip(points, radius, width) {
+  return Plot.tip(points, Plot.pointer({x: "x", y: "y", title: "tip", maxRadius: radius, lineWidth: width < 500 ? 11 : 20, fill: PAPER, stroke: SOFT, ariaHidden: "true"}));
 }
 
 function base(width, right) {
@@ -106,7 +106,7 @@ function drawLines(chart, scale, width) {
   const {lines} = chart, ends = hasEndLabels(chart, width), right = ends ? labelRoom(chart, width) : 16;
   const y = yOf(chart, scale);
   const svg = Plot.plot({...base(width, right), height: Math.max(width < 500 ? 250 : 360, 90 + PITCH * lines.length), x: scaleOf(chart.axes.x), y: scaleOf(y),
-    marks: [xAxis(chart.axes.x, width - right - LEFT), yAxis(y), ...lines.flatMap(line => lineMarks(line, chart)), tip(allPoints(chart), 40)]});
+    marks: [xAxis(chart.axes.x, width - right - LEFT), yAxis(y), ...lines.flatMap(line => lineMarks(line, chart)), tip(allPoints(chart), 40, width)]});
   setColours(svg, lines);
   if (ends) endLabels(svg, lines, width - right + 4);
   return svg;
@@ -122,8 +122,9 @@ function legend({lines}) {
   list.ariaHidden = "true";
   for (const line of lines) {
     const entry = element("li", "", line.label), fill = colourOf(line), symbol = SYMBOLS[line.marker], mark = {x: d => d, y: d => d};
-    const key = line.reference ? Plot.ruleY([0.5], {stroke: fill, strokeDasharray: "1.5 4"}) : Plot.dot([0.5], {...mark, symbol, r: 4, stroke: fill, fill});
-    const drawn = Plot.plot({width: 18, height: 14, margin: 0, axis: null, x: {domain: [0, 1]}, y: {domain: [0, 1]}, color: {type: "identity"}, style: {background: "transparent"}, marks: [key]});
+    const key = [Plot.ruleY([0.5], {stroke: fill, strokeWidth: 1.7, strokeDasharray: line.reference ? "1.5 4" : line.dashed ? "6 3" : null}),
+      line.reference ? null : Plot.dot([0.5], {...mark, symbol, r: 4, stroke: fill, fill})];
+    const drawn = Plot.plot({width: 28, height: 14, margin: 0, axis: null, x: {domain: [0, 1]}, y: {domain: [0, 1]}, color: {type: "identity"}, style: {background: "transparent"}, marks: key});
     setColours(drawn, [line]);
     entry.prepend(unlabelled(drawn)); list.append(entry);
   }
@@ -138,7 +139,7 @@ function drawCells(chart, _scale, width) {
     y: {label: chart.y_label, domain: rows, labelArrow: "none"},
     marks: [Plot.cell(cells, {x: "x", y: "y", inset: 0.5, fill: "colour"}),
       width / columns.length < 42 ? null : Plot.text(cells, {x: "x", y: "y", text: "value", fill: "ink", fontSize: 11.5}),
-      Plot.cell(crosses, {x: "x", y: "y", inset: 0.5, fill: "var(--line)"}), Plot.dot(crosses, {x: "x", y: "y", symbol: "times", stroke: INK}), tip(cells, 40)]});
+      Plot.cell(crosses, {x: "x", y: "y", inset: 0.5, fill: "var(--line)"}), Plot.dot(crosses, {x: "x", y: "y", symbol: "times", stroke: INK}), tip(cells, 40, width)]});
 }
 
 function drawDots(chart, scale, width) {
@@ -151,7 +152,7 @@ function drawDots(chart, scale, width) {
     x: {label: null, domain: [-0.6, dots.length - 0.4], ticks: d3.range(dots.length), tickFormat: i => dots[i].label, tickRotate: -50},
     marks: [yAxis(y), Plot.dot(passes, {x: "x", y: "y", r: 2, fill: "colour", fillOpacity: 0.6, filter: d => !d.odd}),
       Plot.dot(passes, {x: "x", y: "y", r: 4, symbol: "times", stroke: "var(--bad)", strokeWidth: 1.8, filter: d => d.odd}),
-      Plot.ruleY(dots, {x1: (_, i) => i - 0.4, x2: (_, i) => i + 0.4, y: "median", stroke: INK}), tip(passes, 20)]});
+      Plot.ruleY(dots, {x1: (_, i) => i - 0.4, x2: (_, i) => i + 0.4, y: "median", stroke: INK}), tip(passes, 20, width)]});
 }
 
 function element(tag, name, text = "") { return Object.assign(document.createElement(tag), {className: name, textContent: text}); }
