@@ -143,7 +143,8 @@ def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -
     """Return `found` for people: a column of texts for each thing that differs, intervals as ±."""
     text = pd.DataFrame([_cells(row, rows) for row in _records(found)])
     kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
-    kept["Batch size"], kept["Optimization"] = all_sizes, True
+    kept["Batch size"] = all_sizes
+    kept[["Optimization", "Latency, ms", "Throughput, inferences/s"]] = True
     return text.loc[:, kept]
 
 
@@ -159,7 +160,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Batch size": str(row["batch_size"]),
         "Optimization": _config(row, rows),
         "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
-        "Latency, ms": margin("latency_ms") + " coarse" * bool(row["coarse"]),
+        "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1),
         "Throughput, inferences/s": number("throughput"),
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
