@@ -82,7 +82,7 @@ def batch_colours(batch_size: int) -> tuple[str, str]:
     return to_hex(light), to_hex(dark)
 
 
-def plain(value: float) -> str:
+def tick_label(value: float) -> str:
     """Return a tick's label: no exponent."""
     return f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}"
 
@@ -100,7 +100,7 @@ class Axis:
     @property
     def texts(self) -> list[str]:
         """What stands at the ticks."""
-        return [plain(tick) for tick in self.ticks]
+        return [tick_label(tick) for tick in self.ticks]
 
 
 def x_axis(label: str, values: np.ndarray, doubling: bool) -> Axis:
@@ -348,7 +348,7 @@ class Chart:
         for line in self.lines:
             if line.marks.x.size and not line.reference:
                 ends = zip(line.marks.y[[0, -1]], line.marks.x[[0, -1]], strict=True)
-                said = [f"{format_number(y)} at {plain(x)}" for y, x in ends]
+                said = [f"{format_number(y)} at {tick_label(x)}" for y, x in ends]
                 yield f"{line.label}: {', '.join(dict.fromkeys(said))}"
         if self.cells:
             least, most = (format_number(f(self.cells.marks.y)) for f in (np.min, np.max))

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -16,11 +16,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from scalebench_lib import __version__
-from scalebench_lib.config import OPTIMIZATIONS, PRESETS, Sweep
+from scalebench_lib.config import AXES, OPTIMIZATIONS, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import require_home
@@ -71,28 +70,36 @@ IfBusyOption = Annotated[
     ),
 ]
 """``beside`` is what ``ignore`` was called."""
-_OF_SEVERAL = "Where OUT has several."
 _OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
 
 
-def _with_sweep_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` an option for each field of `Sweep` that has a description."""
-    described = {name: field for name, field in Sweep.model_fields.items() if field.description}
-    options = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, field))
-        for name, field in described.items()
-    ]
-    own = signature(command, eval_str=True).parameters.values()
-    parameters = [one for one in own if one.kind is not Parameter.VAR_KEYWORD] + options
-    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    return command
+_Command = Callable[..., None]
 
 
-def _option(name: str, field: FieldInfo) -> Any:
-    """An option that takes text, for `Sweep` to read."""
-    names = [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
-    return Annotated[str | None, typer.Option(*names, help=field.description)]
+def _with_options(helps: Mapping[str, str]) -> Callable[[_Command], _Command]:
+    """Give a command options that take text, each with its help."""
+
+    def give(command: _Command) -> _Command:
+        own = signature(command, eval_str=True).parameters.values()
+        parameters = [one for one in own if one.kind is not Parameter.VAR_KEYWORD]
+        for name, text in helps.items():
+            names = [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
+            kind = Annotated[str | None, typer.Option(*names, help=text)]
+            parameters.append(
+                Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            )
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return give
+
+
+_SWEEP_OPTIONS = {
+    name: field.description for name, field in Sweep.model_fields.items() if field.description
+}
+_GROUPS = [name for name, axis in AXES.items() if axis.splits and not axis.within]
+_PLAN_OPTIONS = dict.fromkeys(("machine", "model", *_GROUPS), "Where OUT has several.")
 
 
 @app.callback()
@@ -107,7 +114,7 @@ def _start(
 
 
 @app.command()
-@_with_sweep_options
+@_with_options(_SWEEP_OPTIONS)
 def sweep(
     context: typer.Context,
     out: Out,
@@ -219,20 +226,17 @@ def import_(
 
 
 @app.command()
+@_with_options(_PLAN_OPTIONS)
 def plan(
     out: Out,
     batch_size: Annotated[str | None, typer.Option(help="Items to serve at once.")] = None,
     threads: Annotated[str | None, typer.Option(help="Physical cores to use: all.")] = None,
     optimization: Annotated[str | None, typer.Option(help="Only this one: any.")] = None,
     slo_ms: Annotated[float | None, typer.Option(help="The latency limit in ms.")] = None,
-    machine: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
-    model: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
-    seq_len: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
-    image_size: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
-    placement: Annotated[str | None, typer.Option(help=_OF_SEVERAL)] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
     max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
     if_busy: IfBusyOption = "refuse",
+    **of: str | None,
 ) -> None:
     """Say how to split a batch over instances of the model.
 
@@ -243,8 +247,7 @@ def plan(
     from scalebench_lib.plan.runner import Limits
 
     asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
-    of = {"machine": machine, "model": model, "seq_len": seq_len, "image_size": image_size}
-    request = deciding.Request.of(**asked, **of, placement=placement, slo_ms=slo_ms)
+    request = deciding.Request.of(**asked, **of, slo_ms=slo_ms)
     limits = Limits.from_input({"max_seconds": max_seconds})
     decision = deciding.decide(out, request)
     if verify:
@@ -356,7 +359,8 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             go_on = "'scalebench report' shows what there is, the same command goes on"
             return f"{word}: {go_on}", 128 + error.args[0]
         case _:
-            return error.format_message(), 2  # type: ignore[attr-defined]
+            message = error.format_message()  # type: ignore[attr-defined]
+            return message.replace("Value error, ", ""), 2
 
 
 _UsageError: Any = typer.BadParameter.mro()[1]

@@ -357,7 +357,7 @@ class Results:
         return self.source if self.imported else f"Measured on {self.source}"
 
     @property
-    def without_smt(self) -> str | None:
+    def why_no_smt(self) -> str | None:
         """Why there is nothing measured with SMT on, if there is nothing."""
         if self.table["smt"].any():
             return None

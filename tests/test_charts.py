@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench_lib.charts import Chart, Line, Marks, on_one_axis, plain, x_axis, y_axis
+from scalebench_lib.charts import Chart, Line, Marks, on_one_axis, tick_label, x_axis, y_axis
 
 
 def chart(*values: float) -> Chart:
@@ -65,6 +65,6 @@ def test_the_alternative_text_holds_the_ends_of_each_line() -> None:
 
 def test_numbers_at_ticks_have_no_exponent() -> None:
     """Nor digits that say nothing."""
-    assert [plain(value) for value in (0.0001, 2.5, 1e4, 12345678)] == [
+    assert [tick_label(value) for value in (0.0001, 2.5, 1e4, 12345678)] == [
         *("0.0001", "2.5", "10,000", "12,345,678")
     ]

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
-from scalebench_lib.charts import SPREAD, Axis, Cells, Chart, Dots, Line, plain
+from scalebench_lib.charts import SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
 
 DPI = 144
 WIDTH = 8.4
@@ -193,7 +193,7 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
         fmt="",
         annot_kws={"fontsize": 8 if columns <= 10 else 6},
         linewidths=0.8,
-        xticklabels=[plain(x) for x in cells.columns],
+        xticklabels=[tick_label(x) for x in cells.columns],
         yticklabels=list(cells.rows),
         ax=axes,
     )

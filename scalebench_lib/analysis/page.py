@@ -82,7 +82,7 @@ _COLUMNS = {
     "speedup": "× eager",
     "speedup_paired": "Ratio",
     "throughput": "Inferences/s",
-    "sqnr_db": "Error, dB",
+    "error_db": "Error, dB",
     "cpus_utilized": "CPU / wall time",
     "samples": "Samples",
     "outliers": "Outliers",
@@ -378,6 +378,7 @@ def _live(
 ) -> dict[str, Any]:
     """Return what makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
+    table = table.assign(error_db=-table["sqnr_db"])
     columns = {name: _SETTINGS[name] for name in varying_context(table)}
     columns |= {name: title for name, title in _COLUMNS.items() if _differs(table, name)}
     cells = table.astype(object).where(table.notna(), None).to_dict("records")
@@ -413,8 +414,8 @@ def _text(row: dict[Any, Any], name: str) -> str:
         return "–"
     if name == "optimization":
         return title_of(value)
-    if name == "sqnr_db":
-        return decibels(value)
+    if name == "error_db":
+        return decibels(-value)
     if low is not None and high is not None:
         return with_margin(value, low, high)
     if isinstance(value, bool):
