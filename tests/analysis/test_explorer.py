@@ -201,7 +201,7 @@ def test_sweeps_are_folders_with_records_newest_first(outputs: Path) -> None:
 
 def test_without_any_sweep_it_says_how_to_get_one(tmp_path: Path) -> None:
     """The first thing that a newcomer may do is open this notebook."""
-    with pytest.raises(RequestError, match="measure one first"):
+    with pytest.raises(RequestError, match="measure one with"):
         find_sweep("", tmp_path)
 
 
