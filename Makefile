@@ -9,7 +9,7 @@ LOWEST := .venv-lowest/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep page validate lab test test-slow test-lowest lint format clean
+.PHONY: help setup sweep page validate lab test test-slow test-stress test-lowest lint format clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
@@ -35,6 +35,9 @@ test: $(READY) ## run the tests
 
 test-slow: $(READY) ## run the slow tests: faults that are caused for real
 	$(BIN)/pytest -m slow
+
+test-stress: $(READY) ## run what takes minutes: kills by the dozen, hosts of a cluster, a clock that jumps
+	$(BIN)/pytest -m stress
 
 test-lowest: ## run the tests with the lowest versions that pyproject.toml allows, but the newest torch
 	$(PYTHON) -m venv --clear .venv-lowest

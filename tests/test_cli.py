@@ -199,6 +199,7 @@ def test_a_sweep_with_a_failure_does_the_rest_and_exits_with_1(scalebench, tmp_p
     assert "has no published ones" in (out / "index.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int) -> None:
     """And leaves no kernel behind, not even one that is just starting."""

@@ -256,6 +256,7 @@ def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (found.how, math.isnan(found.low)) == ("not measured together", True)
 
 
+@pytest.mark.slow
 def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
     import_published(with_ht(tmp_path / "a.csv"), tmp_path / "out")
     own = factories.save_sweep(tmp_path / "own", factories.small_records([1]))

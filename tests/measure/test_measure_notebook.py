@@ -82,6 +82,7 @@ def test_what_cannot_be_drawn_is_a_warning() -> None:
         raise ValueError("no such font")
 
 
+@pytest.mark.slow
 def test_a_trial_that_failed_ends_at_its_reason(tmp_path: Path) -> None:
     """Its record is written, and no cell behind that is run."""
     run = papermill(tmp_path / "out.ipynb", model="bert-tiny", weights="pretrained", out=tmp_path)

@@ -672,7 +672,7 @@ def test_a_worker_that_is_killed_costs_its_block(processes, tmp_path) -> None:
     assert [path.name for path in out.glob("*/*") if path.name.startswith(".")] == []
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_two_workers_with_one_lock_never_measure_at_once(
     processes, tmp_path: Path, monkeypatch
 ) -> None:
@@ -690,7 +690,7 @@ def test_two_workers_with_one_lock_never_measure_at_once(
     assert Counter(map(short_of, records)) == dict.fromkeys(names, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_termination_of_the_command_ends_the_block_on_its_host(processes, tmp_path) -> None:
     """What it saw is kept, and the worker is free for the next sweep."""
     address, start = processes

@@ -252,7 +252,7 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     assert len(Results.load(tmp_path, any_machine=True).table["machine"].unique()) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler, to make such a clock")
 def test_a_clock_that_really_jumps_changes_no_sample(tmp_path: Path) -> None:
     """A year to and fro, each time that it is read, in a process that measures."""
@@ -295,7 +295,7 @@ QUICK = ("--model", "bert-tiny", "--max-seconds", "0.3", "--threads", "1", "--ro
 TINY = ("--batch-sizes", "1,2,4", "--optimizations", "none", *QUICK)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_kills_at_random_moments_lose_double_and_halve_nothing(tmp_path: Path) -> None:
     """Three of them; `kill_often` by itself does a hundred."""
     counts = Counter[str]()

@@ -99,6 +99,7 @@ def test_a_trial_takes_turns_stands_still_between_them_and_leaves_a_record(
     assert len(list((tmp_path / "notebooks").glob("*.ipynb"))) == 2
 
 
+@pytest.mark.slow
 def test_a_trial_in_a_kernel_started_afresh_does_the_same(tmp_path: Path) -> None:
     """It only takes longer to set up."""
     with Kernels(warm=False) as kernels, started(tmp_path, kernels) as process:
