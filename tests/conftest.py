@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,16 @@ def _exports_of_our_own(tmp_path_factory: pytest.TempPathFactory):
         patch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         patch.setenv("SCALEBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _the_environment_is_put_back() -> Iterator[None]:
+    """Engines set variables when they are imported, which later tests would find recorded."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({n: v for n, v in before.items() if n != "PYTEST_CURRENT_TEST"})
 
 
 @pytest.fixture(scope="session")
