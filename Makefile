@@ -28,7 +28,7 @@ validate: $(READY) ## are the numbers right on this machine? (less than 20 minut
 	$(BIN)/scalebench render outputs/validation/validation.ipynb
 
 lab: $(READY) ## explore in JupyterLab
-	$(BIN)/jupyter lab notebooks/analysis.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB) notebooks/analysis.ipynb
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest

@@ -19,6 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
 from scalebench_lib.config import OPTIMIZATIONS
+from scalebench_lib.stats import MIN_TURNS
 from scalebench_lib.text import format_number, pluralize
 
 Scale = Literal["auto", "linear", "log"]
@@ -75,10 +76,8 @@ def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
 def batch_colours(batch_size: int) -> tuple[str, str]:
     """Return its colours on white and on black; 1024 is the furthest from the background."""
     share = min(np.log2(batch_size) / 10, 1)
-    light, dark = (
-        colormaps["viridis_r"](0.2 + 0.8 * share),
-        colormaps["viridis"](0.25 + 0.75 * share),
-    )
+    light = colormaps["viridis_r"](0.2 + 0.8 * share)
+    dark = colormaps["viridis"](0.25 + 0.75 * share)
     return to_hex(light), to_hex(dark)
 
 
@@ -296,7 +295,7 @@ class Chart:
             intervals = "Bands" if self.many else "Bars"
             yield f"{intervals}: 95 % interval, of these rounds, where wider than the mark."
         if any(line.coarse.any() for line in self.lines):
-            yield "Hollow marks: coarse, fewer than 6 turns."
+            yield f"Hollow marks: coarse, fewer than {MIN_TURNS} turns."
         if any(line.missing_at for line in self.lines):
             yield "Crosses: failed or skipped."
 
@@ -314,7 +313,7 @@ class Chart:
     @property
     def y(self) -> Axis:
         """The y axis of `lines` or `dots`, on `scale`."""
-        return y_axis(self.y_label, *(self.span or self.reach), self.log)
+        return y_axis(self.y_label, *(self.span or self.extent), self.log)
 
     @property
     def axes(self) -> dict[str, Axis]:
@@ -332,7 +331,7 @@ class Chart:
         return self.scale == "log"
 
     @property
-    def reach(self) -> tuple[float, float]:
+    def extent(self) -> tuple[float, float]:
         """The least and the largest of its values, intervals included."""
         marks = [line.marks for line in self.lines]
         values = [bound for one in marks for bound in (one.y, one.low, one.high)]
@@ -361,6 +360,6 @@ def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
     """Return `charts` with one y axis, so that heights can be compared; of cells, as they are."""
     if len(charts) < 2 or any(chart.cells for chart in charts):
         return list(charts)
-    lows, highs = zip(*(chart.reach for chart in charts), strict=True)
+    lows, highs = zip(*(chart.extent for chart in charts), strict=True)
     scale: Scale = "log" if any(chart.log for chart in charts) else "linear"
     return [replace(chart, scale=scale, span=(min(lows), max(highs))) for chart in charts]

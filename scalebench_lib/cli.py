@@ -130,10 +130,14 @@ def sweep(
     ] = None,
     visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
-    against: Annotated[str | None, typer.Option(help="A Python: is it slower? In turn.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another Python, measured in turn with this.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
-    scheduler: Annotated[str | None, typer.Option(help="Of a dask cluster: tcp://….")] = None,
-    any_host: Annotated[bool, typer.Option("--any-host", help="Each config on one.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="The dask cluster to use: tcp://….")] = None,
+    any_host: Annotated[
+        bool, typer.Option("--any-host", help="Each config on any one host.")
+    ] = False,
     **options: str | None,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
@@ -166,9 +170,7 @@ def sweep(
             with console.status(f"{run.sweep.model} is built and run once …"):
                 require_measurable(run)
     progress.announce(runs, console)
-    if dry_run:
-        return
-    if _went_wrong(runs, measure, out if against else None):
+    if not dry_run and not _measured_well(runs, measure, out if against else None):
         raise typer.Exit(1)
 
 
@@ -184,8 +186,9 @@ def report(
     from scalebench_lib.analysis.findings import answers  # seaborn and pandas take a second
     from scalebench_lib.analysis.page import write_page
 
-    page = write_page(out, any_machine)
-    for answer in answers(Results.load(out, any_machine)):
+    results = Results.load(out, any_machine)
+    page = write_page(out, results)
+    for answer in answers(results):
         console.say(*answer.lines)
     console.say(f"page: {page}")
 
@@ -195,7 +198,7 @@ def status(out: Out) -> None:
     """Say what is done, what failed, what is left, and why."""
     imported = Imported.load(out)
     if imported:
-        _tell(imported)
+        _print_import(imported)
         return
     schedules = sweep_schedules(out)
     done, failed, left = (
@@ -206,7 +209,7 @@ def status(out: Out) -> None:
     if doing := in_flight(out):
         console.say(f"running: {doing}")
     for host, schedule in schedules.items():
-        _tell_schedule(schedule, f" on {host}" if host else "")
+        _print_schedule(schedule, f" on {host}" if host else "")
 
 
 @app.command("import")
@@ -221,7 +224,7 @@ def import_(
     """
     from scalebench_lib.analysis.published import import_published
 
-    _tell(import_published(csv, out, machine))
+    _print_import(import_published(csv, out, machine))
     console.say(f"its page: scalebench report {out}")
 
 
@@ -249,7 +252,7 @@ def plan(
     asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
     request = deciding.Request.of(**asked, **of, slo_ms=slo_ms)
     limits = Limits.from_input({"max_seconds": max_seconds})
-    decision = deciding.decide(out, request)
+    decision = deciding.Context.load(out, request).decide(request)
     if verify:
         with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
             decision = deciding.verify(decision, limits, line.update)
@@ -375,23 +378,21 @@ def _complain(message: str) -> None:
     print(f"scalebench: {message}", file=sys.stderr)
 
 
-def _tell(imported: Imported) -> None:
+def _print_import(imported: Imported) -> None:
     console.say(f"{pluralize(imported.points, 'point')}. {imported.source}")
     for note in imported.notes:
         console.say(f"note: {note}")
 
 
-def _tell_schedule(schedule: Schedule, where: str) -> None:
+def _print_schedule(schedule: Schedule, where: str) -> None:
     for trial, record in schedule.failed:
-        line = f"{record.status}: {trial}{where}: {record.reason}"
-        console.say(line)
+        console.say(f"{record.status}: {trial}{where}: {record.reason}")
     for trial in schedule.left:
-        line = f"left: {trial}{where}, threads {', '.join(map(str, trial.threads))}"
-        console.say(line)
+        console.say(f"left: {trial}{where}, threads {', '.join(map(str, trial.threads))}")
 
 
-def _tell_against(out: Path) -> bool:
-    """Write ``against.csv`` and print it; returns whether B is slower, or has lost anything."""
+def _is_slower(out: Path) -> bool:
+    """Write ``against.csv`` and print it; return whether B is slower, or has lost anything."""
     from scalebench_lib.analysis import compare as comparing
 
     found = comparing.against(out / "a", out / "b")
@@ -400,26 +401,32 @@ def _tell_against(out: Path) -> bool:
     return found.has_regressions
 
 
-def _went_wrong(runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None) -> bool:
-    """Whether anything does, or is slower in B of a `pair` in a folder, when `runs` are run by
-    `measure` and their pages rendered."""
+def _measured_well(
+    runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None
+) -> bool:
+    """Measure, render the pages, and say what there is to say.
+
+    Returns whether nothing failed, and nothing is slower in B of a `pair` in that folder.
+    """
     from scalebench_lib.sweep import progress
 
     for trouble in (troubles := measure()):
         _complain(trouble)
     for folder in dict.fromkeys(run.out for run in runs if run.records):
         report(folder)
-    slower = pair is not None and _tell_against(pair)
+    slower = pair is not None and _is_slower(pair)
     if complaints := [line for run in runs for line in progress.summary(run, console)]:
         _complain("; ".join(complaints))
     lost = bool(troubles) and any(r.schedule.left for r in runs if r.sweep.hosts != "one")
-    return bool(complaints) or slower or lost
+    return not (complaints or slower or lost)
 
 
 def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
     """What `Sweep.hosts` is by these options."""
     if any_host and not scheduler:
-        raise RequestError("any_host: is of a cluster: name one by '--scheduler'")
+        raise RequestError(
+            "any_host: needs a cluster: name its scheduler with '--scheduler tcp://…'"
+        )
     if against and scheduler:
         raise RequestError("against: takes turns on one machine: leave '--scheduler' out")
     return "any" if any_host else "each" if scheduler else "one"

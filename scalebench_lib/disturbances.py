@@ -14,7 +14,7 @@ from scalebench_lib.text import pluralize
 # What is below these is not reported.
 MANY_SHARED = 0.1  # of all turns: some are shared on any machine
 HALF = 0.5  # of a point's turns: with fewer shared its median holds
-MANY_THROTTLED = 0.01  # periods a turn: a quota that fits stops nobody
+MANY_THROTTLED = 0.01  # periods a turn: there are none where the quota suffices
 MUCH_STOLEN = 0.02  # of the CPU time: as much as points are to be known to
 
 
@@ -22,8 +22,8 @@ MUCH_STOLEN = 0.02  # of the CPU time: as much as points are to be known to
 class Disturbed:
     """How a point's `turns` were disturbed; None: not known.
 
-    `shared` of them were (`Point.shared`), a quota stopped the process in `throttled` periods, and
-    the hypervisor took the share `stolen`, 0 to 1, of the CPU time that its CPUs had.
+    `shared` counts the shared ones (`Point.shared`), `throttled` the periods in which a quota
+    stopped the process; `stolen` is the hypervisor's share, 0 to 1, of its CPUs' time.
     """
 
     turns: int
@@ -79,8 +79,9 @@ def _shared(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str
             "nothing else runs"
         )
         yield (
-            f"Something else was computing here: {shared} of {pluralize(total.turns, 'turn')} were "
-            f"shared, the most at {worst} ({by_point[worst].shared} of {by_point[worst].turns}). A "
+            f"Something else was computing here: it shared {shared} of "
+            f"{pluralize(total.turns, 'turn')}, the most at {worst} "
+            f"({by_point[worst].shared} of {by_point[worst].turns}). A "
             "median holds with less than half of its point's turns shared (see results.csv): "
             f"{advice if unsure else 'so do all here'}."
         )

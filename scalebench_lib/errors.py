@@ -67,6 +67,11 @@ def reason(message: str) -> str:
     return textwrap.shorten(" ".join(said), _MOST_CHARACTERS, placeholder=" …")
 
 
+def first_line(error: BaseException) -> str:
+    """Return in one line why, or the name of the error if it does not say."""
+    return reason(str(error)) or type(error).__name__
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """The known name most like `name`, as a hint to put behind a message; else all of them.
 

@@ -24,12 +24,12 @@ class DamagedError(ScalebenchError):
     """A file is not what was written."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader, or a crash, sees the old file or the new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`: a reader, or a crash, sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

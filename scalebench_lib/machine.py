@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.text import pluralize
@@ -25,18 +25,15 @@ from scalebench_lib.text import pluralize
 EVERY_COUNT_UP_TO = 16
 """``auto`` measures every thread count up to this one: a curve needs its steps there."""
 
-
 _MUCH_SLOWER = 0.75
 """A core of less than this share of the greatest capacity is an efficiency core."""
 
 
-class Core(BaseModel):
+class Core(BaseModel, frozen=True):
     """A physical core: its CPU numbers (SMT siblings) and the socket it sits in.
 
     `node` counts the NUMA nodes of its socket. `efficient` cores are slower than others here.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     cpus: tuple[int, ...]
     socket: int = 0
@@ -44,17 +41,15 @@ class Core(BaseModel):
     efficient: bool = False
 
 
-class Machine(BaseModel):
+class Machine(BaseModel, frozen=True):
     """What a process may use of this machine, and where its numbers come from.
 
     `cores` holds only CPUs in the process's affinity mask; `quota` is the container's limit in
     CPUs, `memory_bytes` the memory that may be used (its limit included). Equal `identity`
     means the same machine since the same start; unequal only that it may be another one.
     `huge_pages` is the setting of transparent huge pages. `isolated` are CPUs that the kernel
-    gives to no process which does not ask for them.
+    gives only to processes which ask for them, and that this one may not use.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     cpu_model: str
     cores: tuple[Core, ...]

@@ -1,4 +1,4 @@
-"""Processes: stopped and continued, ended with the one that started them, and why they died."""
+"""Processes: signalled, ended with the one that started them, and why they died."""
 
 from __future__ import annotations
 
@@ -47,25 +47,16 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def stand_still(leader: int) -> None:
-    """Stop the process group of `leader`."""
-    _signal_group(leader, signal.SIGSTOP)
-
-
-def go_on(leader: int) -> None:
-    """Continue the process group of `leader`."""
-    _signal_group(leader, signal.SIGCONT)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill `process`, which leads a group of its own, and all that it started."""
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal_group(leader: int, number: int) -> None:
+def signal_group(leader: int, number: int) -> None:
+    """Send signal `number` to the process group of `leader`; nothing where it has ended."""
     with suppress(ProcessLookupError, PermissionError):  # its end is seen elsewhere
         os.killpg(leader, number)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill `process` and the rest of the group that it leads; wait for its end."""
+    signal_group(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def prefer_to_kill(pid: int, preferred: bool) -> None:

@@ -2,7 +2,7 @@
 
 The trial connects to the Unix socket that the variable `RUNNER` names. One JSON object a line:
 
-    trial    {"ready": [1, 2], "first_pass_s": 0.05}         it is set up, and stands still
+    trial    {"first_pass_s": 0.05}                          it is set up, and stands still
     runner   {"cycle": 7, "threads": 2, "seconds": 0.3}      a turn
     trial    {"median_ns": 4e7, "half_width": 0.01, "spent_s": 0.34}
     runner   {"end": "max_seconds"}                          recheck, write the record
@@ -33,9 +33,8 @@ EndedBy = Literal["target_ci", "max_seconds", "interrupted"]
 
 
 class Ready(StrictModel):
-    """The trial is set up at these thread counts; its first pass took `first_pass_s`."""
+    """The trial is set up, and its first pass took `first_pass_s`."""
 
-    ready: tuple[int, ...]
     first_pass_s: float
 
 

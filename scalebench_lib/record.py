@@ -32,8 +32,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from scalebench_lib import __version__
 from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line, plain
-from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed
-from scalebench_lib.files import write_atomically as write_atomically
+from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.text import format_number, pluralize

@@ -27,14 +27,14 @@ from scalebench_lib.stats import (
     MIN_TURNS,
     How,
     Interval,
-    Parts,
     Ratio,
     Spread,
+    TurnLogs,
     Variance,
     by_cycle,
     median_variance,
     outliers,
-    paired,
+    paired_differences,
     percentile,
     ratio,
     unpaired,
@@ -140,13 +140,13 @@ class Imported(StrictModel):
 
 @dataclass(frozen=True, eq=False)
 class PublishedPoint:
-    """A row of an import: a mean in ns without an interval, that met nothing else (`by_block`)."""
+    """A row of an import: a mean in ns without an interval, never paired: it has no turns."""
 
     row: Row
     config: Config
     threads: int
     latency: Interval
-    by_block: Mapping[str, np.ndarray] = field(default_factory=dict)
+    logs_by_block: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Row) -> Self:
@@ -163,10 +163,10 @@ class PublishedPoint:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredPoint:
-    """A point with all its trials; `parts` are the logs of its turns' medians, trial by trial."""
+    """A point with all its trials, and the logs of its turns' medians, an array a trial."""
 
     trials: _Trials
-    parts: Parts
+    logs_by_trial: TurnLogs
     spread: Spread
 
     @property
@@ -197,13 +197,14 @@ class MeasuredPoint:
 
     @cached_property
     def outlier(self) -> np.ndarray:
-        """Which samples are more than 1.5 times the median of their trial."""
+        """Which samples are outliers of their trial."""
         return np.concatenate([outliers(point.samples_ns) for _, point in self.trials])
 
     @cached_property
     def latency(self) -> Interval:
         """The median of all samples in ns, with its 95 % interval: of these rounds."""
-        return Interval(float(np.median(self.samples_ns)), median_variance(self.parts, self.spread))
+        variance = median_variance(self.logs_by_trial, self.spread)
+        return Interval(float(np.median(self.samples_ns)), variance)
 
     @property
     def turns(self) -> int:
@@ -211,10 +212,10 @@ class MeasuredPoint:
         return sum(len(point.turns) for _, point in self.trials)
 
     @cached_property
-    def by_block(self) -> dict[str, np.ndarray]:
+    def logs_by_block(self) -> dict[str, np.ndarray]:
         """The logs of its turns by block, each by cycle."""
         turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-        for (record, point), logs in zip(self.trials, self.parts, strict=True):
+        for (record, point), logs in zip(self.trials, self.logs_by_trial, strict=True):
             cycles, values = turns[_block_of(record, point)]
             cycles += [turn.cycle for turn in point.turns]
             values += logs.tolist()
@@ -226,7 +227,7 @@ def _group_of(record: Record) -> _Group:
 
 
 def _block_of(record: Record, point: Point) -> str:
-    """The block in which the point's turns can be paired; a trial alone is a block of its own.
+    """The block in which the point's turns are paired; a trial alone is a block of its own.
 
     Records of schema 1 took no turns, not even between thread counts.
     """
@@ -253,15 +254,10 @@ class Results:
         self._spreads: dict[tuple[bool, bool], Spread] = {}
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> Results:
-        """Return the results of `records`."""
-        return cls(records)
-
-    @classmethod
     def load(cls, out: Path, any_machine: bool = False) -> Results:
         """Return the results of the sweep in folder `out`.
 
-        Raises `RequestError` where there is none, or, but for `any_machine`, one of several
+        Raises `RequestError` where there is none, or, unless `any_machine`, one of several
         machines; `ScalebenchError` where it is an import that is damaged.
         """
         if imported := Imported.load(out):
@@ -283,15 +279,14 @@ class Results:
     def ratio(self, one: PointKey, other: PointKey) -> Ratio:
         """Return the latency of point `one` over that of `other`.
 
-        Paired by their turns where they met in a block; else via their group's base, where both
-        met it at its best thread count; else from their latencies.
+        Paired by cycle where they took turns in a block; else via their group's base, where both
+        are paired with it at its best thread count; else from their latencies.
         """
         if one == other:
             how: How = "not measured together" if self.imported else "paired"
             return Ratio(1.0, Variance(0.0), how)
-        a, b = self._compared[one].latency, self._compared[other].latency
         found = self._paired(one, other) or self._via_base(one, other)
-        return found or unpaired(a, b, self.assumed_spread)
+        return found or unpaired(self._compared[one].latency, self._compared[other].latency)
 
     def row_ratio(self, one: Row, other: Row) -> Ratio:
         """Return the latency of row `one` of the table over that of row `other`.
@@ -313,9 +308,9 @@ class Results:
         ``same_threads`` are over eager, empty in a group without it, ``scaling`` over the config's
         own one thread; ``…_paired`` is how the two were compared. ``is_base`` are the rows of
         eager on the default allocator with SMT off. ``peak_fraction`` is the share of the
-        machine's peak in the config's own type; ``cpus_utilized`` is CPU time / wall time. Of the
-        ``turns`` ``shared`` were (`Point.shared`), a quota stopped the process in ``throttled``
-        periods, and the hypervisor took the share ``stolen``, 0 to 1, of the CPU time. A config
+        machine's peak in the config's own type; ``cpus_utilized`` is CPU time / wall time.
+        ``shared`` counts the shared turns (`Point.shared`), ``throttled`` the periods in which a
+        quota stopped the process; ``stolen`` is the hypervisor's share of the CPU time. A config
         that failed or was skipped, and never succeeded, is one row with its reason and no thread
         count.
         """
@@ -347,14 +342,9 @@ class Results:
     @property
     def source(self) -> str:
         """Where and when it was measured, for captions."""
-        return (
-            self.imported.source if self.imported else f"{'; '.join(self.machines)} · {self.dates}"
-        )
-
-    @property
-    def origin(self) -> str:
-        """`source`, for the head of a page."""
-        return self.source if self.imported else f"Measured on {self.source}"
+        if self.imported:
+            return self.imported.source
+        return f"{'; '.join(self.machines)} · {self.dates}"
 
     @property
     def why_no_smt(self) -> str | None:
@@ -402,7 +392,7 @@ class Results:
 
     def _paired(self, one: PointKey, other: PointKey) -> Ratio | None:
         a, b = self._compared[one], self._compared[other]
-        parts = paired(a.by_block, b.by_block)
+        parts = paired_differences(a.logs_by_block, b.logs_by_block)
         if not parts:
             return None
         return ratio(parts, self._spread(a.group == b.group, a.threads == b.threads))
@@ -423,7 +413,7 @@ class Results:
             self._spreads[kind] = Spread.of(list(self._pairs(*kind)), self._contrasts(*kind))
         return self._spreads[kind]
 
-    def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[Parts]:
+    def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[TurnLogs]:
         """The differences of pairs of one kind: of all, or of many taken at random."""
         points = list(self.points.values())
         numbers = {point.group: number for number, point in enumerate(points)}
@@ -435,7 +425,7 @@ class Results:
         if chosen.size > _MOST_PAIRS:
             chosen = np.random.default_rng(0).choice(chosen, _MOST_PAIRS, replace=False)
         for one, other in zip(*np.divmod(chosen, len(points)), strict=True):
-            yield paired(points[one].by_block, points[other].by_block)
+            yield paired_differences(points[one].logs_by_block, points[other].logs_by_block)
 
     def _contrasts(self, same_group: bool, same_threads: bool) -> int:
         """How many independent comparisons of a kind the blocks hold.
@@ -445,7 +435,7 @@ class Results:
         """
         members: dict[tuple[str, _Group | None], set[str | int]] = defaultdict(set)
         for key, point in self.points.items():
-            for block in point.by_block:
+            for block in point.logs_by_block:
                 apart = point.group if same_group and same_threads else None
                 members[block, apart].add(key[not same_threads])
         return sum(len(each) - 1 for each in members.values())
@@ -486,18 +476,18 @@ class Results:
         return {"over_eager": eager, "is_base": eager and self._base_name(group) == name}
 
 
-def twins(one: Results, other: Results) -> dict[PointKey, Ratio]:
-    """Return the latency of each point of `one` over its twin's in `other`, where the two met.
+def paired_ratios(one: Results, other: Results) -> dict[PointKey, Ratio]:
+    """Return the latency of each point of `one` over that of the same point in `other`.
 
-    Of two sweeps whose trials shared their blocks, as of two environments.
+    Paired by cycle: only points that took turns in a common block have one.
     """
     parts = {
         key: found
         for key, point in one.points.items()
         if key in other.points
-        if (found := paired(point.by_block, other.points[key].by_block))
+        if (found := paired_differences(point.logs_by_block, other.points[key].logs_by_block))
     }
-    met = {(block, key[0]) for key in parts for block in one.points[key].by_block}
+    met = {(block, key[0]) for key in parts for block in one.points[key].logs_by_block}
     spread = Spread.of(list(parts.values()), len(met))
     return {key: ratio(each, spread) for key, each in parts.items()}
 
@@ -511,9 +501,9 @@ def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
         key: [np.log([turn.median_ns for turn in point.turns]) for _, point in each]
         for key, each in trials.items()
     }
-    # All points of a block meet the same minutes, and differ from round to round together.
-    minutes = {record.block or record.name for each in trials.values() for record, _ in each}
-    spread = Spread.of(parts.values(), len(minutes))
+    # Points of one block are measured at the same time, and vary together from round to round.
+    blocks = {record.block or record.name for each in trials.values() for record, _ in each}
+    spread = Spread.of(parts.values(), len(blocks))
     return {key: MeasuredPoint(each, parts[key], spread) for key, each in trials.items()}
 
 

@@ -30,16 +30,17 @@ MIN_TURNS = 6
 """A part with fewer turns has no variance of its own: the MAD of 5 is off by half as a rule."""
 
 OUTLIER = 1.5
-"""A pass is an outlier if it takes more than this many times its point's median."""
+"""A pass is an outlier if it takes more than this many times its point's median in its trial."""
 
 ASSUMED_SPREAD = 0.01
 """Standard deviation of a log between trials, and between blocks, where nothing was repeated.
 
-Processes differed by 0.8 % on the machines seen, ratios of twins between blocks by 1.1 %.
+Processes differed by 0.8 % on the machines seen; from block to block the ratio of two processes
+of one config differed by 1.1 %.
 """
 
 ASSUMED_DF = 4.0
-"""How sure that is, where nothing was repeated. Where little was, it counts as 1 more contrast."""
+"""Degrees of freedom of `ASSUMED_SPREAD` where no trial or block was repeated."""
 
 MAD_EFFICIENCY = 0.37
 """The MAD of n normal values estimates their variance as well as 0.37 n squares do.
@@ -52,7 +53,7 @@ _SD_OVER_MAD = 1.4826  # of normal values
 _MEDIAN_OVER_MEAN = math.pi / 2  # variance of a median over that of a mean, of normal values
 _FARTHEST = 20.0  # a factor of 5e8 is as good as none
 
-Parts = Sequence[np.ndarray]
+TurnLogs = Sequence[np.ndarray]
 """Logs of turn medians, an array for each trial; or their differences, one for each block."""
 
 
@@ -68,8 +69,8 @@ class Variance:
         total = self.value + other.value
         if math.isinf(total):
             return Variance(total, min(self.df, other.df))
-        doubt = self.value**2 / self.df + other.value**2 / other.df
-        return Variance(total, total**2 / doubt if doubt else math.inf)
+        denominator = self.value**2 / self.df + other.value**2 / other.df
+        return Variance(total, total**2 / denominator if denominator else math.inf)
 
     def __mul__(self, factor: float) -> Variance:
         return Variance(self.value * factor, self.df)
@@ -122,13 +123,11 @@ class Ratio(Interval):
     """One latency over another with its 95 % interval, and how the two were compared.
 
     ``paired``: turn by turn, in cycles that both took part in; ``via``: both paired with the
-    point of config `via`; ``not measured together``: by their latencies. `assumed` where the
-    difference from block to block is not measured but taken to be `ASSUMED_SPREAD`.
+    point of config `via`; ``not measured together``: by their latencies.
     """
 
     how: How = "paired"
     via: str = ""
-    assumed: bool = False
 
     @property
     def differs(self) -> bool:
@@ -151,8 +150,7 @@ class Ratio(Interval):
 
     def times(self, other: Ratio, via: str) -> Ratio:
         """Return the product of ratios a / `via` and `via` / b, whose errors are independent."""
-        variance, assumed = self.variance + other.variance, self.assumed or other.assumed
-        return Ratio(self.value * other.value, variance, "via", via, assumed)
+        return Ratio(self.value * other.value, self.variance + other.variance, "via", via)
 
 
 @dataclass(frozen=True)
@@ -164,12 +162,12 @@ class Spread:
     assumed: bool
 
     @classmethod
-    def of(cls, points: Iterable[Parts], contrasts: float) -> Spread:
+    def of(cls, points: Iterable[TurnLogs], contrasts: float) -> Spread:
         """Pool the parts of many points, or of many pairs of points.
 
-        `contrasts` is how many independent comparisons each round holds, all rounds together:
-        points that share their minutes, or a process, differ from round to round together. They
-        count as far as they are repeated.
+        `contrasts` is the number of independent comparisons, summed over rounds: points measured
+        at the same time, or in one process, vary together from round to round. The degrees of
+        freedom are this number times the share of parts that repeat an earlier one.
         """
         points = [parts for parts in points if parts]
         within = _pooled_within([part for parts in points for part in parts if part.size > 1])
@@ -180,10 +178,10 @@ class Spread:
         return cls(within, _moderated(_between(points, within), df), assumed=False)
 
 
-def median_variance(parts: Parts, spread: Spread) -> Variance:
+def median_variance(parts: TurnLogs, spread: Spread) -> Variance:
     """Return the variance of the median over all turns of `parts`.
 
-    pi/2 s^2 / turns + b^2 / parts; of unequal length they count as fewer parts.
+    pi/2 s^2 / turns + b^2 / parts; of unequal length, Kish's effective number of parts.
     """
     turns = sum(part.size for part in parts)
     long = [part for part in parts if part.size >= MIN_TURNS]
@@ -193,7 +191,9 @@ def median_variance(parts: Parts, spread: Spread) -> Variance:
     return noise * (_MEDIAN_OVER_MEAN / turns**2) + spread.between * (1 / parts_in_effect)
 
 
-def paired(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def paired_differences(
+    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
     """Return the differences of turns in the same cycle, an array for each block of both.
 
     Both map a block to logs by cycle, NaN where there was no turn (`by_cycle`).
@@ -208,9 +208,9 @@ def paired(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> li
 
 
 def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
-    """Return the `logs` of turns at the place of their cycle, NaN where there was none.
+    """Return the `logs` of turns indexed by their cycle, NaN where there was none.
 
-    Of several in one cycle, as where a config is in a block twice, their median.
+    Several in one cycle, as of a config that is in a block twice, count as their median.
     """
     found = np.full(max(cycles) + 1, np.nan)
     found[list(cycles)] = logs
@@ -221,22 +221,22 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
     return found
 
 
-def ratio(parts: Parts, spread: Spread) -> Ratio:
+def ratio(parts: TurnLogs, spread: Spread) -> Ratio:
     """Return the ratio of two points from the differences of their turns, an array a block."""
     value = math.exp(_median(np.concatenate(parts)))
-    return Ratio(value, median_variance(parts, spread), assumed=spread.assumed)
+    return Ratio(value, median_variance(parts, spread))
 
 
-def unpaired(one: Interval, other: Interval, assumed: bool = False) -> Ratio:
+def unpaired(one: Interval, other: Interval) -> Ratio:
     """Return the ratio of two latencies whose errors are independent."""
     variance = one.variance + other.variance
-    return Ratio(one.value / other.value, variance, "not measured together", assumed=assumed)
+    return Ratio(one.value / other.value, variance, "not measured together")
 
 
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     """Return the median over the turns of one trial, with the interval from these turns alone.
 
-    Without end for fewer than 6 turns. Raises ValueError where there is none.
+    The interval is unbounded below `MIN_TURNS` turns. Raises ValueError where there is none.
     """
     logs = np.log(np.asarray(turn_medians_ns, dtype=float))
     if not logs.size:
@@ -276,7 +276,7 @@ def _within(part: np.ndarray) -> Variance:
     return Variance((_SD_OVER_MAD * deviation) ** 2, MAD_EFFICIENCY * (part.size - 1))
 
 
-def _pooled_within(parts: Parts) -> Variance:
+def _pooled_within(parts: TurnLogs) -> Variance:
     """The variance within parts of any length, from differences of turns half a part apart.
 
     Unlike the MAD of a few turns that of their differences is not too small.
@@ -289,7 +289,7 @@ def _pooled_within(parts: Parts) -> Variance:
     return Variance((_SD_OVER_MAD * deviation) ** 2 / 2, MAD_EFFICIENCY * differences.size)
 
 
-def _between(points: Sequence[Parts], within: Variance) -> float:
+def _between(points: Sequence[TurnLogs], within: Variance) -> float:
     """The variance of parts' medians around their point's, less what comes from within them."""
     squares, df = 0.0, 0
     for parts in points:
@@ -306,8 +306,8 @@ def _between(points: Sequence[Parts], within: Variance) -> float:
 def _moderated(variance: float, df: float) -> Variance:
     """A variance of `df` contrasts, raised by the assumed one where that is larger.
 
-    The assumed one counts as one contrast more: two rounds of one block have only one, which is
-    nothing in a third of all cases.
+    The assumed one counts as one contrast more: two rounds of one block give only one, whose
+    estimate is 0 in a third of all cases.
     """
     moderated = (df * variance + ASSUMED_SPREAD**2) / (df + 1)
     return Variance(max(variance, moderated), df + 1)

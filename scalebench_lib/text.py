@@ -1,4 +1,4 @@
-"""Numbers as they are told to people."""
+"""Numbers and durations as text for people, and back."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -43,6 +44,11 @@ def range_slider(description: str) -> widgets.SelectionRangeSlider:
 def several(description: str) -> widgets.SelectMultiple:
     """Return a choice of any of a few."""
     return widgets.SelectMultiple(**_look(description))
+
+
+def status(text: str) -> str:
+    """Return `text` as HTML that screen readers announce when it changes."""
+    return f'<p role="status">{escape(text)}</p>'
 
 
 class PngImage(widgets.Image):  # type: ignore[misc]

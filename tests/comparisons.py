@@ -19,7 +19,7 @@ def sweep(seed: int, slower: simulated.Slower = 1.0, **options: Any) -> list[Rec
 
 def compared(before: list[Record], after: list[Record], how=compare, **options: Any) -> Comparison:
     """Compare two lists of records, as if they lay in folders."""
-    sides = {"before": Results.of(before), "after": Results.of(after)}
+    sides = {"before": Results(before), "after": Results(after)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Results, "load", lambda out, any_machine=False: sides[str(out)])
         return how(Path("before"), Path("after"), **options)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scalebench_lib import cli
-from scalebench_lib.sweep.locks import PLACE
+from scalebench_lib.sweep.locks import RUNTIME_DIR
 from tests.browser import NAMES, found, launched
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _LIGHT_FORK_SERVER = (
 def _a_runtime_folder_of_our_own(tmp_path_factory: pytest.TempPathFactory):
     """Tests neither wait for sweeps of this machine nor hold them up."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(PLACE, str(tmp_path_factory.mktemp("runtime")))
+        patch.setenv(RUNTIME_DIR, str(tmp_path_factory.mktemp("runtime")))
         yield
 
 

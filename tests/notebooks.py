@@ -23,7 +23,7 @@ def run_notebook(
 ) -> str:
     """Run it; returns what its last cell prints."""
     kernel = kernels.new(parameters.get("allocator", "default"))
-    NotebookRun(kernel, source, target, parameters).result(limit_s)
+    NotebookRun(kernel, source, target, parameters).wait(limit_s)
     outputs = nbformat.read(target, as_version=4).cells[-1].outputs
     return "".join(output.get("text", "") for output in outputs)
 

@@ -48,7 +48,7 @@ def test_charts_beside_each_other_have_one_axis() -> None:
     small, large = on_one_axis([chart(1, 2), chart(5, 500)])
     assert small.y == large.y
     assert small.y.log
-    assert (small.reach, small.span) == ((1, 2), (1, 500))
+    assert (small.extent, small.span) == ((1, 2), (1, 500))
 
 
 def test_a_scale_that_is_asked_for_overrules_the_automatic_choice() -> None:

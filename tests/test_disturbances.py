@@ -40,7 +40,7 @@ def test_shared_turns_are_said_with_the_point_that_had_the_most() -> None:
     records = [disturbed(measured(Config(batch_size=n), SMALL), 3, waited=0.5) for n in (1, 4)]
     records[1] = disturbed(records[1], 2, threads=1, waited=0.5)
     (told,) = disturbances(records)
-    assert told.startswith("Something else was computing here: 5 of 32 turns were shared")
+    assert told.startswith("Something else was computing here: it shared 5 of 32 turns")
     assert "the most at BERT, batch 1 of 16 tokens, none, SMT off, 2 threads (3 of 8)" in told
     assert told.endswith("(see results.csv): so do all here.")
 
@@ -50,7 +50,7 @@ def test_a_point_with_half_its_turns_shared_is_said_however_many_others_are_calm
     records = [disturbed(record) for record in small_records((1, 2, 4, 8, 16, 32))]
     records[0] = disturbed(records[0], 4, waited=0.5)
     (told,) = disturbances(records)
-    assert "4 of 192 turns were shared" in told
+    assert "it shared 4 of 192 turns" in told
     assert "not so at 1 point, so measure anew" in told
 
 

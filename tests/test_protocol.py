@@ -24,7 +24,7 @@ REQUEST = Request(cycle=7, threads=2, seconds=0.3)
 @pytest.mark.parametrize(
     "message",
     [
-        Ready(ready=(1, 2), first_pass_s=0.05),
+        Ready(first_pass_s=0.05),
         REQUEST,
         Answer(median_ns=4e7, half_width=0.01, spent_s=0.34),
         Answer(median_ns=4e7, half_width=None, spent_s=0.34),

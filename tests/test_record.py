@@ -7,6 +7,7 @@ import pytest
 
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
+from scalebench_lib.files import write_atomically
 from scalebench_lib.record import (
     Point,
     Record,
@@ -14,7 +15,6 @@ from scalebench_lib.record import (
     load_records,
     next_trial,
     require_one_machine,
-    write_atomically,
 )
 from scalebench_lib.sweep.run import SweepRun
 from tests.factories import SOFTWARE, START, machine, measured, save_sweep, small_records

@@ -10,7 +10,7 @@ import pytest
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record, Turn
-from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, twins
+from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, paired_ratios
 from tests import factories, simulated
 from tests.factories import (
     disturbed,
@@ -62,7 +62,7 @@ def slower(record: Record, factor: float) -> Record:
 
 
 def test_one_row_a_point_with_all_columns() -> None:
-    results = Results.of(small_records())
+    results = Results(small_records())
     assert len(results.csv) == len(results.table) == 12
     assert tuple(results.csv.columns) == COLUMNS
     assert {*COLUMNS, *RATIO_COLUMNS, "is_base"} - {"paired"} == set(results.table.columns)
@@ -72,16 +72,16 @@ def test_one_row_a_point_with_all_columns() -> None:
 def test_trials_of_a_point_are_one_row() -> None:
     """A later trial sharpens the point; it is not a row of its own."""
     first = measured(NONE, SMALL)
-    table = Results.of([first, again(first)]).table
+    table = Results([first, again(first)]).table
     assert list(table["trials"]) == [2, 2]
     assert list(table["samples"]) == [16, 16]
-    point = Results.of([first, again(first)]).points[key(NONE)]
+    point = Results([first, again(first)]).points[key(NONE)]
     assert (point.turns, point.samples_ns.size, point.outlier.size) == (16, 16, 16)
 
 
 def test_latency_and_throughput_belong_together() -> None:
     """Latency is the median of all samples; throughput is batch size over it, in inferences/s."""
-    table = Results.of([measured(NONE, SMALL)]).table
+    table = Results([measured(NONE, SMALL)]).table
     samples = measured(NONE, SMALL).points[0].samples_ns
     row = table.iloc[0]
     assert row["latency_ms"] == pytest.approx(statistics.median(samples) / 1e6)
@@ -90,7 +90,7 @@ def test_latency_and_throughput_belong_together() -> None:
 
 
 def test_points_of_three_turns_are_coarse_and_have_an_interval() -> None:
-    table = Results.of(small_records(batch_sizes=(1, 4, 512))).table
+    table = Results(small_records(batch_sizes=(1, 4, 512))).table
     coarse = table[table["coarse"]]
     assert set(coarse["batch_size"]) == {512}
     width = (coarse["latency_ms_high"] - coarse["latency_ms_low"]) / coarse["latency_ms"]
@@ -100,15 +100,13 @@ def test_points_of_three_turns_are_coarse_and_have_an_interval() -> None:
 def test_a_second_round_replaces_what_was_assumed() -> None:
     """One repeated trial is enough."""
     records = small_records()
-    assert Results.of(records).assumed_spread
-    assert Results.of(records).ratio(key(NONE), key(SCRIPT)).assumed
-    both = Results.of([*records, *map(again, records)])
+    assert Results(records).assumed_spread
+    both = Results([*records, *map(again, records)])
     assert not both.assumed_spread
-    assert not both.ratio(key(NONE), key(SCRIPT)).assumed
 
 
 def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
-    table = Results.of(small_records([4])).table.set_index(["optimization", "threads"])
+    table = Results(small_records([4])).table.set_index(["optimization", "threads"])
     base = table.loc[("none", 2)]
     assert tuple(base[["speedup", "speedup_low", "speedup_high"]]) == (1, 1, 1)
     faster = table.loc[("script", 2)]
@@ -119,15 +117,15 @@ def test_speedups_are_over_the_base_at_its_best_thread_count() -> None:
 
 def test_scaling_is_over_the_own_single_thread() -> None:
     found = measured(SCRIPT, SMALL)
-    table = Results.of([found]).table.set_index("threads")
+    table = Results([found]).table.set_index("threads")
     assert table.loc[1, "scaling"] == 1
     assert 1.5 < table.loc[2, "scaling"] < 2
     only_two = found.model_copy(update={"points": found.points[1:]})
-    assert Results.of([only_two]).table["scaling"].isna().all()
+    assert Results([only_two]).table["scaling"].isna().all()
 
 
 def test_rows_of_the_table_are_compared_as_their_points_are() -> None:
-    results = Results.of(small_records())
+    results = Results(small_records())
     rows = {(row["config_id"], row["threads"]): row for row in results.table.to_dict("records")}
     there = results.row_ratio(rows[key(NONE, 1)], rows[key(SCRIPT, 1)])
     assert there == results.ratio(key(NONE, 1), key(SCRIPT, 1))
@@ -135,12 +133,12 @@ def test_rows_of_the_table_are_compared_as_their_points_are() -> None:
 
 
 def test_a_point_with_itself_is_exactly_one() -> None:
-    found = Results.of(small_records()).ratio(key(NONE), key(NONE))
+    found = Results(small_records()).ratio(key(NONE), key(NONE))
     assert (found.value, found.low, found.high, found.how) == (1, 1, 1, "paired")
 
 
 def test_the_other_way_round_is_the_inverse() -> None:
-    results = Results.of(small_records())
+    results = Results(small_records())
     there, back = results.ratio(key(NONE), key(SCRIPT)), results.ratio(key(SCRIPT), key(NONE))
     assert there.value == pytest.approx(1 / back.value)
     assert there.low == pytest.approx(1 / back.high)
@@ -152,16 +150,16 @@ def test_what_never_met_is_compared_via_the_base() -> None:
     first = [base, measured(SCRIPT, SMALL)]
     second = [slower(again(found), 2) for found in (base, measured(BF16, SMALL))]
     second[1] = second[1].model_copy(update={"trial": 1})
-    found = Results.of([*first, *second]).ratio(key(SCRIPT), key(BF16))
+    found = Results([*first, *second]).ratio(key(SCRIPT), key(BF16))
     assert found.label == "via none"
     assert found.value == pytest.approx(1 / factories.SCRIPT_SPEEDUP, rel=0.03)
-    direct = Results.of([*first, *second]).ratio(key(SCRIPT), key(NONE))
+    direct = Results([*first, *second]).ratio(key(SCRIPT), key(NONE))
     assert found.std_error > direct.std_error
 
 
 def test_without_a_base_latencies_are_compared() -> None:
     records = [measured(SCRIPT, SMALL), in_block(measured(BF16, SMALL), "0000000c")]
-    results = Results.of(records)
+    results = Results(records)
     found = results.ratio(key(SCRIPT), key(BF16))
     assert found.how == "not measured together"
     a, b = (results.points[key(config)].latency for config in (SCRIPT, BF16))
@@ -171,8 +169,8 @@ def test_without_a_base_latencies_are_compared() -> None:
 
 def test_groups_of_one_block_are_paired_and_others_are_not() -> None:
     one, four = measured(Config(batch_size=1), SMALL), measured(NONE, SMALL)
-    assert Results.of([one, four]).ratio((one.config_id, 2), key(NONE)).how == "paired"
-    apart = Results.of([one, in_block(four, "0000000c")])
+    assert Results([one, four]).ratio((one.config_id, 2), key(NONE)).how == "paired"
+    apart = Results([one, in_block(four, "0000000c")])
     assert apart.ratio((one.config_id, 2), key(NONE)).how == "not measured together"
 
 
@@ -180,7 +178,7 @@ def test_groups_of_one_block_are_paired_and_others_are_not() -> None:
 def test_a_base_that_failed_gives_no_speedup(status: str) -> None:
     """No other config takes its place."""
     records = [missing(NONE, SMALL, status, "no luck"), measured(SCRIPT, SMALL)]
-    results = Results.of(records)
+    results = Results(records)
     assert results.table["speedup"].isna().all()
     assert results.table.loc[results.table["is_base"], "status"].tolist() == [status]
     assert set(results.csv["paired"]) == {""}
@@ -188,7 +186,7 @@ def test_a_base_that_failed_gives_no_speedup(status: str) -> None:
 
 
 def test_a_group_without_eager_refers_to_the_first_known() -> None:
-    results = Results.of([measured(SCRIPT, SMALL), measured(BF16, SMALL)])
+    results = Results([measured(SCRIPT, SMALL), measured(BF16, SMALL)])
     assert results.base(key(BF16)) == key(SCRIPT)
     assert results.csv["speedup"].notna().all()
     assert results.table["speedup"].isna().all()
@@ -198,14 +196,14 @@ def test_a_group_without_eager_refers_to_the_first_known() -> None:
 def test_hosts_are_groups_of_their_own() -> None:
     """The base of one says nothing of another."""
     here, there = (measured(NONE, SMALL).model_copy(update={"host": name}) for name in "ab")
-    results = Results.of([here, in_block(there, "0000000c")])
+    results = Results([here, in_block(there, "0000000c")])
     assert results.base((f"{NONE.id}@a", 1)) == (f"{NONE.id}@a", 2)
     assert results.base((f"{NONE.id}@b", 1)) == (f"{NONE.id}@b", 2)
 
 
 def ratio_of(records: Iterable[Record]) -> float:
     """Of none over script."""
-    return Results.of(records).ratio(key(NONE), key(SCRIPT)).value
+    return Results(records).ratio(key(NONE), key(SCRIPT)).value
 
 
 def test_a_half_written_block_leaves_nothing_wrong() -> None:
@@ -239,7 +237,7 @@ def test_old_records_are_never_paired() -> None:
     """Even their own thread counts took no turns."""
     old = {"schema_version": 1, "block": None}
     records = [measured(config, SMALL).model_copy(update=old) for config in (NONE, SCRIPT)]
-    results = Results.of(records)
+    results = Results(records)
     assert results.ratio(key(NONE), key(SCRIPT)).how == "not measured together"
     assert results.ratio(key(NONE, 1), key(NONE, 2)).how == "not measured together"
 
@@ -247,7 +245,7 @@ def test_old_records_are_never_paired() -> None:
 def test_thread_counts_of_a_trial_alone_are_paired() -> None:
     """In a notebook run by hand they take turns with each other, and with nobody else."""
     alone = [in_block(measured(config, SMALL), None) for config in (NONE, SCRIPT)]
-    results = Results.of(alone)
+    results = Results(alone)
     assert results.ratio(key(NONE, 1), key(NONE, 2)).how == "paired"
     assert results.ratio(key(NONE), key(SCRIPT)).how == "not measured together"
 
@@ -263,7 +261,7 @@ def test_twins_of_two_sweeps_are_paired() -> None:
             other = simulated.block(on, random, number, 1000.0 * number, 15)
             sides[0].extend(both)
             sides[1].extend(other)
-        found = twins(*map(Results.of, sides))
+        found = paired_ratios(*map(Results, sides))
         assert len(found) == 12
         held += [one.low <= 1 <= one.high for one in found.values()]
     assert np.mean(held) >= 0.9
@@ -277,7 +275,7 @@ def test_percentiles_are_of_single_passes() -> None:
     of_means = point.model_copy(update={"passes_per_sample": 3})
     single, means = (many.model_copy(update={"points": (one,)}) for one in (point, of_means))
     for records, known in (([single], True), ([means], False), ([single, again(means)], False)):
-        row = Results.of(records).table.notna().iloc[0]
+        row = Results(records).table.notna().iloc[0]
         assert (row["latency_ms_min"], row["latency_ms_p90"]) == (known, known)
         assert not row["latency_ms_p99"]
 
@@ -289,18 +287,18 @@ def test_outliers_are_counted_and_kept() -> None:
     spiked = with_samples(point.turns[0], [2 * point.median_ns])
     points = (with_turns(point, (spiked, *point.turns[1:])), first.points[1])
     one = first.model_copy(update={"points": points})
-    table = Results.of([one, slower(again(first), 2)]).table
+    table = Results([one, slower(again(first), 2)]).table
     assert list(table["outliers"]) == [1, 0]
     assert list(table["samples"]) == [16, 16]
 
 
 def test_what_disturbed_a_point_is_counted() -> None:
     """Turns, periods and the share of time add up over all trials; what is not known is empty."""
-    untold = Results.of([measured(NONE, SMALL)]).table
+    untold = Results([measured(NONE, SMALL)]).table
     assert list(untold["turns"]) == [8, 8]
     assert untold[["shared", "throttled", "stolen"]].isna().all(axis=None)
     one = disturbed(measured(NONE, SMALL), 2, waited=0.5, throttled=3, stolen=0.2)
-    table = Results.of([one, again(disturbed(measured(NONE, SMALL)))]).table.set_index("threads")
+    table = Results([one, again(disturbed(measured(NONE, SMALL)))]).table.set_index("threads")
     assert tuple(table.loc[1, ["turns", "shared", "throttled", "stolen"]]) == (16, 0, 0, 0)
     assert tuple(table.loc[2, ["turns", "shared", "throttled"]]) == (16, 2, 6)
     assert 0.01 < table.loc[2, "stolen"] < 0.02
@@ -308,16 +306,16 @@ def test_what_disturbed_a_point_is_counted() -> None:
 
 def test_what_failed_is_a_row_with_its_reason() -> None:
     failed = missing(NONE, SMALL, "failed", "no luck")
-    table = Results.of([failed]).table
+    table = Results([failed]).table
     assert (table.loc[0, "status"], table.loc[0, "reason"]) == ("failed", "no luck")
     assert table.loc[0, "samples"] == 0
     retried = measured(NONE, SMALL).model_copy(update={"trial": 2})
-    assert set(Results.of([failed, retried]).table["status"]) == {"ok"}
+    assert set(Results([failed, retried]).table["status"]) == {"ok"}
 
 
 def test_no_records_have_an_empty_table() -> None:
-    assert tuple(Results.of([]).csv.columns) == COLUMNS
-    assert not Results.of([]).assumed_spread
+    assert tuple(Results([]).csv.columns) == COLUMNS
+    assert not Results([]).assumed_spread
 
 
 def test_a_folder_without_records_says_what_to_do(tmp_path) -> None:
@@ -339,5 +337,5 @@ def test_two_thousand_points_take_seconds() -> None:
     records = [measured(config, on) for config in configs]
     records += [again(record) for record in records]
     began = time.process_time()
-    assert len(Results.of(records).table) == 2112
+    assert len(Results(records).table) == 2112
     assert time.process_time() - began < 8

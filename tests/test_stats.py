@@ -18,7 +18,7 @@ from scalebench_lib.stats import (
     by_cycle,
     median_variance,
     outliers,
-    paired,
+    paired_differences,
     percentile,
     ratio,
     turns_interval,
@@ -33,7 +33,7 @@ def coverage(kind: Callable, same_threads: bool, rounds: int = 2, cycles: int = 
     held = []
     for seed in range(SEEDS):
         made = simulated.sweep(kind, seed, rounds, cycles)
-        results = Results.of(made.records)
+        results = Results(made.records)
         for one, other in made.pairs:
             if (one[1] == other[1]) == same_threads:
                 found = results.ratio(one, other)
@@ -60,7 +60,7 @@ def test_pairs_do_not_notice_what_all_points_share() -> None:
     for seed in range(SEEDS):
         for kind in (simulated.steady, simulated.steps):
             made = simulated.sweep(kind, seed, cycles=8)
-            results = Results.of(made.records)
+            results = Results(made.records)
             for one, other in made.pairs:
                 true = made.true_ratio(one, other)
                 errors[kind.__name__].append(abs(math.log(results.ratio(one, other).value / true)))
@@ -77,7 +77,7 @@ def test_a_latency_knows_of_the_minutes_between_rounds() -> None:
     held, widths = [], []
     for seed in range(20):
         made = simulated.sweep(simulated.steps, seed)
-        for key, point in Results.of(made.records).points.items():
+        for key, point in Results(made.records).points.items():
             held.append(point.latency.low <= made.true_latency_ns(key) <= point.latency.high)
             widths.append(point.latency.half_width)
     assert np.mean(held) >= 0.8
@@ -174,7 +174,6 @@ def test_of_one_round_it_is_assumed() -> None:
     spread = Spread.of([[np.zeros(8)], [np.zeros(8)]], 2)
     assert spread.assumed
     assert math.sqrt(spread.between.value) == ASSUMED_SPREAD
-    assert ratio([np.zeros(8)], spread).assumed
 
 
 def test_a_turn_each_leaves_the_noise_to_what_is_assumed() -> None:
@@ -187,7 +186,7 @@ def test_turns_are_paired_by_block_and_cycle() -> None:
     one = {"a": by_cycle([1, 2, 4], [1, 2, 4]), "b": by_cycle([1], [9]), "d": by_cycle([1], [0])}
     other = {"a": by_cycle([2, 3, 4, 5], [1, 1, 1, 1]), "c": by_cycle([1], [0])}
     other["d"] = by_cycle([2], [0])
-    assert [part.tolist() for part in paired(one, other)] == [[1, 3]]
+    assert [part.tolist() for part in paired_differences(one, other)] == [[1, 3]]
 
 
 def test_turns_of_one_cycle_count_as_one() -> None:
@@ -196,9 +195,9 @@ def test_turns_of_one_cycle_count_as_one() -> None:
 
 def test_ratios_multiply() -> None:
     """A product says through which config it went; its errors are independent."""
-    half = Ratio(0.5, Variance(3e-4, 6), assumed=True)
+    half = Ratio(0.5, Variance(3e-4, 6))
     found = half.times(Ratio(3, Variance(1e-4, 6)), "none")
-    assert (found.value, found.label, found.assumed) == (1.5, "via none", True)
+    assert (found.value, found.label) == (1.5, "via none")
     assert found.std_error == pytest.approx(0.02)
 
 
@@ -245,7 +244,7 @@ def test_no_estimator_but_a_median_is_exported() -> None:
         "ratio": lambda: math.log(ratio([skewed], Spread.of([], 0)).value),
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
-    others = {"median_variance", "paired", "unpaired", "outliers", "percentile"}
+    others = {"median_variance", "paired_differences", "unpaired", "outliers", "percentile"}
     functions = {
         name
         for name, found in inspect.getmembers(stats, inspect.isfunction)

@@ -1,14 +1,15 @@
 """Compare two sweeps point by point: is B slower than A? With an interval for every answer.
 
-The ratio of a point is B's latency over A's: above 1, B takes longer. Two sweeps share no minutes
-(`compare`), so a machine that was slower in B's minutes raises all ratios alike; or all of a
-thread count, for as long as one of its CPUs is slower. That is estimated first, as the median
-over the points of each thread count. Its interval comes from how latencies differed from round to
-round. A point is judged by what is left, its ratio over the common one. From that the minutes are
-taken out cycle by cycle: each turn less the median of the other points' turns.
+The ratio of a point is B's latency over A's: above 1, B takes longer. Two sweeps were not
+measured at the same time (`compare`), so a machine that was slower during B raises all ratios
+alike; or all of a thread count, for as long as one of its CPUs is slower. That common change is
+estimated first, as the median over the points of each thread count; its interval comes from how
+latencies differed from round to round. A point is judged by its ratio over the common one. Before
+that the state of the machine is removed cycle by cycle: each turn less the median of the other
+points' turns.
 
-Two environments whose trials shared their blocks met the same minutes (`against`): their ratios
-are paired turn by turn, and nothing is taken out.
+Two environments whose trials shared their blocks were (`against`): their ratios are paired by
+cycle, and nothing is removed.
 
 A point is called faster or slower only when its change is larger than `threshold` and clear of
 noise. Many points are compared at once, so clear means more than leaving one interval: the false
@@ -37,7 +38,7 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import CONFIG_ORDER, Record, conditions
-from scalebench_lib.results import MeasuredPoint, PointKey, Results, twins
+from scalebench_lib.results import MeasuredPoint, PointKey, Results, paired_ratios
 from scalebench_lib.stats import (
     ASSUMED_DF,
     CONFIDENCE,
@@ -73,16 +74,15 @@ ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together, from one round to the next, where a
 sweep has one round. On a shared machine 1 to 7 % were seen."""
 
-_AXES = (*(name for name in AXES if name != "batch_size"), "batch_size")
 _COLUMNS = [
-    *("config_id", "model", *_AXES, "threads", "latency_ms_a", "latency_ms_b"),
+    *("config_id", *CONFIG_ORDER, "threads", "latency_ms_a", "latency_ms_b"),
     *("ratio", "ratio_low", "ratio_high", "beyond", "beyond_low", "beyond_high"),
     *("chance", "verdict", "why"),
 ]
 
 
 @dataclass(frozen=True)
-class Common:
+class CommonChange:
     """The change common to all points of some thread counts: B's latencies over A's.
 
     `where` are these counts, each with whether SMT is on.
@@ -104,7 +104,7 @@ class Change(NamedTuple):
 class Comparison:
     """Sweep `b` compared with sweep `a`, point by point: the results `after` with those `before`.
 
-    `changes` are those of the points that can be compared, `common` is what was taken out of them.
+    `changes` are those of the points that can be compared, `common` what all of them share.
     A change up to `threshold` is none. `asked` are the ids of the configs that B was asked for.
     """
 
@@ -114,7 +114,7 @@ class Comparison:
     after: Results
     threshold: float
     changes: Mapping[PointKey, Change]
-    common: tuple[Common, ...] = ()
+    common: tuple[CommonChange, ...] = ()
     asked: frozenset[str] = frozenset()
 
     def count(self, verdict: Verdict) -> int:
@@ -158,7 +158,8 @@ class Comparison:
         change = self.changes.get(key)
         if change is None:
             return {**cells, "verdict": "unclear", "why": "not measured together"}
-        cells["verdict"], cells["why"] = _reading(_outlier_share(one, other), change)
+        found = _preliminary_verdict(_outlier_share(one, other), change)
+        cells["verdict"], cells["why"] = found
         cells["chance"] = change.beyond.p_value
         for name, ratio in change._asdict().items():
             cells |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
@@ -237,15 +238,15 @@ def against(a: Path, b: Path) -> Comparison:
     refused. Raises `RequestError` where there is nothing to compare.
     """
     before, after = _load(a, b)
-    changes = {key: Change(ratio, ratio) for key, ratio in twins(after, before).items()}
+    changes = {key: Change(ratio, ratio) for key, ratio in paired_ratios(after, before).items()}
     names = (a.resolve().name, b.resolve().name)
     return Comparison(*names, before, after, THRESHOLD_AGAINST, changes, asked=_asked(b, after))
 
 
 def save_against(found: Comparison, path: Path) -> None:
     """Write what `against` found as CSV, a row a point."""
-    of_two_minutes = ["beyond", "beyond_low", "beyond_high", "chance"]
-    write_atomically(path, found.table.drop(columns=of_two_minutes).to_csv(index=False))
+    unpaired_only = ["beyond", "beyond_low", "beyond_high", "chance"]
+    write_atomically(path, found.table.drop(columns=unpaired_only).to_csv(index=False))
 
 
 def _load(
@@ -285,7 +286,7 @@ def _of_one_model(
             named["weights"] = first.weights  # a folder or hub id, as the model is
         config = record.config.model_copy(update=named)
         renamed.append(record.model_copy(update={"config": config, "config_id": config.id}))
-    return Results.of(ours), Results.of(renamed)
+    return Results(ours), Results(renamed)
 
 
 def _of_model(side: Results, model: str, name: str) -> list[Record]:
@@ -340,23 +341,23 @@ def _asked(out: Path, found: Results) -> frozenset[str]:
 
 def _changes(
     before: Results, after: Results, threshold: float
-) -> tuple[dict[PointKey, Change], tuple[Common, ...]]:
+) -> tuple[dict[PointKey, Change], tuple[CommonChange, ...]]:
     """The change of each point that both sides have, and what is common to many."""
     pairs = {
         key: (before.points[key], after.points[key]) for key in before.points if key in after.points
     }
     ratios = {key: unpaired(b.latency, a.latency) for key, (a, b) in pairs.items()}
     changes = {key: Change(ratio, ratio) for key, ratio in ratios.items()}
-    calm = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
-    alike, factors = list(_alike(calm)), list[Ratio]()
-    for keys in alike:
+    usable = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
+    groups, factors = list(_by_thread_count(usable)), list[Ratio]()
+    for keys in groups:
         factor, beyond = _common_and_beyond(*zip(*(pairs[key] for key in keys), strict=True))
         factors.append(factor)
         changes |= {key: Change(ratios[key], left) for key, left in zip(keys, beyond, strict=True)}
     values, p_values = ([each.value for each in factors], [each.p_value for each in factors])
     verdicts, _ = _verdicts(np.array(values), np.array(p_values), threshold)
-    where = [tuple(sorted({_cpus_of(pairs[key][0]) for key in keys})) for keys in alike]
-    return changes, tuple(map(Common, where, factors, verdicts.tolist()))
+    where = [tuple(sorted({_cpus_of(pairs[key][0]) for key in keys})) for keys in groups]
+    return changes, tuple(map(CommonChange, where, factors, verdicts.tolist()))
 
 
 def _ratio(log: float, variance: Variance) -> Ratio:
@@ -371,7 +372,7 @@ def _cpus_of(point: MeasuredPoint) -> tuple[int, bool]:
     return point.threads, point.config.smt
 
 
-def _alike(
+def _by_thread_count(
     pairs: Mapping[PointKey, tuple[MeasuredPoint, MeasuredPoint]],
 ) -> Iterator[list[PointKey]]:
     """The points that a state of the machine changes together: those of one thread count.
@@ -389,13 +390,14 @@ def _common_and_beyond(
     before: Sequence[MeasuredPoint], after: Sequence[MeasuredPoint]
 ) -> tuple[Ratio, list[Ratio]]:
     """The factor common to the points of both sides, and what is left of each point's ratio."""
-    a, b = _Levels.of(before), _Levels.of(after)
+    a, b = _Latencies.of(before), _Latencies.of(after)
     changes, noise = b.logs - a.logs, [x + y for x, y in zip(a.noise, b.noise, strict=True)]
     middle = _middle(changes.tolist())
     processes = len({point.key[0] for point in before})  # the points of one count as one
-    doubt = noise[_typical(noise)] * (math.pi / 2 / processes)
-    factor = _ratio(middle, a.common + b.common + doubt)
-    return factor, [_ratio(x - middle, own + doubt) for x, own in zip(changes, noise, strict=True)]
+    of_median = noise[_median_index(noise)] * (math.pi / 2 / processes)
+    factor = _ratio(middle, a.common + b.common + of_median)
+    left = [_ratio(x - middle, own + of_median) for x, own in zip(changes, noise, strict=True)]
+    return factor, left
 
 
 def _middle(changes: Sequence[float]) -> float:
@@ -407,18 +409,18 @@ def _middle(changes: Sequence[float]) -> float:
     return min(ordered[half], ordered[-half - 1], key=abs)
 
 
-def _typical(variances: Sequence[Variance]) -> int:
-    """The place of the median one."""
+def _median_index(variances: Sequence[Variance]) -> int:
+    """The index of the median variance."""
     order = np.argsort([variance.value for variance in variances], kind="stable")
     return int(order[len(order) // 2])
 
 
 @dataclass(frozen=True)
-class _Levels:
-    """The logs of latencies of a sweep, without what the turns of a cycle had in common.
+class _Latencies:
+    """The logs of a sweep's latencies, without what the turns of a cycle had in common.
 
-    `common` is the variance of the mean of all `logs`, by the minutes that they were measured in;
-    `noise` that of each without them.
+    `common` is the variance of the mean of all `logs` due to the blocks that they were measured
+    in, `noise` that of each without it.
     """
 
     logs: np.ndarray
@@ -426,8 +428,8 @@ class _Levels:
     common: Variance
 
     @classmethod
-    def of(cls, points: Sequence[MeasuredPoint]) -> _Levels:
-        """Those of points of one sweep that share the states of the machine.
+    def of(cls, points: Sequence[MeasuredPoint]) -> _Latencies:
+        """Adjust the latencies of points of one sweep that the machine's state changes together.
 
         A point that was alone in its blocks keeps its latency, and the error of that.
         """
@@ -435,11 +437,11 @@ class _Levels:
         turns = _turns(points)
         counts = turns.notna().T.groupby(level=0).sum().T.to_numpy(float)
         shares = counts / counts.sum(axis=1, keepdims=True)  # of blocks (columns) in points
-        typical, mean = _typical(noise), shares.mean(axis=0)
-        apart = ((shares - mean) ** 2).sum(axis=1)  # minutes that the others did not share
+        typical, mean = _median_index(noise), shares.mean(axis=0)
+        apart = ((shares - mean) ** 2).sum(axis=1)  # blocks that the others were not in
         of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
         # A process has its own speed: the configs of each block less 1 are compared.
-        trials = {(block, point.key[0]) for point in points for block in point.by_block}
+        trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
         relative = {place: _relative_to_others(turns, place) for place in turns.index}
         spread = Spread.of(relative.values(), len(trials) - len(mean))
         for place, parts in relative.items():
@@ -450,19 +452,19 @@ class _Levels:
 
 
 def _latency_variances(points: Sequence[MeasuredPoint]) -> list[Variance]:
-    """The variance of each point's log latency, with all that its minutes did to it."""
-    blocks = {block for point in points for block in point.by_block}
-    drift = Spread.of((point.parts for point in points), len(blocks))
+    """The variance of each point's log latency, drift of the machine between rounds included."""
+    blocks = {block for point in points for block in point.logs_by_block}
+    drift = Spread.of((point.logs_by_trial for point in points), len(blocks))
     if drift.assumed:
         drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
-    return [median_variance(point.parts, drift) for point in points]
+    return [median_variance(point.logs_by_trial, drift) for point in points]
 
 
 def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
     """The turns of each point (a row) by block and cycle (a column): logs over its latency."""
     rows = []
     for point in points:
-        blocks = {block: pd.Series(logs) for block, logs in point.by_block.items()}
+        blocks = {block: pd.Series(logs) for block, logs in point.logs_by_block.items()}
         rows.append(pd.concat(blocks) - math.log(point.latency.value))
     return pd.DataFrame(rows)
 
@@ -473,7 +475,7 @@ def _relative_to_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:
     return [part.to_numpy(float) for _, part in relative.groupby(level=0)]
 
 
-def _reading(outliers: float, change: Change) -> tuple[str, str]:
+def _preliminary_verdict(outliers: float, change: Change) -> tuple[str, str]:
     """The verdict of a point that cannot be judged, else an empty one; and the reason."""
     half_width = change.beyond.half_width
     if outliers > MOST_OUTLIERS:

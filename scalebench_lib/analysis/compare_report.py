@@ -12,13 +12,15 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape as no_markup
 from rich.table import Table
+from rich.text import Text
 
-from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, Common, Comparison
-from scalebench_lib.analysis.draw import STYLE, Picture, canvas, caption
+from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, CommonChange, Comparison
+from scalebench_lib.analysis.draw import STYLE, canvas, caption
+from scalebench_lib.analysis.tables import CONTEXT
 from scalebench_lib.config import AXES, axis_label
 from scalebench_lib.files import write_atomically
+from scalebench_lib.picture import Picture
 from scalebench_lib.text import format_number, pluralize
 
 _STYLES = {
@@ -29,7 +31,7 @@ _STYLES = {
 }
 _ONE_SIDED = {"lost": "lost in B", "only A": "only in A", "only B": "only in B"}
 
-_CONTEXT = ["model", *(name for name, axis in AXES.items() if axis.splits)]
+_CONTEXT = [name for name in CONTEXT if name != "machine"]
 """Points that differ in one of these stand in tables of their own, so that each stays narrow."""
 
 _MAX_NAMED = 60
@@ -52,7 +54,7 @@ def summary(found: Comparison) -> list[str]:
     return lines
 
 
-def _common_change(common: Common) -> str:
+def _common_change(common: CommonChange) -> str:
     """``8.0 % slower (3.1–13 %) on 1 thread``."""
     ratio, where = common.ratio, _on(common.where)
     if not ratio.differs:
@@ -189,7 +191,7 @@ def _rich(rows: pd.DataFrame) -> Table:
         left = name in ("optimization", "SMT", "verdict")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in rows.to_numpy():
-        table.add_row(*map(no_markup, row))
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -219,7 +221,7 @@ def _safe(text: str) -> str:
 def save(found: Comparison, folder: Path) -> Path:
     """Write ``compare.md``, its figure and its table (CSV) into `folder`; return the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.png").write_bytes(figure(found).png())
+    write_atomically(folder / "compare.png", figure(found).png())
     write_atomically(folder / "compare.csv", found.table.to_csv(index=False))
     write_atomically(folder / "compare.md", markdown(found, "compare.png"))
     return folder / "compare.md"

@@ -1,14 +1,11 @@
 """Draw a `Chart` with matplotlib: its lines, cells or dots, labelled, with its caption under it.
 
-Figures are made without pyplot, so that a notebook shows each just once. `Picture`,
 `canvas` and `caption` also serve drawings that are no charts.
 """
 
 from __future__ import annotations
 
-import io
 import textwrap
-from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,18 +13,16 @@ import numpy as np
 import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
-from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from scalebench_lib.charts import SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
+from scalebench_lib.picture import Picture
 
 DPI = 144
 WIDTH = 8.4
@@ -60,33 +55,6 @@ _PITCH_POINTS = 13.0
 
 _GAP_POINTS = 16.0
 """From the axes to the labels: room for the leaders."""
-
-
-class Picture(Figure):
-    """A matplotlib figure that shows itself in a notebook, whatever the backend."""
-
-    alt = ""
-
-    def png(self, dpi: float = DPI) -> bytes:
-        """The picture as PNG of 256 colours: a quarter of the size, and the eye sees no less."""
-        self.set_dpi(dpi)
-        canvas = FigureCanvasAgg(self)
-        canvas.draw()
-        image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
-        few = image.convert("RGB").quantize(
-            256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
-        )
-        # Quantizing darkens white by one, which would show as a box on a white page.
-        few.putpalette([255 if part >= 254 else part for part in few.getpalette() or ()])
-        buffer = io.BytesIO()
-        few.save(buffer, "png")
-        return buffer.getvalue()
-
-    def _repr_mimebundle_(
-        self, include: object = None, exclude: object = None
-    ) -> tuple[dict[str, str], dict[str, Any]]:
-        data = {"image/png": b64encode(self.png()).decode("ascii"), "text/plain": self.alt}
-        return data, {"image/png": {"alt": self.alt}}
 
 
 def draw(chart: Chart) -> Picture:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from html import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ from scalebench_lib.analysis.tables import (
     values_of,
 )
 from scalebench_lib.charts import Chart, on_one_axis
-from scalebench_lib.config import AXES
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive, sweeps
 from scalebench_lib.results import Results
@@ -56,6 +54,7 @@ from scalebench_lib.widgets import (
     set_visible,
     several,
     slider,
+    status,
 )
 
 EXPLORED = "explored"
@@ -64,7 +63,7 @@ EXPLORED = "explored"
 _DPI = 100
 """Less than on the page, for a quicker answer."""
 
-_FILTERS = ("model", *(name for name in CONTEXT if name != "machine"))
+_FILTERS = {name: title for name, title in CONTEXT.items() if name != "machine"}
 """What one picture holds one of. A sweep is of one machine; others are laid beside it."""
 
 _SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
@@ -157,16 +156,14 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def _make_controls(self) -> None:
         self.sweep = dropdown("Sweep", [(path.name, path) for path in self._folders])
         self.beside = several("Beside it")
-        self.filters = {
-            name: dropdown(AXES[name].title if name in AXES else name.title()) for name in _FILTERS
-        }
+        self.filters = {name: dropdown(title) for name, title in _FILTERS.items()}
         self.view = dropdown("View")
         makers = (buttons, slider, dropdown, buttons, dropdown)
         self.choices = {
             name: make(title) for (name, title), make in zip(CONTROLS.items(), makers, strict=True)
         }
         self.some = {name: several(title) for name, title in _SOME.items()}
-        self.reach = range_slider("Threads")
+        self.thread_range = range_slider("Threads")
         self.scale = buttons("Scale", ["auto", "linear", "log"])
         self.save_picture = widgets.Button(description="Save picture (PNG)")
         self.save_data = widgets.Button(description="Save data (CSV)")
@@ -175,7 +172,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
     def controls(self) -> list[Any]:
         """All controls, from top to bottom."""
         where = [self.sweep, self.beside, *self.filters.values(), self.view]
-        return [*where, *self.choices.values(), *self.some.values(), self.reach, self.scale]
+        return [*where, *self.choices.values(), *self.some.values(), self.thread_range, self.scale]
 
     def _listen(self) -> None:
         """Sweep and filters change what there is to choose from; the rest only the picture."""
@@ -227,7 +224,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
                 set_options(control, offered[name], default)
             for name, control in self.some.items():
                 set_several(control, offered[name])
-            set_range(self.reach, values_of(rows, "threads") or [1])
+            set_range(self.thread_range, values_of(rows, "threads") or [1])
         self._redraw()
 
     def _redraw(self) -> None:
@@ -250,9 +247,9 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         controls = VIEWS[self.view.value].controls
         some = [control for name, control in self.some.items() if name not in controls]
         one = [self.choices[name] for name in controls]
-        reach = [] if "threads" in controls else [self.reach]
+        range_ = [] if "threads" in controls else [self.thread_range]
         scale = [] if self.view.value == "heat" else [self.scale]
-        return [self.sweep, *self.filters.values(), self.view, *one, *some, *reach, *scale]
+        return [self.sweep, *self.filters.values(), self.view, *one, *some, *range_, *scale]
 
     def _chart(self, folder: Path) -> Chart:
         results, view = self._load(folder), VIEWS[self.view.value]
@@ -278,7 +275,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         rows = select(rows, **wanted, **some)
         if "threads" in controls:
             return rows
-        within = rows["threads"].isna() | rows["threads"].between(*self.reach.value)
+        within = rows["threads"].isna() | rows["threads"].between(*self.thread_range.value)
         return rows[within.astype(bool)]
 
     def _show(self, complaints: list[str]) -> None:
@@ -290,7 +287,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         for image, chart in zip(self.pictures.children, charts, strict=True):
             with image.hold_sync():  # each message would load the picture anew
                 image.value, image.tooltip = draw(chart).png(_DPI), chart.title
-        self.message.value = _status(" ".join([*self._sentences(), *complaints]))
+        self.message.value = status(" ".join([*self._sentences(), *complaints]))
         self._enable(True)
 
     def _sentences(self) -> Iterator[str]:
@@ -301,7 +298,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
 
     def _say_why_not(self, why: str) -> None:
         self._shown = []
-        self.message.value = _status(why)
+        self.message.value = status(why)
         self._enable(False)
 
     def _enable(self, shown: bool) -> None:
@@ -316,10 +313,10 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         try:
             paths = [save(self.sweep.value, title, ending, content) for content in contents]
         except OSError as error:
-            self.saved.value = _status(f"Not saved: {error}")
+            self.saved.value = status(f"Not saved: {error}")
             return
         names = ", ".join("/".join(path.parts[-3:]) for path in paths)
-        self.saved.value = _status(f"Saved: {names}")
+        self.saved.value = status(f"Saved: {names}")
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Show the controls, with the picture for where they are dead; headless, it alone."""
@@ -330,7 +327,3 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         if self._shown:
             data["image/png"] = b64encode(self.picture.value).decode("ascii")
         return data, {"image/png": {"alt": data["text/plain"]}}
-
-
-def _status(text: str) -> str:
-    return f'<p role="status">{escape(text)}</p>'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import pandas as pd
 
 from scalebench_lib.analysis.findings import EXACT_DB, extreme, largest_speedup, point_label
 from scalebench_lib.analysis.tables import (
-    EAGER,
     METRICS,
     Metric,
     MetricName,
@@ -33,6 +33,7 @@ from scalebench_lib.analysis.tables import (
     pairing_label,
     select,
     values_of,
+    with_bounds,
 )
 from scalebench_lib.charts import (
     Cells,
@@ -46,7 +47,7 @@ from scalebench_lib.charts import (
 )
 from scalebench_lib.config import AXES, DEFAULTS, Config, axis_label
 from scalebench_lib.errors import RequestError
-from scalebench_lib.results import Results
+from scalebench_lib.results import EAGER, Results
 from scalebench_lib.text import decibels, format_number, pluralize
 
 
@@ -215,8 +216,7 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
 
 def samples_table(results: Results) -> pd.DataFrame:
     """Return every sample of `results`, a row each, with the columns of its point's row that say
-    where it was measured, ``trial``, ``latency_ms``, and ``outlier``, whether it is above 1.5
-    times its point's median."""
+    where it was measured, ``trial``, ``latency_ms``, and ``outlier``."""
     parts = list(_samples(results)) or [results.table.head(0)]
     return pd.concat(parts, ignore_index=True)
 
@@ -240,18 +240,13 @@ def _samples(results: Results) -> Iterator[pd.DataFrame]:
         )
 
 
-def _speedups(rows: pd.DataFrame) -> Values:
-    names = ("speedup", "speedup_low", "speedup_high")
-    middle, low, high = (rows[name].to_numpy(float) for name in names)
-    return middle, low, high
-
-
 def _shares(rows: pd.DataFrame) -> Values:
     share = 100 * rows["peak_fraction"].to_numpy(float)
     middle, low, high = METRICS["latency"].of(rows)
     return share, share * middle / high, share * middle / low
 
 
+_speedups = partial(with_bounds, name="speedup")
 _OVER_EAGER = Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
 _OVER_ONE_THREAD = Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
 _PEAK_SHARE = Metric("share of peak (%)", "% of peak", _shares)

@@ -26,12 +26,13 @@ from scalebench_lib.analysis.tables import (
     measured_only,
     over_eager,
     pairing_label,
+    with_bounds,
 )
 from scalebench_lib.charts import title_of
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.record import Record, conditions
-from scalebench_lib.results import Results
-from scalebench_lib.stats import Ratio
+from scalebench_lib.results import EAGER, Results
+from scalebench_lib.stats import ASSUMED_SPREAD, Ratio
 from scalebench_lib.text import decibels, format_number, pluralize, with_margin
 
 EXACT_DB = 60.0
@@ -88,7 +89,7 @@ def answers(results: Results) -> list[Answer]:
 def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
     every = over_eager(rows).sort_values(["batch_size", "latency_ms"])
     ranked = every.drop_duplicates(["batch_size", "optimization"])
-    gains = ranked[ranked["optimization"] != "none"].dropna(subset="speedup")
+    gains = ranked[ranked["optimization"] != EAGER].dropna(subset="speedup")
     parts = {int(size): part for size, part in by_values(ranked, "batch_size")}
     return Answer(
         label,
@@ -106,8 +107,8 @@ def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[
     """Say what to run at the batch size of `ranked`, and what else where its error is large."""
     best, *others = _records(ranked)
     ties = _ties(results, rows, best)
-    eager = next((row for row in ties if row["optimization"] == "none"), None)
-    if eager and best["optimization"] != "none":
+    eager = next((row for row in ties if row["optimization"] == EAGER), None)
+    if eager and best["optimization"] != EAGER:
         return [f"Run {_run(eager, rows)}.", "Nothing is measurably faster."]
     alike = ", ".join(_config(row, rows) for row in ties)
     more = [f"No measurable difference to {alike}."] if alike else []
@@ -119,7 +120,7 @@ def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[
 
 def _run(row: Any, rows: pd.DataFrame) -> str:
     """``TorchScript, 2 threads: 4.5 ms at batch 1, 2.1× as fast as eager (1.8–2.2), 1.6 GB``."""
-    gain = row["optimization"] != "none" and pd.notna(row["speedup"])
+    gain = row["optimization"] != EAGER and pd.notna(row["speedup"])
     merits = [
         f"{format_number(row['latency_ms'])} ms at batch {row['batch_size']}",
         speedup_label(row) if gain else "",
@@ -173,7 +174,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
 def _ties(results: Results, rows: pd.DataFrame, best: Any) -> list[Any]:
     """The other configs of the context and batch size of `best`, each at its best thread count,
     to which no difference could be measured; the fastest first."""
-    alike = ["model", *CONTEXT, "batch_size"]
+    alike = [*CONTEXT, "batch_size"]
     same = rows[(rows[alike] == pd.Series(best)[alike]).all(axis=1)]
     own = (same["optimization"] == best["optimization"]) & (same["smt"] == best["smt"])
     others = best_threads(same[~own]).sort_values("latency_ms")
@@ -202,8 +203,8 @@ def observations(results: Results) -> list[str]:
 def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
     alike = ["batch_size", "smt", "threads"]
     found = [
-        (title_of(name), _ratios(results, rows, "optimization", (name, "none"), alike))
-        for name in set(rows["optimization"]) - {"none"}
+        (title_of(name), _ratios(results, rows, "optimization", (name, EAGER), alike))
+        for name in set(rows["optimization"]) - {EAGER}
     ]
     compared = [(_median(ratios), name, ratios) for name, ratios in found if ratios]
     for _, name, ratios in sorted(compared, key=lambda each: each[:2]):
@@ -217,7 +218,7 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
 
 def _of_allocators(results: Results) -> Iterator[str]:
     rows = results.table[results.table["status"] == "ok"]
-    context = [column for column in ("model", *CONTEXT) if column != "allocator"]
+    context = [column for column in CONTEXT if column != "allocator"]
     alike = [*context, "batch_size", "optimization", "smt", "threads"]
     for name in sorted(set(rows["allocator"]) - {"default"}):
         ratios = _ratios(results, rows, "allocator", (name, "default"), alike)
@@ -244,7 +245,8 @@ def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[s
     if not ratios:
         return
     values = pd.Series([1 / ratio.value for ratio in ratios])
-    how = _unless_paired(pairing_label(ratio.label for ratio in ratios))
+    how = pairing_label(ratio.label for ratio in ratios)
+    how = f"; {how}" * (how != "paired")
     if not any(ratio.differs for ratio in ratios):
         yield f"{subject}: no measurable difference to {other} ({_span(values)}×{how})."
         return
@@ -254,10 +256,6 @@ def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[s
         spread = f"{format_number(1 / ratios[0].high)}–{format_number(1 / ratios[0].low)}"
     times = format_number(1 / _median(ratios))
     yield f"{subject}: {times}× as fast as {other} ({spread}{how})."
-
-
-def _unless_paired(how: str) -> str:
-    return "" if how in ("", "paired") else f"; {how}"
 
 
 def _span(values: pd.Series) -> str:
@@ -295,14 +293,17 @@ def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> Fact:
 def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
     """Return the largest ``speedup`` of `found`, over `other`; `rows` are all that is shown."""
     top = found.sort_values("speedup").iloc[-1]
-    return Fact("Largest speed-up", speedup_label(top, other), point_label(rows, top))
+    value = speedup_label(top, other)
+    if not _differs(top, "speedup"):
+        times = f"{format_number(top.speedup)}× ({_ends(top, 'speedup')})"
+        value = f"none measurable over {other}; largest {times}"
+    return Fact("Largest speed-up", value, point_label(rows, top))
 
 
 def _with_mean_off(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with ``mean_off``: whether the mean differs from the median (`MEAN_OFF`)."""
-    names = ("latency_ms", "latency_ms_mean", "latency_ms_low", "latency_ms_high")
-    median, mean, low, high = (rows[name].to_numpy(float) for name in names)
-    off = np.abs(mean - median)
+    median, low, high = with_bounds(rows, "latency_ms")
+    off = np.abs(rows["latency_ms_mean"].to_numpy(float) - median)
     return rows.assign(mean_off=(off > MEAN_OFF * median) & (off > (high - low) / 2))
 
 
@@ -327,15 +328,24 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
 
 def speedup_label(row: Any, other: str = "eager", name: str = "speedup") -> str:
     """Return ``2.1× as fast as eager (1.8–2.2)``, or that no difference could be measured."""
-    value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
-    how = _unless_paired(pairing_label([row[f"{name}_paired"]]))
-    times = f"{format_number(value)}×"
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return f"{times} as fast as {other}{how and f' ({how[2:]})'}"
-    ends = f"{format_number(low)}–{format_number(high)}"
-    if low <= 1 <= high:
-        return f"no measurable difference to {other} ({times}, {ends}{how})"
-    return f"{times} as fast as {other} ({ends}{how})"
+    times, ends = f"{format_number(row[name])}×", _ends(row, name)
+    if _differs(row, name):
+        return f"{times} as fast as {other}{ends and f' ({ends})'}"
+    return f"no measurable difference to {other} ({times}, {ends})"
+
+
+def _differs(row: Any, name: str) -> bool:
+    """Whether the interval of a ratio leaves out 1; true of one without an interval."""
+    return not (np.isfinite(row[f"{name}_high"]) and row[f"{name}_low"] <= 1 <= row[f"{name}_high"])
+
+
+def _ends(row: Any, name: str) -> str:
+    """``1.8–2.2; via eager``: the interval of a ratio if it has one, and how, unless paired."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    known = np.isfinite(low) and np.isfinite(high)
+    ends = f"{format_number(low)}–{format_number(high)}" if known else ""
+    how = pairing_label([row[f"{name}_paired"]])
+    return "; ".join(filter(None, [ends, how * (how != "paired")]))
 
 
 def point_label(rows: pd.DataFrame, point: Any) -> str:
@@ -347,7 +357,8 @@ def point_label(rows: pd.DataFrame, point: Any) -> str:
 def _reservations(results: Results) -> Iterator[str]:
     """What the reader must know of all ratios and intervals."""
     if results.assumed_spread:
-        yield "One round only: the spread between processes is assumed to be 1 %."
+        share = f"{100 * ASSUMED_SPREAD:g} %"
+        yield f"One round only: the spread between processes is assumed to be {share}."
     if any(record.schema_version == 1 for record in results.records):
         yield (
             "Measured by an older scalebench, whose configs did not take turns: their ratios are "

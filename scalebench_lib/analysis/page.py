@@ -26,6 +26,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from scalebench_lib import record, stats
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     CONTROLS,
@@ -36,10 +37,9 @@ from scalebench_lib.analysis.figures import (
     samples_table,
     views_of,
 )
-from scalebench_lib.analysis.findings import answers, findings, observations
+from scalebench_lib.analysis.findings import answers, observations
 from scalebench_lib.analysis.tables import (
     CONTEXT,
-    EAGER,
     METRICS,
     MetricName,
     allocators_as_optimizations,
@@ -58,7 +58,7 @@ from scalebench_lib.config import AXES, DEFAULTS, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.record import Record
-from scalebench_lib.results import Results
+from scalebench_lib.results import CSV, EAGER, Results
 from scalebench_lib.text import decibels, format_number, with_margin
 
 MOST_SAMPLES = 100_000
@@ -68,9 +68,6 @@ _OURS = re.compile(r".+-((latency|throughput)-.+|(peak|speedup)(-.+)?)\.png")
 """Figures that a report wrote; other pictures in the folder are somebody's own."""
 
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "web/draw.js", "web/page.js")
-_SETTINGS = {"model": "Model", "machine": "Machine"} | {
-    name: AXES[name].title for name in CONTEXT if name in AXES
-}
 _FILTERS = ("optimization", "batch_size", "threads", "status")
 _COLUMNS = {
     "optimization": "Optimization",
@@ -270,14 +267,14 @@ def _chart_or_reason(view: View, rows: pd.DataFrame, choices: Choices, source: s
         return f"{str(error)[0].upper()}{str(error)[1:]}."
 
 
-def write_page(out: Path, any_machine: bool = False) -> Path:
-    """Rebuild the page of the sweep in folder `out` from its records; return index.html.
+def write_page(out: Path, results: Results | None = None) -> Path:
+    """Rebuild the page of the sweep in folder `out` from its `results`; return index.html.
 
-    Figures of an earlier page that no longer belong are removed. Raises `RequestError` where
-    the folder has no records, or, but for `any_machine`, those of several machines.
+    They are loaded (`Results.load`) where they are not given. Figures of an earlier page that no
+    longer belong are removed.
     """
-    results = Results.load(out, any_machine)
-    write_atomically(out / "results.csv", results.csv.to_csv(index=False))
+    results = results or Results.load(out)
+    write_atomically(out / CSV, results.csv.to_csv(index=False))
     contexts, charts = every_chart(results)
     specs, over = figure_specs(results.table), list(overviews(results.table))
     drawn = {f"{spec.name}.png": charts[spec.key] for spec in (*specs, *over) if not spec.missing}
@@ -285,7 +282,7 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
     figures.mkdir(exist_ok=True)
     for name, chart in drawn.items():
         if isinstance(chart, Chart):
-            _replace(figures / name, draw(chart).png())
+            write_atomically(figures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
     context["files"] = {
         folder: sorted(path.name for path in (out / folder).glob("*.*"))
@@ -301,12 +298,6 @@ def write_page(out: Path, any_machine: bool = False) -> Path:
     return out / "index.html"
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
 def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) -> dict[str, Any]:
     """Return what the templates tell of the sweep and its figures."""
     table = results.table
@@ -315,12 +306,13 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
         "about": _about(results),
         "results": results,
         "answers": answers(results),
-        "findings": findings(results),
         "observations": observations(results),
         "missing": missing_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
         "samples": int(table["samples"].sum()),
         "outliers": int(table["outliers"].sum()),
+        "stats": stats,
+        "record": record,
         "errors": bool(table["sqnr_db"].notna().any()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": {
@@ -379,7 +371,7 @@ def _live(
     """Return what makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     table = table.assign(error_db=-table["sqnr_db"])
-    columns = {name: _SETTINGS[name] for name in varying_context(table)}
+    columns = {name: CONTEXT[name] for name in varying_context(table)}
     columns |= {name: title for name, title in _COLUMNS.items() if _differs(table, name)}
     cells = table.astype(object).where(table.notna(), None).to_dict("records")
     points = [[(_plain(row[name]), _text(row, name)) for name in columns] for row in cells]
@@ -388,7 +380,7 @@ def _live(
         "script": _trusted(script),
         "script_hash": b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "data": as_json(payload(contexts, charts)),
-        "settings": {name: (title, values_of(table, name)) for name, title in _SETTINGS.items()},
+        "settings": {name: (title, values_of(table, name)) for name, title in CONTEXT.items()},
         "controls": CONTROLS,
         "columns": columns,
         "filters": {

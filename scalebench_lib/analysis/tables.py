@@ -13,11 +13,14 @@ import pandas as pd
 from scalebench_lib.charts import title_of
 from scalebench_lib.config import AXES, MODELS, OPTIMIZATIONS, slug
 from scalebench_lib.errors import RequestError
+from scalebench_lib.results import EAGER
 
-EAGER = "none"
-
-CONTEXT = ("machine", *(name for name, axis in AXES.items() if axis.splits))
-"""What must be the same for all points of a chart, beside the model."""
+CONTEXT = {
+    "model": "Model",
+    "machine": "Machine",
+    **{name: axis.title for name, axis in AXES.items() if axis.splits},
+}
+"""The columns that must be the same for all points of a chart, and their titles."""
 
 ALL = "all"
 """In place of an allocator: all of them, `allocators_as_optimizations`."""
@@ -38,9 +41,14 @@ class Metric:
     ratio: bool = False
 
 
+def with_bounds(rows: pd.DataFrame, name: str) -> Values:
+    """Return the column `name` of `rows`, with its ``_low`` and ``_high``."""
+    middle, low, high = (rows[f"{name}{part}"].to_numpy(float) for part in ("", "_low", "_high"))
+    return middle, low, high
+
+
 def _latencies(rows: pd.DataFrame) -> Values:
-    columns = ("latency_ms", "latency_ms_low", "latency_ms_high")
-    middle, low, high = (rows[column].to_numpy(float) for column in columns)
+    middle, low, high = with_bounds(rows, "latency_ms")
     bounded = np.isfinite(high) & (low > 0)
     return middle, np.where(bounded, low, np.nan), np.where(bounded, high, np.nan)
 
@@ -203,18 +211,17 @@ def by_values(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[An
 
 
 def by_context(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Yield the parts of the table that one chart can hold, each with its model and `CONTEXT`."""
-    keys = ["model", *CONTEXT]
-    for values, part in by_values(table, keys):
-        yield dict(zip(keys, values, strict=True)), part
+    """Yield the parts of the table that one chart can hold, each with its `CONTEXT`."""
+    for values, part in by_values(table, list(CONTEXT)):
+        yield dict(zip(CONTEXT, values, strict=True)), part
 
 
 def varying_context(table: pd.DataFrame) -> list[str]:
-    """Return the columns of model and `CONTEXT` in which the rows of `table` differ."""
-    return [name for name in ("model", *CONTEXT) if len(table[name].unique()) > 1]
+    """Return the columns of `CONTEXT` in which the rows of `table` differ."""
+    return [name for name in CONTEXT if len(table[name].unique()) > 1]
 
 
 def context_label(table: pd.DataFrame, context: dict[str, Any]) -> str:
     """Say what tells `context` from the others of `table`: ``tokens 128``; empty if alone."""
-    titles = {name: axis.title.lower() for name, axis in AXES.items()}
-    return ", ".join(f"{titles.get(n, n)} {context[n]}" for n in varying_context(table))
+    varying = varying_context(table)
+    return ", ".join(f"{CONTEXT[name].lower()} {context[name]}" for name in varying)

@@ -15,7 +15,7 @@ from scalebench_lib.measure.pinning import SelfPinnedTeam, ThreadTeam, pin_threa
 
 
 class Executor:
-    """Runs a model on one thread a CPU, with as many threads as `switch` says.
+    """Runs a model on one thread a CPU, with as many threads as `set_num_threads` says.
 
     `threads` are the thread counts that will be used, `place` maps one of them to its CPU
     numbers; without `pinnable` the system has no affinity. `team` are the threads that compute
@@ -38,7 +38,7 @@ class Executor:
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)
 
-    def switch(self, threads: int) -> None:
+    def set_num_threads(self, threads: int) -> None:
         """Compute with `threads` threads from now on, each on its own CPU.
 
         Threads are looked for once, and anew only if they have ended. Raises `MeasurementError`
@@ -65,7 +65,7 @@ class Executor:
             return pin_threads(cpus, self.pinnable, self.pass_once)
         team = SelfPinnedTeam((), cpus)
         team.pin()
-        team.check(self.pass_once)
+        team.run_and_check(self.pass_once)
         return team
 
     @contextmanager
@@ -87,8 +87,8 @@ class Executor:
             self.teams.clear()
         if optimized.per_thread_count:  # most threads first: engines look at their CPUs only once
             for threads in sorted(self.threads, reverse=True):
-                self.switch(threads)
-        self.switch(max(self.threads))
+                self.set_num_threads(threads)
+        self.set_num_threads(max(self.threads))
         self.batches = itertools.cycle(batches)
         return optimized
 

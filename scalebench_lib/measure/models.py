@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import has_file
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import MeasurementError, reason
+from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs, Pixels, Tokens
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 
@@ -371,7 +371,7 @@ def _run_once(config: Config, model: Model, device: str) -> None:
     # Many models look at values, which "meta" has not, and end with a RuntimeError there.
     with (
         _in_one_line(f"{what}: {config.model!r} takes no {model.kind}"),
-        suppress(*[RuntimeError] * (device == "meta")),
+        suppress(RuntimeError) if device == "meta" else nullcontext(),
         torch.inference_mode(),
         _scaled(model.module) if config.weights == "random" and device == "cpu" else nullcontext(),
     ):
@@ -417,8 +417,3 @@ def _in_one_line(what: str) -> Iterator[None]:
         name, line = type(error).__name__, first_line(error)
         said = line if " " in line or line == name else f"{name}: {line}"
         raise MeasurementError(f"{what}: {said}") from None
-
-
-def first_line(error: Exception) -> str:
-    """Return in one line why, or the name of the error if it does not say."""
-    return reason(str(error)) or type(error).__name__

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from scalebench_lib.measure.optimizations.base import has_bfloat16
+from scalebench_lib.measure.optimizations.base import Precision, has_bfloat16
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
 """Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
@@ -15,7 +15,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _REPEATS = 2
 
 
-def peak_gflops(precision: str = "fp32") -> dict[str, float]:
+def peak_gflops(precision: Precision) -> dict[str, float]:
     """Return the best GFLOP/s of a matrix product in `precision`, by its name.
 
     Empty if the CPU has no arithmetic of that type: torch would emulate it.

@@ -58,7 +58,7 @@ class ThreadTeam:
     cpus: tuple[int, ...]
 
     @property
-    def pinned(self) -> bool:
+    def is_pinned(self) -> bool:
         """Whether each thread has a CPU to itself."""
         return bool(self.tids)
 
@@ -72,7 +72,7 @@ class ThreadTeam:
         for tid, cpu in zip(self.tids, self.cpus, strict=False):
             os.sched_setaffinity(tid, {cpu})
 
-    def check(self, run: Callable[[], object]) -> None:
+    def run_and_check(self, run: Callable[[], object]) -> None:
         """Call `run`, at least once; `MeasurementError` unless this team alone computes it."""
         if torch.get_num_threads() != len(self.cpus):
             raise MeasurementError(
@@ -80,7 +80,7 @@ class ThreadTeam:
                 f"{torch.get_num_threads()}"
             )
         for _ in range(_ATTEMPTS):
-            if not (extra_threads := busy_during(run) - set(self.tids)) or not self.pinned:
+            if not (extra_threads := busy_during(run) - set(self.tids)) or not self.is_pinned:
                 break
         else:
             raise MeasurementError(
@@ -95,7 +95,7 @@ class ThreadTeam:
                 raise MeasurementError(f"thread {tid} did not stay on CPU {cpu}")
 
     def require_alone(self, before: ThreadTimes, after: ThreadTimes) -> None:
-        """Raise `MeasurementError` if other threads computed between two `thread_times`."""
+        """Raise `MeasurementError` if threads other than `tids` (if known) computed in between."""
         extra_threads = busy_between(before, after, least_ns=SPIN_NS) - set(self.tids)
         if self.tids and extra_threads:
             raise MeasurementError(
@@ -108,15 +108,15 @@ class SelfPinnedTeam(ThreadTeam):
     """Threads that an engine binds to `cpus` itself, in each pass anew; their ids may change."""
 
     @property
-    def pinned(self) -> bool:
-        """True: `check` has seen that each thread has a CPU to itself."""
+    def is_pinned(self) -> bool:
+        """True: `run_and_check` has seen that each thread has a CPU to itself."""
         return True
 
     def pin(self) -> None:
         """Put the caller on the first CPU; the engine binds the others."""
         os.sched_setaffinity(0, {self.cpus[0]})
 
-    def check(self, run: Callable[[], object]) -> None:
+    def run_and_check(self, run: Callable[[], object]) -> None:
         """Call `run`; `MeasurementError` unless one thread on each of `cpus` computes it.
 
         A small pass may leave CPUs idle, but never puts two threads on one.

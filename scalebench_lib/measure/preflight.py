@@ -29,8 +29,8 @@ def reason_against(configs: Iterable[Config]) -> str | None:
     """
     try:
         with torch.inference_mode():
-            for place, config in enumerate(configs):
-                _require_measurable(config, verify=place == 0)
+            for index, config in enumerate(configs):
+                _require_measurable(config, verify=index == 0)
     except MeasurementError as error:
         return str(error)
     return None

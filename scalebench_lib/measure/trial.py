@@ -22,7 +22,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
 from scalebench_lib.measure import models, optimizations
 from scalebench_lib.measure.executor import Executor
-from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Precision, Target
 from scalebench_lib.measure.peak import peak_gflops
 from scalebench_lib.measure.pinning import set_affinity, thread_times
 from scalebench_lib.measure.turns import (
@@ -99,7 +99,7 @@ def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | No
     executor.keep_outputs = first_pass_s * 1e9 >= SHORT_PASS_NS
     taker = TurnTaker(
         executor.pass_once,
-        executor.switch,
+        executor.set_num_threads,
         trial.threads,
         usage=lambda: _usage(executor.team.cpus),
         check=lambda before, after: executor.team.require_alone(before.threads, after.threads),
@@ -120,7 +120,7 @@ def _set_up(
 ) -> tuple[OptimizedModel, Verifier, float]:
     """Build, optimize and verify the model; return it, and the seconds of its first pass."""
     config, optimization = trial.config, optimizations.REGISTRY[trial.config.optimization]
-    executor.switch(max(trial.threads))
+    executor.set_num_threads(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
     found |= {"item": str(model.kind), "model_hash": models.digest(model)}
     found["model_files"] = model_files(config)
@@ -142,18 +142,18 @@ def _set_up(
     )
     found["engine"] = {"precision": optimization.precision, **optimized.engine}
     passes: list[tuple[float, Outputs]] = []
-    executor.team.check(lambda: passes.append(_timed(lambda: executor.runner(*batches[0]))))
+    executor.team.run_and_check(lambda: passes.append(_timed(lambda: executor.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
     found["setup"] = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
     found["verification"] = verifier.check(executor.runner, outputs)
     return optimized, verifier, first_pass_s
 
 
-def _peaks(executor: Executor, precision: str) -> dict[int, dict[str, float]]:
+def _peaks(executor: Executor, precision: Precision) -> dict[int, dict[str, float]]:
     """The machine's own GFLOP/s in `precision`, by number of threads."""
     peaks = {}
     for threads in executor.threads:
-        executor.switch(threads)
+        executor.set_num_threads(threads)
         peaks[threads] = peak_gflops(precision)
     return peaks
 
@@ -164,12 +164,12 @@ def _take_turns(
     """Take the turns that the runner asks for, until it ends the trial; return why it did."""
     if runner is None:
         return take_alone(taker, trial.target_ci, trial.max_seconds, trial.number)
-    protocol.send(runner, protocol.Ready(ready=tuple(taker.threads), first_pass_s=first_pass_s))
+    protocol.send(runner, protocol.Ready(first_pass_s=first_pass_s))
     while True:
         message = protocol.receive(runner)
         if isinstance(message, protocol.End):
             return message.end
-        protocol.send(runner, taker.take(message.cycle, message.threads, message.seconds))
+        protocol.send(runner, taker.take_turn(message.cycle, message.threads, message.seconds))
 
 
 def _usage(cpus: tuple[int, ...]) -> Usage:
@@ -182,7 +182,7 @@ def _point(taken: PointTurns, executor: Executor, machine: Machine, trial: Trial
         threads=taken.threads,
         cores=machine.cores_of(taken.threads, trial.config.smt, trial.config.placement),
         cpus=team.cpus,
-        pinned=team.pinned,
+        pinned=team.is_pinned,
         passes_per_sample=taken.passes_per_sample,
         warmup_ns=tuple(taken.warmup_ns),
         spent_s=taken.spent_ns / 1e9,

@@ -109,7 +109,7 @@ class TurnTaker:
     def __post_init__(self) -> None:
         self.points = {threads: PointTurns(threads) for threads in self.threads}
 
-    def take(self, cycle: int, threads: int, seconds: float = TURN_S) -> Answer:
+    def take_turn(self, cycle: int, threads: int, seconds: float = TURN_S) -> Answer:
         """Take a turn: passes at `threads` threads for `seconds`, at least one."""
         point, start = self.points[threads], self.clock()
         self.switch(threads)
@@ -167,7 +167,7 @@ def take_alone(taker: TurnTaker, target_ci: float, max_seconds: float, seed: int
     shuffled, progress = random.Random(seed), {n: Progress() for n in taker.threads}  # noqa: S311
     for cycle in count(1):
         for threads in shuffled.sample(list(taker.threads), len(taker.threads)):
-            progress[threads].add(taker.take(cycle, threads))
+            progress[threads].add(taker.take_turn(cycle, threads))
         if reason := ended_by(progress.values(), target_ci, max_seconds):
             return reason
     raise AssertionError

@@ -295,11 +295,6 @@ class Decision:
         return met or unpaired(other.interval_ms, plan.interval_ms)
 
 
-def decide(out: Path, request: Request) -> Decision:
-    """Return the best plan of the sweep in folder `out`, by `Context.decide`."""
-    return Context.load(out, request).decide(request)
-
-
 def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _: None) -> Decision:
     """Run the plans that promise most and the baselines; the best *measured* is the answer.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from scalebench_lib.plan import figures
 from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.plan.report import sentences
 from scalebench_lib.text import format_number
-from scalebench_lib.widgets import buttons, dropdown, slider
+from scalebench_lib.widgets import buttons, dropdown, slider, status
 
 FASTEST, MOST = "the fastest for a batch", "the most within a limit"
 
@@ -81,7 +80,7 @@ class PlanExplorer(widgets.VBox):  # type: ignore[misc]
         else:
             self.answer, self.picture.layout.display = ". ".join(sentences(decision)) + ".", ""
             self.picture.value = figures.cores(decision).png()
-        self.message.value = f'<p role="status">{escape(self.answer)}</p>'
+        self.message.value = status(self.answer)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """Show the answer as text where controls do not work; headless, only the answer."""

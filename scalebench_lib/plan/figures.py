@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from base64 import b64encode
 from itertools import groupby
 from typing import Any
 
@@ -12,12 +10,11 @@ from IPython.display import display
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from scalebench_lib.machine import Core
+from scalebench_lib.picture import Picture
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.report import sentences
 from scalebench_lib.text import format_number
@@ -28,22 +25,6 @@ _ROW = 16
 
 CLOSE = 0.1
 """What a prediction may be off by: the band in the picture of predictions."""
-
-
-class Picture(Figure):
-    """A figure that shows itself in a notebook; `alt` is its title, `sentence` its finding."""
-
-    alt = sentence = ""
-
-    def png(self) -> bytes:
-        """Return the figure as PNG."""
-        buffer = io.BytesIO()
-        FigureCanvasAgg(self).print_png(buffer)
-        return buffer.getvalue()
-
-    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, Any]]:
-        data = {"image/png": b64encode(self.png()).decode("ascii"), "text/plain": self.alt}
-        return data, {"image/png": {"alt": self.alt}}
 
 
 def show(picture: Picture) -> None:

@@ -50,11 +50,11 @@ def place(
     cores = [by_cpu[cpu] for cpu in order]
     by_socket = [list(some) for _, some in groupby(cores, key=lambda core: core.socket)]
     free = by_socket if placement == "sequential" else [cores]
-    return tuple(_take(one, free) for one in plan.instances)
+    return tuple(_place_instance(one, free) for one in plan.instances)
 
 
-def _take(instance: Instance, sockets: list[list[Core]]) -> PlacedInstance:
-    """Take cores from the fullest socket that holds the instance, or else from all in order."""
+def _place_instance(instance: Instance, sockets: list[list[Core]]) -> PlacedInstance:
+    """Give an instance cores of the fullest socket that holds it, else of all in order."""
     fitting = [cores for cores in sockets if len(cores) >= instance.cores]
     sources = [min(fitting, key=len)] if fitting else sockets
     taken = [core for cores in sources for core in cores][: instance.cores]

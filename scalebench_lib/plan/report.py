@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Context, Decision
+from scalebench_lib.plan.placement import PlacedInstance
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.record import Software
@@ -46,16 +47,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "cores": best.cores,
         "cores_available": context.cores,
         "optimization": _optimization(best),
-        "instances": [
-            {
-                **{name: getattr(one.instance, name) for name in _RUN_BY},
-                "cpus": one.cpus,
-                "environment": one.environment,
-                "taskset": one.taskset,
-                "numactl": one.numactl,
-            }
-            for one in decision.placed
-        ],
+        "instances": [_placed(one) for one in decision.placed],
         **_times(best),
         "throughput": best.throughput,
         **{f"{name}_ms": one and _finite(one.latency_ms) for name, one in baselines.items()},
@@ -67,16 +59,22 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "slowdown_per_core": context.slowdown,
         "slo_ms": decision.request.slo_ms or None,
         **context.profile.shared,
-        "considered": [
-            {
-                "plan": str(plan),
-                "cores": plan.cores,
-                "names": [name for name, one in named.items() if one == plan],
-                **_times(plan),
-            }
-            for plan in decision.plans
-        ],
+        "considered": [_considered(plan, named) for plan in decision.plans],
     }
+
+
+def _placed(one: PlacedInstance) -> dict[str, Any]:
+    """An instance, and how to run a command in its place."""
+    names = ("cpus", "environment", "taskset", "numactl")
+    return {
+        **{name: getattr(one.instance, name) for name in _RUN_BY},
+        **{name: getattr(one, name) for name in names},
+    }
+
+
+def _considered(plan: Plan, named: Mapping[str, Plan | None]) -> dict[str, Any]:
+    names = [name for name, one in named.items() if one == plan]
+    return {"plan": str(plan), "cores": plan.cores, "names": names, **_times(plan)}
 
 
 def _times(plan: Plan) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def comparison(decision: Decision) -> Table:
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
     model, cores = context.profile.shared["model"], pluralize(context.cores, "core")
     title = f"{model}, batch {best.batch_size} on {cores}{limit}; times in ms"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     table.add_column("⟨threads, batch⟩", overflow="fold")
     table.add_column("predicted", justify="right", no_wrap=True)
@@ -125,7 +123,7 @@ def comparison(decision: Decision) -> Table:
             *([_measured(plan)] if run else []),
             _short(ratio) if ratio else "",
         ]
-        table.add_row(*map(escape, cells), style="bold" if plan == best else None)
+        table.add_row(*map(Text, cells), style="bold" if plan == best else None)
     return table
 
 

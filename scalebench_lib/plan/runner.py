@@ -32,7 +32,7 @@ from scalebench_lib.machine import Machine, available_bytes
 from scalebench_lib.plan.placement import place
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.worker import WorkerSpec
-from scalebench_lib.processes import cause_of_death, end
+from scalebench_lib.processes import cause_of_death, kill_group
 from scalebench_lib.record import Turn
 from scalebench_lib.stats import MIN_TURNS, Interval, Ratio, turns_interval
 
@@ -118,14 +118,14 @@ class _Worker:
         except (EOFError, OSError):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_FAREWELL_S)
-            end(self._process)
+            kill_group(self._process)
             self._errors.seek(0)
             how = cause_of_death(self._process, self._errors.read())
             raise MeasurementError(f"an instance {how}") from None
         return answer
 
     def close(self) -> None:
-        end(self._process)
+        kill_group(self._process)
         self.pipe.close()
         self._errors.close()
 

@@ -70,13 +70,13 @@ def _warm_model(spec: WorkerSpec) -> Callable[[], object]:
     config, threads = spec.config, len(spec.cpus)
     allocators.require_loaded(config.allocator)
     executor = Executor((threads,), lambda _: spec.cpus, spec.pinnable)
-    executor.switch(threads)
+    executor.set_num_threads(threads)
     model = models.build(config)
     batches = [model.inputs(config.batch_size, config.seed + k) for k in range(_ROTATION)]
     target = Target(model, batches[0], config)
     apply = optimizations.REGISTRY[config.optimization].apply
     executor.load(lambda: apply(target), batches)
-    executor.team.check(executor.pass_once)
+    executor.team.run_and_check(executor.pass_once)
     end = time.perf_counter() + _WARMUP_S
     while time.perf_counter() < end:
         executor.pass_once()

@@ -2,7 +2,7 @@
 
 All points of a block meet the same minutes and the same states of the machine, so that their
 ratios are free of its drift (randomized multiple interleaved trials: Abedi and Brecht, ICPE 2017).
-One trial works at a time; all others, and this process, stand still.
+One trial computes at a time: all others are stopped, and this process waits.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Process(Protocol):
 
 @dataclass(eq=False)
 class Member:
-    """A trial of a block; `again`: a `base` that was measured before, whose time is not counted."""
+    """A trial of a block; a base is `remeasured` for others to be compared with: not counted."""
 
     process: Process
     group: Hashable
-    base: bool = False
-    again: bool = False
+    is_base: bool = False
+    remeasured: bool = False
     failure: str | None = None
     points: dict[int, Progress] = field(init=False)
 
@@ -72,7 +72,7 @@ class Block:
     changed: Callable[[], None] = lambda: None
     members: list[Member] = field(default_factory=list)
     cycle: int = 0
-    reasons: dict[Hashable, EndedBy] = field(default_factory=dict)
+    end_reasons: dict[Hashable, EndedBy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311
@@ -80,13 +80,13 @@ class Block:
     @property
     def running(self) -> list[Member]:
         """The members whose groups still take turns."""
-        return [m for m in self.members if m.failure is None and m.group not in self.reasons]
+        return [m for m in self.members if m.failure is None and m.group not in self.end_reasons]
 
     def add(
-        self, process: Process, group: Hashable, base: bool = False, again: bool = False
+        self, process: Process, group: Hashable, is_base: bool = False, remeasured: bool = False
     ) -> Member:
         """Take in a trial that is set up and stands still."""
-        self.members.append(Member(process, group, base, again))
+        self.members.append(Member(process, group, is_base, remeasured))
         return self.members[-1]
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> None:
@@ -104,7 +104,7 @@ class Block:
                 self.changed()
         for group in {member.group for member in self.running}:
             if reason := self._done(group):
-                self.reasons[group] = reason
+                self.end_reasons[group] = reason
 
     def _turn(self, member: Member, threads: int) -> None:
         try:
@@ -115,7 +115,7 @@ class Block:
 
     def _done(self, group: Hashable) -> EndedBy | None:
         """Return why the group needs no more turns, or None; a base alone needs none."""
-        counted = [m for m in self.running if m.group == group and not m.again]
+        counted = [m for m in self.running if m.group == group and not m.remeasured]
         if not counted:
             return "max_seconds"
         points = (point for member in counted for point in member.points.values())
@@ -126,7 +126,7 @@ class Block:
 
         Without a whole cycle there is nothing to keep. A group that is not done is interrupted.
         """
-        for member in sorted(self.members, key=lambda member: not member.base):
+        for member in sorted(self.members, key=lambda member: not member.is_base):
             if member.failure is not None:
                 yield member, member.failure
             elif self.cycle:
@@ -135,7 +135,7 @@ class Block:
 
     def _record_of(self, member: Member) -> Record | str:
         try:
-            return member.process.end(self.reasons.get(member.group, "interrupted"))
+            return member.process.end(self.end_reasons.get(member.group, "interrupted"))
         except MeasurementError as error:
             return str(error)
 

@@ -1,8 +1,8 @@
 """A sweep on the hosts of a dask cluster: each task is a block, run there as it would be here.
 
 `HostsRun`, in this process, deals the blocks out and alone writes the records; `describe`,
-`measure_block` and `end` run on the hosts' workers. On the wire dask speaks pickle: use it on
-networks that you trust, or with ``tls://``.
+`measure_block` and `end_blocks` run on the hosts' workers. On the wire dask speaks pickle: use it
+on networks that you trust, or with ``tls://``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rich.console import Console
 
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import StrictModel, Sweep, Trial
-from scalebench_lib.errors import RequestError, ScalebenchError, reason
+from scalebench_lib.errors import RequestError, ScalebenchError, first_line
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS, PROJECT
@@ -124,7 +124,7 @@ def measure_block(
 _ended: set[str] = set()
 
 
-def end(sweep_id: str) -> None:
+def end_blocks(sweep_id: str) -> None:
     """End the blocks of a sweep with the cycle in flight, and those that begin later."""
     _ended.add(sweep_id)
 
@@ -169,16 +169,12 @@ def client_of(address: str) -> Iterator[Any]:
     try:
         client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise RequestError(f"scheduler: none at {address!r} ({_first_line(error)})") from None
+        raise RequestError(f"scheduler: none at {address!r} ({first_line(error)})") from None
     try:
         yield client
     finally:
         with suppress(Exception):  # nothing of ours depends on it
             client.close(timeout=2)
-
-
-def _first_line(error: BaseException) -> str:
-    return reason(str(error)) or type(error).__name__
 
 
 def hosts_of(client: Any, if_busy: str, alike: bool) -> list[Host]:
@@ -268,7 +264,7 @@ class HostsRun:
         """
         stop = Stop(time.monotonic() + budget_s)
         with (
-            self.runs[0].alone("ignore"),
+            self.runs[0].locked("ignore"),
             progress_shown(self.runs, console) as self._shown,
             stop.at_signals(),
         ):
@@ -290,7 +286,7 @@ class HostsRun:
     def _end(self) -> None:
         """End the blocks in flight with their cycles."""
         with suppress(Exception):  # the cluster may be what has failed
-            self._client.run(end, self._id, on_error="ignore")
+            self._client.run(end_blocks, self._id, on_error="ignore")
 
     def _deal(self, stop: Stop) -> bool:
         """Have every idle host measure a block; return whether blocks are in flight."""
@@ -341,7 +337,7 @@ class HostsRun:
             alive = self._client.nthreads()
         except (OSError, RuntimeError) as error:
             raise ScalebenchError(
-                f"stopped: the scheduler no longer answers ({_first_line(error)}); what is done is "
+                f"stopped: the scheduler no longer answers ({first_line(error)}); what is done is "
                 "kept, and the same command goes on"
             ) from None
         running = [lane for lane in self.lanes if lane.trials]
@@ -360,15 +356,15 @@ class HostsRun:
             records, notebooks, left = lane.future.result(timeout=60)
         except Exception as error:  # the other hosts go on
             self.lanes.remove(lane)
-            self._failures.append(f"host {lane.host.name}: {_first_line(error)}")
+            self._failures.append(f"host {lane.host.name}: {first_line(error)}")
             configs = pluralize(len(ids), "config")
             self._shown.say(f"{self._failures[-1]}, {configs} to be measured again")
         lane.trials, lane.future = (), None  # released: a late answer is lost
         self._tried |= {(lane.run.host, lane.number, tried) for tried in ids - left}
         for record in records:
-            self._keep(lane, record, notebooks.get(record.name))
+            self._save(lane, record, notebooks.get(record.name))
 
-    def _keep(self, lane: Lane, record: Record, notebook: str | None) -> None:
+    def _save(self, lane: Lane, record: Record, notebook: str | None) -> None:
         """Write a record as its host's, after its notebook."""
         run, name, any_host = lane.run, lane.host.name, lane.run.host is None
         number = next_trial(run.out, record.config, "*" if any_host else name)
@@ -377,7 +373,7 @@ class HostsRun:
             (run.out / "notebooks").mkdir(exist_ok=True)
             write_atomically(run.out / "notebooks" / f"{record.name}.ipynb", notebook)
         record.save(run.out / "records")
-        self._show(lane, run.keep(record))
+        self._show(lane, run.add(record))
 
     def _show(self, lane: Lane, record: Record | None = None) -> None:
         blocks = pluralize(sum(bool(lane.trials) for lane in self.lanes), "block")

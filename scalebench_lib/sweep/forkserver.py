@@ -4,9 +4,9 @@ Importing costs seconds; a fork costs milliseconds. That is sound only as long a
 has a single thread and has never computed anything: then a fork of it is a fresh process that has
 done its imports.
 
-It answers JSON requests on a pipe: ``{"start": argv, "env": {}}`` with a process id, and
-``{"poll": pid}`` with an exit code or null. It ends, and its kernels with it, when the pipe does:
-that is when the sweep is gone.
+It answers JSON requests on a pipe: ``{"start": argv, "env": {}, "cwd": path}`` with a process id,
+and ``{"poll": pid}`` with an exit code or null. It ends, and its kernels with it, when the pipe
+does: that is when the sweep has ended.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class KernelProvisioner(LocalProvisioner):
         process.wait()
 
     def exit_reason(self, oom_kills_before: int) -> str:
-        """Why the kernel has died."""
+        """Return why the kernel has died."""
         code = self.process and self.process.poll()
         if self.fork_server is not None and self.fork_server.is_gone:
             return "the process that kernels are forked from died"

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Self
 
 from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import RequestError
+from scalebench_lib.notebook import PROJECT
 from scalebench_lib.record import Software
 
 IMPORTS = (
@@ -25,7 +25,6 @@ IMPORTS = (
     "ipykernel.kernelapp",
     "matplotlib_inline.backend_inline",
     "scalebench_lib.analysis.draw",
-    "scalebench_lib.analysis.draw",
     "scalebench_lib.analysis.figures",
     "scalebench_lib.measure.trial",
     "scalebench_lib.notebook",
@@ -34,8 +33,6 @@ IMPORTS = (
     "tornado.platform.asyncio",
 )
 """What ``measure.ipynb`` and its kernel import; named, since the sweep does not know torch."""
-
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 _PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 """What optimizations need besides torch, by the first word of their names."""
@@ -54,7 +51,7 @@ class Interpreter(StrictModel):
 
     @classmethod
     def here(cls) -> Self:
-        """This one."""
+        """Return this process's Python."""
         wanted = {name for names in _PACKAGES.values() for name in names}
         return cls(
             executable=sys.executable,
@@ -65,15 +62,14 @@ class Interpreter(StrictModel):
 
     @classmethod
     def of(cls, command: str) -> Self:
-        """The one that `command` starts: a path, or ``env X=1 PATH``.
+        """Return the Python that `command` starts: a path, or ``env X=1 PATH``.
 
         Raises `RequestError` where it cannot run this checkout's kernels.
         """
-        if not (
-            _CHECKOUT / "pyproject.toml"
-        ).exists():  # all that is installed there would come too
+        # Where a wheel is installed, all that lies beside it would come too.
+        if not (PROJECT / "pyproject.toml").exists():
             raise RequestError("against: needs a checkout of scalebench, not an installed wheel")
-        path = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
         try:
             found = subprocess.run(  # noqa: S603 - what the user asks for
                 [*shlex.split(command), "-P", "-m", __name__],

@@ -1,4 +1,4 @@
-"""Running a notebook in a kernel of its own, and getting rid of it again."""
+"""Run a notebook in a kernel of its own, and end the kernel with all that it has started."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class _Client(AsyncKernelClient):
         raise NotStartedError("it did not answer in time")
 
 
-class Kernel(AsyncKernelManager):
-    """A kernel that is to be started; `folder` has its sockets, and the one that `RUNNER` names."""
+class KernelManager(AsyncKernelManager):
+    """Starts and ends a kernel; `folder` has its sockets, and the one that `RUNNER` names."""
 
     folder: Path
     provisioner: KernelProvisioner
@@ -114,7 +114,7 @@ class NotebookRun:
     """
 
     def __init__(
-        self, kernel: Kernel, source: Path, target: Path, parameters: Mapping[str, Any]
+        self, kernel: KernelManager, source: Path, target: Path, parameters: Mapping[str, Any]
     ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._kernel, self._open = kernel, ExitStack()
@@ -138,7 +138,7 @@ class NotebookRun:
             time.sleep(0.02)
         self._open.close()
 
-    def result(self, limit_s: float) -> None:
+    def wait(self, limit_s: float) -> None:
         """Wait for the end, but no longer than `limit_s`.
 
         Raises `MeasurementError` with the last line of an exception in the notebook, or with the
@@ -148,7 +148,7 @@ class NotebookRun:
         try:
             self.future.result(limit_s)
         except TimeoutError:
-            raise self.too_slow(limit_s) from None
+            raise self.kill_at_limit(limit_s) from None
         except PapermillExecutionError as error:
             if full_disk := disk_error(error.ename, error.evalue):
                 raise full_disk from None
@@ -156,8 +156,8 @@ class NotebookRun:
         finally:
             self._open.close()
 
-    def too_slow(self, limit_s: float) -> MeasurementError:
-        """Kill it at its time limit; returns the reason."""
+    def kill_at_limit(self, limit_s: float) -> MeasurementError:
+        """Kill the kernel at its time limit; return the error to raise."""
         self.kill()
         return MeasurementError(
             f"not done after {limit_s:.0f} s, its time limit: "
@@ -216,19 +216,18 @@ class Kernels:
         while self._fork_servers:
             self._fork_servers.popitem()[1].close()
 
-    def new(self, allocator: Allocator = "default") -> Kernel:
-        """A kernel to be started, in the environment that the sweep has."""
+    def new(self, allocator: Allocator = "default") -> KernelManager:
+        """Return a manager whose kernel is not started yet, with the environment of the sweep."""
         preloads = preload(allocator, self._python.environment)
         server = self._fork_server(allocator, preloads)
         folder = Path(tempfile.mkdtemp(dir=server.folder)) if server else socket_folder()
-        kernel = Kernel(
+        kernel = KernelManager(
             kernel_name="python3",
             client_factory=_Client,
             transport="ipc",
             connection_file=str(folder / "kernel.json"),
         )
         kernel.folder = folder
-        environment = json.dumps(self._python.software.environment)
         kernel.kernel_spec = KernelSpec(
             argv=[self._python.executable, *_LAUNCH],
             display_name="Python 3 (ipykernel)",
@@ -236,7 +235,7 @@ class Kernels:
             env={
                 **preloads,
                 RUNNER: str(folder / _SOCKET),
-                RUNNERS: environment,
+                RUNNERS: json.dumps(self._python.software.environment),
                 "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
             },
         )

@@ -11,7 +11,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -19,7 +19,7 @@ import platformdirs
 
 from scalebench_lib.errors import RequestError
 
-PLACE = "SCALEBENCH_RUNTIME_DIR"
+RUNTIME_DIR = "SCALEBENCH_RUNTIME_DIR"
 """The environment variable that names another folder for the machine's lock and the sockets."""
 
 _POLL_S = 1.0
@@ -39,11 +39,9 @@ _BUSY = "another sweep is running in {holder}: wait for it"
 _log = logging.getLogger("scalebench")
 
 
-@contextmanager
-def lock_folder(out: Path) -> Iterator[None]:
-    """One sweep at a time in folder `out`; `RequestError` names the process that is there."""
-    with _lock(out / ".lock", _BUSY, str(out)):
-        yield
+def lock_folder(out: Path) -> AbstractContextManager[None]:
+    """Keep other sweeps out of folder `out`; `RequestError` names the process that is there."""
+    return _lock(out / ".lock", _BUSY, str(out))
 
 
 def require_free(out: Path) -> None:
@@ -130,22 +128,22 @@ def _holder(path: Path) -> str:
 
 def _own_folder() -> Path:
     """This user's, the same in every session; `RequestError` where there is no such place."""
-    folder = Path(os.environ.get(PLACE) or platformdirs.user_cache_dir("scalebench"))
+    folder = Path(os.environ.get(RUNTIME_DIR) or platformdirs.user_cache_dir("scalebench"))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise RequestError(
-            f"no place for the machine's lock ({error.strerror}: {folder}): set {PLACE} to a "
+            f"no place for the machine's lock ({error.strerror}: {folder}): set {RUNTIME_DIR} to a "
             "folder of your own, or measure with '--if-busy ignore'"
         ) from None
     if not _is_ours(folder):
-        raise RequestError(f"{folder} is not yours: set {PLACE} to a folder of your own")
+        raise RequestError(f"{folder} is not yours: set {RUNTIME_DIR} to a folder of your own")
     return folder
 
 
 def socket_folder() -> Path:
     """A new folder that nobody else can enter or guess, with a path short enough for sockets."""
-    named = os.environ.get(PLACE) or os.environ.get("XDG_RUNTIME_DIR")
+    named = os.environ.get(RUNTIME_DIR) or os.environ.get("XDG_RUNTIME_DIR")
     parent = Path(named) if named and _is_ours(Path(named)) else Path(tempfile.gettempdir())
     longest = parent / "scalebench-12345678" / "tmp12345678/kernel-ipc-5"
     fits = len(os.fsencode(longest)) <= _SOCKET_SPACE

@@ -94,7 +94,7 @@ class _Shown:
         if step.doing != "in turn" or time.monotonic() >= self._next:
             self._live.update(_drawn(step), refresh=self._console.is_terminal)
             for run in self._runs:
-                say_in_flight(run.out, _headline(step))
+                say_in_flight(run.out, _status_line(step))
             self._next = time.monotonic() + _SHOW_EVERY_S
 
 
@@ -109,7 +109,7 @@ def _print(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, markup=False)
 
 
-def _headline(step: Step) -> str:
+def _status_line(step: Step) -> str:
     trials = pluralize(len(step.block.members), "trial")
     cycles = f", {pluralize(step.block.cycle, 'cycle')}" if step.block.cycle else ""
     doing = f"{trials} in turn{cycles}" if step.doing == "in turn" else step.doing
@@ -135,7 +135,7 @@ def _drawn(step: Step) -> Group:
     if len(rows) > _MOST_LINES:
         points.add_row(f"… and {len(rows) - _MOST_LINES} more")
     done = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
-    bar.add_row(done, f"{step.done}/{step.total}", Text(_headline(step)))
+    bar.add_row(done, f"{step.done}/{step.total}", Text(_status_line(step)))
     return Group(points, bar)
 
 

@@ -109,7 +109,7 @@ class SweepRun:
         return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
 
     @contextmanager
-    def alone(self, if_busy: str = "refuse") -> Iterator[None]:
+    def locked(self, if_busy: str = "refuse") -> Iterator[None]:
         """Keep other sweeps out of this folder, and by `if_busy` off this machine.
 
         Raises `RequestError` where another one is there already, naming its process.
@@ -136,49 +136,49 @@ class SweepRun:
         before = Sweep.load(path) if path.exists() else self.sweep
         write_atomically(path, before.merged(self.sweep).dump())
 
-    def measured(self, config: Config) -> bool:
-        """Whether any trial of `config` went well."""
+    def has_measured(self, config: Config) -> bool:
+        """Return whether any trial of `config` went well."""
         return any(r.config_id == config.id and r.status == "ok" for r in self.records)
 
     def numbered(self, trial: Trial, round_number: int, block: str) -> Trial:
-        """The next trial of the config of `trial` here."""
+        """Return `trial` with its number and what it needs to know of its round and block."""
         update = {
             "number": next_trial(self.out, trial.config),
             "round": round_number,
             "block": block,
-            "thorough": not self.measured(trial.config),
+            "thorough": not self.has_measured(trial.config),
         }
         return trial.model_copy(update=update)
 
-    def keep(self, record: Record) -> Record:
-        """Count `record`, which was just made."""
+    def add(self, record: Record) -> Record:
+        """Add `record`, which was just saved, to those in memory."""
         self.records.append(record)
         self.retry.discard(record.config_id)  # once is enough
         return record
 
-    def keep_found(
+    def add_result(
         self, trial: Trial, found: Record | str, started: datetime | None = None
     ) -> Record:
-        """Count the record of `trial`; of a failure, `found` is why, and its own record tells more.
+        """Add the record of `trial`; of a failure, `found` is why, and its own record tells more.
 
         Raises `ScalebenchError` where it was made on another machine, or of another model, and sets
         it aside.
         """
         path = self.out / "records" / f"{trial.name}.json"
         if isinstance(found, Record):
-            self._require_machine(found.machine, path)
+            self.require_machine(found.machine, path)
             self._require_model(found, path)
-            return self.keep(found)
+            return self.add(found)
         if path.exists():
             with suppress(DamagedError):
-                return self.keep(Record.load(path))
+                return self.add(Record.load(path))
             set_aside(path, f"{path.name} is damaged")
-        return self.keep_without_points(trial, "failed", found, started)
+        return self.add_without_points(trial, "failed", found, started)
 
-    def keep_without_points(
+    def add_without_points(
         self, trial: Trial, status: Status, reason: str, started: datetime | None = None
     ) -> Record:
-        """Write and count the record of a trial that failed or was skipped."""
+        """Write and add the record of a trial that failed or was skipped."""
         record = Record.of(
             trial,
             machine=self.machine,
@@ -189,14 +189,11 @@ class SweepRun:
             kernel="none" if status == "skipped" else self.kernels.kind,
         )
         record.save(self.out / "records")
-        return self.keep(record)
+        return self.add(record)
 
-    def require_same_machine(self) -> None:
-        """Raise `ScalebenchError` where this machine is no longer what it was."""
-        self._require_machine(Machine.here())
-
-    def _require_machine(self, other: Machine, path: Path | None = None) -> None:
-        if changed := self.machine.differs_from(other):
+    def require_machine(self, found: Machine, path: Path | None = None) -> None:
+        """Raise `ScalebenchError` where `found` is another machine; set its record `path` aside."""
+        if changed := self.machine.differs_from(found):
             if path is not None:
                 set_aside(path, f"{path.name} is of another machine ({changed})")
             raise ScalebenchError(

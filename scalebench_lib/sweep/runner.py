@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.machine import available_bytes
+from scalebench_lib.machine import Machine, available_bytes
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.block import Block, Member
 from scalebench_lib.sweep.run import SweepRun
@@ -67,12 +67,12 @@ def run_in_turn(
     The runs are the same sweep in different environments: trials of one config share a block.
     After `budget_s` seconds, or the first Ctrl-C or SIGTERM, the block in flight ends with its
     cycle. Raises `RequestError` where another sweep is running, and `ScalebenchError` where the
-    disk is full or the machine is no longer what it was: the same command goes on later.
+    disk is full, or machine or model are no longer what they were.
     """
     stop = Stop(time.monotonic() + budget_s)
     with ExitStack() as locks:
         for run in runs:
-            locks.enter_context(run.alone(if_busy if run is runs[0] else "ignore"))
+            locks.enter_context(run.locked(if_busy if run is runs[0] else "ignore"))
             run.write_spec()
         before = [len(run.records) for run in runs]
         locks.enter_context(stop.at_signals())
@@ -142,11 +142,11 @@ class Stop:
 
 
 class _Wanted(NamedTuple):
-    """A trial to be set up; `again`: a base that was measured before."""
+    """A trial to be set up; `remeasured`: a base that was measured before."""
 
     run: SweepRun
     trial: Trial
-    again: bool
+    remeasured: bool
 
 
 class _Round:
@@ -172,14 +172,14 @@ class _Round:
 
     def run_block(self) -> None:
         """Measure as much of the queue as fits into a block."""
-        self.runs[0].require_same_machine()
+        self.runs[0].require_machine(Machine.here())
         block = Block(secrets.token_hex(4), f"{self._seed} {len(self.queue)}")
         block.changed = lambda: self._tell("in turn", block)
         try:
             self._fill(block)
             block.run(self.stop)
             for member, found in block.end():
-                self._keep(block, member, found)
+                self._add_result(block, member, found)
         except StoppedError:
             pass  # without turns there is nothing to keep
         finally:
@@ -199,7 +199,7 @@ class _Round:
                 return
             alone = not block.members and not self._fits(block, wanted)
             for one in wanted:
-                if not (alone and one.again):
+                if not (alone and one.remeasured):
                     self._set_up(block, one)
             del self.queue[trial]
             if alone:
@@ -210,13 +210,13 @@ class _Round:
         for run in self._random.sample(self.queue[trial], len(self.queue[trial])):
             if reason := run.schedule.skip_reason(trial):
                 numbered = run.numbered(trial, self.number, block.name)
-                run.keep_without_points(numbered, "skipped", reason)
+                run.add_without_points(numbered, "skipped", reason)
                 continue
             base = self._base(trial)
             there = [m.trial.config for m in block.members if m.process.out == run.out]
-            if base.config not in (trial.config, *there) and run.measured(base.config):
-                yield _Wanted(run, base, again=True)
-            yield _Wanted(run, trial, again=False)
+            if base.config not in (trial.config, *there) and run.has_measured(base.config):
+                yield _Wanted(run, base, remeasured=True)
+            yield _Wanted(run, trial, remeasured=False)
 
     def _room(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
         """Whether `wanted` can join: by memory, and by how long the block takes.
@@ -224,8 +224,8 @@ class _Round:
         The first trial after its base may take as long as it likes.
         """
         group = wanted[-1].trial.config.group
-        first = not any(one.again for one in wanted) and all(
-            member.base and member.group == group for member in block.members
+        first = not any(one.remeasured for one in wanted) and all(
+            member.is_base and member.group == group for member in block.members
         )
         trials = [*(one.trial for one in wanted), *(member.trial for member in block.members)]
         short = sum(map(self._pace.turns_s, trials)) <= BLOCK_S
@@ -256,17 +256,17 @@ class _Round:
         try:
             process = run.start(trial, run.out, run.kernels, run.trial_timeout, self.stop.asked)
         except MeasurementError as error:
-            record = run.keep_found(trial, str(error), started)
+            record = run.add_result(trial, str(error), started)
             self._tell(f"setting up {trial}", block, record, run)
             return
         self._pace.setups[trial.config.batch_size].append(process.setup_s + END_S)
         is_base = trial.config == self._base(trial).config
-        block.add(process, trial.config.group, base=is_base, again=wanted.again)
+        block.add(process, trial.config.group, is_base=is_base, remeasured=wanted.remeasured)
 
-    def _keep(self, block: Block, member: Member, found: Record | str) -> None:
-        """Keep what became of `member`."""
+    def _add_result(self, block: Block, member: Member, found: Record | str) -> None:
+        """Add what became of `member` to its run, and its turns to the pace."""
         run = next(run for run in self.runs if run.out == member.process.out)
-        record = run.keep_found(member.trial, found)
+        record = run.add_result(member.trial, found)
         for point in record.points:
             self._pace.turns[member.trial.config.batch_size].append(turn_seconds(point))
         self._tell(f"ending {member.trial}", block, record, run)
@@ -278,7 +278,7 @@ class _Round:
     def _tell(
         self, doing: str, block: Block, record: Record | None = None, run: SweepRun | None = None
     ) -> None:
-        running = [member for member in block.running if not member.again]
+        running = [member for member in block.running if not member.remeasured]
         done = max(0, self._total - len(self._queued) - len(running))
         in_block = sum(self._pace.turns_s(member.trial) for member in running)
         spent = sum(point.spent_s for member in running for point in member.points.values())

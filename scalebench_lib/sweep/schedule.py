@@ -97,7 +97,7 @@ class Schedule:
         return _by_config(self.records)
 
     @cached_property
-    def _by_config_there(self) -> dict[str, list[Record]]:
+    def _others_by_config(self) -> dict[str, list[Record]]:
         return _by_config(self.others or ())
 
     @cached_property
@@ -133,16 +133,16 @@ class Schedule:
         whole = record.status == "ok" and record.ended_by != "interrupted" and record.block
         if not whole or not set(trial.threads) <= {point.threads for point in record.points}:
             return False
-        if not self._met(record):
+        if not self._paired(record):
             return False
         base, block = self.base(trial).config.id, self._blocks[str(record.block)]
         # Alone in its block: it does not fit into memory together with its base.
         alone = base not in block and list(block.values()).count("ok") == 1
         return base not in self._measured or block.get(base) == "ok" or alone
 
-    def _met(self, record: Record) -> bool:
+    def _paired(self, record: Record) -> bool:
         """Whether the other environment, if there is one, took turns with `record`, or cannot."""
-        there = self._by_config_there.get(record.config_id, [])
+        there = self._others_by_config.get(record.config_id, [])
         if self.others is None or (there and there[-1].status != "ok"):
             return True
         return any(other.block == record.block and other.status == "ok" for other in there)

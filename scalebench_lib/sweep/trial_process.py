@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from scalebench_lib.config import StrictModel, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.files import DamagedError
 from scalebench_lib.notebook import NOTEBOOKS
-from scalebench_lib.processes import go_on, oom_kills, peak_bytes, prefer_to_kill, stand_still
+from scalebench_lib.processes import oom_kills, peak_bytes, prefer_to_kill, signal_group
 from scalebench_lib.protocol import Answer, EndedBy, Message
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.forkserver import NotStartedError
@@ -28,7 +29,7 @@ SETUP_LIMIT_S = 900.0
 END_LIMIT_S = 300.0
 TURN_LIMIT_S = 60.0
 SLOWER_THAN_FIRST = 20
-"""A turn hangs when it takes so many times its first pass, on one thread, and `TURN_LIMIT_S`."""
+"""A turn hangs when it takes `TURN_LIMIT_S` and so many first passes on as many threads."""
 
 LEAST_WAIT_S = 5.0
 """What is left of a trial that has failed gets so long to write down why."""
@@ -124,19 +125,19 @@ class TrialProcess(NotebookRun):
             if stopping():
                 raise StoppedError
             if time.monotonic() > start + limit_s:
-                raise self.too_slow(limit_s)
+                raise self.kill_at_limit(limit_s)
             if self.future.done():
                 self._fail()
 
     def _wake(self, message: StrictModel) -> None:
         self.oom_kills_before = oom_kills()
         prefer_to_kill(self.pid, preferred=True)
-        go_on(self.pid)
+        signal_group(self.pid, signal.SIGCONT)
         with suppress(OSError):  # it has died: reading tells
             self._connection.sendall(message.model_dump_json().encode() + b"\n")
 
     def _rest(self) -> None:
-        stand_still(self.pid)
+        signal_group(self.pid, signal.SIGSTOP)
         prefer_to_kill(self.pid, preferred=False)
 
     def _receive(self, kind: type[Message], limit_s: float) -> Message:
@@ -145,7 +146,7 @@ class TrialProcess(NotebookRun):
         try:
             line = self._lines.readline()
         except TimeoutError:
-            raise self.too_slow(limit_s) from None
+            raise self.kill_at_limit(limit_s) from None
         except ConnectionError:  # it has died, and left something unread
             line = ""
         if not line:
@@ -164,7 +165,7 @@ class TrialProcess(NotebookRun):
         """The record of a notebook that is just ending; it counts, whatever came after."""
         path = self.out / "records" / f"{self.trial.name}.json"
         try:
-            self.result(limit_s)
+            self.wait(limit_s)
         except MeasurementError:
             if not path.exists():
                 raise

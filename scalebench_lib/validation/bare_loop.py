@@ -7,6 +7,7 @@ search for threads, and two readings of the clock of its own around a pass.
 from __future__ import annotations
 
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ class BareLoop:
 
     def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
         """Let it take a turn; raise `MeasurementError` where it has died."""
-        processes.go_on(self.pid)
+        processes.signal_group(self.pid, signal.SIGCONT)
         start, point = time.perf_counter_ns(), self._turns[threads]
         with suppress(OSError):  # receiving says why
             self._pipe.send((threads, seconds))
@@ -100,7 +101,7 @@ class BareLoop:
             self._process.join()
             code = self._process.exitcode
             raise MeasurementError(f"the bare loop ended with code {code}") from None
-        processes.stand_still(self.pid)
+        processes.signal_group(self.pid, signal.SIGSTOP)
         return answer
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib import rc_context
 
-from scalebench_lib.analysis.draw import STYLE, WIDTH, Picture, canvas, caption
+from scalebench_lib.analysis.draw import STYLE, WIDTH, canvas, caption
+from scalebench_lib.picture import Picture
 from scalebench_lib.validation.verdicts import Found
 
 BAND = 0.05

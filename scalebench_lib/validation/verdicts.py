@@ -12,7 +12,7 @@ from math import log
 from statistics import median
 
 from scalebench_lib.record import Point, Turn
-from scalebench_lib.results import MeasuredPoint, Results, twins
+from scalebench_lib.results import MeasuredPoint, Results, paired_ratios
 from scalebench_lib.stats import Interval
 from scalebench_lib.text import pluralize
 from scalebench_lib.validation.experiments import is_hogged
@@ -51,7 +51,7 @@ def _verdict(claim: str, holds: bool, figures: str) -> str:
 
 def same_points(one: Results, other: Results) -> Found:
     """Latencies of `one` over those of `other`, which took turns with it."""
-    return {_name(one.points[key]): ratio for key, ratio in twins(one, other).items()}
+    return {_name(one.points[key]): ratio for key, ratio in paired_ratios(one, other).items()}
 
 
 def same_ratios(one: Results, other: Results, same_threads: bool = False) -> Found:
@@ -84,7 +84,7 @@ def _with_turns(results: Results, choose: Callable[[Turns], Sequence[Turn]]) -> 
         # Made anew: a copy would keep the samples that the point has cached.
         return Point(**point.model_dump(exclude={"turns"}), turns=tuple(choose(point.turns)))
 
-    return Results.of(
+    return Results(
         record.model_copy(update={"points": tuple(map(chosen, record.points))})
         for record in results.records
     )

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from scalebench_lib.analysis.draw import Picture, draw, spread
+from scalebench_lib.analysis.draw import draw, spread
 from scalebench_lib.analysis.figures import (
     Choices,
     distribution,
@@ -18,6 +18,7 @@ from scalebench_lib.analysis.figures import (
     per_optimization,
     samples_table,
 )
+from scalebench_lib.picture import Picture
 from scalebench_lib.results import Results
 from scalebench_lib.text import format_number
 from tests import factories
@@ -26,7 +27,7 @@ from tests import factories
 @pytest.fixture(scope="module")
 def full() -> pd.DataFrame:
     """The table of a machine with 16 cores, 32 threads and every batch size."""
-    return Results.of(factories.full_records()).table
+    return Results(factories.full_records()).table
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def small() -> pd.DataFrame:
     on = factories.machine(cores=2, smt=False)
     records = factories.small_records()[:-1]
     gone = factories.configs(on, [16], ["script"])[0]
-    return Results.of([*records, factories.missing(gone, on, "failed", "of $5$")]).table
+    return Results([*records, factories.missing(gone, on, "failed", "of $5$")]).table
 
 
 def lines(figure: Picture) -> dict[str, Line2D]:
@@ -142,7 +143,7 @@ def test_cells_hold_their_numbers_and_crosses_what_failed(small: pd.DataFrame) -
 
 def test_dots_are_drawn_with_their_outliers() -> None:
     """Each outlier as a cross."""
-    samples = samples_table(Results.of(factories.small_records([4])))
+    samples = samples_table(Results(factories.small_records([4])))
     chart = distribution(samples.assign(outlier=samples.index == 3), Choices(batch_size=4))
     crosses = texts(draw(chart), "outlier")
     assert sum(line.get_ydata().size for line in crosses) == 1
@@ -158,7 +159,7 @@ def test_one_thread_count_is_enough_for_a_picture() -> None:
     """A machine with a single CPU has no line to draw, but points."""
     on = factories.machine(cores=1, smt=False)
     records = [factories.measured(config, on) for config in factories.configs(on, [1])]
-    figure = draw(per_batch(Results.of(records).table, Choices()))
+    figure = draw(per_batch(Results(records).table, Choices()))
     assert figure.png().startswith(b"\x89PNG")
 
 

@@ -62,14 +62,14 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
         ("optimization", "optimization", "none"),
         ("optimization", "smt", True),
         ("optimization", "scale", "linear"),
-        ("optimization", "reach", (2, 4)),
+        ("optimization", "thread_range", (2, 4)),
         ("optimization", "view", "batch"),
         ("batch", "metric", "throughput"),
         ("batch", "batch_size", 64),
         ("batch", "scale", "log"),
         ("sizes", "metric", "throughput"),
         ("eager", "threads", 2),
-        ("scaling", "reach", (1, 2)),
+        ("scaling", "thread_range", (1, 2)),
         ("scaling", "optimization", "none"),
         ("heat", "metric", "throughput"),
         ("samples", "batch_size", 8),
@@ -117,7 +117,7 @@ def test_another_sweep_brings_its_own_choices(explorer: Explorer) -> None:
 
 def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     """What does nothing here is not there."""
-    general = {"sweep", "beside", "view", "metric", "reach", "scale"}
+    general = {"sweep", "beside", "view", "metric", "thread_range", "scale"}
     explorer.view.value = "optimization"
     assert shown(explorer) == {*general, "optimization", "smt", "some batch_size"}
     explorer.view.value = "batch"
@@ -125,7 +125,7 @@ def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     explorer.view.value = "heat"
     assert "scale" not in shown(explorer)
     explorer.view.value = "peak" if "peak" in dict(explorer.view.options) else "sizes"
-    assert {"threads", "reach"} & shown(explorer) == {"threads"}
+    assert {"threads", "thread_range"} & shown(explorer) == {"threads"}
 
 
 def test_a_setting_is_chosen_where_a_sweep_has_several(outputs: Path) -> None:
@@ -244,7 +244,7 @@ def test_picture_and_data_are_saved_in_the_sweeps_folder(explorer: Explorer, out
 def test_a_figure_is_shown_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """Of the first choice that there is, or of what is asked for."""
     records = [*factories.small_records([1]), *factories.small_records([4], seq_len=128)]
-    results = Results.of(records)
+    results = Results(records)
     show("batch", results)
     assert "with batch 1, TorchScript" in capsys.readouterr().out
     show("samples", results, seq_len=128, optimization="none")

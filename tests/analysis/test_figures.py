@@ -33,7 +33,7 @@ batch = partial(Choices, "latency")
 
 def table_of(records: list[Record]) -> pd.DataFrame:
     """The table that figures are made from."""
-    return Results.of(records).table
+    return Results(records).table
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_outliers_are_marked_in_their_distribution() -> None:
     spiked = factories.with_turns(point, factories.turns(slow))
     points = (spiked, *records[0].points[1:])
     records[0] = records[0].model_copy(update={"points": points})
-    table = samples_table(Results.of(records))
+    table = samples_table(Results(records))
     assert table.loc[table["outlier"], "latency_ms"].tolist() == [slow[-1] / 1e6]
     one, two = distribution(table, batch(4)).dots
     assert (one.label, two.label) == ("1 thread", "2 threads")
@@ -285,7 +285,7 @@ def test_every_view_has_a_sentence_and_an_alternative_text(name: str) -> None:
         record.model_copy(update={"peak_gflops": {1: {"fp32": 100.0}, 2: {"fp32": 200.0}}})
         for record in factories.small_records()
     ]
-    results, view = Results.of(records), VIEWS[name]
+    results, view = Results(records), VIEWS[name]
     assert view.needs(results.table)
     rows = samples_table(results) if view.of_samples else results.table
     chart = view.chart(rows, SCRIPT)

@@ -7,7 +7,7 @@ from scalebench_lib.analysis.tables import over_eager, over_one_thread, pairing_
 from scalebench_lib.results import Results
 from tests import factories
 
-RESULTS = Results.of(factories.small_records())
+RESULTS = Results(factories.small_records())
 TABLE = RESULTS.table
 
 
@@ -34,7 +34,7 @@ def test_at_the_best_thread_count_it_is_what_the_results_say() -> None:
 def test_without_eager_there_is_no_speedup() -> None:
     """An empty value, not a one; and nothing is called eager."""
     alone = [r for r in factories.small_records() if r.config.optimization == "script"]
-    table = Results.of(alone).table
+    table = Results(alone).table
     assert over_eager(table)["speedup"].isna().all()
     assert not table["is_base"].any()
 
@@ -44,7 +44,7 @@ def test_where_eager_failed_it_is_the_base_all_the_same() -> None:
     on = factories.machine(cores=2, smt=False)
     none, script = factories.configs(on, [8])
     gone = factories.missing(none, on, "failed", "out of memory")
-    table = Results.of([gone, factories.measured(script, on)]).table
+    table = Results([gone, factories.measured(script, on)]).table
     assert table.loc[table["is_base"], "status"].tolist() == ["failed"]
     assert table["speedup"].isna().all()
 
@@ -53,7 +53,7 @@ def test_smt_on_and_other_allocators_are_compared_with_the_same_eager() -> None:
     """SMT off, on the default allocator."""
     on = factories.machine(cores=2)
     configs = [*factories.configs(on, [1]), *factories.configs(on, [1], allocator="jemalloc")]
-    table = Results.of([factories.measured(config, on) for config in configs]).table
+    table = Results([factories.measured(config, on) for config in configs]).table
     base = table[table["is_base"]]
     assert base[["optimization", "smt", "allocator"]].drop_duplicates().to_numpy().tolist() == [
         ["none", False, "default"]

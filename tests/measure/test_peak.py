@@ -18,7 +18,7 @@ def with_peaks():
 
 def test_each_point_knows_its_share_of_the_peak() -> None:
     """Its GFLOP/s over those of a matrix product on as many threads."""
-    table = Results.of(with_peaks()).table
+    table = Results(with_peaks()).table
     share = table["gflops"] / table["threads"].map({1: 100.0, 2: 190.0})
     assert table["peak_fraction"].to_numpy(float) == pytest.approx(share.to_numpy(float))
 
@@ -50,13 +50,13 @@ def test_low_precision_is_held_against_its_own_peak() -> None:
         record.model_copy(update={"peak_gflops": peaks, "engine": {"precision": "bf16"}})
         for record in small_records()
     ]
-    share, of_fp32 = (Results.of(some).table["peak_fraction"] for some in (halved, with_peaks()))
+    share, of_fp32 = (Results(some).table["peak_fraction"] for some in (halved, with_peaks()))
     assert share.to_numpy(float) == pytest.approx(of_fp32.to_numpy(float) / 2)
 
 
 def test_without_a_peak_there_is_no_figure() -> None:
     """And no share."""
-    assert {spec.view for spec in overviews(Results.of(small_records()).table)} == {"eager"}
+    assert {spec.view for spec in overviews(Results(small_records()).table)} == {"eager"}
 
 
 def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:

@@ -43,7 +43,7 @@ def test_one_thread_stays_on_its_cpu() -> None:
     team = pin_torch(ALLOWED[:1], pinnable=True)
     assert team.tids == (threading.get_native_id(),)
     assert os.sched_getaffinity(0) == {ALLOWED[0]}
-    team.check(work)
+    team.run_and_check(work)
 
 
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
@@ -51,7 +51,7 @@ def test_each_thread_has_a_cpu_to_itself_however_often_they_change() -> None:
     """From two to one and back: the runtime may have made new threads."""
     for count in (2, 1, 2):
         team = pin_torch(ALLOWED[:count], pinnable=True)
-        team.check(work)
+        team.run_and_check(work)
         assert [os.sched_getaffinity(tid) for tid in team.tids] == [
             {cpu} for cpu in ALLOWED[:count]
         ]
@@ -67,7 +67,7 @@ def test_more_threads_than_asked_for_are_noticed() -> None:
     other.start()
     try:
         with pytest.raises(MeasurementError, match="more threads compute than the 1 asked for"):
-            team.check(work)
+            team.run_and_check(work)
     finally:
         stop.set()
         other.join()
@@ -79,18 +79,18 @@ def test_a_thread_that_was_moved_is_noticed() -> None:
     set_affinity(ALLOWED)
     if len(ALLOWED) > 1:
         with pytest.raises(MeasurementError, match="did not stay on CPU"):
-            team.check(work)
+            team.run_and_check(work)
 
 
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
 def test_threads_that_somebody_moves_are_noticed_at_the_next_turn() -> None:
     """Rather than quietly put back: what they did meanwhile was elsewhere."""
     executor = Executor((1,), lambda _: (ALLOWED[0],), pinnable=True)
-    executor.switch(1)
-    executor.switch(1)
+    executor.set_num_threads(1)
+    executor.set_num_threads(1)
     set_affinity(ALLOWED)
     with pytest.raises(MeasurementError, match="did not stay on CPU"):
-        executor.switch(1)
+        executor.set_num_threads(1)
 
 
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
@@ -105,12 +105,12 @@ def test_threads_are_looked_for_once_as_long_as_they_live(monkeypatch) -> None:
     monkeypatch.setattr("scalebench_lib.measure.executor.pin_torch", pin)
     executor = Executor((1, 2), lambda count: tuple(ALLOWED[:count]), pinnable=True)
     for count in (2, 1, 2, 1, 2):
-        executor.switch(count)
+        executor.set_num_threads(count)
         assert torch.get_num_threads() == count
         assert os.sched_getaffinity(executor.team.tids[-1]) == {ALLOWED[count - 1]}
     assert searched == [2, 1]
     monkeypatch.setattr(ThreadTeam, "alive", False)
-    executor.switch(1)
+    executor.set_num_threads(1)
     assert searched == [2, 1, 1], "threads that have ended are looked for anew"
 
 
@@ -142,14 +142,14 @@ def test_a_changed_thread_count_is_noticed() -> None:
     team = pin_torch(ALLOWED[:1], pinnable=True)
     torch.set_num_threads(3)
     with pytest.raises(MeasurementError, match="asked for 1 thread, torch now uses 3"):
-        team.check(work)
+        team.run_and_check(work)
 
 
 def test_without_affinity_threads_are_counted_and_not_pinned() -> None:
     """As on macOS."""
     team = pin_torch(ALLOWED[:1], pinnable=False)
-    assert not team.pinned
-    team.check(work)
+    assert not team.is_pinned
+    team.run_and_check(work)
     assert os.sched_getaffinity(0) == set(ALLOWED)
 
 
@@ -199,9 +199,11 @@ def test_an_engine_that_does_not_bind_its_threads_where_it_should_is_noticed() -
     """One that binds them itself is looked at while it computes."""
     torch.set_num_threads(1)
     os.sched_setaffinity(0, ALLOWED[:1])
-    pinning.SelfPinnedTeam((), tuple(ALLOWED[:1])).check(work)
+    pinning.SelfPinnedTeam((), tuple(ALLOWED[:1])).run_and_check(work)
     with pytest.raises(MeasurementError, match="asked for one thread on each of the CPUs"):
-        pinning.SelfPinnedTeam((), (ALLOWED[-1] + 1, ALLOWED[-1] + 2)).check(lambda: _much(work))
+        pinning.SelfPinnedTeam((), (ALLOWED[-1] + 1, ALLOWED[-1] + 2)).run_and_check(
+            lambda: _much(work)
+        )
 
 
 def _much(work) -> None:

@@ -288,9 +288,7 @@ def test_a_trial_takes_the_turns_that_its_runner_asks_for(monkeypatch) -> None:
     answers: list[Answer] = []
 
     def plays(runner: Runner) -> None:
-        ready = runner.hear(Ready)
-        assert ready.ready == COUNTS
-        assert ready.first_pass_s > 0
+        assert runner.hear(Ready).first_pass_s > 0
         for cycle, threads in asked:
             runner.say(Request(cycle=cycle, threads=threads, seconds=0.05))
             answers.append(runner.hear(Answer))

@@ -68,7 +68,7 @@ def drifting(seed: int = 0, middle_ms: int = 50) -> Iterator[int]:
 def test_a_turn_computes_for_its_seconds() -> None:
     """The last pass ends it; what is said of the point is the median of its samples."""
     one, _ = taker({1: repeat(40 * MS)})
-    answer = one.take(1, 1, seconds=0.3)
+    answer = one.take_turn(1, 1, seconds=0.3)
     (turn,) = one.points[1].turns
     assert turn.samples_ns == (40 * MS,) * 8
     assert answer.median_ns == 40 * MS
@@ -78,7 +78,7 @@ def test_a_turn_computes_for_its_seconds() -> None:
 def test_a_turn_has_at_least_one_pass() -> None:
     """However long it takes."""
     one, _ = taker({1: repeat(5_000 * MS)})
-    one.take(1, 1, seconds=0.3)
+    one.take_turn(1, 1, seconds=0.3)
     assert one.points[1].turns[0].samples_ns == (5_000 * MS,)
 
 
@@ -86,7 +86,7 @@ def test_a_turn_computes_with_the_threads_that_it_is_asked_for() -> None:
     """Each point keeps its own turns, with the numbers of their cycles."""
     one, fake = taker({1: repeat(40 * MS), 2: repeat(20 * MS)})
     for number, threads in ((1, 2), (1, 1), (2, 1), (4, 2)):
-        one.take(number, threads)
+        one.take_turn(number, threads)
     assert fake.switches == [2, 1, 1, 2]
     assert [turn.cycle for turn in one.points[1].turns] == [1, 2]
     assert [turn.cycle for turn in one.points[2].turns] == [1, 4]
@@ -96,7 +96,7 @@ def test_a_turn_computes_with_the_threads_that_it_is_asked_for() -> None:
 def test_from_some_turns_on_an_answer_tells_how_well_the_point_is_known() -> None:
     """From its turns alone."""
     one, _ = taker({1: drifting()})
-    answers = [one.take(number, 1) for number in range(1, MIN_TURNS + 3)]
+    answers = [one.take_turn(number, 1) for number in range(1, MIN_TURNS + 3)]
     assert [answer.half_width is None for answer in answers[:MIN_TURNS]] == [
         *[True] * (MIN_TURNS - 1),
         False,
@@ -107,9 +107,9 @@ def test_from_some_turns_on_an_answer_tells_how_well_the_point_is_known() -> Non
 def test_the_time_of_a_turn_includes_its_warm_up() -> None:
     """It is what the turn costs the group."""
     one, fake = taker({1: repeat(40 * MS)})
-    answer = one.take(1, 1)
+    answer = one.take_turn(1, 1)
     assert answer.spent_s == fake.now / 1e9 > 0.32
-    second = one.take(2, 1)
+    second = one.take_turn(2, 1)
     assert one.points[1].spent_ns / 1e9 == pytest.approx(answer.spent_s + second.spent_s)
 
 
@@ -117,7 +117,7 @@ def test_the_first_turn_warms_up_until_passes_are_steady() -> None:
     """The slow first passes are kept aside."""
     slow_first = chain([100 * MS, 90 * MS, 80 * MS, 70 * MS, 60 * MS], repeat(50 * MS))
     one, _ = taker({1: slow_first})
-    one.take(1, 1)
+    one.take_turn(1, 1)
     point = one.points[1]
     assert point.warmup_ns[:5] == [100 * MS, 90 * MS, 80 * MS, 70 * MS, 60 * MS]
     assert set(point.turns[0].samples_ns) == {50 * MS}
@@ -127,16 +127,16 @@ def test_a_warm_up_ends_where_passes_never_are_steady() -> None:
     """After a second."""
     falling = (round(80 * MS * 0.97**n) + 1000 for n in range(10_000))
     one, _ = taker({1: falling})
-    one.take(1, 1)
+    one.take_turn(1, 1)
     assert WARMUP_NS <= sum(one.points[1].warmup_ns) < WARMUP_NS + 80 * MS
 
 
 def test_a_later_turn_of_short_passes_begins_with_one_that_does_not_count() -> None:
     """Standing still has left caches cold: the first pass is slower."""
     one, _ = taker({1: repeat(40 * MS)})
-    one.take(1, 1)
+    one.take_turn(1, 1)
     warm, one.run = len(one.points[1].warmup_ns), _first_slower(one)
-    one.take(2, 1)
+    one.take_turn(2, 1)
     assert one.points[1].warmup_ns[warm:] == [80 * MS]
     assert set(one.points[1].turns[1].samples_ns) == {40 * MS}
 
@@ -157,10 +157,10 @@ def _first_slower(one: TurnTaker) -> Callable[[], None]:
 def test_a_later_turn_of_long_passes_begins_at_once() -> None:
     """A pass of 0.3 s outlasts what is cold, and would be a whole turn."""
     one, fake = taker({1: repeat(300 * MS)})
-    one.take(1, 1)
+    one.take_turn(1, 1)
     assert len(one.points[1].warmup_ns) == 1
     before = fake.passes
-    one.take(2, 1)
+    one.take_turn(2, 1)
     assert len(one.points[1].warmup_ns) == 1
     assert fake.passes == before + 1
 
@@ -169,21 +169,21 @@ def test_long_passes_are_warmed_up_once_for_all_points() -> None:
     """A warm-up of many seconds at each would double the sweep."""
     one, _ = taker({1: repeat(9_000 * MS), 2: repeat(5_000 * MS), 4: repeat(3_000 * MS)})
     for threads in (4, 1, 2):
-        one.take(1, threads)
+        one.take_turn(1, threads)
     assert [len(one.points[n].warmup_ns) for n in (4, 1, 2)] == [1, 0, 0]
 
 
 def test_a_config_that_had_its_long_first_pass_is_warm() -> None:
     """It is not warmed up again."""
     one, _ = taker({1: repeat(5_000 * MS)}, warm=True)
-    one.take(1, 1)
+    one.take_turn(1, 1)
     assert one.points[1].warmup_ns == []
 
 
 def test_passes_below_a_millisecond_are_timed_several_at_once() -> None:
     """Their mean is the sample: the clock's own cost would show."""
     one, fake = taker({1: repeat(MS // 10)})
-    one.take(1, 1)
+    one.take_turn(1, 1)
     point = one.points[1]
     assert point.passes_per_sample == 10
     assert set(point.turns[0].samples_ns) == {MS // 10}
@@ -196,7 +196,7 @@ def test_a_pass_that_takes_no_time_at_all_has_some_all_the_same() -> None:
     fake = FakeProcess({1: repeat(0)})
     ticks = iter(range(0, 10**12, MS))
     one = TurnTaker(fake.run, fake.switch, (1,), clock=lambda: next(ticks) // 1000)
-    one.take(1, 1, seconds=0.0)
+    one.take_turn(1, 1, seconds=0.0)
     assert min(one.points[1].turns[0].samples_ns) >= 1
 
 
@@ -205,7 +205,7 @@ def test_a_turn_records_what_the_process_has_had_for_its_samples() -> None:
     one, fake = taker({1: repeat(40 * MS)})
     one.usage = fake.usage
     for number in (1, 2):
-        one.take(number, 1)
+        one.take_turn(number, 1)
     for turn in one.points[1].turns:
         assert turn.cpu_ns == 2 * sum(turn.samples_ns)
         assert turn.waited_ns == sum(turn.samples_ns) // 2
@@ -216,7 +216,7 @@ def test_a_turn_records_what_the_process_has_had_for_its_samples() -> None:
 def test_what_the_system_does_not_tell_is_not_recorded() -> None:
     """As outside of Linux."""
     one, _ = taker({1: repeat(40 * MS)}, usage=lambda: Usage(5))
-    one.take(1, 1)
+    one.take_turn(1, 1)
     (turn,) = one.points[1].turns
     assert turn.cpu_ns == 0
     assert (turn.waited_ns, turn.stolen_ns, turn.throttled) == (None, None, None)
@@ -226,7 +226,7 @@ def test_a_counter_that_begins_anew_has_not_grown() -> None:
     """As after a move to another host: a record holds no time below nought."""
     told = iter((Usage(5, stolen_ns=70), Usage(6, stolen_ns=10)))
     one, _ = taker({1: repeat(40 * MS)}, usage=lambda: next(told))
-    one.take(1, 1)
+    one.take_turn(1, 1)
     assert one.points[1].turns[0].stolen_ns == 0
 
 
@@ -250,7 +250,7 @@ def test_starts_are_told_with_the_samples() -> None:
     one, _ = taker({1: repeat(40 * MS), 2: repeat(30 * MS)})
     for number in (1, 2, 3):
         for threads in (1, 2):
-            one.take(number, threads)
+            one.take_turn(number, threads)
     turns = sorted(chain(*(p.turns for p in one.points.values())), key=lambda turn: turn.start_ns)
     ends = [turn.start_ns + sum(turn.samples_ns) for turn in turns]
     assert all(end <= turn.start_ns for end, turn in zip(ends, turns[1:], strict=False))
@@ -266,7 +266,7 @@ def test_others_that_compute_end_the_turn() -> None:
     one, fake = taker({1: repeat(40 * MS)}, check=check)
     one.usage = fake.usage
     with pytest.raises(MeasurementError, match="more threads computed"):
-        one.take(1, 1)
+        one.take_turn(1, 1)
     assert one.points[1].turns == []
 
 
@@ -280,7 +280,7 @@ def test_no_garbage_is_collected_meanwhile() -> None:
             yield 50 * MS
 
     one, _ = taker({1: watching()})
-    one.take(1, 1)
+    one.take_turn(1, 1)
     assert not any(seen)
     assert gc.isenabled()
 

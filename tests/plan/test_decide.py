@@ -11,7 +11,7 @@ from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan import report
-from scalebench_lib.plan.decide import Decision, Request, decide, verify
+from scalebench_lib.plan.decide import Context, Decision, Request, verify
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
@@ -43,8 +43,9 @@ def small(tmp_path: Path) -> Path:
 
 
 def ask(out: Path, **asked: object) -> Decision:
-    """What `decide` answers."""
-    return decide(out, Request.of(**asked))
+    """What `Context.decide` answers."""
+    request = Request.of(**asked)
+    return Context.load(out, request).decide(request)
 
 
 def was_run(out: Path, *runs: tuple[Plan, float], **changed: object) -> None:

@@ -28,12 +28,12 @@ class Played:
         self.block, self.trials, self.out = Block(NAME, seed), trials, out
         self.found: dict[str, Record | str] = {}
 
-    def add(self, *trials: Trial, again: bool = False) -> Member:
+    def add(self, *trials: Trial, remeasured: bool = False) -> Member:
         """Set them up; eager is the base. Returns the last one's member."""
         for one in trials:
             process = self.trials(one, self.out, None, None, lambda: False)
             base = one.config.optimization == "none"
-            member = self.block.add(process, one.config.group, base=base, again=again)
+            member = self.block.add(process, one.config.group, is_base=base, remeasured=remeasured)
         return member
 
     def end(self) -> None:
@@ -135,7 +135,7 @@ def test_groups_end_each_in_its_own_time(played: Played) -> None:
 def test_the_time_of_a_base_that_was_measured_before_is_not_counted(played: Played) -> None:
     """Nor is anything asked of how well it is known."""
     played.trials.pass_s = lambda trial, threads: 50.0 if short(trial) == "none 1" else 1.0
-    played.add(trial("none"), again=True)
+    played.add(trial("none"), remeasured=True)
     played.add(trial("script", max_seconds=4))
     played.block.run()
     played.end()
@@ -151,7 +151,7 @@ def test_a_base_that_is_left_alone_waits_for_nobody(played: Played) -> None:
             raise MeasurementError("no luck")
 
     played.trials.happens = happens
-    played.add(trial("none"), again=True)
+    played.add(trial("none"), remeasured=True)
     played.add(trial("script"))
     played.block.run()
     played.end()

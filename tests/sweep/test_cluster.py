@@ -26,7 +26,7 @@ from scalebench_lib.record import Software, load_records
 from scalebench_lib.results import Results
 from scalebench_lib.sweep import cluster, runner
 from scalebench_lib.sweep.cluster import HOST, Host, HostsRun, client_of, hosts_of
-from scalebench_lib.sweep.locks import PLACE
+from scalebench_lib.sweep.locks import RUNTIME_DIR
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import sweep_schedules
 from tests.factories import machine
@@ -552,7 +552,7 @@ def test_a_worker_is_quiet_during_a_block() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--any-host"], "any_host: is of a cluster"),
+        (["--any-host"], "any_host: needs a cluster"),
         (["--scheduler", "tcp://x:1", "--against", "python"], "against: takes turns on one mach"),
         (["--scheduler", "nowhere://x"], "scheduler: none at 'nowhere://x'"),
     ],
@@ -628,7 +628,7 @@ def processes(tmp_path: Path) -> Iterator[Started]:
         def start(name: str, place: str = "") -> subprocess.Popen:
             runtime = tmp_path / f"runtime-{place or name}"
             runtime.mkdir(mode=0o700, exist_ok=True)
-            env = {HOST: name, PLACE: str(runtime)}
+            env = {HOST: name, RUNTIME_DIR: str(runtime)}
             running, told = stack.enter_context(process(WORKER, address, **env))
             assert told == "there"
             return running

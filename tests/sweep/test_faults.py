@@ -153,9 +153,7 @@ def test_no_number_changes_when_the_wall_clock_jumps(small, tmp_path, monkeypatc
     for name, clock in (("steady", datetime), ("jumping", JumpingClock)):
         monkeypatch.setattr(runner, "datetime", clock)
         found = run(FakeTrials(), tmp_path / name / "sweep", ONCE)
-        tables.append(
-            Results.of([one.model_copy(update={"block": "0" * 8}) for one in found]).table
-        )
+        tables.append(Results([one.model_copy(update={"block": "0" * 8}) for one in found]).table)
     assert tables[0].equals(tables[1])
 
 

@@ -110,7 +110,7 @@ def test_no_orphan_is_left_when_the_sweep_is_killed(light_fork_server, tmp_path)
         "from pathlib import Path; from scalebench_lib.sweep import forkserver\n"
         f"forkserver._COMMAND = {light_fork_server}\n"
         "from scalebench_lib.sweep.kernels import Kernels, NotebookRun\n"
-        f"NotebookRun(Kernels().new(), Path({str(source)!r}), Path('out.ipynb'), {{}}).result(600)"
+        f"NotebookRun(Kernels().new(), Path({str(source)!r}), Path('out.ipynb'), {{}}).wait(600)"
     )
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     wait_until((tmp_path / "begun").exists)

@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 @pytest.fixture
 def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Another process that has both the folder and the machine."""
-    monkeypatch.setenv(locks.PLACE, str(tmp_path))
+    monkeypatch.setenv(locks.RUNTIME_DIR, str(tmp_path))
     code = (
         "import sys, time; from pathlib import Path; "
         "from scalebench_lib.sweep.locks import lock_folder, lock_machine\n"
@@ -59,7 +59,7 @@ def test_the_second_may_ignore_the_first_or_wait_for_it(other, tmp_path, monkeyp
 
 def test_sockets_lie_where_nobody_else_can_enter(tmp_path, monkeypatch) -> None:
     """Under a name that nobody can guess, short enough for a socket."""
-    monkeypatch.setenv(locks.PLACE, str(tmp_path / ("long" * 40)))
+    monkeypatch.setenv(locks.RUNTIME_DIR, str(tmp_path / ("long" * 40)))
     (tmp_path / ("long" * 40)).mkdir()
     folder = socket_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -70,6 +70,6 @@ def test_sockets_lie_where_nobody_else_can_enter(tmp_path, monkeypatch) -> None:
 def test_a_machine_without_a_place_for_its_lock_says_what_to_do(tmp_path, monkeypatch) -> None:
     """Rather than measure without."""
     (tmp_path / "file").touch()
-    monkeypatch.setenv(locks.PLACE, str(tmp_path / "file" / "folder"))
-    with pytest.raises(RequestError, match=f"set {locks.PLACE} to a folder of your own"):
+    monkeypatch.setenv(locks.RUNTIME_DIR, str(tmp_path / "file" / "folder"))
+    with pytest.raises(RequestError, match=f"set {locks.RUNTIME_DIR} to a folder of your own"):
         lock_machine("mine").__enter__()

@@ -109,7 +109,7 @@ def test_others_see_what_is_in_flight_as_long_as_it_is(
     run: SweepRun, tmp_path: Path, console: Console
 ) -> None:
     """By a file that goes with the sweep."""
-    with run.alone(), progress_shown([run], console) as show:
+    with run.locked(), progress_shown([run], console) as show:
         show(step(block(), doing="setting up a trial"))
         assert str(in_flight(tmp_path)).startswith("round 2, setting up a trial, about")
     assert in_flight(tmp_path) is None
@@ -147,7 +147,7 @@ def test_what_failed_is_told_in_the_end(run: SweepRun, console: Console, tmp_pat
 def test_what_disturbed_a_sweep_is_said_in_the_end(run: SweepRun, console: Console) -> None:
     """That is nothing that went wrong."""
     record = measured(run.schedule.trials[0].config, SMALL)
-    with run.alone():
-        run.keep(disturbed(record, 6, waited=0.5))
+    with run.locked():
+        run.add(disturbed(record, 6, waited=0.5))
     assert summary(run, console) == []
-    assert "Something else was computing here: 6 of 16 turns were shared" in printed(console)
+    assert "Something else was computing here: it shared 6 of 16 turns" in printed(console)

@@ -20,7 +20,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.sweep import trial_process
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.locks import PLACE
+from scalebench_lib.sweep.locks import RUNTIME_DIR
 from scalebench_lib.sweep.trial_process import StoppedError, TrialProcess
 from tests.factories import SOFTWARE, START
 from tests.waiting import wait_until
@@ -156,7 +156,7 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "connection = socket.socket(socket.AF_UNIX)\n"
             "connection.connect(os.environ['SCALEBENCH_RUNNER'])\n"
             f"stream = connection.makefile('rw')\n{ready}\n"
-            f"{SAY.format(answer={'ready': [1], 'first_pass_s': 0.001})}\n"
+            f"{SAY.format(answer={'first_pass_s': 0.001})}\n"
             "for line in stream:\n"
             "    if 'end' in json.loads(line):\n"
             f"        {end or 'pass'}\n"
@@ -214,7 +214,7 @@ def test_a_turn_may_take_as_long_as_its_first_pass_lets_expect(
     ("answer", "complaint"),
     [
         (SAY.format(answer="'noise'"), "the other side said"),
-        (SAY.format(answer={"ready": [1]}), "the other side said"),
+        (SAY.format(answer={"first_pass_s": 0.1}), "the other side said"),
         ("raise ValueError('no luck\\nat all')", "^ValueError: no luck$"),
         ("raise MemoryError()", "^out of memory"),
         ("break", "^the notebook wrote no record$"),
@@ -319,7 +319,7 @@ def test_a_runner_that_is_killed_leaves_no_trial_behind(
     light_fork_server, tmp_path: Path, notebook, kind: str
 ) -> None:
     """Not even those that stand still; with warm kernels, no socket either."""
-    before = {*Path(os.environ[PLACE]).iterdir()}
+    before = {*Path(os.environ[RUNTIME_DIR]).iterdir()}
     notebook()
     code = (
         "import sys, time; from pathlib import Path; from scalebench_lib.sweep import forkserver\n"
@@ -345,4 +345,4 @@ def test_a_runner_that_is_killed_leaves_no_trial_behind(
         assert set(trials) <= set(family)
         runner.send_signal(signal.SIGKILL)
     assert psutil.wait_procs(family, timeout=20)[1] == []
-    assert kind == "fresh" or {*Path(os.environ[PLACE]).iterdir()} <= before
+    assert kind == "fresh" or {*Path(os.environ[RUNTIME_DIR]).iterdir()} <= before

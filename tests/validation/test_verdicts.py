@@ -43,7 +43,7 @@ def results(
             times *= [slower(cycle, point.threads) for cycle in range(1, CYCLES + 1)]
             points.append(factories.with_turns(point, factories.turns(times.astype(int).tolist())))
         records.append(record.model_copy(update={"points": tuple(points)}))
-    return Results.of(records)
+    return Results(records)
 
 
 def in_pairs(measured: Results) -> Results:
@@ -53,7 +53,7 @@ def in_pairs(measured: Results) -> Results:
         turns = [t.model_copy(update={"cycle": (t.cycle + 1) // 2}) for t in point.turns]
         return factories.with_turns(point, turns)
 
-    return Results.of(
+    return Results(
         r.model_copy(update={"points": tuple(map(paired, r.points))}) for r in measured.records
     )
 
@@ -136,7 +136,7 @@ def test_turns_that_the_hog_disturbed_are_to_be_marked(marked, figures: str) -> 
         record.model_copy(update={"points": tuple(waiting(p, marked) for p in record.points)})
         for record in measured.records
     ]
-    assert figures in verdicts.shared_turns(Results.of(records))
+    assert figures in verdicts.shared_turns(Results(records))
 
 
 def test_the_effect_of_a_layer_less_is_that_of_bare_loops(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_the_effect_of_a_layer_less_is_that_of_bare_loops(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text("{}")
     whole, less = Config(model="bert-tiny"), Config(model=str(tmp_path))
     both = {config: results({}, configs=(config,)).records for config in (whole, less)}
-    recorded = Results.of([*both[less], *both[whole]])
-    faster = Results.of([*results({"none": 0.9}, configs=(less,)).records, *both[whole]])
+    recorded = Results([*both[less], *both[whole]])
+    faster = Results([*results({"none": 0.9}, configs=(less,)).records, *both[whole]])
     found = verdicts.same_ratios(recorded, recorded, same_threads=True)
     assert "found: holds" in verdicts.judge("found", found, 0.01, 0.03)
     found = verdicts.same_ratios(recorded, faster, same_threads=True)

@@ -105,15 +105,13 @@ function download(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-function shownChart() { return DATA.charts[main.dataset.key]; }
-
 function table(chart) {
   const quoted = value => `"${String(value ?? "").replaceAll('"', '""')}"`, head = ["point", "x", "value", "low", "high", "unit", "details"];
   return [head, ...allPoints(chart).map(p => [p.name, p.x, p.y ?? p.value, p.low, p.high, chart.unit, p.detail])].map(row => row.map(quoted).join(",")).join("\n") + "\n";
 }
 
 function save(kind) {
-  const chart = shownChart(), name = chart.title.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+  const chart = DATA.charts[main.dataset.key], name = chart.title.toLowerCase().replace(/[^a-z0-9]+/g, "-");
   if (kind === "csv") return download(`${name}.csv`, "text/csv", table(chart));
   const {text, width, height} = standalone(chart, form.elements.scale.value);
   if (kind === "svg") return download(`${name}.svg`, "image/svg+xml", text);

@@ -14,7 +14,7 @@ from scalebench_lib.measure.optimizations import native, onnx_runtime, openvino
 from scalebench_lib.measure.optimizations.base import Optimization, OptimizedModel, Target
 
 
-def compile(target: Target) -> OptimizedModel:  # noqa: A001 - the name that people know
+def torch_compile(target: Target) -> OptimizedModel:
     """Inductor with static shapes, compiled anew for each number of threads."""
     from scalebench_lib.measure.optimizations.inductor import compiled  # takes seconds to import
 
@@ -24,7 +24,7 @@ def compile(target: Target) -> OptimizedModel:  # noqa: A001 - the name that peo
 REGISTRY = {
     "none": Optimization(native.none),
     "script": Optimization(native.script),
-    "compile": Optimization(compile, any_batch=False),
+    "compile": Optimization(torch_compile, any_batch=False),
     "bf16": Optimization(native.bf16, "bf16"),
     "onnxruntime": Optimization(onnx_runtime.fp32),
     "onnxruntime-int8": Optimization(onnx_runtime.int8, "int8"),

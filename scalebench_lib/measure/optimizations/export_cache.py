@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import filelock
+import platformdirs
 
-from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import Plain, digest, first_line
+from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.measure.models import Plain, digest
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.record import package_version
 
@@ -40,8 +41,7 @@ def cache_folder() -> Path:
 
     Raises `MeasurementError` if it cannot be made.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("SCALEBENCH_CACHE") or Path(home) / "scalebench")
+    folder = Path(os.environ.get("SCALEBENCH_CACHE") or platformdirs.user_cache_dir("scalebench"))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)

@@ -19,9 +19,8 @@ from torch._inductor.async_compile import shutdown_compile_workers
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
-from scalebench_lib.errors import MeasurementError
+from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.models import first_line
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
 from scalebench_lib.measure.optimizations.export_cache import cache_folder, require_space
 

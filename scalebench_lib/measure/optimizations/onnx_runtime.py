@@ -34,8 +34,7 @@ _MODEL = "model.onnx"
 
 def fp32(target: Target) -> OptimizedModel:
     """ONNX Runtime, computing in fp32."""
-    runtime = _runtime()
-    return _engine(runtime, _exported(target), {})
+    return _engine(_runtime(), _exported(target), {})
 
 
 def int8(target: Target) -> OptimizedModel:
