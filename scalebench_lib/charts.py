@@ -1,4 +1,4 @@
-"""What a figure shows, as data: lines, cells or dots with their axes, colours and words.
+"""Figures as data: lines, cells or dots with their axes, colours and words.
 
 `analysis.figures` makes charts of a sweep's table. matplotlib (`analysis.draw`) and the page's
 script only draw them: every label, number and colour is decided here. A name has the same colour

@@ -422,7 +422,7 @@ def _measured_well(
 
 
 def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
-    """What `Sweep.hosts` is by these options."""
+    """Return `Sweep.hosts` by these options."""
     if any_host and not scheduler:
         raise RequestError(
             "any_host: needs a cluster: name its scheduler with '--scheduler tcp://…'"

@@ -1,4 +1,4 @@
-"""What can be measured (`Config`), how long (`Trial`), and many of them at once (`Sweep`).
+"""Requests: one thing to measure (`Config`), for how long (`Trial`), and many of them (`Sweep`).
 
 The names come first: models, optimizations, and values that refuse to be built wrong.
 """
@@ -78,7 +78,7 @@ def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
 
 
 def model_name(name: str) -> str:
-    """A known name, or a folder or hub id: always with a slash, so that it is told from names."""
+    """Return a known name, or a folder or hub id: with a slash, so that no name looks like it."""
     if name in MODELS:
         return name
     if not name.isprintable() or not slug(name):
@@ -112,7 +112,7 @@ def _whole(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """A list as people write it: ``1,2,4``, ``[1, 2, 4]``, or a value by itself."""
+    """Return the parts of ``1,2,4``, of ``[1, 2, 4]``, or of a single value."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return value if isinstance(value, list | tuple) else [value]
@@ -261,13 +261,13 @@ class Config(StrictModel):
 
     @property
     def group(self) -> Config:
-        """What it is compared within: the config with the axes that lie within groups at rest."""
+        """The config with the axes within groups at their defaults: equal for what is compared."""
         within = {name: DEFAULTS[name] for name, axis in AXES.items() if axis.within}
         return self.model_copy(update=within)
 
     @property
     def item(self) -> str:
-        """What an item of the batch is, as far as the config tells: ``16 tokens``."""
+        """An item of the batch: ``16 tokens``."""
         if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
             return f"{self.image_size} × {self.image_size} pixels"
         return f"{self.seq_len} tokens"

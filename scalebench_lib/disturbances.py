@@ -1,4 +1,4 @@
-"""What disturbed the turns of a sweep: counted by point, and reported where it matters."""
+"""Disturbances of turns: counted by point, and reported where they matter."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _stolen(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str
 
 
 def _governors(records: Iterable[Record]) -> Iterator[str]:
-    """Of trials in which it changed; another one from trial to trial is in the provenance."""
+    """Report governors that changed within a trial; from trial to trial the provenance has them."""
     changed = [record for record in records if record.governor_after]
     if changed:
         first = changed[0]

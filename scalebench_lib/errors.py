@@ -15,7 +15,7 @@ class ScalebenchError(Exception):
     """Something that scalebench can name; the message is one line for the user."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows instead of a traceback."""
+        """Return the text that a notebook shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -84,7 +84,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def one_line(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
-    """What is wrong with a request, from pydantic's first complaint."""
+    """Return pydantic's first complaint about a request as one line."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":

@@ -42,7 +42,7 @@ class Core(BaseModel, frozen=True):
 
 
 class Machine(BaseModel, frozen=True):
-    """What a process may use of this machine, and where its numbers come from.
+    """The CPUs and memory that a process may use on this machine, and its description.
 
     `cores` holds only CPUs in the process's affinity mask; `quota` is the container's limit in
     CPUs, `memory_bytes` the memory that may be used (its limit included). Equal `identity`
@@ -83,7 +83,7 @@ class Machine(BaseModel, frozen=True):
 
     @property
     def has_smt(self) -> bool:
-        """Whether any core offers more than one hardware thread to us."""
+        """True if a core has more than one hardware thread that this process may use."""
         return self.smt_width > 1
 
     @property
@@ -351,7 +351,7 @@ def _governor(root: Path) -> str | None:
 
 
 def _identity(root: Path) -> str | None:
-    """A digest of what tells this machine, since its start, from others."""
+    """Return a digest of machine id and boot id."""
     files = (root / "etc/machine-id", root / "proc/sys/kernel/random/boot_id")
     texts = [text for path in files if (text := _text(path))]
     if not texts:

@@ -71,7 +71,7 @@ def find_sweep(out: str = "", outputs: Path = OUTPUTS) -> Path:
 
 
 def is_interactive() -> bool:
-    """Whether a person runs the notebook: papermill forbids cells to ask for input."""
+    """Return whether a person runs the notebook: papermill forbids cells to ask for input."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
 

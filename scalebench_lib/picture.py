@@ -1,4 +1,4 @@
-"""A matplotlib figure that notebooks show by itself, and that pages and folders hold as PNG."""
+"""A matplotlib figure that is displayed in notebooks, and saved as PNG."""
 
 from __future__ import annotations
 

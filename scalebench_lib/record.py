@@ -41,7 +41,7 @@ _log = logging.getLogger("scalebench")
 
 
 class Verification(StrictModel):
-    """How near the optimized outputs were to `reference`: float64, or eager float32.
+    """Errors of the optimized outputs against `reference`: float64, or eager float32.
 
     `sqnr_db` is signal over error of the worst of the `items` compared, in dB, at unmasked
     positions; `eager_sqnr_db` that of eager float32. `max_abs_error` is against eager. Records
@@ -61,7 +61,7 @@ class Verification(StrictModel):
 
     @property
     def passed(self) -> bool:
-        """Whether the outputs are near enough."""
+        """True if the outputs are near enough."""
         if self.sqnr_db is None or self.required_db is None:
             return True
         return self.sqnr_db >= self.required_db
@@ -127,7 +127,7 @@ def model_files(config: Config | Sweep) -> str | None:
 
 
 def _files_of(source: str, pattern: str) -> list[Path]:
-    """Those of a folder, or of a hub id in the hub's cache."""
+    """Return the files of a folder, or of a hub id in the hub's cache."""
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache  # only where it is asked for
@@ -143,7 +143,7 @@ def _files_of(source: str, pattern: str) -> list[Path]:
 
 
 def _checksum(path: Path) -> int:
-    """Of a file of any size, by the fastest means that the standard library has."""
+    """Return the CRC-32 of a file."""
     found = 0
     with suppress(OSError), path.open("rb") as file:
         while part := file.read(2**24):
@@ -431,17 +431,17 @@ class Record(StrictModel):
 
     @property
     def machine_name(self) -> str:
-        """What tables call the machine: its name, and its `host_label`'s."""
+        """The machine's name in tables, with its `host_label` if it has one."""
         return f"{self.machine.name}-{self.host_label}" if self.host_label else self.machine.name
 
     @property
     def point_key(self) -> str:
-        """What trials of the same thing share: config id and `host_label`."""
+        """Config id and `host_label`: equal for trials of one config on one host."""
         return f"{self.config_id}@{self.host_label}" if self.host_label else self.config_id
 
     @property
     def conditions(self) -> dict[str, str | None]:
-        """What decides the speed beside config and machine, by name; None where not known."""
+        """Return the conditions that decide the speed besides config and machine, by name."""
         return {
             "model's structure and weights": self.model_hash,
             "model's files": self.model_files,

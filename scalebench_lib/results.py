@@ -1,7 +1,7 @@
 """The results of a sweep: its points with all their trials, the ratio of any two, and the table.
 
-All of it is computed anew from the records each time. A sweep that was published elsewhere has
-none: its rows are those of its ``results.csv``, its source is `Imported`.
+They are computed from the records at each load. An imported sweep has no records: its rows are
+those of its ``results.csv``, and `Imported` is its source.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ _Group = tuple[Config, str | None]
 
 
 class Imported(StrictModel):
-    """Where an imported sweep comes from: the published `file`, and what to know of it.
+    """The source of an imported sweep: the published `file`, and `notes` on it.
 
     `machine` is what the importer called it, if anything. Each of `notes` is a sentence;
     `points` is how many rows there are.
@@ -117,7 +117,7 @@ class Imported(StrictModel):
 
     @property
     def source(self) -> str:
-        """Where the numbers come from, for captions."""
+        """The source of the numbers, for captions."""
         machine = self.machine or "an unknown machine"
         return f"Imported from {self.file}: published means, no intervals · {machine}"
 
@@ -157,7 +157,7 @@ class PublishedPoint:
 
     @cached_property
     def group(self) -> _Group:
-        """What it is compared within."""
+        """The group that the point is compared within."""
         return self.config.group, None
 
 
@@ -171,12 +171,12 @@ class MeasuredPoint:
 
     @property
     def config(self) -> Config:
-        """What was measured."""
+        """The config of all trials."""
         return self.trials[0][0].config
 
     @property
     def threads(self) -> int:
-        """On how many threads."""
+        """The thread count."""
         return self.trials[0][1].threads
 
     @property
@@ -186,7 +186,7 @@ class MeasuredPoint:
 
     @cached_property
     def group(self) -> _Group:
-        """What it is compared within."""
+        """The group that the point is compared within."""
         return _group_of(self.trials[0][0])
 
     @cached_property
@@ -208,7 +208,7 @@ class MeasuredPoint:
 
     @property
     def turns(self) -> int:
-        """Of all trials."""
+        """The number of turns of all trials."""
         return sum(len(point.turns) for _, point in self.trials)
 
     @cached_property
@@ -273,7 +273,7 @@ class Results:
 
     @property
     def assumed_spread(self) -> bool:
-        """Whether the spread from process to process is assumed: no trial was repeated."""
+        """True if the spread from process to process is assumed: no trial was repeated."""
         return any(point.spread.assumed for point in self.points.values())
 
     def ratio(self, one: PointKey, other: PointKey) -> Ratio:
@@ -341,7 +341,7 @@ class Results:
 
     @property
     def source(self) -> str:
-        """Where and when it was measured, for captions."""
+        """Place and time of the measurement, for captions."""
         if self.imported:
             return self.imported.source
         return f"{'; '.join(self.machines)} · {self.dates}"
@@ -428,7 +428,7 @@ class Results:
             yield paired_differences(points[one].logs_by_block, points[other].logs_by_block)
 
     def _contrasts(self, same_group: bool, same_threads: bool) -> int:
-        """How many independent comparisons of a kind the blocks hold.
+        """Return the number of independent comparisons of a kind that the blocks hold.
 
         A process has its own speed: trials less 1, those of each group by themselves. A state of
         the machine changes all pairs of two thread counts together: thread counts less 1.

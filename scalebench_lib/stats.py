@@ -1,4 +1,4 @@
-"""From turns to numbers: medians of latencies and of ratios, each with an honest 95 % interval.
+"""Medians of latencies and of ratios from turns, each with a 95 % interval.
 
 A turn is one observation, the logarithm of its median pass: passes within a turn are alike. A
 latency rests on its trials, a ratio on its blocks; both are *parts* here, arrays of logs whose
@@ -131,12 +131,12 @@ class Ratio(Interval):
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves out 1: otherwise no difference was measured."""
+        """True if the interval leaves out 1: otherwise no difference was measured."""
         return not self.low <= 1 <= self.high
 
     @property
     def p_value(self) -> float:
-        """How often chance alone would bring a ratio so far from 1, were it 1."""
+        """The probability of a ratio at least so far from 1, if the true one is 1 (two-sided)."""
         distance = abs(math.log(self.value))
         if not distance:
             return 1.0
@@ -145,7 +145,7 @@ class Ratio(Interval):
 
     @property
     def label(self) -> str:
-        """How the two were compared: ``via none`` names the config between them."""
+        """How the two were compared, for tables: ``via none`` names the config between them."""
         return f"via {self.via}" if self.how == "via" else self.how
 
     def times(self, other: Ratio, via: str) -> Ratio:

@@ -94,7 +94,7 @@ class CommonChange:
 
 
 class Change(NamedTuple):
-    """How much longer a point takes in B: its `ratio`, and what of it is `beyond` the common."""
+    """A point's latency in B over A, with the common change (`ratio`) and without (`beyond`)."""
 
     ratio: Ratio
     beyond: Ratio
@@ -123,7 +123,7 @@ class Comparison:
 
     @property
     def has_regressions(self) -> bool:
-        """Whether any point is slower in B, or all of a thread count are, or B lost any."""
+        """True if a point is slower in B, all of a thread count are, or B lost a point."""
         together = any(each.verdict == "slower" for each in self.common)
         return together or self.count("slower") + self.count("lost") > 0
 
@@ -149,7 +149,7 @@ class Comparison:
         return _with_verdicts(table, self.threshold)
 
     def _cells(self, key: PointKey) -> dict[str, Any]:
-        """What is known of a point before all are judged; its verdict is empty if it can be."""
+        """The cells of a point's row; `_verdicts` fills in the verdict where it is empty."""
         sides = one, other = self.before.points.get(key), self.after.points.get(key)
         a, b = (side.latency.value / 1e6 if side else math.nan for side in sides)
         cells: dict[str, Any] = {"latency_ms_a": a, "latency_ms_b": b}
@@ -179,7 +179,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> list[str]:
-        """What the records of configs that both measured do not share: ``torch 2.6.0 → 2.7.0``."""
+        """How conditions of the configs that both measured differ: ``torch 2.6.0 → 2.7.0``."""
         both = _config_ids(self.before) & _config_ids(self.after)
         sides = [
             [r for r in side.records if r.status == "ok" and r.config_id in both]
@@ -191,7 +191,7 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """What else a reader has to know."""
+        """Reservations, a sentence each."""
         sides = (self.before, self.after)
         machines = ([record.machine for record in side.records] for side in sides)
         notes = [note] if (note := perhaps_another_host(*machines)) else []

@@ -1,4 +1,4 @@
-"""What a sweep comes to: its `answers`, and sentences computed from its table.
+"""Conclusions of a sweep: its `answers`, and sentences computed from its table.
 
 Page, `index.md`, notebook and command say the same: all of it is worded here.
 """
@@ -77,7 +77,7 @@ class Answer:
 
 
 def answers(results: Results) -> list[Answer]:
-    """Return what each context of a sweep comes to, of those where anything was measured."""
+    """Return the answer for each context of a sweep in which anything was measured."""
     table = allocators_as_optimizations(results.table)
     return [
         _answer(results, context_label(table, context), measured_only(part))
@@ -188,7 +188,7 @@ def findings(results: Results) -> list[str]:
 
 
 def observations(results: Results) -> list[str]:
-    """Return the `findings` beside the `answers`."""
+    """Return the `findings` other than the `answers`."""
     table, sentences = results.table, list[str]()
     for context, part in by_context(table):
         if (part["status"] == "ok").any():
@@ -241,7 +241,7 @@ def _median(ratios: Sequence[Ratio]) -> float:
 
 
 def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[str]:
-    """How many times as fast as `other` the `subject` is, by the `ratios` of its latencies."""
+    """Say how many times as fast as `other` the `subject` is, by the `ratios` of its latencies."""
     if not ratios:
         return
     values = pd.Series([1 / ratio.value for ratio in ratios])
@@ -265,7 +265,7 @@ def _span(values: pd.Series) -> str:
 
 
 def _scaling(rows: pd.DataFrame) -> Iterator[str]:
-    """What the most threads do for the smallest and the largest batch, at the best of each."""
+    """Say the speed-up by threads for the smallest and the largest batch, at the best of each."""
     for batch_size in sorted({rows["batch_size"].min(), rows["batch_size"].max()}):
         best = rows[rows["batch_size"] == batch_size].sort_values("latency_ms").iloc[0]
         if best.threads > 1 and pd.notna(best.scaling):
@@ -335,7 +335,7 @@ def speedup_label(row: Any, other: str = "eager", name: str = "speedup") -> str:
 
 
 def _differs(row: Any, name: str) -> bool:
-    """Whether the interval of a ratio leaves out 1; true of one without an interval."""
+    """Return whether the interval of a ratio leaves out 1; true of one without an interval."""
     return not (np.isfinite(row[f"{name}_high"]) and row[f"{name}_low"] <= 1 <= row[f"{name}_high"])
 
 
@@ -355,7 +355,7 @@ def point_label(rows: pd.DataFrame, point: Any) -> str:
 
 
 def _reservations(results: Results) -> Iterator[str]:
-    """What the reader must know of all ratios and intervals."""
+    """Reservations about all ratios and intervals."""
     if results.assumed_spread:
         share = f"{100 * ASSUMED_SPREAD:g} %"
         yield f"One round only: the spread between processes is assumed to be {share}."
@@ -369,7 +369,7 @@ def _reservations(results: Results) -> Iterator[str]:
 
 
 def _mixed(records: Sequence[Record]) -> Iterator[str]:
-    """What the records of a host differ in, as by hand or of older versions they may."""
+    """Say how conditions differ among the records of a host, made by hand or long ago."""
     # Those of schema 1 hold the environment of a kernel, which warm ones have of their own.
     ok = [record for record in records if record.status == "ok" and record.schema_version > 1]
     for host in dict.fromkeys(record.host_label for record in ok):

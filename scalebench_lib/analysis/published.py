@@ -235,7 +235,7 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
 
 
 def _notes(header: list[str], rows: list[_Row], table: pd.DataFrame) -> list[str]:
-    """What to know of the file and of its points, a sentence each."""
+    """Reservations about the file and its points, a sentence each."""
     swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
     unknown = [name for name in header if name not in {*_FIELDS, "throughput"}]
     several = int((table["trials"] > 1).sum())

@@ -1,4 +1,4 @@
-"""Where a model runs: the threads of a process on their CPUs, and what they compute."""
+"""The threads of this process on their CPUs, and the model that they run."""
 
 from __future__ import annotations
 

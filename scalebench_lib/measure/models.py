@@ -147,7 +147,7 @@ def digest(model: Model) -> str:
 
 
 def _settings(model: Model) -> dict[str, Any]:
-    """What of its configuration is not as usual; some of it shows in no module's description."""
+    """The values of its configuration that differ from transformers' defaults."""
     config = getattr(getattr(model.module, "model", None), "config", None)
     settings = config.to_diff_dict() if config else {}
     elsewhere = ("_name_or_path", "transformers_version")  # where it came from, and by what

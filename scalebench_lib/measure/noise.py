@@ -1,4 +1,4 @@
-"""How noisy this machine is now."""
+"""Measure the noise of this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET = 1.15
 
 
 class Noise(NamedTuple):
-    """How long a fixed piece of work took, in ms: the 5th, 50th and 99th percentile."""
+    """Times of a fixed piece of work in ms: the 5th, 50th and 99th percentile."""
 
     best: float
     typical: float
@@ -22,7 +22,7 @@ class Noise(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """What to expect of measurements made now, and what to do: one sentence."""
+        """One sentence: the error to expect of measurements made now, and what to do."""
         if self.worst / self.best < QUIET:
             return "Quiet: measurements made now will repeat well."
         if self.typical / self.best < QUIET:

@@ -59,12 +59,12 @@ class ThreadTeam:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether each thread has a CPU to itself."""
+        """True if each thread has a CPU of its own."""
         return bool(self.tids)
 
     @property
     def alive(self) -> bool:
-        """Whether all threads still exist: OpenMP ends some when it needs fewer."""
+        """True if all threads still exist: OpenMP ends some when it needs fewer."""
         return all((_TASKS / str(tid)).exists() for tid in self.tids)
 
     def pin(self) -> None:
@@ -173,7 +173,7 @@ def pin_threads(
 
 
 def _likely_cause() -> str:
-    """What of the environment makes OpenMP use fewer threads, or lets idle ones spin."""
+    """The environment variable by which OpenMP uses fewer threads, or idle ones spin."""
     names = ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     found = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     return f": start without {' and '.join(found)}" if found else ""

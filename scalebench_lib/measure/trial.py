@@ -191,7 +191,7 @@ def _point(taken: PointTurns, executor: Executor, machine: Machine, trial: Trial
 
 
 def _libraries() -> dict[str, str]:
-    """What computes inside torch, in its own words, and which library serves malloc."""
+    """The libraries that compute inside torch, as it names them, and the one that serves malloc."""
     lines = [line.strip() for line in torch.__config__.parallel_info().splitlines()]
     found = {}
     for name, mark in {"blas": "Math Kernel", "dnn": "MKL-DNN", "openmp": "OpenMP 2"}.items():

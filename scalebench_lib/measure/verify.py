@@ -202,7 +202,7 @@ class _Expected:
         )
 
     def _unmasked(self, output: Tensor) -> Tensor:
-        """As float64 (items, values), zero where padding is."""
+        """Return outputs as float64 (items, values), with zeros at padding."""
         if self.mask is not None and output.dim() == 3 and output.shape[:2] == self.mask.shape:
             output = output.where(self.mask.unsqueeze(-1), 0.0)
         return output.flatten(1).double()

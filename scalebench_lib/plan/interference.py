@@ -1,4 +1,4 @@
-"""How much instances slow each other down, fitted to plans that were run.
+"""The slow-down of instances by each other, fitted to plans that were run.
 
 The runs are kept in the sweep's folder, in ``interference.json``. For plans that were not run they
 tell one number (see `planner`), for each optimization if there is evidence.

@@ -1,4 +1,4 @@
-"""Where the instances of a plan run: cores that are theirs alone, and how to start them there."""
+"""Give each instance of a plan cores of its own, and the command that starts it there."""
 
 from __future__ import annotations
 

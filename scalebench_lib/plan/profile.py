@@ -46,7 +46,7 @@ class Instance:
 
     @property
     def variance(self) -> Variance:
-        """Of the latency's logarithm; infinite where no interval was measured."""
+        """Variance of the latency's logarithm; infinite where no interval was measured."""
         width = inf if self.high_ms is None else log(self.high_ms / self.latency_ms)
         return Variance((width / 1.96) ** 2)
 

@@ -140,7 +140,7 @@ Say = Callable[[str], None]
 
 
 class Limits(StrictModel):
-    """When plans have been timed enough, and when one fails.
+    """Limits of time and precision for running plans.
 
     `target_ci` is the half-width of the interval over the median, `max_seconds` the time of a
     plan. A plan fails if its instances are not ready within `setup_s`, or a batch takes longer

@@ -1,4 +1,4 @@
-"""One instance of a plan: a process that computes when it is told to.
+"""One instance of a plan: a process that computes batches on request.
 
 Runs as ``python -m scalebench_lib.plan.worker FD``. The first JSON message on that pipe is its
 `WorkerSpec`. It answers with ``{"ready": seconds}``, and from then on each ``{"start_ns": n}`` with

@@ -56,7 +56,7 @@ class Member:
 
     @property
     def trial(self) -> Trial:
-        """What is measured."""
+        """The trial that the process runs."""
         return self.process.trial
 
 

@@ -143,7 +143,7 @@ class KernelProvisioner(LocalProvisioner):
         """Send nothing: before it kills, jupyter_client interrupts, of which children may print."""
 
     async def kill(self, restart: bool = False) -> None:
-        """As `end`: jupyter_client waits for what has not ended by then, 0.1 s at a time."""
+        """End the kernel and wait: jupyter_client would poll every 0.1 s until it has ended."""
         self.end()
 
     def end(self) -> None:

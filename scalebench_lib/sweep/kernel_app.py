@@ -25,7 +25,7 @@ class KernelApp(IPKernelApp):
 
 
 def launch(arguments: list[str]) -> None:
-    """Be a kernel until it is told to end."""
+    """Run a kernel until the runner ends it."""
     KernelApp.launch_instance(argv=[*arguments, *_OPTIONS])
 
 

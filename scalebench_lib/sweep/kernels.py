@@ -51,7 +51,7 @@ class _Client(AsyncKernelClient):
         super().start_channels(*args, **{**kwargs, "hb": False})
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """As jupyter_client's, which then waits 0.2 s for more, in each trial."""
+        """Wait for the kernel's first answer; jupyter_client's own waits 0.2 s longer."""
         for _ in range(int(timeout or 60)):
             with suppress(TimeoutError, Empty):
                 await self.kernel_info(reply=True, timeout=1.0)
@@ -97,7 +97,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, km: Any = None, **_: Any
     ) -> NotebookNode:
-        """As papermill's own, with a client that is quiet and ends its kernel."""
+        """Execute as papermill does, with a client that logs nothing and ends its kernel."""
         client = _QuietClient(nb_man, km=km, kernel_name=kernel_name, shutdown_kernel="immediate")
         executed: NotebookNode = client.execute(cleanup_kc=True)
         return executed

@@ -58,7 +58,7 @@ def require_free(out: Path) -> None:
 
 
 def say_in_flight(out: Path, doing: str | None) -> None:
-    """Let `in_flight` tell that the sweep in folder `out` is `doing` this; None: no longer."""
+    """Set the line that `in_flight` returns for the sweep in folder `out`; None removes it."""
     with suppress(OSError):
         if doing is None:
             (out / _IN_FLIGHT).unlink(missing_ok=True)
@@ -67,7 +67,7 @@ def say_in_flight(out: Path, doing: str | None) -> None:
 
 
 def in_flight(out: Path) -> str | None:
-    """What a sweep does in folder `out` now, in a line; None where none is running."""
+    """Return the running sweep's status line in folder `out`; None where none is running."""
     try:
         require_free(out)
     except RequestError:
@@ -78,7 +78,7 @@ def in_flight(out: Path) -> str | None:
 
 @contextmanager
 def lock_machine(doing: str, if_busy: str = "refuse") -> Iterator[None]:
-    """One measurement of this user at a time on this machine; `doing` tells others which.
+    """Allow this user one measurement at a time on this machine; others are shown `doing`.
 
     Where there is another, ``refuse`` raises `RequestError`, ``wait`` waits for its end, and
     ``ignore`` (once ``beside``) measures all the same.
@@ -121,7 +121,7 @@ def _note(path: Path) -> Path:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock at `path`."""
+    """Return the process that holds the lock at `path`."""
     note = _note(path)
     return note.read_text(encoding="utf-8") if note.exists() else "something else"
 

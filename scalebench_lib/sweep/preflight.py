@@ -31,7 +31,7 @@ def _size(config: Config) -> tuple[int, int]:
 
 
 def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:
-    """What the Python of `run` says; where it dies, of what."""
+    """Return the line that the Python of `run` says, or the cause of its death."""
     kills = oom_kills()
     try:
         done = subprocess.run(  # noqa: S603 - our own module

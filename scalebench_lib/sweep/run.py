@@ -85,7 +85,7 @@ class SweepRun:
         host: str | None = None,
         python: Interpreter | None = None,
     ) -> SweepRun:
-        """As `prepare`, on `machine`, which has the allocators: that of `host`, if of several."""
+        """Prepare a run on `machine`, which has the allocators; `host` names one of several."""
         python = python or Interpreter.here()
         records = [record for record in _usable_records(sweep, out) if record.host_label == host]
         _require_same(sweep, machine, python.software, out, records)
@@ -97,7 +97,7 @@ class SweepRun:
 
     @property
     def schedule(self) -> Schedule:
-        """What is left, by the records so far."""
+        """The schedule, by the records so far."""
         others = None if self.other is None else tuple(self.other.records)
         records, retry = tuple(self.records), frozenset(self.retry)
         return Schedule(self.sweep, self.machine, records, retry, others)
@@ -274,7 +274,7 @@ def _require_same(
 def _differing(
     record: Record, sweep: Sweep, machine: Machine, software: Software, files: str | None
 ) -> Iterator[str]:
-    """What the trial of `record` had that one of `sweep` would not have here and now."""
+    """Return the conditions of `record` that a trial of `sweep` would not have here and now."""
     for name in ("model", "weights", "seed", "placement"):
         theirs, mine = getattr(record.config, name), getattr(sweep, name)
         if theirs != mine:

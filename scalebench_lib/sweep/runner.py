@@ -37,7 +37,7 @@ BLOCK_S = 300.0
 
 @dataclass(frozen=True)
 class Step:
-    """Where a sweep is: what it is `doing` in a round, and the block in flight.
+    """The state of a running sweep, for its progress display.
 
     `record` was just made, by `run`. `done` of `total` trials of this round have ended;
     `seconds_left` are those of the whole sweep, at most.
@@ -97,18 +97,18 @@ def run_block(run: SweepRun, number: int, wanted: Container[str], stop: Stop) ->
 
 
 class Stop:
-    """Whether the sweep is to end after the cycle in flight: at a signal, or a deadline."""
+    """Tell whether to end the sweep after the cycle in flight: by a signal, or a deadline."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.signum: int | None = None
 
     def __call__(self) -> bool:
-        """Whether it is to end."""
+        """Return whether to end."""
         return self.asked() or time.monotonic() > self.deadline
 
     def asked(self) -> bool:
-        """Whether a signal has asked for the end."""
+        """Return whether a signal has asked for the end."""
         return self.signum is not None
 
     @contextmanager
@@ -150,7 +150,7 @@ class _Wanted(NamedTuple):
 
 
 class _Round:
-    """What is left of a round: `queue` has, for each trial, the runs in which it is left."""
+    """One round: `queue` maps each trial that is left to the runs that lack it."""
 
     def __init__(
         self, runs: Sequence[SweepRun], number: int, stop: Stop, progressed: Progressed
@@ -219,7 +219,7 @@ class _Round:
             yield _Wanted(run, trial, remeasured=False)
 
     def _room(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
-        """Whether `wanted` can join: by memory, and by how long the block takes.
+        """Return whether `wanted` can join: by memory, and by the length of the block.
 
         The first trial after its base may take as long as it likes.
         """
@@ -232,7 +232,7 @@ class _Round:
         return (first or short) and self._fits(block, wanted)
 
     def _fits(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
-        """Whether the memory that is available now holds `wanted`.
+        """Return whether the available memory holds `wanted`.
 
         To be set up, a trial needs its own last peak, else the largest so far; then it keeps what
         it held between turns.

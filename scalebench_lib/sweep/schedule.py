@@ -47,23 +47,23 @@ class Schedule:
 
     @property
     def done(self) -> list[Trial]:
-        """Those that need no further trial."""
+        """Trials of configs that need no further one."""
         return self._by_state["done"]
 
     @property
     def failed(self) -> list[tuple[Trial, Record]]:
-        """Those that failed or were skipped, with their last record."""
+        """Trials that failed or were skipped, with their last record."""
         failed = self._by_state["failed"]
         return [(trial, self._by_config[trial.config.id][-1]) for trial in failed]
 
     @property
     def left(self) -> list[Trial]:
-        """Those that need another trial in this round or a later one."""
+        """Trials of configs that need another one, in this round or a later one."""
         return self._by_state["left"]
 
     def pending(self, number: int) -> list[Trial]:
-        """What is left of round `number`, in the order to set it up: smaller batches first, in
-        each batch size the bases first, the rest shuffled."""
+        """Return the trials left in round `number`, in the order of set-up: by batch size, in each
+        the bases first, the rest shuffled."""
         left = [trial for trial in self.left if self._rounds_done(trial) < number]
         shuffled = random.Random(f"{self.sweep.seed} {number}").sample(left, len(left))  # noqa: S311
         return sorted(
@@ -106,7 +106,7 @@ class Schedule:
 
     @cached_property
     def _blocks(self) -> dict[str, dict[str, Status]]:
-        """What became of the configs of each block, by their ids."""
+        """The status of the configs of each block, by their ids."""
         blocks: dict[str, dict[str, Status]] = defaultdict(dict)
         for record in self.records:
             blocks[record.block or ""][record.config_id] = record.status
@@ -129,7 +129,7 @@ class Schedule:
         return len({record.block for record in records if self._counts(record, trial)})
 
     def _counts(self, record: Record, trial: Trial) -> bool:
-        """Whether `record` is a whole trial, at all thread counts, in a block with its base."""
+        """Return whether `record` is a whole trial, at all thread counts, beside its base."""
         whole = record.status == "ok" and record.ended_by != "interrupted" and record.block
         if not whole or not set(trial.threads) <= {point.threads for point in record.points}:
             return False
@@ -141,7 +141,7 @@ class Schedule:
         return base not in self._measured or block.get(base) == "ok" or alone
 
     def _paired(self, record: Record) -> bool:
-        """Whether the other environment, if there is one, took turns with `record`, or cannot."""
+        """Return whether the other environment, if any, took turns with `record`, or cannot."""
         there = self._others_by_config.get(record.config_id, [])
         if self.others is None or (there and there[-1].status != "ok"):
             return True
@@ -149,7 +149,7 @@ class Schedule:
 
     @cached_property
     def _slow_groups(self) -> set[Config]:
-        """Those of which a single cycle takes more than their time for all rounds."""
+        """The groups of which a single cycle takes more than their time for all rounds."""
         turns: dict[Config, dict[tuple[str, int], float]] = defaultdict(dict)
         for record in self.records:
             for point in record.points if record.schema_version == SCHEMA else ():
@@ -166,7 +166,7 @@ def _by_config(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def _same_but_batch(one: Config, other: Config) -> bool:
-    """Whether `one` is `other` with a smaller batch; SMT makes no difference."""
+    """Return whether `one` is `other` with a smaller batch; SMT makes no difference."""
     alike = {"batch_size": other.batch_size, "smt": other.smt}
     return one.batch_size < other.batch_size and one.model_copy(update=alike) == other
 
@@ -181,14 +181,14 @@ _Seen = dict[int, list[float]]
 
 @dataclass
 class Pace:
-    """How long set-ups with ends, and turns, took at each batch size, in seconds."""
+    """Seconds that set-ups (with ends), and turns, took at each batch size."""
 
     setups: _Seen = field(default_factory=lambda: defaultdict(list))
     turns: _Seen = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Pace:
-        """What `records` tell."""
+        """Return the pace of `records`."""
         pace = cls()
         for record in records:
             size = record.config.batch_size
@@ -222,7 +222,7 @@ def _at(seen: _Seen, batch_size: int, unknown: float, constant: float = 0.0) -> 
 
 
 def sweep_schedules(out: Path) -> dict[str | None, Schedule]:
-    """Where the sweep in folder `out` stands, on the machine that measured it: by host, of several.
+    """Return the schedule of the sweep in folder `out` for each host that measured it.
 
     Raises `RequestError` where `out` holds no sweep, or records of several machines.
     """
