@@ -297,10 +297,6 @@ def test_a_closed_pipe_ends_the_command_with_a_word(tmp_path: Path) -> None:
 
 
 def test_square_brackets_stand_in_a_table_as_they_are(scalebench, tmp_path: Path) -> None:
-    records = [
-        record.model_copy(update={"config": record.config.model_copy(update={"model": "./a[b]"})})
-        for record in small_records([1, 4])
-    ]
-    save_sweep(tmp_path / "sweep", records)
+    save_sweep(tmp_path / "sweep", small_records([1, 4], model="./a[b]"))
     _, printed, err = scalebench("plan", tmp_path / "sweep", "--batch-size", 4)
     assert "./a[b], batch 4" in printed, err
