@@ -83,12 +83,16 @@ def model_name(name: str) -> str:
         return name
     if not name.isprintable() or not slug(name):
         raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
-    if Path(name, "config.json").is_file():
-        folder = os.path.normpath(name)
+    if _is_model(name):
+        folder = str(Path(name))  # "a/.." stays: a may be a link
         return folder if "/" in folder else f"./{folder}"
     if "/" in name:
         return name
     raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
+
+
+def _is_model(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, "config.json"))  # noqa: PTH - no error if too long
 
 
 def slug(model: str) -> str:
@@ -99,7 +103,7 @@ def slug(model: str) -> str:
 def require_model(model: str) -> None:
     """Raise `RequestError` where `model` is a folder that holds no model."""
     is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
-    if model in MODELS or is_hub_id or Path(model, "config.json").is_file():
+    if model in MODELS or is_hub_id or _is_model(model):
         return
     raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
 
@@ -119,8 +123,9 @@ def _listed(value: Any) -> Any:
 
 
 def _on_or_off(value: Any) -> Any:
-    """YAML takes a bare ``off`` for False."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    """As YAML has words for it."""
+    words = {"true": "on", "yes": "on", "false": "off", "no": "off"}
+    return words.get(str(value).lower(), value)
 
 
 def _thread_rule(value: Any) -> Any:
@@ -393,6 +398,16 @@ class _Threads(StrictModel):
     threads: ThreadRule
 
 
+class _AsWritten(yaml.BaseLoader):
+    """Takes each value for its text, as the command does: ``010`` is ten, and no key counts twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(problem=f"{twice!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 class Sweep(StrictModel):
     """A set of configs measured into one folder: every combination of the axes.
 
@@ -479,10 +494,10 @@ class Sweep(StrictModel):
     def load(cls, path: Path) -> Sweep:
         """Read a YAML file whose keys are the fields of `Sweep`; `RequestError` if it is wrong."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text(encoding="utf-8"), _AsWritten)  # noqa: S506 - text
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {path}: {error}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as of the 32nd of May
+        except (yaml.YAMLError, RecursionError) as error:
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise RequestError(f"{path} holds no parameters: write lines like 'model: bert'")

@@ -47,9 +47,9 @@ def sealed(text: str) -> str:
 def unsealed(data: bytes) -> bytes:
     """Return what was sealed, or never was; `DamagedError` where it has changed."""
     found = _SEAL.fullmatch(data)
-    if not found:
+    if not found and b'"sha256"' not in data:
         return data
-    if hashlib.sha256(found[1]).hexdigest().encode() != found[2]:
+    if not found or hashlib.sha256(found[1]).hexdigest().encode() != found[2]:
         raise DamagedError("its checksum is not that of its content")
     return found[1] + b"\n}\n"
 

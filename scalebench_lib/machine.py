@@ -248,11 +248,13 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def throttled_periods(root: Path = Path("/")) -> int | None:
-    """Return in how many periods a quota has stopped this process; None if not known."""
-    for folder in control_groups(root, "cpu"):
-        if found := search_file(folder / "cpu.stat", r"^nr_throttled (\d+)$"):
-            return int(found)
-    return None
+    """Return in how many periods a quota, its own or a parent's, has stopped this process so far.
+
+    None if not known.
+    """
+    stats = (folder / "cpu.stat" for folder in control_groups(root, "cpu"))
+    found = [text for path in stats if (text := search_file(path, r"^nr_throttled (\d+)$"))]
+    return sum(map(int, found)) if found else None
 
 
 def stolen_ns(cpus: Iterable[int], root: Path = Path("/")) -> int | None:

@@ -487,8 +487,7 @@ class Record(StrictModel):
             raise DamagedError(f"{path.name} is damaged: {one_line(error)}") from None
         except (DamagedError, ValueError, LookupError, TypeError) as error:
             raise DamagedError(f"{path.name} is damaged: {error}") from None
-        ending = record.name.removeprefix(record.config_id)
-        if not (path.stem.startswith(record.config_id) and path.stem.endswith(ending)):
+        if path.stem != record.name:  # a copy would count twice
             raise DamagedError(f"{path.name} is damaged: it holds {record.name}")
         return record
 

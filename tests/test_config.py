@@ -101,7 +101,10 @@ def test_a_sweep_comes_back_from_its_file(tmp_path) -> None:
         ("batch_sizes: [0]", "must be a whole number"),
         ("just words", "holds no parameters"),
         ("a: [", "is not YAML"),
-        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "holds no parameters"),
+        ("rounds: 1\nrounds: 9", "'rounds' stands there twice"),
+        ("batch_sizes: 1:30", "must be a whole number of at least 1, not '1:30'"),
+        (f"model: {'a' * 300}", "unknown model"),
     ],
 )
 def test_a_wrong_spec_file_is_told_in_one_line(tmp_path, text: str, complaint: str) -> None:
@@ -201,6 +204,8 @@ def test_the_base_of_a_group_is_eager_with_the_default_allocator_and_without_smt
     [
         ("smt: off", "smt", "off"),
         ("smt: on", "smt", "on"),
+        ("smt: true", "smt", "on"),
+        ("batch_sizes: 010", "batch_sizes", (10,)),
         ("batch_sizes: 8", "batch_sizes", (8,)),
         ("batch_sizes: 1,2", "batch_sizes", (1, 2)),
         ("threads: 2", "threads", (2,)),
@@ -219,3 +224,7 @@ def test_a_folder_is_the_same_model_however_it_is_written(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     written = ("mine", "mine/", "./mine", "./mine//")
     assert {Config(model=name).model for name in written} == {"./mine"}
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "deep").symlink_to(tmp_path / "mine")  # …/.. is tmp_path, not links
+    (tmp_path / "links" / "mine").mkdir()
+    assert Config(model="links/deep/../mine").model == "links/deep/../mine"

@@ -36,6 +36,9 @@ def test_a_record_that_was_edited_is_noticed(saved: Path) -> None:
     saved.write_text(whole.replace('"threads": 1,', '"threads": 2,', 1))
     with pytest.raises(DamagedError, match="checksum"):
         Record.load(saved)
+    saved.write_text(whole.replace("\n", "\r\n"), newline="")
+    with pytest.raises(DamagedError, match="checksum"):
+        Record.load(saved)
 
 
 def test_what_is_damaged_is_left_out_and_the_rest_is_read(saved: Path, caplog) -> None:
@@ -50,10 +53,11 @@ def test_what_is_damaged_is_left_out_and_the_rest_is_read(saved: Path, caplog) -
 
 def test_a_record_under_another_name_is_damaged(saved: Path) -> None:
     """A copy would count twice."""
-    copy = saved.with_name("copy of it-t1.json")
-    copy.write_bytes(saved.read_bytes())
-    with pytest.raises(DamagedError, match="it holds"):
-        Record.load(copy)
+    for name in ("copy of it-t1.json", f"{saved.stem.removesuffix('-t1')}-copy-t1.json"):
+        copy = saved.with_name(name)
+        copy.write_bytes(saved.read_bytes())
+        with pytest.raises(DamagedError, match="it holds"):
+            Record.load(copy)
 
 
 def test_a_seal_comes_off_as_it_was_put_on() -> None:

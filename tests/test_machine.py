@@ -353,7 +353,13 @@ def test_without_a_limit_the_system_tells_what_is_available(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "folder"), [("0::/box", "box"), ("3:cpu,cpuacct:/box", "cpu/box")]
+    ("line", "folder"),
+    [
+        ("0::/box", "box"),
+        ("3:cpu,cpuacct:/box", "cpu/box"),
+        ("0::/box/inner", "box"),
+        ("3:cpu,cpuacct:/box/inner", "cpu/box"),
+    ],
 )
 def test_periods_in_which_a_quota_stops_us_are_counted(tmp_path: Path, line, folder) -> None:
     """Where the control group tells."""
@@ -363,6 +369,8 @@ def test_periods_in_which_a_quota_stops_us_are_counted(tmp_path: Path, line, fol
     (tmp_path / "sys/fs/cgroup" / folder).mkdir(parents=True)
     stat = tmp_path / "sys/fs/cgroup" / folder / "cpu.stat"
     stat.write_text("nr_periods 90\nnr_throttled 7\nthrottled_usec 5\n")
+    (stat.parent / "inner").mkdir()
+    (stat.parent / "inner" / "cpu.stat").write_text("nr_periods 0\nnr_throttled 0\n")
     assert throttled_periods(tmp_path) == 7
 
 

@@ -69,8 +69,13 @@ KNOWN = {
 _UNCASED_VOCABULARY, _CLS, _SEP = 30_522, 101, 102
 """BERT's uncased vocabulary, and its ids for start and end, which configurations do not hold."""
 
-_LEFT_OUT = {"auto_map": "code of its own", "quantization_config": "quantized weights"}
-"""What a configuration may say of its model that is never done here."""
+_LEFT_OUT = {
+    "auto_map": "code of its own",
+    "quantization_config": "quantized weights",
+    "compression_config": "quantized weights",
+    "adapter_config.json": "an adapter",
+}
+"""What a configuration, or a file beside it, may say of a model that is never done here."""
 
 _SAFELY = {"trust_remote_code": False}
 
@@ -171,11 +176,11 @@ def _architecture(config: Config, known: Known | None) -> Any:
 def _require_plain(what: str, source: str, configuration: Mapping[str, Any]) -> None:
     """Raise `MeasurementError` where something else would be measured than `source` says."""
     for key, brings in _LEFT_OUT.items():
-        if configuration.get(key):
+        if configuration.get(key) or Path(source, key).is_file():
             raise MeasurementError(
                 f"{what}: {source!r} has {brings} ({key}), which is left out: transformers' own "
                 f"{configuration['model_type']!r} in fp32 would be measured instead; to ask for "
-                f"that, take {key!r} out of the config.json of a copy"
+                f"that, take {key!r} out of a copy"
             )
 
 
@@ -329,12 +334,24 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
         )
-    missing = [name for name in sorted(report["missing_keys"]) if "pooler" not in name]
-    if missing:
-        raise MeasurementError(
-            f"weights: {source!r} lacks {len(missing)} of the model's, {missing[0]!r} among them"
-        )
+    own = tuple(f"{name}." for name, _ in model.named_children())
+    wrong = {
+        "lacks {} of the model's": {name for name in report["missing_keys"] if "pooler" not in name},
+        "has {} of other shapes than the model's": {name for name, *_ in report["mismatched_keys"]},
+        "has {} that the model has no place for": {
+            found
+            for name in report["unexpected_keys"]
+            if (found := name.removeprefix(f"{model.base_model_prefix}.")).startswith(own)
+            and name.endswith(".weight")  # not buffers of older versions; heads are left out
+        },
+    }
+    for what, names in wrong.items():
+        if names:
+            raise MeasurementError(
+                f"weights: {source!r} {what.format(len(names))}, {min(names)!r} among them"
+            )
     return model
 
 

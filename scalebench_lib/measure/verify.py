@@ -168,8 +168,11 @@ class Verifier:
 
 
 def _require_different(first: Outputs, second: Outputs) -> None:
-    """Answers to different questions differ, unless they are cached or constant."""
-    if any(torch.equal(one[:1], other[:1]) for one, other in zip(first, second, strict=True)):
+    """Answers to different questions differ, unless they are cached or constant.
+
+    One output may be the same: of a text's start alone, as a decoder's first token is.
+    """
+    if all(torch.equal(one[:1], other[:1]) for one, other in zip(first, second, strict=True)):
         raise MeasurementError(
             "verification failed: another input gives the same output, equal bit for bit "
             "(difference 0): it is cached, or constant"

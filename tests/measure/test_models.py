@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.models.bert import BertConfig, BertModel
+from transformers.models.bert import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.resnet import ResNetConfig
 
 from scalebench_lib.config import MODELS, Config
@@ -164,6 +164,28 @@ def test_weights_that_cannot_be_had_are_told_in_one_line(weights) -> None:
     with pytest.raises(MeasurementError, match=r"^weights: ") as caught:
         build(Config(model="bert-tiny", weights=weights))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_hidden_layers": 3}, "lacks 16 of the model's, 'encoder.layer.2"),
+        ({"num_hidden_layers": 1}, "has 8 that the model has no place for, 'encoder.layer.1"),
+        ({"intermediate_size": 256}, "has 6 of other shapes than the model's, 'encoder.layer.0"),
+    ],
+)
+@pytest.mark.parametrize("head", [False, True])
+def test_weights_that_are_not_those_of_the_configuration_are_told(
+    tmp_path, changed: dict, told: str, head: bool
+) -> None:
+    described = BertConfig(**BERT_TINY)
+    (BertForMaskedLM if head else BertModel)(described).save_pretrained(tmp_path)
+    assert build(Config(model=str(tmp_path), weights="pretrained"))
+    described.update(changed)
+    described.save_pretrained(tmp_path)
+    with pytest.raises(MeasurementError) as caught:
+        build(Config(model=str(tmp_path), weights="pretrained"))
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def folder(tmp_path: Path) -> Folder:
         ("bert", {"vocab_size": "200"}, {}, "cannot load"),
         ("bert", {"auto_map": {"AutoModel": "x.X"}}, {}, "'bert' in fp32 would be measured inst"),
         ("bert", {"quantization_config": {"quant_method": "gptq"}}, {}, "take 'quantization_conf"),
+        ("bert", {"compression_config": {"bits": 4}}, {}, "has quantized weights"),
         ("whisper", {}, {}, "is 'whisper', which is no encoder"),
         ("bart", {}, {}, "is 'bart', which is no encoder"),
         ("vit", VISION, {"image_size": 48}, "image_size: "),
@@ -84,6 +85,7 @@ def test_what_cannot_be_measured_is_told_in_one_line(
         ("deberta-v2", DEBERTA | {"position_buckets": 8, "share_att_key": True}),
         ("bert", SMALL | {"return_dict": False}),
         ("bert", SMALL | {"output_attentions": True, "output_hidden_states": True}),
+        ("bert", SMALL | {"is_decoder": True}),
         ("opt", OPT),
         ("vit", VISION),
     ],
@@ -122,6 +124,12 @@ def test_quantized_weights_of_another_folder_are_refused(folder: Folder) -> None
     weights = folder("bert", quantization_config={"quant_method": "bitsandbytes"})
     found = reason_against([Config(model="bert-tiny", weights=weights)])
     assert str(found).startswith(f"weights: {weights!r} has quantized weights")
+
+
+def test_a_folder_with_an_adapter_is_not_measured_without_it(folder: Folder) -> None:
+    model = folder("bert")
+    Path(model, "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert "has an adapter (adapter_config.json)" in str(reason_against([Config(model=model)]))
 
 
 def test_memory_that_ends_is_not_called_the_models_fault(
