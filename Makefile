@@ -37,7 +37,7 @@ $(COPIES): outputs/%: notebooks/%
 
 lab: $(READY) $(COPIES) ## explore in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=. \
-	  $(LAB) outputs/analysis.ipynb
+	  --LabApp.default_url=/lab/tree/outputs/analysis.ipynb $(LAB)
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest
