@@ -27,8 +27,17 @@ validate: $(READY) ## are the numbers right on this machine? (less than 20 minut
 	$(BIN)/papermill notebooks/validation.ipynb outputs/validation/validation.ipynb
 	$(BIN)/scalebench render outputs/validation/validation.ipynb
 
-lab: $(READY) ## explore in JupyterLab
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB) notebooks/analysis.ipynb
+# On copies, so that git stays clean; one that a newer original replaces is kept beside it.
+COPIES := $(patsubst notebooks/%,outputs/%,$(wildcard notebooks/*.ipynb))
+
+$(COPIES): outputs/%: notebooks/%
+	@mkdir -p $(@D)
+	@test ! -e $@ || mv $@ $(basename $@)-before.ipynb
+	@cp $< $@
+
+lab: $(READY) $(COPIES) ## explore in JupyterLab
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=. \
+	  --LabApp.default_url=/lab/tree/outputs/analysis.ipynb $(LAB)
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest

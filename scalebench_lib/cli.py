@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import webbrowser
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import Parameter, Signature, signature
@@ -19,7 +20,7 @@ import typer
 from rich.console import Console
 
 from scalebench_lib import __version__
-from scalebench_lib.config import AXES, OPTIMIZATIONS, PRESETS, Sweep
+from scalebench_lib.config import AXES, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import require_home
@@ -41,15 +42,29 @@ app = typer.Typer(
 )
 
 
+_PIPE_WIDTH = 1000
+
+
 class _Output(Console):
     """Standard output: no text is taken for markup, and where nobody reads on, the command ends."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, markup=False)
 
+    @property
+    def width(self) -> int:
+        """That of the terminal; a pipe has none, and nothing is cut there."""
+        return super().width if self.is_terminal else max(super().width, _PIPE_WIDTH)
+
+    @width.setter
+    def width(self, width: int) -> None:
+        self._width = width
+
     def say(self, *lines: object) -> None:
-        """Print a line each, however long."""
-        self.print(*lines, sep="\n", soft_wrap=True)
+        """Print lines; a terminal's are wrapped between words, but for links and tables."""
+        for line in lines:
+            words = isinstance(line, str) and "://" not in line
+            self.print(line, soft_wrap=not (words and self.is_terminal))
 
     def on_broken_pipe(self) -> NoReturn:
         """End as after an error: rich would exit without a word."""
@@ -60,16 +75,19 @@ class _Output(Console):
 
 console = _Output()
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The sweep's folder.")]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
+]
 IfBusyOption = Annotated[
     Literal["refuse", "wait", "ignore", "beside"],
     typer.Option(
-        help="Where the machine is already measuring.",
+        help="What to do where this machine is measuring already, such as wait.",
         show_choices=False,
         metavar="refuse|wait|ignore",
     ),
 ]
 """``beside`` is what ``ignore`` was called."""
+OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")]
 _OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
 
 
@@ -95,11 +113,19 @@ def _with_options(helps: Mapping[str, str]) -> Callable[[_Command], _Command]:
     return give
 
 
+def _default(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 _SWEEP_OPTIONS = {
-    name: field.description for name, field in Sweep.model_fields.items() if field.description
+    name: f"{field.description} [default: {_default(field.default)}]"
+    for name, field in Sweep.model_fields.items()
+    if field.description
 }
 _GROUPS = [name for name, axis in AXES.items() if axis.splits and not axis.within]
-_PLAN_OPTIONS = dict.fromkeys(("machine", "model", *_GROUPS), "Where OUT has several.")
+_PLAN_OPTIONS = dict.fromkeys(
+    ("machine", "model", *_GROUPS), "Which one to plan with, where OUT has several."
+)
 
 
 @app.callback()
@@ -118,26 +144,47 @@ def _start(
 def sweep(
     context: typer.Context,
     out: Out,
-    preset: Annotated[str, typer.Option(help=f"Where to start: {', '.join(PRESETS)}.")] = "page",
-    spec: Annotated[Path | None, typer.Option(help="A YAML file of the options below.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="Such as 10m: end after it.")] = None,
+    preset: Annotated[
+        str, typer.Option(help=f"Where to start from: {' or '.join(PRESETS)}.")
+    ] = "page",
+    spec: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file with lines like 'batch_sizes: 1,8', in place of a preset."),
+    ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="End with what is done after so long, such as 10m.")
+    ] = None,
     kernels: Annotated[
-        Literal["warm", "fresh"], typer.Option(help="warm (forked, fast) or fresh.")
+        Literal["warm", "fresh"],
+        typer.Option(help="How processes start: warm (forked, fast) or fresh."),
     ] = "warm",
     if_busy: IfBusyOption = "refuse",
     trial_timeout: Annotated[
-        str | None, typer.Option("--trial-timeout", help="End what hangs after: 10m.")
+        str | None,
+        typer.Option("--trial-timeout", help="End a trial that hangs for so long, such as 10m."),
     ] = None,
     visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed again.")] = False,
-    against: Annotated[
-        str | None, typer.Option(help="Another Python, measured in turn with this.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
-    scheduler: Annotated[str | None, typer.Option(help="The dask cluster to use: tcp://….")] = None,
-    any_host: Annotated[
-        bool, typer.Option("--any-host", help="Each config on any one host.")
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another Python to measure in turn with this, such as old/bin/python."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be run.")
+    ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Measure on the hosts of this dask cluster, such as tcp://one:8786."),
+    ] = None,
+    any_host: Annotated[
+        bool,
+        typer.Option(
+            "--any-host", help="Measure each config on any one of those hosts, all alike."
+        ),
+    ] = False,
+    show: OpenOption = False,
     **options: str | None,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
@@ -170,7 +217,9 @@ def sweep(
             with console.status(f"{run.sweep.model} is built and run once …"):
                 require_measurable(run)
     progress.announce(runs, console)
-    if not dry_run and not _measured_well(runs, measure, out if against else None):
+    if dry_run:
+        _list_left(runs)
+    elif not _measured_well(runs, measure, out if against else None, show):
         raise typer.Exit(1)
 
 
@@ -179,8 +228,9 @@ def report(
     out: Out,
     any_machine: Annotated[
         bool,
-        typer.Option("--any-machine", help="Though the records are of several machines."),
+        typer.Option("--any-machine", help="Render it though the records are of several machines."),
     ] = False,
+    show: OpenOption = False,
 ) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
     from scalebench_lib.analysis.findings import answers  # seaborn and pandas take a second
@@ -190,7 +240,10 @@ def report(
     page = write_page(out, results)
     for answer in answers(results):
         console.say(*answer.lines)
-    console.say(f"page: {page}")
+    link = page.absolute().as_uri()
+    console.say(f"page: {link}")
+    if show and not webbrowser.open(link):
+        _complain("there is no browser here: open that link in one")
 
 
 @app.command()
@@ -205,7 +258,9 @@ def status(out: Out) -> None:
         sum(len(getattr(one, word)) for one in schedules.values())
         for word in ("done", "failed", "left")
     )
-    console.say(f"{done} done, {failed} failed, {left} left")
+    finished = sum(len(schedule.records) for schedule in schedules.values())
+    trials = pluralize(finished, "trial")
+    console.say(f"configs: {done} done, {failed} failed, {left} left; {trials} finished")
     if doing := in_flight(out):
         console.say(f"running: {doing}")
     for host, schedule in schedules.items():
@@ -215,8 +270,10 @@ def status(out: Out) -> None:
 @app.command("import")
 def import_(
     csv: Annotated[Path, typer.Argument(metavar="CSV", help="A published latency file.")],
-    out: Annotated[Path, typer.Option(help="The new sweep's folder.")],
-    machine: Annotated[str | None, typer.Option(help="What to call its machine.")] = None,
+    out: Annotated[Path, typer.Option(help="The new sweep's folder, such as outputs/published.")],
+    machine: Annotated[
+        str | None, typer.Option(help="What to call its machine, such as 'Xeon 8480'.")
+    ] = None,
 ) -> None:
     """Take published latencies into OUT.
 
@@ -232,12 +289,24 @@ def import_(
 @_with_options(_PLAN_OPTIONS)
 def plan(
     out: Out,
-    batch_size: Annotated[str | None, typer.Option(help="Items to serve at once.")] = None,
-    threads: Annotated[str | None, typer.Option(help="Physical cores to use: all.")] = None,
-    optimization: Annotated[str | None, typer.Option(help="Only this one: any.")] = None,
-    slo_ms: Annotated[float | None, typer.Option(help="The latency limit in ms.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
-    max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
+    batch_size: Annotated[
+        str | None, typer.Option(help="How many items to serve at once, such as 32.")
+    ] = None,
+    threads: Annotated[
+        str | None, typer.Option(help="How many physical cores to use, such as 4. [default: all]")
+    ] = None,
+    optimization: Annotated[
+        str | None, typer.Option(help="Use only this one, such as openvino. [default: any]")
+    ] = None,
+    slo_ms: Annotated[
+        float | None, typer.Option(help="Serve within this many ms, such as 50.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run the best plans, and say what was measured.")
+    ] = False,
+    max_seconds: Annotated[
+        float, typer.Option(help="With --verify: how many seconds each plan is run.")
+    ] = 10.0,
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
@@ -256,9 +325,8 @@ def plan(
     if verify:
         with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
             decision = deciding.verify(decision, limits, line.update)
-    console.print(telling.comparison(decision))
-    for lines in (telling.sentences(decision), telling.commands(decision)):
-        console.say(*lines, "")
+    console.say(telling.comparison(decision), *telling.sentences(decision), "")
+    console.print(*telling.commands(decision), "", sep="\n", soft_wrap=True)  # to be copied
     console.say(f"plan: {telling.save(decision)}")
 
 
@@ -266,14 +334,24 @@ def plan(
 def compare(
     a: Annotated[Path, typer.Argument(metavar="OUT_A", help="The sweep to compare with.")],
     b: Annotated[Path, typer.Argument(metavar="OUT_B", help="The sweep in question.")],
-    threshold: Annotated[float, typer.Option(help="Changes up to this are none.")] = 0.05,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Though machine or software differ.")] = (
-        False
-    ),
-    model_a: Annotated[str | None, typer.Option(help="A model of OUT_A …")] = None,
-    model_b: Annotated[str | None, typer.Option(help="… that OUT_B has by another name.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    to: Annotated[Path | None, typer.Option(help="Folder for compare.md, .png and .csv.")] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Take changes up to this share for none, such as 0.02.")
+    ] = 0.05,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare though machine or software differ.")
+    ] = (False),
+    model_a: Annotated[
+        str | None, typer.Option(help="Which model of OUT_A to compare, such as bert.")
+    ] = None,
+    model_b: Annotated[
+        str | None, typer.Option(help="What OUT_B calls that model, such as ./mine.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown, for a comment or a page.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option(help="Write compare.md, .png and .csv into this folder, too.")
+    ] = None,
 ) -> None:
     """Compare OUT_B with OUT_A, point by point.
 
@@ -295,7 +373,10 @@ def compare(
 
 @app.command()
 def render(
-    notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK…", help="Executed ones.")],
+    notebooks: Annotated[
+        list[Path],
+        typer.Argument(metavar="NOTEBOOK…", help="Executed notebooks, such as out.ipynb."),
+    ],
 ) -> None:
     """Make executed notebooks fit to share.
 
@@ -309,23 +390,18 @@ def render(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine can measure, and how noisy it is now."""
+    """Say what this machine can measure, what is installed, and how noisy it is now."""
+    from scalebench_lib.doctor import topics
     from scalebench_lib.measure.noise import PROBE_SECONDS, probe_noise
 
-    machine = Machine.here()
-    console.say(f"machine: {machine}")
-    for smt in machine.smt_values("auto"):
-        counts = machine.thread_counts("auto", smt)
-        console.say(f"threads with SMT {'on' if smt else 'off'}: {', '.join(map(str, counts))}")
-    if not machine.has_smt:
-        console.say("SMT: none, so only SMT off can be measured")
-    for name, what in OPTIMIZATIONS.items():
-        console.say(f"{name}: {what}")
-    console.say(f"listening to the machine for {PROBE_SECONDS:.0f} s …")
+    for topic, lines in topics(Machine.here()).items():
+        console.say(topic, *(f"  {line}" for line in lines))
+    console.say(f"Noise: the same matrix products over and over, for {PROBE_SECONDS:.0f} s …")
     noise = probe_noise()
     console.say(
-        f"noise: best {noise.best:.2f} ms, typical {noise.typical:.2f} ms, "
-        f"worst {noise.worst:.2f} ms\n{noise.advice}"
+        f"  best {noise.best:.2f} ms, typical {noise.typical:.2f} ms, worst of a hundred "
+        f"{noise.worst:.2f} ms",
+        f"  {noise.advice}",
     )
 
 
@@ -353,7 +429,7 @@ def main() -> NoReturn:
 def _message_and_code(error: BaseException) -> tuple[str, int]:
     match error:
         case ScalebenchError():
-            return str(error), 2 if isinstance(error, RequestError) else 1
+            return _as_typed(str(error)), 2 if isinstance(error, RequestError) else 1
         case OSError():
             where = f" ({error.filename})" if error.filename else ""
             return f"stopped: {error.strerror or error}{where}", 1
@@ -364,6 +440,14 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
         case _:
             message = error.format_message()  # type: ignore[attr-defined]
             return message.replace("Value error, ", ""), 2
+
+
+def _as_typed(message: str) -> str:
+    """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
+    name, colon, rest = message.partition(": ")
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    known = {option.name for command in commands for option in command.params}
+    return f"--{name.replace('_', '-')}{colon}{rest}" if name in known else message
 
 
 _UsageError: Any = typer.BadParameter.mro()[1]
@@ -384,6 +468,14 @@ def _print_import(imported: Imported) -> None:
         console.say(f"note: {note}")
 
 
+def _list_left(runs: list[SweepRun]) -> None:
+    for run in runs:
+        where = (
+            f"{' on ' + run.host if run.host else ''}{f' in {run.out}' if len(runs) > 1 else ''}"
+        )
+        _print_schedule(run.schedule, where)
+
+
 def _print_schedule(schedule: Schedule, where: str) -> None:
     for trial, record in schedule.failed:
         console.say(f"{record.status}: {trial}{where}: {record.reason}")
@@ -402,7 +494,7 @@ def _is_slower(out: Path) -> bool:
 
 
 def _measured_well(
-    runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None
+    runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None, show: bool
 ) -> bool:
     """Measure, render the pages, and say what there is to say.
 
@@ -413,7 +505,7 @@ def _measured_well(
     for trouble in (troubles := measure()):
         _complain(trouble)
     for folder in dict.fromkeys(run.out for run in runs if run.records):
-        report(folder)
+        report(folder, show=show)
     slower = pair is not None and _is_slower(pair)
     if complaints := [line for run in runs for line in progress.summary(run, console)]:
         _complain("; ".join(complaints))

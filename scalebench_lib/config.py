@@ -417,39 +417,55 @@ class Sweep(StrictModel):
     hosts measures every config, or ``any`` of them, all alike; ``one`` is this machine.
     """
 
-    model: Annotated[ModelName, Field(description="A name, a folder or a hub id.")] = "bert"
-    weights: Annotated[Weights, Field(description="random, pretrained, a hub id or a folder.")] = (
-        "random"
-    )
+    model: Annotated[
+        ModelName,
+        Field(description="The model: bert, distilbert, gpt2, resnet50, a folder or a hub id."),
+    ] = "bert"
+    weights: Annotated[
+        Weights, Field(description="Its weights: random, pretrained, a hub id or a folder.")
+    ] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    batch_sizes: Annotated[Several[BatchSize], Field(description="Such as 1,2,4.")] = (
-        PAGE_BATCH_SIZES
-    )
+    batch_sizes: Annotated[
+        Several[BatchSize], Field(description="How many items a pass has, such as 1,8,64.")
+    ] = PAGE_BATCH_SIZES
     optimizations: Annotated[
-        Several[OptimizationName], Field(description="Such as none,script; 'doctor' lists them.")
+        Several[OptimizationName],
+        Field(description="What makes it faster, such as none,script; 'doctor' lists all."),
     ] = ("none", "script")
-    threads: Annotated[ThreadRule, Field(description="auto, all, or such as 1,2,4.")] = "auto"
+    threads: Annotated[
+        ThreadRule, Field(description="At how many threads: auto, all, or such as 1,2,4.")
+    ] = "auto"
     smt: Annotated[
         Literal["auto", "off", "on", "both"],
         BeforeValidator(_on_or_off),
-        Field(description="Hyper-threading: auto, off, on or both."),
+        Field(description="Hyper-threading: auto (both, if there is any), off, on or both."),
     ] = "auto"
-    seq_lens: Annotated[Several[PositiveInt], Field(description="Tokens, such as 16,128.")] = (16,)
-    image_sizes: Annotated[Several[PositiveInt], Field(description="Pixels, such as 224.")] = (
-        DEFAULT_IMAGE_SIZE,
-    )
-    allocators: Annotated[Several[Allocator], Field(description="Such as default,tcmalloc.")] = (
-        "default",
-    )
+    seq_lens: Annotated[
+        Several[PositiveInt], Field(description="How many tokens an item has, such as 16,128.")
+    ] = (16,)
+    image_sizes: Annotated[
+        Several[PositiveInt],
+        Field(description="How many pixels a side an image has, such as 160,224."),
+    ] = (DEFAULT_IMAGE_SIZE,)
+    allocators: Annotated[
+        Several[Allocator],
+        Field(description="What serves malloc: default, tcmalloc, jemalloc, or several."),
+    ] = ("default",)
     placement: Annotated[
-        Literal["sequential", "interleave"], Field(description="sequential or interleave.")
+        Literal["sequential", "interleave"],
+        Field(description="How cores are filled: sequential, or interleave over NUMA nodes."),
     ] = "sequential"
-    target_ci: Annotated[Fraction, Field(description="Half-width of an interval to stop at.")] = (
-        0.02
-    )
-    max_seconds: Annotated[Seconds, Field(description="Most computing time of a point.")] = 10.0
+    target_ci: Annotated[
+        Fraction,
+        Field(description="Stop at intervals of this share to each side, such as 0.01."),
+    ] = 0.02
+    max_seconds: Annotated[
+        Seconds,
+        Field(description="Stop where a point has computed for so many seconds, such as 4."),
+    ] = 10.0
     rounds: Annotated[
-        PositiveInt, Field(le=100, description="Fresh processes for each config.")
+        PositiveInt,
+        Field(le=100, description="How many fresh processes measure each config, such as 3."),
     ] = 2
     hosts: Literal["one", "each", "any"] = "one"
 

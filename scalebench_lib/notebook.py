@@ -9,16 +9,18 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from IPython.core.getipython import get_ipython
+from IPython.display import HTML, display
 from nbformat import NotebookNode
 
-from scalebench_lib.config import Trial
+from scalebench_lib.config import SPEC, Trial
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
@@ -59,12 +61,15 @@ def sweeps(outputs: Path = OUTPUTS) -> list[Path]:
 def find_sweep(out: str = "", outputs: Path = OUTPUTS) -> Path:
     """Return the sweep in folder `out`, or the newest of `outputs` where `out` is empty.
 
-    Raises `RequestError` where there is none.
+    `out` is looked for here, in the checkout, and in `outputs`. Trials by hand are no sweep. Raises
+    `RequestError` where there is none.
     """
     if out:
-        return Path(out)
+        places = (Path(out), outputs.parent / out, outputs / out)
+        return next((path for path in places if path.exists()), Path(out))
     for newest in sweeps(outputs):
-        return newest
+        if (newest / SPEC).exists() or not (newest / "records").exists():
+            return newest
     raise RequestError(
         f"no sweep in {outputs.name}/ yet: measure one with 'make sweep' or 'scalebench sweep'"
     )
@@ -74,6 +79,30 @@ def is_interactive() -> bool:
     """Return whether a person runs the notebook: papermill forbids cells to ask for input."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is None or bool(kernel.get_parent()["content"].get("allow_stdin", True))
+
+
+def say(*lines: object) -> None:
+    """Show a paragraph a line: JupyterLab breaks what is printed in the middle of words."""
+    texts = [str(line) for line in lines if line]
+    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts)
+    display({"text/html": paragraphs, "text/plain": "\n".join(texts)}, raw=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[..., None]]:
+    """Show what is being done, and which share of it is done, while it lasts; headless nothing."""
+    line = display(HTML(""), display_id=True) if is_interactive() else None
+
+    def show(doing: str, share: float | None = None) -> None:
+        value = "" if share is None else f' value="{share:.3f}"'
+        if line:
+            line.update(HTML(f"<progress{value}></progress> <span>{escape(doing)}</span>"))
+
+    try:
+        yield show
+    finally:
+        if line:
+            line.update(HTML(""))
 
 
 @contextmanager

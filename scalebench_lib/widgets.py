@@ -12,8 +12,8 @@ import traitlets
 _MOST_ROWS = 6
 
 
-def _look(description: str, width: str = "24rem") -> dict[str, Any]:
-    style = {"description_width": "7rem"}
+def _look(description: str, width: str = "19rem") -> dict[str, Any]:
+    style = {"description_width": "6rem"}
     return {"description": description, "style": style, "layout": {"width": width}}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from scalebench_lib.notebook import NOTEBOOKS
 
 PATIENCE_S = 120
-EXPLORER = ".widget-vbox"
+EXPLORER = ".scalebench-explorer"
 QUIET = {
     "@jupyterlab/apputils-extension:announcements": True,
     "@jupyterlab/extensionmanager-extension:plugin": True,

@@ -32,3 +32,10 @@ def run_cells(kernels: Kernels, folder: Path, *cells: str) -> Any:
     """What the last of `cells` prints as JSON, run in a kernel."""
     source = notebook(folder / "in.ipynb", *cells)
     return json.loads(run_notebook(kernels, source, folder / "out.ipynb"))
+
+
+def said(*cells: nbformat.NotebookNode) -> str:
+    """All that executed cells print, or say in paragraphs."""
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    told = [o for o in outputs if o.output_type == "stream" or "text/html" in o.get("data", {})]
+    return "\n".join(o.get("text") or o.data["text/plain"] for o in told)

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scalebench_lib.machine import Machine
+from scalebench_lib import doctor
+from scalebench_lib.machine import Core, Machine
 from scalebench_lib.measure import noise
 from scalebench_lib.notebook import PROJECT
 from scalebench_lib.record import Software, load_records
@@ -31,7 +32,7 @@ def command(*arguments: object) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--batch-sizes", "0"], "batch_sizes: must be a whole number of at least 1, not '0'"),
+        (["--batch-sizes", "0"], "--batch-sizes: must be a whole number of at least 1, not '0'"),
         (["--batch-sizes", "-1"], "must be a whole number of at least 1, not '-1'"),
         (["--batch-sizes", "3.5"], "must be a whole number of at least 1, not '3.5'"),
         (["--batch-sizes", "abc"], "must be a whole number of at least 1, not 'abc'"),
@@ -39,15 +40,15 @@ def command(*arguments: object) -> list[str]:
         (["--model", "brt"], "did you mean 'bert'?"),
         (["--optimizations", "none,scirpt"], "did you mean 'script'?"),
         (["--threads", "100000"], "100000 is more than the"),
-        (["--max-seconds", "soon"], "max_seconds: input should be a valid number, not 'soon'"),
-        (["--target-ci", "nan"], "target_ci"),
+        (["--max-seconds", "soon"], "--max-seconds: input should be a valid number, not 'soon'"),
+        (["--target-ci", "nan"], "--target-ci: "),
         (["--preset", "quik"], "did you mean 'quick'?"),
-        (["--rounds", "0"], "rounds: must be a whole number of at least 1"),
-        (["--time-budget", "soon"], "time_budget: must be like 90s, 10m or 2h, not 'soon'"),
-        (["--trial-timeout", "0"], "trial_timeout: must be like 90s, 10m or 2h, not '0'"),
+        (["--rounds", "0"], "--rounds: must be a whole number of at least 1"),
+        (["--time-budget", "soon"], "--time-budget: must be like 90s, 10m or 2h, not 'soon'"),
+        (["--trial-timeout", "0"], "--trial-timeout: must be like 90s, 10m or 2h, not '0'"),
         (["--if-busy", "hope"], "Invalid value for '--if-busy': 'hope' is not one of"),
         (["--weights", "a\nb"], "weights: holds characters that cannot be printed"),
-        (["--batch-sizes", "999999999"], "batch_sizes"),
+        (["--batch-sizes", "999999999"], "--batch-sizes: "),
         (["--kernels", "hot"], "'hot' is not one of 'warm', 'fresh'"),
         (["--spec", "no-such.yaml"], "cannot read no-such.yaml"),
         (["--nonsense"], "--nonsense"),
@@ -92,13 +93,39 @@ def test_a_folder_with_nothing_in_it_is_told(scalebench, tmp_path: Path, verb: s
     assert len(err.splitlines()) == 1
 
 
-def test_the_doctor_says_what_each_optimization_applies_to(scalebench, monkeypatch) -> None:
-    """Beside what the machine can measure."""
+def test_the_doctor_speaks_by_topic(scalebench, monkeypatch) -> None:
+    """Of what the machine can measure and has, and of what its noise was measured."""
     monkeypatch.setattr(noise, "probe_noise", lambda: noise.Noise(10, 10, 11))
     code, out, _ = scalebench("doctor")
     assert code == 0
+    topics = [line.partition(":")[0] for line in out.splitlines() if not line.startswith(" ")]
+    expected = ["CPU", "Limits", "Memory", "Clock", "Optimizations", "Installed", "Noise"]
+    assert topics == expected
     assert "onnxruntime-int8: ONNX Runtime, dynamic int8; models of linear layers" in out
+    assert "Noise: the same matrix products over and over, for 10 s" in out
     assert "Quiet" in out
+
+
+def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> None:
+    """Flags and turbo from the kernel's files; what is not installed has its command."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("flags\t\t: fpu avx2 avx512f avx_vnni amx_tile\n")
+    boost = tmp_path / "sys/devices/system/cpu/cpufreq/boost"
+    boost.parent.mkdir(parents=True)
+    boost.write_text("1\n")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    two = Core(cpus=(0, 2)), Core(cpus=(1, 3), socket=1)
+    on = machine(2).model_copy(update={"cores": two, "quota": 1.5})
+    told = doctor.topics(on, tmp_path)
+    assert "AVX2 yes, AVX-512 yes, VNNI yes, AMX yes, bf16 no" in told["CPU"]
+    assert "2 sockets, 2 NUMA nodes; SMT: 2 threads a core" in told["CPU"]
+    assert told["Limits"][:2] == ["quota: 1.5 CPUs", "affinity: CPU 0, 1, 2, 3"]
+    assert told["Clock"] == ["governor: not known", "turbo: on"]
+    assert told["Installed"][:2] == [
+        "g++: no, compile needs it: apt install g++",
+        "onnxruntime: no: pip install -e '.[onnxruntime]'",
+    ]
 
 
 @pytest.mark.usefixtures("any_model")
@@ -107,6 +134,9 @@ def test_a_dry_run_says_how_long_and_writes_nothing(scalebench, tmp_path: Path) 
     code, printed, _ = scalebench("sweep", tmp_path / "sweep", "--dry-run", *QUICK)
     assert code == 0
     assert "22 configs to measure" in printed
+    left = [line for line in printed.splitlines() if line.startswith("left: ")]
+    assert len(left) == 22
+    assert left[0] == "left: BERT tiny, batch 1 of 16 tokens, none, SMT off, threads 1"
     assert not (tmp_path / "sweep").exists()
 
 
@@ -175,7 +205,7 @@ def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
     arguments = ("sweep", out, "--batch-sizes", "2", *QUICK)
     code, first, err = scalebench(*arguments)
     assert code == 0, err
-    assert f"page: {out / 'index.html'}" in first.splitlines()
+    assert f"page: {(out / 'index.html').as_uri()}" in first.splitlines()
     records = load_records(out)
     assert {record.config.optimization for record in records} == {"none", "script"}
     assert {record.status for record in records} == {"ok"}

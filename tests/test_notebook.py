@@ -1,13 +1,30 @@
-"""The notebooks' parameters and folders, and the source notebooks themselves."""
+"""The notebooks' parameters and folders, what they say, and the source notebooks themselves."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import URLError
 
 import nbformat
 import pytest
 
+from scalebench_lib import notebook
 from scalebench_lib.errors import RequestError
-from scalebench_lib.notebook import NOTEBOOKS, OUTPUTS, measurement_request
+from scalebench_lib.notebook import (
+    NOTEBOOKS,
+    OUTPUTS,
+    PROJECT,
+    measurement_request,
+    progress,
+    say,
+)
 from scalebench_lib.record import next_trial
+from tests.waiting import wait_until
 
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
@@ -32,6 +49,81 @@ def test_a_folder_that_is_no_name_is_refused() -> None:
     """Before anything is built."""
     with pytest.raises(RequestError, match="out: must be a folder's name"):
         measurement_request({"out": 7})
+
+
+class _Line:
+    """Where a notebook's progress is shown: all that it showed."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def update(self, html: object) -> None:
+        self.shown.append(html.data)
+
+
+def test_what_is_said_is_no_markup_and_lines_without_words_are_left_out(monkeypatch) -> None:
+    """As a paragraph each, and as text for who reads no HTML."""
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr(notebook, "display", lambda data, raw: told.append(data))
+    say("a < b", "", "c")
+    assert told == [{"text/html": "<p>a &lt; b</p><p>c</p>", "text/plain": "a < b\nc"}]
+
+
+def test_progress_is_seen_while_it_lasts_and_by_people_alone(monkeypatch) -> None:
+    """A notebook that papermill runs has none; what is done leaves nothing behind."""
+    line = _Line()
+    monkeypatch.setattr(notebook, "display", lambda *_, **__: line)
+    for interactive in (False, True):
+        monkeypatch.setattr(notebook, "is_interactive", lambda found=interactive: found)
+        with progress() as show:
+            show("setting up <x>")
+            show("cycle 3", 0.25)
+    setting_up, cycle, last = line.shown
+    assert "setting up &lt;x&gt;" in setting_up
+    assert 'value="0.250"></progress> <span>cycle 3' in cycle
+    assert last == ""
+
+
+def _opens(address: str) -> bool:
+    """Whether a server answers with what there is; it says its address before it listens."""
+    with suppress(URLError), urllib.request.urlopen(address, timeout=60) as answer:  # noqa: S310
+        return json.load(answer)["path"] == "outputs/analysis.ipynb"
+    return False
+
+
+@pytest.mark.slow
+def test_make_lab_opens_copies_and_keeps_token_and_localhost(tmp_path: Path) -> None:
+    """Rooted at the checkout; a copy of before is kept where its original is newer."""
+    for name in ("Makefile", "notebooks"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "plan.ipynb").write_text("mine")
+    os.utime(tmp_path / "outputs" / "plan.ipynb", (1, 1))
+    told = tmp_path / "runtime"
+    folders = {"JUPYTER_RUNTIME_DIR": str(told), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
+    make = ["make", "-o", ".venv/.ready", "lab", f"BIN={Path(sys.executable).parent}"]
+    running = subprocess.Popen(
+        [*make, "LAB=--no-browser --port=0"],
+        cwd=tmp_path,
+        env={**{n: v for n, v in os.environ.items() if n != "DISPLAY"}, **folders},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        address = next(line for line in running.stderr if "http://" in line).split()[-1]
+        server = json.loads(next(told.glob("jpserver-*.json")).read_text())
+        asked = f"{server['url']}api/contents/outputs/analysis.ipynb?token={server['token']}"
+        wait_until(lambda: _opens(asked), 120)
+    finally:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.communicate(timeout=60)
+    assert address == f"{server['url']}lab/tree/outputs/analysis.ipynb?token={server['token']}"
+    assert server["token"]
+    assert server["hostname"] == "localhost"
+    assert server["root_dir"] == str(tmp_path)
+    assert (tmp_path / "outputs" / "plan-before.ipynb").read_text() == "mine"
+    assert json.loads((tmp_path / "outputs" / "plan.ipynb").read_text())["cells"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)

@@ -41,7 +41,7 @@ from scalebench_lib.analysis.tables import (
 )
 from scalebench_lib.charts import Chart, on_one_axis
 from scalebench_lib.errors import RequestError, ScalebenchError
-from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive, sweeps
+from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive, say, sweeps
 from scalebench_lib.results import Results
 from scalebench_lib.widgets import (
     PngImage,
@@ -69,8 +69,11 @@ _FILTERS = {name: title for name, title in CONTEXT.items() if name != "machine"}
 _SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
 """What a view that does not choose one of can be narrowed to some of."""
 
-_BESIDE = {"flex": "1 1 34rem", "max_width": "840px", "min_width": "0"}
+_BESIDE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
 """Of each picture: where there is room they stand side by side, else one under the other."""
+
+_RIGHT = {"flex": "1 1 30rem", "min_width": "0"}
+"""Of message and pictures: right of the controls, so that both are seen at once."""
 
 
 def show(view: str, *results: Results, **chosen: Any) -> None:
@@ -84,13 +87,13 @@ def show(view: str, *results: Results, **chosen: Any) -> None:
         try:
             chart, choices = _chart_of(view, sweep, chosen)
         except RequestError as error:
-            print(f"{error}.")
+            say(f"{error}.")
             continue
         charts.append(chart)
         sentences.append(VIEWS[view].sentence(sweep, chart, choices))
     for chart in on_one_axis(charts):
         display(draw(chart))
-    print(*sentences, sep="\n")
+    say(*sentences)
 
 
 def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Chart, Choices]:
@@ -132,7 +135,7 @@ class Shown:
     chart: Chart
 
 
-class Explorer(widgets.VBox):  # type: ignore[misc]
+class Explorer(widgets.Box):  # type: ignore[misc]
     """Controls that choose a view of the sweep in `out`, and of others in `outputs` beside it.
 
     `picture` shows it; `message` says what is seen in it, or why there is none. Two buttons
@@ -148,8 +151,11 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.message, self.saved = widgets.HTML(), widgets.HTML()
         self.picture = PngImage(format="png", layout=_BESIDE)
         self.pictures = widgets.Box([self.picture], layout={"flex_flow": "row wrap"})
-        buttons_row = widgets.HBox([self.save_picture, self.save_data, self.saved])
-        super().__init__([*self.controls, self.message, self.pictures, buttons_row])
+        saving = [widgets.HBox([self.save_picture, self.save_data]), self.saved]
+        left = widgets.VBox([*self.controls, *saving])
+        right = widgets.VBox([self.message, self.pictures], layout=_RIGHT)
+        super().__init__([left, right], layout={"flex_flow": "row wrap"})
+        self.add_class("scalebench-explorer")
         self._choose_sweep()
         self._listen()
 

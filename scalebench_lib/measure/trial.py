@@ -29,6 +29,7 @@ from scalebench_lib.measure.turns import (
     LONG_PASS_NS,
     SHORT_PASS_NS,
     PointTurns,
+    Say,
     TurnTaker,
     Usage,
     take_alone,
@@ -46,18 +47,18 @@ _Found = dict[str, Any]
 """Fields of the `Record`, as they are found: a failure keeps what came before it."""
 
 
-def measure(trial: Trial, machine: Machine) -> Record:
+def measure(trial: Trial, machine: Machine, say: Say = lambda doing, share: None) -> Record:
     """Measure `trial` in this process; a `MeasurementError` becomes a failed record.
 
-    The runner named by the environment asks for its turns; without one the trial is alone. Raises
-    `RequestError` if this process was started with another allocator, and `ConnectionEndedError`
-    if the runner has ended.
+    The runner named by the environment asks for its turns; without one the trial is alone, and
+    tells `say` how far it is. Raises `RequestError` if this process was started with another
+    allocator, and `ConnectionEndedError` if the runner has ended.
     """
     allocators.require_loaded(trial.config.allocator)
     found: _Found = {"status": "ok", "started": datetime.now(UTC)}
     try:
         with _runner() as runner, _all_cpus_afterwards(machine), torch.inference_mode():
-            _measure(trial, machine, found, runner)
+            _measure(trial, machine, found, runner, say)
         machine.require_unchanged()
     except MeasurementError as error:
         found |= {"status": "failed", "reason": str(error), "points": (), "ended_by": None}
@@ -88,8 +89,11 @@ def _runner() -> Iterator[IO[str] | None]:
             yield stream
 
 
-def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None) -> None:
+def _measure(
+    trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None, say: Say
+) -> None:
     config = trial.config
+    say("building, optimizing and verifying the model", None)
     executor = Executor(
         trial.threads,
         lambda threads: machine.cpus_for(threads, config.smt, config.placement),
@@ -108,7 +112,7 @@ def _measure(trial: Trial, machine: Machine, found: _Found, runner: IO[str] | No
     gc.collect()
     found["resident_bytes"] = psutil.Process().memory_info().rss
     with optimized.guarded():
-        found["ended_by"] = _take_turns(trial, taker, runner, first_pass_s)
+        found["ended_by"] = _take_turns(trial, taker, runner, first_pass_s, say)
         executor.team.require_in_place()
         # Short passes keep no outputs, which would change their use of memory: this computes one.
         verifier.check(executor.runner, executor.first_outputs)
@@ -159,11 +163,11 @@ def _peaks(executor: Executor, precision: Precision) -> dict[int, dict[str, floa
 
 
 def _take_turns(
-    trial: Trial, taker: TurnTaker, runner: IO[str] | None, first_pass_s: float
+    trial: Trial, taker: TurnTaker, runner: IO[str] | None, first_pass_s: float, say: Say
 ) -> EndedBy:
     """Take the turns that the runner asks for, until it ends the trial; return why it did."""
     if runner is None:
-        return take_alone(taker, trial.target_ci, trial.max_seconds, trial.number)
+        return take_alone(taker, trial.target_ci, trial.max_seconds, trial.number, say)
     protocol.send(runner, protocol.Ready(first_pass_s=first_pass_s))
     while True:
         message = protocol.receive(runner)

@@ -18,6 +18,9 @@ from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, ended_by
 from scalebench_lib.record import Turn
 from scalebench_lib.stats import MIN_TURNS, turns_interval
 
+Say = Callable[[str, float | None], None]
+"""Told what is being done, and which share of it is done, if that is known."""
+
 _NS = 1_000_000_000
 
 MEAN_BELOW_NS = 1_000_000
@@ -159,15 +162,25 @@ class TurnTaker:
         self.warm = usual >= LONG_PASS_NS
 
 
-def take_alone(taker: TurnTaker, target_ci: float, max_seconds: float, seed: int = 0) -> EndedBy:
+def take_alone(
+    taker: TurnTaker,
+    target_ci: float,
+    max_seconds: float,
+    seed: int = 0,
+    say: Say = lambda doing, share: None,
+) -> EndedBy:
     """Let the thread counts take turns in shuffled cycles until they are done; return why.
 
-    The order and the end are those of a block; `max_seconds` is a point's computing time.
+    The order and the end are those of a block; `max_seconds` is a point's computing time. After
+    each cycle `say` is told of it.
     """
     shuffled, progress = random.Random(seed), {n: Progress() for n in taker.threads}  # noqa: S311
     for cycle in count(1):
         for threads in shuffled.sample(list(taker.threads), len(taker.threads)):
             progress[threads].add(taker.take_turn(cycle, threads))
+        most_s = max_seconds * len(progress)
+        left_s = max(0.0, most_s - sum(point.spent_s for point in progress.values()))
+        say(f"cycle {cycle}, at most {left_s:.0f} s left", 1 - left_s / most_s)
         if reason := ended_by(progress.values(), target_ci, max_seconds):
             return reason
     raise AssertionError

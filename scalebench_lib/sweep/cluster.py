@@ -162,7 +162,7 @@ def client_of(address: str) -> Iterator[Any]:
         distributed = importlib.import_module("distributed")
     except ModuleNotFoundError:
         raise RequestError(
-            "scheduler: needs dask.distributed: pip install 'scalebench[cluster]'"
+            "scheduler: needs dask.distributed: pip install -e '.[cluster]'"
         ) from None
     for name in ("distributed", "distributed.client", "tornado"):  # we say it in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -37,10 +37,11 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
         _print(console, other_host)
     for run in runs:
         schedule, side = run.schedule, f"{run.host or run.out.name}: " * (len(runs) > 1)
-        console.print(
+        _print(
+            console,
             f"{side}{pluralize(len(schedule.left), 'config')} to measure in "
             f"{pluralize(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
-            f"{len(schedule.failed)} failed before: about {format_duration(run.forecast())}"
+            f"{len(schedule.failed)} failed before: about {format_duration(run.forecast())}",
         )
 
 
@@ -64,7 +65,7 @@ def summary(run: SweepRun, console: Console) -> list[str]:
     if schedule.left:
         left = pluralize(len(schedule.left), "config")
         where = f" on {run.host}" if run.host else ""
-        console.print(f"{left} left{where}: the same command goes on from here")
+        _print(console, f"{left} left{where}: the same command goes on from here")
     if failed := sum(record.status == "failed" for _, record in schedule.failed):
         complaints.append(
             f"{pluralize(failed, 'config')} failed: 'scalebench status {run.out}' says why"
@@ -106,18 +107,26 @@ def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Show
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)
+    console.print(line, soft_wrap=not console.is_terminal, markup=False)
 
 
 def _status_line(step: Step) -> str:
-    trials = pluralize(len(step.block.members), "trial")
+    return f"round {step.round}, {step.done} of {step.total} trials, {_doing(step)}, {_left(step)}"
+
+
+def _doing(step: Step) -> str:
+    if step.doing != "in turn":
+        return step.doing
     cycles = f", {pluralize(step.block.cycle, 'cycle')}" if step.block.cycle else ""
-    doing = f"{trials} in turn{cycles}" if step.doing == "in turn" else step.doing
-    return f"round {step.round}, {doing}, about {format_duration(step.seconds_left)} left"
+    return f"{pluralize(len(step.block.members), 'trial')} in turn{cycles}"
+
+
+def _left(step: Step) -> str:
+    return f"about {format_duration(step.seconds_left)} left"
 
 
 def _drawn(step: Step) -> Group:
-    """The points of the block, with how well each is known, above a bar."""
+    """The points of the block, with how well each is known, above what is done, and a bar."""
     points, bar = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
     rows = [
         (
@@ -135,8 +144,8 @@ def _drawn(step: Step) -> Group:
     if len(rows) > _MOST_LINES:
         points.add_row(f"… and {len(rows) - _MOST_LINES} more")
     done = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
-    bar.add_row(done, f"{step.done}/{step.total}", Text(_status_line(step)))
-    return Group(points, bar)
+    bar.add_row(done, f"{step.done}/{step.total} trials of round {step.round}", _left(step))
+    return Group(points, Text(_doing(step)), bar)
 
 
 def _point_name(config: Config) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from scalebench_lib.notebook import WIDGET
 from tests import factories
+from tests.notebooks import said
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "analysis.ipynb"
 
@@ -39,11 +40,6 @@ def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def printed(notebook: nbformat.NotebookNode) -> str:
-    """All that was printed."""
-    return "".join(o["text"] for o in outputs(notebook) if o["output_type"] == "stream")
-
-
 def test_it_shows_one_figure_of_each_kind_each_with_a_sentence(
     executed: nbformat.NotebookNode,
 ) -> None:
@@ -63,13 +59,13 @@ def test_it_shows_one_figure_of_each_kind_each_with_a_sentence(
     ]
     for cell, found in zip(executed.cells, cells, strict=True):
         if found and "show(" in cell.source:
-            assert re.search(r"\d", "".join(o.get("text", "") for o in cell.outputs)), cell.source
-    assert "the machine's peak is not known" in printed(executed)
+            assert re.search(r"\d", said(cell)), cell.source
+    assert "the machine's peak is not known" in said(*executed.cells)
 
 
 def test_it_tells_of_a_damaged_record_in_a_line(executed: nbformat.NotebookNode) -> None:
     """And goes on without it."""
-    assert re.search(r"cut-v1.json is damaged: .*: left out", printed(executed))
+    assert re.search(r"cut-v1.json is damaged: .*: left out", said(*executed.cells))
     assert "Traceback" not in nbformat.writes(executed)
 
 
@@ -91,15 +87,15 @@ def test_it_is_small_enough_to_be_shown_by_a_code_hosting_site(
 
 def test_it_says_what_was_found_and_what_is_not_there(executed: nbformat.NotebookNode) -> None:
     """Computed from the sweep that it was given."""
-    said = printed(executed)
-    assert "Lowest latency" in said
-    assert "Every config of the sweep was measured." in said
-    assert "This machine has no hyper-threading (SMT)" in said
+    told = said(*executed.cells)
+    assert "Lowest latency" in told
+    assert "Every config of the sweep was measured." in told
+    assert "This machine has no hyper-threading (SMT)" in told
 
 
 def test_it_loads_no_torch(executed: nbformat.NotebookNode) -> None:
     """Looking at results must not wait for what measured them."""
-    assert "torch loaded: False" in printed(executed)
+    assert "torch loaded: False" in said(*executed.cells)
 
 
 def test_the_source_is_clean() -> None:

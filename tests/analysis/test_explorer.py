@@ -197,6 +197,16 @@ def test_sweeps_are_folders_with_records_newest_first(outputs: Path) -> None:
     assert [out.name for out in sweeps(outputs)] == ["plain", "smt"]
     assert find_sweep("", outputs).name == "plain"
     assert find_sweep("elsewhere", outputs) == Path("elsewhere")
+    assert find_sweep("smt", outputs) == outputs / "smt"
+
+
+def test_trials_by_hand_are_not_what_is_opened(outputs: Path) -> None:
+    """However new they are: the newest sweep is; they can still be chosen."""
+    by_hand = factories.save_sweep(outputs / "by-hand", factories.small_records([1]))
+    (by_hand / "sweep.yaml").unlink()
+    os.utime(by_hand / "records", (3e9, 3e9))
+    assert sweeps(outputs)[0] == by_hand
+    assert find_sweep("", outputs) != by_hand
 
 
 def test_without_any_sweep_it_says_how_to_get_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 pytestmark = pytest.mark.slow
+SIZE = {"width": 1300, "height": 1400}
 COUNT = """() => {
   window.drawn = 0;
   window.watch?.disconnect();
@@ -42,7 +43,7 @@ def lab(browser: sync_api.Browser, tmp_path_factory: pytest.TempPathFactory) -> 
     records = [record.model_copy(update={"peak_gflops": peaks}) for record in records]
     factories.save_sweep(folder / "sweeps" / "other", factories.small_records([1, 8]))
     many = factories.save_sweep(folder / "sweeps" / "many", records)
-    page = browser.new_page(viewport={"width": 1300, "height": 1400})
+    page = browser.new_page(viewport=SIZE)
     with jupyterlab(folder, many) as address:
         yield Lab(page, address)
         page.close()
@@ -141,6 +142,24 @@ def test_another_sweep_or_view_is_another_picture(themed: Lab, name: str) -> Non
     before = themed.pictures
     for _ in options(themed.control("widget-dropdown", name)):
         assert themed.pictures != before
+
+
+def test_controls_and_the_whole_picture_are_seen_at_once(lab: Lab) -> None:
+    """In a window of 1280 × 1000 pixels, beside each other, in every view."""
+    lab.page.set_viewport_size({"width": 1280, "height": 1000})
+    view = lab.control("widget-dropdown", "View").locator("select")
+    for index in range(view.locator("option").count()):
+        view.select_option(index=index)
+        lab.settle()
+        lab.page.locator(EXPLORER).evaluate("e => e.scrollIntoView({block: 'start'})")
+        controls = [control.bounding_box() for kind in MOVES for control in lab.controls(kind)]
+        picture = lab.page.locator("img.widget-image:visible").bounding_box()
+        assert picture["x"] >= max(box["x"] + box["width"] for box in controls)
+        assert min(box["y"] for box in controls) >= 0
+        assert max(box["y"] + box["height"] for box in [*controls, picture]) <= 1000
+        assert picture["width"] > 480
+    view.select_option(index=0)
+    lab.page.set_viewport_size(SIZE)
 
 
 def test_every_control_is_reached_with_the_tab_key(themed: Lab) -> None:

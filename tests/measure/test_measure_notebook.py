@@ -11,6 +11,7 @@ import pytest
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import NOTEBOOKS, drawing, measurement_request
 from scalebench_lib.record import load_records
+from tests.notebooks import said
 
 SOURCE = NOTEBOOKS / "measure.ipynb"
 
@@ -45,8 +46,8 @@ def test_papermill_alone_measures_a_config(tmp_path: Path) -> None:
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    sentences = [cell.outputs[-1].text for cell in cells[-3::2]]
-    assert sentences[0].endswith("of them outliers.\n")
+    sentences = [said(cell) for cell in cells[-3::2]]
+    assert sentences[0].endswith("of them outliers.")
     assert sentences[1].startswith("Lowest latency: ")
     assert not [output for output in outputs if output.output_type == "error"]
 

@@ -301,7 +301,15 @@ def test_alone_the_thread_counts_take_turns_in_shuffled_cycles() -> None:
 def test_alone_steady_points_end_at_their_target() -> None:
     """With as many turns as tell their noise."""
     one, _ = taker({1: repeat(50 * MS), 2: repeat(30 * MS)})
-    assert take_alone(one, target_ci=0.02, max_seconds=100) == "target_ci"
+    told: list[tuple[str, float | None]] = []
+    assert (
+        take_alone(one, target_ci=0.02, max_seconds=100, say=lambda *what: told.append(what))
+        == "target_ci"
+    )
+    assert [doing.partition(",")[0] for doing, _ in told] == [
+        f"cycle {cycle}" for cycle in range(1, MIN_TURNS + 1)
+    ]
+    assert 0 < told[0][1] < told[-1][1] < 1
     assert {len(point.turns) for point in one.points.values()} == {MIN_TURNS}
 
 

@@ -100,7 +100,8 @@ def test_the_points_of_a_block_are_shown_with_how_well_they_are_known(console: C
     assert "100 ms" in shown
     assert "± 1.2 %" in shown
     assert "3/8" in shown
-    assert "round 2, 1 trial in turn, 6 cycles, about" in shown
+    assert "1 trial in turn, 6 cycles" in shown
+    assert "3/8 trials of round 2  about 4 min left" in shown
     console.print(progress._drawn(step(block(20))))
     assert "… and 24 more" in printed(console)
 
@@ -111,7 +112,9 @@ def test_others_see_what_is_in_flight_as_long_as_it_is(
     """By a file that goes with the sweep."""
     with run.locked(), progress_shown([run], console) as show:
         show(step(block(), doing="setting up a trial"))
-        assert str(in_flight(tmp_path)).startswith("round 2, setting up a trial, about")
+        assert str(in_flight(tmp_path)).startswith(
+            "round 2, 3 of 8 trials, setting up a trial, about"
+        )
     assert in_flight(tmp_path) is None
     assert [path.name for path in tmp_path.iterdir() if "running" in path.name] == []
 

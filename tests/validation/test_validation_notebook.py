@@ -8,6 +8,7 @@ import papermill
 import pytest
 
 from scalebench_lib.notebook import NOTEBOOKS
+from tests.notebooks import said
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,5 @@ def test_every_experiment_ends_in_a_verdict(tmp_path: Path) -> None:
     )
     cells = nbformat.read(target, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    printed = "".join(output.get("text", "") for output in outputs)
-    assert len(re.findall(r": (holds|does not hold)\. ", printed)) == 7
+    assert len(re.findall(r": (holds|does not hold)\. ", said(*cells))) == 7
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 6

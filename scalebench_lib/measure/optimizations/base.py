@@ -116,5 +116,5 @@ def import_extra(name: str, *modules: str) -> ModuleType:
         return first
     except ImportError as error:
         raise MeasurementError(
-            f"optimization {name!r} needs {error.name or name}: pip install 'scalebench[{name}]'"
+            f"optimization {name!r} needs {error.name or name}: pip install -e '.[{name}]'"
         ) from None
