@@ -22,7 +22,7 @@ from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.interference import Interference, Observation, slowdown
 from scalebench_lib.plan.placement import PlacedInstance, place
-from scalebench_lib.plan.planner import Plan, Planner, unbeaten
+from scalebench_lib.plan.planner import Plan, Planner, even_split, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
 from scalebench_lib.record import Record, Software, model_files
@@ -181,10 +181,17 @@ class Context:
         return next((p for p in plans if len(p.instances) == 1 and p.cores == self.cores), None)
 
     def thin(self, batch_size: int) -> Plan | None:
-        """Return instances of one thread; None if their sizes do not sum to the batch."""
-        single = [one for one in self.profile.instances if _is_thin(one)]
-        plans = self._ranked(self._fastest_of(single, self.cores, batch_size), batch_size)
-        return next((plan for plan in plans if all(map(_is_thin, plan.instances))), None)
+        """Return an instance of one thread on every core, batches as even as can be.
+
+        None if one of these batches is not known on one thread, or a core would have no item.
+        """
+        sizes = even_split(batch_size, self.cores)
+        slowest_first = sorted(self.profile.instances, key=lambda one: -one.latency_ms)
+        single = {one.batch_size: one for one in slowest_first if _is_thin(one)}
+        profiled = [single[size] for size in sizes if size in single]
+        whole = [Plan.of(profiled, self.planner.slowdown)] if len(profiled) == self.cores else []
+        plans = (one for one in self._ranked(whole, batch_size) if _is_thin(*one.instances))
+        return next((one for one in plans if [i.batch_size for i in one.instances] == sizes), None)
 
     def promising(self, batch_size: int) -> list[Plan]:
         """Return the plans to verify, the best first, each of its own kind.
@@ -259,8 +266,8 @@ def _published_machine(profile: Profile, table: pd.DataFrame) -> Machine:
     return Machine(cpu_model=profile.shared["machine"], cores=cores, memory_bytes=1, **unknown)
 
 
-def _is_thin(one: Instance) -> bool:
-    return one.threads == 1 and not one.smt
+def _is_thin(*instances: Instance) -> bool:
+    return all(one.threads == 1 and not one.smt for one in instances)
 
 
 @dataclass(frozen=True)
@@ -303,8 +310,8 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
     """
     context, best = decision.context, decision.best
     size, cores = best.batch_size, context.cores
-    fat = _baseline(context.fat(size), best, 1, cores)
-    thin = _baseline(context.thin(size), best, min(cores, size), 1)
+    fat = context.fat(size) or _even(best, 1, cores)
+    thin = context.thin(size) or (_even(best, cores, 1) if size >= cores else None)
     plans = dict.fromkeys(one for one in (fat, thin, best, *context.promising(size)) if one)
     timings = {one.plan: one for one in context.runner(limits or Limits(), say).run(plans)}
     run = {plan: timing.measured for plan, timing in timings.items()}
@@ -318,13 +325,8 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
     return Decision(kept, decision.request, best, **baselines, timings=timings)
 
 
-def _baseline(found: Plan | None, like: Plan, instances: int, threads: int) -> Plan | None:
-    """Return `found` if it has so many instances; else the batch of `like` split evenly over them.
-
-    An even split can be run without being profiled. Return `found` if there is none.
-    """
-    size, rest = divmod(like.batch_size, instances)
-    if rest or (found and len(found.instances) == instances):
-        return found
+def _even(like: Plan, instances: int, threads: int) -> Plan:
+    """Return the batch of `like` split evenly, to be run without having been profiled."""
     kind = {name: getattr(like.instances[0], name) for name in ("optimization", "allocator")}
-    return Plan.of([Instance(threads, size, nan, cores=threads, **kind)] * instances)
+    sizes = even_split(like.batch_size, instances)
+    return Plan.of(Instance(threads, size, nan, cores=threads, **kind) for size in sizes)

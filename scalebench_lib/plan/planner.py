@@ -87,6 +87,12 @@ class Plan:
         return " + ".join(f"{count} × {shape}" for shape, count in alike)
 
 
+def even_split(batch_size: int, count: int) -> list[int]:
+    """Return `batch_size` as `count` batches as even as can be, the largest first."""
+    least, larger = divmod(batch_size, count)
+    return [least + 1] * larger + [least] * (count - larger)
+
+
 def unbeaten(plans: Iterable[Plan]) -> list[Plan]:
     """Return those of `plans` that none beats in both latency and throughput; ascending in both."""
     ordered = sorted(plans, key=lambda plan: (plan.latency_ms, -plan.throughput, plan.cores))

@@ -15,13 +15,19 @@ from rich.text import Text
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance
-from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.planner import Plan, even_split
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.record import Software
 from scalebench_lib.stats import Ratio
 from scalebench_lib.text import format_number, pluralize
 
 FILE = "plan.json"
+
+BASELINES = {"fat": "one copy on all cores (fat)", "thin": "one copy per core (thin)"}
+"""What people call the plans that need no thought."""
+
+NOISY = 0.2
+"""A ratio whose interval is of this half-width, or more, is no verdict."""
 
 _RUN_BY = ("threads", "batch_size", "optimization", "smt", "allocator")
 
@@ -144,7 +150,11 @@ def _ms(value: float) -> str:
 
 def _short(ratio: Ratio) -> str:
     interval = f" ({ratio.low:.2f} … {ratio.high:.2f})" if ratio.low > 0 else ""
-    return f"{ratio.value:.2f}×{interval}"
+    return f"{ratio.value:.2f}×{interval}{', too noisy' if _is_noisy(ratio) else ''}"
+
+
+def _is_noisy(ratio: Ratio) -> bool:
+    return ratio.low > 0 and ratio.half_width >= NOISY
 
 
 def commands(decision: Decision) -> Iterator[str]:
@@ -178,11 +188,11 @@ def sentences(decision: Decision) -> Iterator[str]:
     for name, other in (("fat", decision.fat), ("thin", decision.thin)):
         if other == best:
             gain = ": splitting gains nothing here" if name == "fat" else ""
-            yield f"it is the {name} plan itself{gain}"
+            yield f"it is {BASELINES[name]}{gain}"
         elif other and (ratio := decision.speedup(best, other)):
-            yield f"{_compared(ratio)} {name}, {other}"
+            yield f"{_compared(ratio)} {BASELINES[name]}, {other}"
         else:
-            yield f"against {name}: {_why_not(name, other)}"
+            yield f"against {BASELINES[name]}: {_why_not(name, other, decision)}"
     if cores > best.cores:
         yield f"{cores - best.cores} of {cores} cores are left idle, on purpose"
     yield from _reservations(decision)
@@ -201,17 +211,25 @@ def _reservations(decision: Decision) -> Iterator[str]:
 
 
 def _compared(ratio: Ratio) -> str:
+    if _is_noisy(ratio):
+        again = "the machine is too noisy now: again with a larger --max-seconds"
+        return f"no verdict ({again}), {_short(ratio)}, against"
     if ratio.differs or not ratio.low:
         return f"{_short(ratio)} as fast as"
     return f"no measurable difference, {_short(ratio)}, to"
 
 
-def _why_not(name: str, plan: Plan | None) -> str:
+def _why_not(name: str, plan: Plan | None, decision: Decision) -> str:
     if plan:
         return f"it failed: {plan.failed}"
-    if name == "fat":
-        return "that batch size was not profiled on all cores; --verify runs it all the same"
-    return "the profiled batch sizes of one thread do not sum to this batch"
+    size, context = decision.best.batch_size, decision.context
+    if name == "thin" and size < context.cores:
+        return f"there is none: {pluralize(size, 'item')} for {context.cores} cores"
+    where = "all cores" if name == "fat" else "one thread"
+    sizes = set(even_split(size, 1 if name == "fat" else context.cores))
+    batches = " or ".join(map(str, sorted(sizes)))
+    run = "; --verify runs it all the same" if context.record else ""
+    return f"batch {batches} was not profiled on {where}{run}"
 
 
 def describe_profile(context: Context) -> str:

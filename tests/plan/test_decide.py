@@ -17,6 +17,7 @@ from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits, PlanTiming
 from scalebench_lib.record import Turn, model_files
+from scalebench_lib.stats import Interval, Variance
 from tests import factories
 from tests.plan.observed import observation
 
@@ -216,12 +217,39 @@ def test_a_split_that_is_faster_than_fat_is_not_said_to_gain_nothing(small: Path
     decision = ask(small, batch_size=8, optimization="none")
     was_run(small, (decision.fat, 248.0), (decision.thin, 100.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
-    assert "2.48× (2.41 … 2.55) as fast as fat" in said
-    assert "it is the thin plan itself" in said
+    assert "2.48× (2.41 … 2.55) as fast as one copy on all cores (fat), 1 × ⟨2, 8⟩" in said
+    assert "it is one copy per core (thin)" in said
     assert "gains nothing" not in said
     was_run(small, (decision.fat, 90.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
-    assert "it is the fat plan itself: splitting gains nothing here" in said
+    assert "it is one copy on all cores (fat): splitting gains nothing here" in said
+
+
+def test_one_copy_per_core_fills_the_cores_evenly_or_there_is_none(sweep: Path) -> None:
+    """Of 4 cores; batches of 5 and 6 were not profiled, and 3 items leave a core without one."""
+    assert [str(one) for one in ask(sweep, batch_size=6).thin.instances] == 2 * ["⟨1, 2⟩"] + 2 * [
+        "⟨1, 1⟩"
+    ]
+    assert all(one.threads == 1 and not one.smt for one in ask(sweep, batch_size=16).thin.instances)
+    reasons = {22: "batch 5 or 6 was not profiled on one thread; --verify runs it all the same"}
+    reasons[3] = "there is none: 3 items for 4 cores"
+    for size, reason in reasons.items():
+        decision = ask(sweep, batch_size=size)
+        assert decision.thin is None
+        assert f"against one copy per core (thin): {reason}" in report.sentences(decision)
+
+
+@pytest.mark.parametrize(("variance", "verdict"), [(0.02, False), (0.003, True)])
+def test_a_noisy_machine_gets_no_verdict(small: Path, variance: float, verdict: bool) -> None:
+    """Half-widths of 31 % and 12 % of the ratio."""
+    decision = ask(small, batch_size=8, optimization="none")
+    best, fat = (
+        replace(plan, measured_ms=Interval(ms, Variance(variance / 2, df=50)))
+        for plan, ms in ((decision.thin, 50.0), (decision.fat, 100.0))
+    )
+    said = "; ".join(report.sentences(replace(decision, best=best, fat=fat)))
+    assert ("as fast as one copy on all cores" in said) == verdict
+    assert ("no verdict (the machine is too noisy now: again with a larger" in said) != verdict
 
 
 def test_where_no_slow_down_was_measured_none_is_assumed_and_that_is_said(
@@ -256,7 +284,7 @@ def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None
     failed = PlanTiming(decision.fat, reason="no luck").measured
     late = replace(decision, fat=failed, timings={**timings, failed: timings[failed]})
     assert late.speedup(best, failed) is None
-    assert "against fat: it failed: no luck" in report.sentences(late)
+    assert "against one copy on all cores (fat): it failed: no luck" in report.sentences(late)
 
 
 def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:
