@@ -131,10 +131,14 @@ class Context:
         fitting = [one for one in self.runs if one.cores <= self.cores]
         return {plan: plan for plan in fitting if plan.optimizations <= known}
 
+    def known(self, plan: Plan) -> Plan:
+        """Return `plan` as it was measured, if it was run."""
+        return self._measured.get(plan, plan)
+
     def _ranked(self, plans: Iterable[Plan], batch_size: int) -> list[Plan]:
         """Return `plans` and the runs of this batch: the fastest, then the smallest, first."""
         run = [plan for plan in self._measured if plan.batch_size == batch_size]
-        known = dict.fromkeys(self._measured.get(plan, plan) for plan in (*run, *plans))
+        known = dict.fromkeys(self.known(plan) for plan in (*run, *plans))
         return sorted(known, key=lambda plan: (plan.latency_ms, plan.cores))
 
     def fastest(self, batch_size: int) -> Plan:
@@ -144,7 +148,7 @@ class Context:
 
     def frontier(self) -> list[Plan]:
         """Return the plans that none beats in both latency and throughput, ascending."""
-        predicted = (self._measured.get(plan, plan) for plan in self.planner.frontier())
+        predicted = map(self.known, self.planner.frontier())
         return unbeaten([*predicted, *self._measured])
 
     def within_latency(self, slo_ms: float) -> Plan:
