@@ -214,7 +214,9 @@ def status(out: Out) -> None:
 
 @app.command("import")
 def import_(
-    csv: Annotated[Path, typer.Argument(metavar="CSV", help="A published latency file.")],
+    csv: Annotated[
+        list[Path], typer.Argument(metavar="CSV…", help="Published files of one machine.")
+    ],
     out: Annotated[Path, typer.Option(help="The new sweep's folder.")],
     machine: Annotated[str | None, typer.Option(help="What to call its machine.")] = None,
 ) -> None:

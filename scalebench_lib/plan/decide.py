@@ -14,13 +14,12 @@ from math import ceil, nan
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 from pydantic import Field
 
 from scalebench_lib.config import PositiveInt, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.plan.interference import Interference, Observation, slowdown
+from scalebench_lib.plan.interference import Interference, Observation, published_runs, slowdown
 from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import Plan, Planner, even_split, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
@@ -64,7 +63,7 @@ class Request(StrictModel):
 class Context:
     """The evidence for decisions: the profile, the cores to use, and the plans that were run.
 
-    `record` is one of the profile's; None where the sweep was imported.
+    `record` is one of the profile's; None where the sweep was imported, whose runs are `published`.
     """
 
     out: Path
@@ -73,6 +72,7 @@ class Context:
     cores: int
     record: Record | None
     interference: Interference
+    published: tuple[Plan, ...] = ()
 
     @classmethod
     def load(cls, out: Path, request: Request) -> Context:
@@ -80,10 +80,12 @@ class Context:
         results = Results.load(out)
         profile = Profile.of(results.table, request.shared)
         record = next((one for one in results.records if one.points and profile.holds(one)), None)
-        machine = record.machine if record else _published_machine(profile, results.table)
+        together = results.imported.together if results.imported else ()
+        published = tuple(published_runs(profile, together))
+        machine = record.machine if record else _published_machine(profile, published)
         profile = replace(profile, instances=tuple(_on_any_cores(profile.instances, machine)))
         learned, cores = Interference.load(out), machine.max_threads(smt=False)
-        return cls(out, profile, machine, cores, record, learned)
+        return cls(out, profile, machine, cores, record, learned, published)
 
     def decide(self, request: Request) -> Decision:
         """Return the plan that was measured, or else is predicted, to be best; nothing is run.
@@ -114,10 +116,11 @@ class Context:
 
     @cached_property
     def runs(self) -> list[Plan]:
-        """The plans of this profile that were run with the software of the sweep."""
+        """The plans of this profile that were run with the software of the sweep, or published."""
         seen = [one for one in self.interference.observations if one.shared == self.profile.shared]
         software = self.record and self.record.software
-        return [one.plan for one in seen if software and not one.software.differs_from(software)]
+        own = [one.plan for one in seen if software and not one.software.differs_from(software)]
+        return [*self.published, *own]
 
     @property
     def slowdown(self) -> float | None:
@@ -260,11 +263,10 @@ def _on_any_cores(instances: Iterable[Instance], machine: Machine) -> Iterator[I
         yield one
 
 
-def _published_machine(profile: Profile, table: pd.DataFrame) -> Machine:
-    """Return the machine of an imported sweep, as far as its rows tell."""
-    rows = table[(table["machine"] == profile.shared["machine"]) & (table["status"] == "ok")]
-    count = ceil(rows["cores"].max())
-    width = ceil((rows["threads"] / rows["cores"]).max())
+def _published_machine(profile: Profile, runs: Iterable[Plan]) -> Machine:
+    """Return the machine of an imported sweep, as far as its points and runs tell."""
+    count = max(plan.cores for plan in (*map(Plan.of, zip(profile.instances)), *runs))
+    width = ceil(max(one.threads / one.cores for one in profile.instances))
     cores = tuple(Core(cpus=tuple(range(first, width * count, count))) for first in range(count))
     unknown = {"system": "unknown", "kernel": "unknown", "architecture": "unknown"}
     return Machine(cpu_model=profile.shared["machine"], cores=cores, memory_bytes=1, **unknown)

@@ -52,6 +52,8 @@ def cores(decision: Decision) -> Picture:
     axes.axis("off")
     kinds = ", ".join(dict.fromkeys(f"{one} {one.optimization}" for one in plan.instances))
     legend = f"Numbers: CPU, and #instance. Instances ⟨threads, batch⟩: {kinds}. Grey: idle."
+    if not decision.context.record:
+        legend += " CPU numbers are made up."
     figure.text(0.02, 0.03, legend, fontsize=8, color=_INK)
     figure.sentence = "\n".join(sentences(decision))
     return figure
@@ -141,7 +143,7 @@ def predictions(context: Context) -> Picture:
     axes.fill_between(ends, ends * (1 - CLOSE), ends * (1 + CLOSE), color=_IDLE)
     axes.plot(ends, ends, color=_PALE, linewidth=1)
     several = np.array([len(plan.instances) > 1 for plan in runs])
-    reach = np.array([measured - low, high - measured])
+    reach = np.where(np.isfinite(high), [measured - low, high - measured], 0)
     for label, mark, which in (("one instance", "s", ~several), ("several", "o", several)):
         points = predicted[which], measured[which], reach[:, which]
         axes.errorbar(*points, fmt=mark, color=_MARK, label=label)

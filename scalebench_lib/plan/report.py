@@ -88,8 +88,8 @@ def _times(plan: Plan) -> dict[str, Any]:
     return {
         "predicted_ms": _finite(plan.predicted_ms),
         "measured_ms": measured and measured.value,
-        "measured_ms_low": measured and measured.low,
-        "measured_ms_high": measured and measured.high,
+        "measured_ms_low": measured and _finite(measured.high) and measured.low,
+        "measured_ms_high": measured and _finite(measured.high),
         "failed": plan.failed,
     }
 
@@ -135,7 +135,8 @@ def comparison(decision: Decision) -> Table:
 
 def _measured(plan: Plan) -> str:
     if found := plan.measured_ms:
-        return f"{_ms(found.value)} ±{found.half_width:.1%}"
+        margin = f" ±{found.half_width:.1%}" if np.isfinite(found.half_width) else ""
+        return f"{_ms(found.value)}{margin}"
     return f"failed: {plan.failed}" if plan.failed else ""
 
 
@@ -164,6 +165,8 @@ def commands(decision: Decision) -> Iterator[str]:
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
         yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
+    if not decision.context.record:
+        yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
 
 
 def _description(one: Instance) -> str:
@@ -175,7 +178,8 @@ def _description(one: Instance) -> str:
 def sentences(decision: Decision) -> Iterator[str]:
     """Yield the findings: the best plan against fat and thin, and idle cores."""
     best, cores = decision.best, decision.context.cores
-    how = "predicted" if not best.measured_ms else "measured" + " before" * (not decision.timings)
+    before = "measured before" if decision.context.record else "published"
+    how = "predicted" if not best.measured_ms else "measured" if decision.timings else before
     yield (
         f"{best} serves batch {best.batch_size} in {_ms(best.latency_ms)} ms ({how}), "
         f"{format_number(best.throughput, 4)} inferences/s"

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from math import nan
+from math import log, nan
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
-from scalebench_lib.plan import report
+from scalebench_lib.plan import figures, report
 from scalebench_lib.plan.decide import Context, Decision, Request, verify
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.planner import Plan
@@ -262,8 +262,31 @@ def test_where_no_slow_down_was_measured_none_is_assumed_and_that_is_said(
     assert not any(assumed in line for line in report.sentences(ask(small, batch_size=8)))
     csv, out = tmp_path / "published.csv", tmp_path / "imported"
     csv.write_text(PUBLISHED)
-    import_published(csv, out, "there")
+    import_published([csv], out, "there")
     assert f"{assumed}: an import has no runs" in report.sentences(ask(out, batch_size=8))
+
+
+def test_published_runs_of_several_copies_tell_how_they_slow_each_other(tmp_path: Path) -> None:
+    """Four copies of ⟨1, 4⟩ at once: 80 ms alone, 100 ms with three others, on four cores."""
+    copies = "".join(
+        f"bert_manual_none,sequential,numactl,default,{n},1,1,4,90,100,110\n" for n in (1, 2, 3, 4)
+    )
+    (tmp_path / "one.csv").write_text(PUBLISHED)
+    (tmp_path / "four.csv").write_text(f"{PUBLISHED.splitlines()[0]}\n{copies}")
+    out = tmp_path / "imported"
+    import_published([tmp_path / "one.csv", tmp_path / "four.csv"], out, "there")
+    decision = ask(out, batch_size=16)
+    assert decision.context.slowdown == pytest.approx(log(100 / 80) / 3)
+    assert (decision.best, decision.best.latency_ms) == (decision.thin, 100)
+    said = list(report.sentences(decision))
+    assert "serves batch 16 in 100.0 ms (published)" in said[0]
+    assert not any("assumed not to slow" in line for line in said)
+    assert any("CPU numbers are made up" in line for line in report.commands(decision))
+    found = json.loads(report.save(decision).read_text(), parse_constant=pytest.fail)
+    assert (found["measured_ms"], found["measured_ms_high"]) == (100, None)
+    picture = figures.predictions(decision.context)
+    assert picture.sentence.endswith("at worst +25.0%")
+    assert ask(out, batch_size=8).best.predicted_ms == pytest.approx(80 * (100 / 80) ** (1 / 3))
 
 
 def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None:
