@@ -17,7 +17,7 @@ from scalebench_lib.analysis.tables import (
     CONTEXT,
     METRICS,
     MetricName,
-    allocators_as_optimizations,
+    as_optimizations,
     best_threads,
     by_context,
     by_values,
@@ -78,7 +78,7 @@ class Answer:
 
 def answers(results: Results) -> list[Answer]:
     """Return what each context of a sweep comes to, of those where anything was measured."""
-    table = allocators_as_optimizations(results.table)
+    table = as_optimizations(results.table)
     return [
         _answer(results, context_label(table, context), measured_only(part))
         for context, part in by_context(table)

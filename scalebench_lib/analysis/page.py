@@ -40,9 +40,10 @@ from scalebench_lib.analysis.figures import (
 from scalebench_lib.analysis.findings import answers, observations
 from scalebench_lib.analysis.tables import (
     CONTEXT,
+    MERGED,
     METRICS,
     MetricName,
-    allocators_as_optimizations,
+    as_optimizations,
     by_context,
     by_values,
     missing_lines,
@@ -186,7 +187,7 @@ def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
 
     Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
     """
-    table = allocators_as_optimizations(table)
+    table = as_optimizations(table)
     for context, rows in by_context(table):
         if over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
             yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
@@ -229,8 +230,12 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
     contexts, charts = [], dict[str, Chart | str]()
     points, passes = results.table, samples_table(results)
     tables = [(points, passes)]
-    if len(points["allocator"].unique()) > 1:
-        tables.append((allocators_as_optimizations(points), allocators_as_optimizations(passes)))
+    for column in MERGED:
+        if len(points[column].unique()) > 1:
+            tables += [
+                (as_optimizations(one, column), as_optimizations(other, column))
+                for one, other in tables
+            ]
     for table, samples in tables:
         samples_of = {str(context): rows for context, rows in by_context(samples)}
         for context, rows in by_context(table):

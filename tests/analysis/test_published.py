@@ -8,7 +8,7 @@ import papermill
 import pytest
 
 from scalebench_lib.analysis.explorer import Explorer, show
-from scalebench_lib.analysis.page import write_page
+from scalebench_lib.analysis.page import every_chart, write_page
 from scalebench_lib.analysis.published import import_published, read_published
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import sweeps
@@ -229,6 +229,40 @@ def test_a_speed_up_of_published_means_stands_on_the_page_without_an_interval(tm
     best = page.partition('<h2 id="best">')[2].partition('<h2 id="every">')[0]
     assert "<td>2.00</td>" in best
     assert "2.00× as fast as eager (not measured together)" in page
+
+
+def test_an_import_says_nothing_that_only_samples_can_tell(tmp_path: Path) -> None:
+    """In no caption of any view; views that it cannot have are not offered."""
+    rows = [
+        row(threads, 4, f"{9 / threads},{10 / threads},11,0.0", name=f"bert_manual_{name}")
+        for name in ("none", "script")
+        for threads in (1, 2)
+    ]
+    apart = [each.replace("sequential", "interleave") for each in rows]
+    import_published([write(tmp_path / "a.csv", *rows, *apart)], tmp_path / "out")
+    contexts, charts = every_chart(Results.load(tmp_path / "out"))
+    assert [context["values"]["placement"] for context in contexts] == [
+        "interleave",
+        "sequential",
+        "all",
+    ]
+    for chart in charts.values():
+        assert isinstance(chart, str) is False, chart
+        assert "95 %" not in " ".join(chart.caption)
+    (both,) = (chart for key, chart in charts.items() if "/all/" in key and "/batch/latency" in key)
+    assert [line.label for line in both.lines] == [
+        "eager",
+        "eager, interleave",
+        "TorchScript",
+        "TorchScript, interleave",
+    ]
+    page = write_page(tmp_path / "out").read_text(encoding="utf-8")
+    assert '<th scope="col" id="interval">' not in page
+    assert "timed with autograd on" in page
+    explorer = Explorer(tmp_path / "out", tmp_path / "none")
+    assert explorer.filters["placement"].options == ("sequential", "interleave", "all")
+    explorer.filters["placement"].value = "all"
+    assert not explorer.save_picture.disabled
 
 
 def test_the_explorer_shows_it_among_the_sweeps(tmp_path: Path) -> None:
