@@ -70,6 +70,9 @@ IfBusyOption = Annotated[
     ),
 ]
 """``beside`` is what ``ignore`` was called."""
+PriceOption = Annotated[
+    float | None, typer.Option(min=0, help="Of this machine: for the cost of requests.")
+]
 _OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
 
 
@@ -181,13 +184,14 @@ def report(
         bool,
         typer.Option("--any-machine", help="Though the records are of several machines."),
     ] = False,
+    price_per_hour: PriceOption = None,
 ) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
     from scalebench_lib.analysis.findings import answers  # seaborn and pandas take a second
     from scalebench_lib.analysis.page import write_page
 
     results = Results.load(out, any_machine)
-    page = write_page(out, results)
+    page = write_page(out, results, math.nan if price_per_hour is None else price_per_hour)
     for answer in answers(results):
         console.say(*answer.lines)
     console.say(f"page: {page}")
@@ -240,6 +244,7 @@ def plan(
     slo_ms: Annotated[float | None, typer.Option(help="The latency limit in ms.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
     max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
+    price_per_hour: PriceOption = None,
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
@@ -261,6 +266,8 @@ def plan(
     console.print(telling.comparison(decision))
     for lines in (telling.sentences(decision), telling.commands(decision)):
         console.say(*lines, "")
+    if price_per_hour is not None:
+        console.say(*telling.costs(decision, price_per_hour), "")
     console.say(f"plan: {telling.save(decision)}")
 
 

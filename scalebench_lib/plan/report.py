@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from scalebench_lib.cost import MARGIN, fleet
+from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance
@@ -200,6 +203,27 @@ def sentences(decision: Decision) -> Iterator[str]:
     if cores > best.cores:
         yield f"{cores - best.cores} of {cores} cores are left idle, on purpose"
     yield from _reservations(decision)
+
+
+def costs(decision: Decision, price_per_hour: float, rate: float = 0.0) -> Iterator[str]:
+    """Yield what a million requests cost with the best plan of each optimization, cheapest first.
+
+    `rate` is in requests/s; 0 is as many as one machine serves.
+    """
+    fleets = {name: fleet(p.rate, price_per_hour, rate) for name, p in _best_plans(decision)}
+    where = f" at {rate:g} requests/s" if rate else ", as busy as may be"
+    yield f"Cost per million requests, {price_per_hour:g} an hour, {MARGIN:.0%} left unused{where}:"
+    for name, found in sorted(fleets.items(), key=lambda each: each[1].per_million):
+        machines = pluralize(found.machines, "machine")
+        yield f"  {format_number(found.per_million)} with {name}: {machines}"
+
+
+def _best_plans(decision: Decision) -> Iterator[tuple[str, Plan]]:
+    """Yield each optimization that can do what was asked for, with its best plan."""
+    for name in decision.context.profile.optimizations:
+        request = decision.request.model_copy(update={"optimization": name})
+        with suppress(RequestError):
+            yield name, decision.context.decide(request).best
 
 
 def _reservations(decision: Decision) -> Iterator[str]:

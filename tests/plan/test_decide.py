@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from math import log, nan
+from math import ceil, log, nan
 from pathlib import Path
 
 import pytest
@@ -287,6 +287,20 @@ def test_published_runs_of_several_copies_tell_how_they_slow_each_other(tmp_path
     picture = figures.predictions(decision.context)
     assert picture.sentence.endswith("at worst +25.0%")
     assert ask(out, batch_size=8).best.predicted_ms == pytest.approx(80 * (100 / 80) ** (1 / 3))
+
+
+def test_requests_cost_least_with_the_optimization_that_serves_most(small: Path) -> None:
+    """Each at its own best plan for what was asked; one that cannot do it is left out."""
+    decision = ask(small, batch_size=8)
+    title, *lines = report.costs(decision, 1.53, 20_000)
+    assert "1.53 an hour, 20% left unused at 20000 requests/s" in title
+    assert [line.split(" with ")[1].split(":")[0] for line in lines] == ["script", "none"]
+    best = ask(small, batch_size=8, optimization="script").best
+    machines = ceil(20_000 / (0.8 * best.rate.low))
+    assert lines[0].endswith(f": {machines} machines")
+    assert f"{machines * 1.53 / 3600 / 20_000 * 1e6:.3g}" in lines[0]
+    within = ask(small, slo_ms=ask(small, batch_size=1).best.latency_ms)
+    assert len(list(report.costs(within, 1.53))) == 2
 
 
 def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None:
