@@ -148,7 +148,7 @@ class Marks:
     @property
     def bounded(self) -> np.ndarray:
         """Which values have an interval."""
-        bounded: np.ndarray = np.isfinite(self.low) & np.isfinite(self.high)
+        bounded: np.ndarray = np.isfinite(self.high - self.low) & (self.high > self.low)
         return bounded
 
     @property

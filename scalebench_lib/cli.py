@@ -88,6 +88,10 @@ IfBusyOption = Annotated[
 ]
 """``beside`` is what ``ignore`` was called."""
 OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")]
+PriceOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="What this machine costs, such as 1.53, for the cost of requests."),
+]
 _OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
 
 
@@ -231,13 +235,14 @@ def report(
         typer.Option("--any-machine", help="Render it though the records are of several machines."),
     ] = False,
     show: OpenOption = False,
+    price_per_hour: PriceOption = None,
 ) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
     from scalebench_lib.analysis.findings import answers  # seaborn and pandas take a second
     from scalebench_lib.analysis.page import write_page
 
     results = Results.load(out, any_machine)
-    page = write_page(out, results)
+    page = write_page(out, results, math.nan if price_per_hour is None else price_per_hour)
     for answer in answers(results):
         console.say(*answer.lines)
     link = page.absolute().as_uri()
@@ -269,7 +274,9 @@ def status(out: Out) -> None:
 
 @app.command("import")
 def import_(
-    csv: Annotated[Path, typer.Argument(metavar="CSV", help="A published latency file.")],
+    csv: Annotated[
+        list[Path], typer.Argument(metavar="CSV…", help="Published files of one machine.")
+    ],
     out: Annotated[Path, typer.Option(help="The new sweep's folder, such as outputs/published.")],
     machine: Annotated[
         str | None, typer.Option(help="What to call its machine, such as 'Xeon 8480'.")
@@ -307,6 +314,7 @@ def plan(
     max_seconds: Annotated[
         float, typer.Option(help="With --verify: how many seconds each plan is run.")
     ] = 10.0,
+    price_per_hour: PriceOption = None,
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
@@ -327,6 +335,8 @@ def plan(
             decision = deciding.verify(decision, limits, line.update)
     console.say(telling.comparison(decision), *telling.sentences(decision), "")
     console.print(*telling.commands(decision), "", sep="\n", soft_wrap=True)  # to be copied
+    if price_per_hour is not None:
+        console.say(*telling.costs(decision, price_per_hour), "")
     console.say(f"plan: {telling.save(decision)}")
 
 

@@ -32,7 +32,8 @@ from scalebench_lib.analysis.figures import (
 from scalebench_lib.analysis.tables import (
     ALL,
     CONTEXT,
-    allocators_as_optimizations,
+    MERGED,
+    as_optimizations,
     by_context,
     measured_only,
     select,
@@ -220,7 +221,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         with self._quietly():
             for column, control in self.filters.items():
                 set_options(control, values_of(rows, column))
-                rows = allocators_as_optimizations(rows) if control.value == ALL else rows
+                rows = as_optimizations(rows, column) if control.value == ALL else rows
                 rows = rows[rows[column] == control.value]
             offered = options(rows)
             views = [(view.title, name) for name, view in views_of(rows).items()]
@@ -272,9 +273,9 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         """Return the rows that filters, and lists that apply, leave in."""
         controls = VIEWS[self.view.value].controls
         wanted = {name: [control.value] for name, control in self.filters.items()}
-        if wanted["allocator"] == [ALL]:
-            rows = allocators_as_optimizations(rows)
-            del wanted["allocator"]
+        for column in (name for name in MERGED if wanted[name] == [ALL]):
+            rows = as_optimizations(rows, column)
+            del wanted[column]
         some = {n: list(control.value) for n, control in self.some.items() if n not in controls}
         if not all(some.values()):
             raise RequestError("Nothing is chosen: choose at least one of each list.")

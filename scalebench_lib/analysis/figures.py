@@ -130,7 +130,7 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     found = over_eager(rows, choices.threads).dropna(subset="speedup")
     others = found[~found["is_base"]]
     if others.empty:
-        raise RequestError("there is no optimization to compare with eager")
+        raise RequestError(f"nothing can be compared with eager, {choices.at}")
     sizes = found["batch_size"].min(), found["batch_size"].max()
     both = _with_missing(others, rows[~rows["is_base"]])
     lines = [
@@ -433,7 +433,13 @@ VIEWS: dict[str, View] = {
     "optimization": View(
         "One optimization, by threads", ("metric", *_CONFIG), per_optimization, _extreme
     ),
-    "scaling": View("Speed-up over one thread", _CONFIG, scaling, _largest_scaling),
+    "scaling": View(
+        "Speed-up over one thread",
+        _CONFIG,
+        scaling,
+        _largest_scaling,
+        lambda rows: bool((rows["threads"] == 1).any()),
+    ),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
     "peak": View(
         "Share of the machine's peak",

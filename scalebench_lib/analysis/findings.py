@@ -17,7 +17,7 @@ from scalebench_lib.analysis.tables import (
     CONTEXT,
     METRICS,
     MetricName,
-    allocators_as_optimizations,
+    as_optimizations,
     best_threads,
     by_context,
     by_values,
@@ -29,6 +29,7 @@ from scalebench_lib.analysis.tables import (
     with_bounds,
 )
 from scalebench_lib.charts import title_of
+from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import EAGER, Results
@@ -76,9 +77,16 @@ class Answer:
         return [f"{begin}{line}" for line in (*self.facts, " ".join(advice))]
 
 
-def answers(results: Results) -> list[Answer]:
-    """Return the answer for each context of a sweep in which anything was measured."""
-    table = allocators_as_optimizations(results.table)
+def answers(results: Results, price_per_hour: float = math.nan) -> list[Answer]:
+    """Return the answer for each context of a sweep in which anything was measured.
+
+    With a price, in any currency, it has the cost of a million requests of one copy that is as
+    busy as may be.
+    """
+    table = as_optimizations(results.table)
+    slowest = table["latency_ms_high"].fillna(table["latency_ms"])
+    usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
+    table = table.assign(cost=price_per_hour / 3600 / usable * 1e6)
     return [
         _answer(results, context_label(table, context), measured_only(part))
         for context, part in by_context(table)
@@ -163,6 +171,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
         "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1),
         "Throughput, inferences/s": number("throughput"),
+        "Cost, per million": number("cost"),
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
         "Memory, GB": number("peak_memory_mb", 1e-3),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -40,9 +41,10 @@ from scalebench_lib.analysis.figures import (
 from scalebench_lib.analysis.findings import answers, observations
 from scalebench_lib.analysis.tables import (
     CONTEXT,
+    MERGED,
     METRICS,
     MetricName,
-    allocators_as_optimizations,
+    as_optimizations,
     by_context,
     by_values,
     missing_lines,
@@ -55,6 +57,7 @@ from scalebench_lib.analysis.tables import (
 )
 from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, title_of
 from scalebench_lib.config import AXES, DEFAULTS, slug
+from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.record import Record
@@ -186,7 +189,7 @@ def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
 
     Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
     """
-    table = allocators_as_optimizations(table)
+    table = as_optimizations(table)
     for context, rows in by_context(table):
         if over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
             yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
@@ -229,8 +232,12 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
     contexts, charts = [], dict[str, Chart | str]()
     points, passes = results.table, samples_table(results)
     tables = [(points, passes)]
-    if len(points["allocator"].unique()) > 1:
-        tables.append((allocators_as_optimizations(points), allocators_as_optimizations(passes)))
+    for column in MERGED:
+        if len(points[column].unique()) > 1:
+            tables += [
+                (as_optimizations(one, column), as_optimizations(other, column))
+                for one, other in tables
+            ]
     for table, samples in tables:
         samples_of = {str(context): rows for context, rows in by_context(samples)}
         for context, rows in by_context(table):
@@ -267,11 +274,11 @@ def _chart_or_reason(view: View, rows: pd.DataFrame, choices: Choices, source: s
         return f"{str(error)[0].upper()}{str(error)[1:]}."
 
 
-def write_page(out: Path, results: Results | None = None) -> Path:
+def write_page(out: Path, results: Results | None = None, price_per_hour: float = math.nan) -> Path:
     """Rebuild the page of the sweep in folder `out` from its `results`; return index.html.
 
     They are loaded (`Results.load`) where they are not given. Figures of an earlier page that no
-    longer belong are removed.
+    longer belong are removed. With `price_per_hour` it has what a million requests cost.
     """
     results = results or Results.load(out)
     write_atomically(out / CSV, results.csv.to_csv(index=False))
@@ -283,7 +290,9 @@ def write_page(out: Path, results: Results | None = None) -> Path:
     for name, chart in drawn.items():
         if isinstance(chart, Chart):
             write_atomically(figures / name, draw(chart).png())
-    context = _context(results, specs, over) | _live(results.table, contexts, charts)
+    context = _context(results, specs, over, price_per_hour) | _live(
+        results.table, contexts, charts
+    )
     context["files"] = {
         folder: sorted(path.name for path in (out / folder).glob("*.*"))
         for folder in ("records", "notebooks")
@@ -298,14 +307,18 @@ def write_page(out: Path, results: Results | None = None) -> Path:
     return out / "index.html"
 
 
-def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) -> dict[str, Any]:
+def _context(
+    results: Results, specs: list[FigureSpec], over: list[FigureSpec], price_per_hour: float
+) -> dict[str, Any]:
     """Return what the templates tell of the sweep and its figures."""
     table = results.table
     return {
         "title": ", ".join(model_title(model) for model in sorted(table["model"].unique())),
         "about": _about(results),
         "results": results,
-        "answers": answers(results),
+        "answers": answers(results, price_per_hour),
+        "price": price_per_hour if math.isfinite(price_per_hour) else None,
+        "margin": MARGIN,
         "observations": observations(results),
         "missing": missing_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),

@@ -7,8 +7,10 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,10 +20,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scalebench_lib.config import DEFAULTS
 from scalebench_lib.errors import RequestError, one_line
 from scalebench_lib.files import write_atomically
-from scalebench_lib.results import COLUMNS, CSV, FILE, Imported, PublishedPoint, Results, Row
+from scalebench_lib.results import (
+    COLUMNS,
+    CSV,
+    FILE,
+    Imported,
+    PublishedPoint,
+    Results,
+    Row,
+    Together,
+)
 
 _OPTIMIZATIONS = {"eager": "none"}
 """Published names of optimizations that have another name here; all others are kept."""
+
+_MODELS = {"resnet": "resnet50"}
+"""Published names of models that have another name here."""
+
+_RENAMED = {"threads": "intraop_threads"}
+"""Columns of the older layout."""
 
 _TOKENS = {"bert": 16}
 """The files do not say how long their items are; of these models it is known."""
@@ -44,13 +61,13 @@ class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
 
     benchmark: Annotated[str, Field(pattern=_BENCHMARK)]
-    topology: Word
-    pinning: Word
+    topology: Word = "sequential"
+    pinning: Word = "numactl"
     source: Word = "torch"
     ht: bool = False
     allocator: Word = "default"
-    instance_id: int
-    interop_threads: Count
+    instance_id: int = 1
+    interop_threads: Count = 1
     intraop_threads: Count
     batch_size: Count
     mean: Milliseconds = Field(alias="latency(avg)")
@@ -84,7 +101,7 @@ class _Row(BaseModel):
         how = {**self.model_dump(include=set(_USUAL)), "run": run}
         unusual = [f"{name} {how[name]}" for name, usual in _USUAL.items() if how[name] != usual]
         return {
-            "model": model,
+            "model": _MODELS.get(model, model),
             "optimization": _OPTIMIZATIONS.get(optimization, optimization),
             "smt": self.ht,
             "placement": ", ".join([self.topology, *unusual]),
@@ -98,17 +115,20 @@ class _Row(BaseModel):
 
 
 _FIELDS = {field.alias or name: field for name, field in _Row.model_fields.items()}
+_OLDER = {name: _FIELDS[name].default for name in ("instance_id", "pinning", "topology")}
+"""Columns that the older layout lacks, with what is taken for them."""
+
 _LATENCY = {"latency(min)", "latency(avg)", "latency(max)"}
 
 
-def import_published(path: Path, out: Path, machine: str | None = None) -> Imported:
-    """Import the published file at `path` into the new folder `out`.
+def import_published(files: Sequence[Path], out: Path, machine: str | None = None) -> Imported:
+    """Import the published `files`, of one machine, into the new folder `out`.
 
     `machine` is a name for the machine, which the files do not have. Raises `RequestError`,
-    naming the line, where the file cannot be read, or where `out` holds anything.
+    naming the line, where a file cannot be read, or where `out` holds anything.
     """
     _require_new(out)
-    source, rows = read_published(path, machine)
+    source, rows = read_published(files, machine)
     table = Results((), source, rows).csv
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -129,39 +149,57 @@ def _require_new(out: Path) -> None:
         raise RequestError(f"{there} cannot be written: choose another place for the import")
 
 
-def read_published(path: Path, machine: str | None = None) -> tuple[Imported, Sequence[Row]]:
-    """Return what there is to know of the published file at `path`, and the rows of its table.
+def read_published(
+    files: Sequence[Path], machine: str | None = None
+) -> tuple[Imported, Sequence[Row]]:
+    """Return what there is to know of the published `files`, and the rows of their table.
 
-    Raises `RequestError`, naming the line, where it is damaged or not such a file.
+    Raises `RequestError`, naming the line, where one is damaged or not such a file.
     """
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{path} is not a text file: give a published latency CSV") from None
-    header, rows = _rows(path, text)
-    table = _table(rows, machine or path.stem, path.name)
+    data = [_read(path) for path in files]
+    parts = list(map(_rows, files, data))
+    runs = [run for path, (_, rows) in zip(files, parts, strict=True) for run in _runs(path, rows)]
+    alone = [run[0] for run in runs if len(run) == 1]
+    together = tuple(_together(run) for run in runs if len(run) > 1)
+    file = ", ".join(path.name for path in files)
+    if not alone:
+        raise RequestError(
+            f"{file}: every copy ran beside others (instance_id), which is not how fast one runs "
+            "alone: give a file of single ones with it; nothing was imported"
+        )
+    table = _table(alone, machine or files[0].stem, file)
+    notes = [note for header, rows in parts for note in _notes_of_file(header, rows)]
     source = Imported(
-        file=path.name,
-        sha256=hashlib.sha256(data).hexdigest(),
+        file=file,
+        sha256=", ".join(hashlib.sha256(each).hexdigest() for each in data),
         imported=datetime.now(UTC),
         machine=machine,
         points=len(table),
-        notes=tuple(_notes(header, rows, table)),
+        together=together,
+        notes=(*dict.fromkeys(notes), *_notes(table, len(together))),
     )
     return source, table.to_dict("records")
 
 
-def _rows(path: Path, text: str) -> tuple[list[str], list[_Row]]:
-    """The names of the columns, and the rows."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _read(path: Path) -> bytes:
     try:
-        header = [name.strip() for name in next(reader, [])]
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _rows(path: Path, data: bytes) -> tuple[list[str], list[_Row]]:
+    """The names of the columns, and the rows."""
+    try:
+        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    except UnicodeDecodeError:
+        raise RequestError(f"{path} is not a text file: give a published latency CSV") from None
+    try:
+        header = [_RENAMED.get(name.strip(), name.strip()) for name in next(reader, [])]
         _require_columns(header)
         rows = [_row(header, cells) for cells in reader if cells]
-        _require_alone(rows)
+        if not rows:
+            raise ValueError("no rows under the names of the columns")
     except (ValueError, csv.Error) as error:
         where = f"{path.name}, line {max(reader.line_num, 1)}"
         raise RequestError(f"{where}: {error}; nothing was imported") from None
@@ -199,23 +237,39 @@ def _mean_of(values: dict[str, Any]) -> float:
         raise ValueError(f"batch_size, throughput: must be above 0, not {both}") from None
 
 
-def _require_alone(rows: list[_Row]) -> None:
-    """Copies of a model that ran at the same time are slower than one alone."""
-    if not rows:
-        raise ValueError("no rows under the names of the columns")
-    instances = sorted({row.instance_id for row in rows})
-    if len(instances) > 1:
-        raise ValueError(
-            f"{len(instances)} instances ran beside each other (instance_id {instances[0]}, "
-            f"{instances[1]} …), which is not how fast one runs alone: give a file of one instance"
-        )
+def _runs(path: Path, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Yield the rows of a file by run: those of copies that are alike and ran at once.
+
+    The copies of a run count from 0 or 1 on (instance_id); else `RequestError`.
+    """
+    first = min(1, *(row.instance_id for row in rows))
+    alike: dict[str, list[_Row]] = defaultdict(list)
+    for row in dict.fromkeys(rows):
+        alike[repr(row.point)].append(row)
+    for each in alike.values():
+        if len({row.instance_id for row in each}) == len(each):  # one run, in whatever order
+            each.sort(key=lambda row: row.instance_id)
+        starts = {place for place, row in enumerate(each) if row.instance_id == first}
+        for start, end in pairwise(sorted({0, *starts, len(each)})):
+            run = each[start:end]
+            if [row.instance_id for row in run] != list(range(first, first + len(run))):
+                raise RequestError(
+                    f"{path.name}: at batch {run[0].batch_size} on {run[0].intraop_threads} threads"
+                    f" instance_id {run[0].instance_id} ran beside copies that are not alike, or "
+                    "are not there: give a file of one instance"
+                )
+            yield run
+
+
+def _together(run: list[_Row]) -> Together:
+    """Return a run of several copies; the slowest is their latency."""
+    slowest = max(row.mean for row in run)
+    return Together(instances=len(run), latency_ms=slowest, **run[0].point)
 
 
 def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
-    """The results table: one row for all the rows of a point; the same row twice counts once."""
-    found = pd.DataFrame(
-        [{**row.point, "mean": row.mean, "least": row.minimum} for row in dict.fromkeys(rows)]
-    )
+    """The results table: one row for all the rows of a point."""
+    found = pd.DataFrame([{**row.point, "mean": row.mean, "least": row.minimum} for row in rows])
     points = found.groupby(list(rows[0].point), sort=False)
     table = points.agg(
         latency_ms_mean=("mean", "mean"), latency_ms_min=("least", "min"), trials=("mean", "size")
@@ -234,13 +288,14 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
     return table.assign(config_id=ids)
 
 
-def _notes(header: list[str], rows: list[_Row], table: pd.DataFrame) -> list[str]:
-    """Reservations about the file and its points, a sentence each."""
+def _notes_of_file(header: list[str], rows: list[_Row]) -> list[str]:
+    """Reservations about a file, a sentence each."""
     swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
     unknown = [name for name in header if name not in {*_FIELDS, "throughput"}]
-    several = int((table["trials"] > 1).sum())
-    script = (table["model"] == "bert") & (table["optimization"] == "script")
+    older = {name: value for name, value in _OLDER.items() if name not in header}
     notes = {
+        f"The file does not tell of {', '.join(older)}: taken as "
+        f"{', '.join(map(str, older.values()))}.": older,
         "A throughput file: mean latencies are batch size / throughput, minima are not known.": (
             "latency(avg)" not in header
         ),
@@ -252,8 +307,20 @@ def _notes(header: list[str], rows: list[_Row], table: pd.DataFrame) -> list[str
         "The column flops was left out: files differ in what it means.": any(
             row.flops for row in rows
         ),
+    }
+    return [note for note, holds in notes.items() if holds]
+
+
+def _notes(table: pd.DataFrame, together: int) -> list[str]:
+    """What to know of the points, a sentence each."""
+    several = int((table["trials"] > 1).sum())
+    script = (table["model"] == "bert") & (table["optimization"] == "script")
+    notes = {
         f"Points whose means are those of several runs, averaged: {several}.": several,
+        f"Runs of several copies at once, from which plans take how much copies slow each other: "
+        f"{together}.": together,
         f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core.": table["smt"].any(),
+        "The published harness timed with autograd on, which costs time.": True,
         "What is published as script for BERT was never TorchScript: it ran eagerly.": script.any(),
         "The file does not tell how long an item is.": (table["seq_len"] == 0).any(),
     }

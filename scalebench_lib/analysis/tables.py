@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.charts import title_of
-from scalebench_lib.config import AXES, MODELS, OPTIMIZATIONS, slug
+from scalebench_lib.config import AXES, DEFAULTS, MODELS, OPTIMIZATIONS, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.results import EAGER
 
@@ -23,7 +23,10 @@ CONTEXT = {
 """The columns that must be the same for all points of a chart, and their titles."""
 
 ALL = "all"
-"""In place of an allocator: all of them, `allocators_as_optimizations`."""
+"""In place of a value: all of them, `as_optimizations`."""
+
+MERGED = ("allocator", "placement")
+"""The axes of which a chart may hold all values."""
 
 MetricName = Literal["latency", "throughput"]
 
@@ -106,6 +109,9 @@ def pairing_label(hows: Iterable[str]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
+_PUBLISHED = {"inception": "Inception"}
+"""Titles of models that only published files have."""
+
 _MODEL_SIZES = {
     "bert": "BERT-base, 110 M parameters",
     "distilbert": "DistilBERT, 66 M parameters",
@@ -121,7 +127,7 @@ def model_line(model: str) -> str:
 
 def model_title(model: str) -> str:
     """Return ``BERT`` for ``bert``; of a folder or hub id, its last part."""
-    return MODELS.get(model) or slug(model)
+    return {**MODELS, **_PUBLISHED}.get(model) or slug(model)
 
 
 def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
@@ -150,21 +156,21 @@ def only_value(rows: pd.DataFrame, column: str) -> Any:
     return values[0]
 
 
-def allocators_as_optimizations(table: pd.DataFrame) -> pd.DataFrame:
-    """Return `table` with allocators as part of the optimizations' names: ``none, tcmalloc``.
+def as_optimizations(table: pd.DataFrame, column: str = "allocator") -> pd.DataFrame:
+    """Return `table` with values of `column` as part of optimizations' names: ``none, tcmalloc``.
 
-    So one chart can hold several, and compare all with eager PyTorch on the default one.
+    `column` is one of `MERGED`; so one chart can hold several of its values.
     """
-    if len(table["allocator"].unique()) < 2:
+    if len(table[column].unique()) < 2:
         return table
-    added = (", " + table["allocator"]).where(table["allocator"] != "default", "")
-    return table.assign(optimization=table["optimization"] + added, allocator=ALL)
+    added = (", " + table[column]).where(table[column] != DEFAULTS[column], "")
+    return table.assign(optimization=table["optimization"] + added, **{column: ALL})
 
 
 def values_of(table: pd.DataFrame, column: str) -> list[Any]:
-    """Return the values of `column` in order, as plain Python; of several allocators `ALL` first.
+    """Return the values of `column` in order, as plain Python, `ALL` with several of `MERGED`.
 
-    Optimizations are in our order, then the others by name.
+    Optimizations are in our order, then the others by name; all allocators come first.
     """
     values = sorted(table[column].dropna().unique().tolist())
     if column == "optimization":
@@ -172,6 +178,8 @@ def values_of(table: pd.DataFrame, column: str) -> list[Any]:
             *(name for name in OPTIMIZATIONS if name in values),
             *(name for name in values if name not in OPTIMIZATIONS),
         ]
+    if column == "placement" and len(values) > 1:
+        return sorted([*values, ALL], key=lambda value: (value == ALL, value != DEFAULTS[column]))
     return [ALL, *values] if column == "allocator" and len(values) > 1 else values
 
 

@@ -14,15 +14,14 @@ from math import ceil, nan
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 from pydantic import Field
 
 from scalebench_lib.config import PositiveInt, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.plan.interference import Interference, Observation, slowdown
+from scalebench_lib.plan.interference import Interference, Observation, published_runs, slowdown
 from scalebench_lib.plan.placement import PlacedInstance, place
-from scalebench_lib.plan.planner import Plan, Planner, unbeaten
+from scalebench_lib.plan.planner import Plan, Planner, even_split, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
 from scalebench_lib.record import Record, Software, model_files
@@ -64,7 +63,7 @@ class Request(StrictModel):
 class Context:
     """The evidence for decisions: the profile, the cores to use, and the plans that were run.
 
-    `record` is one of the profile's; None where the sweep was imported.
+    `record` is one of the profile's; None where the sweep was imported, whose runs are `published`.
     """
 
     out: Path
@@ -73,6 +72,7 @@ class Context:
     cores: int
     record: Record | None
     interference: Interference
+    published: tuple[Plan, ...] = ()
 
     @classmethod
     def load(cls, out: Path, request: Request) -> Context:
@@ -80,10 +80,12 @@ class Context:
         results = Results.load(out)
         profile = Profile.of(results.table, request.shared)
         record = next((one for one in results.records if one.points and profile.holds(one)), None)
-        machine = record.machine if record else _published_machine(profile, results.table)
+        together = results.imported.together if results.imported else ()
+        published = tuple(published_runs(profile, together))
+        machine = record.machine if record else _published_machine(profile, published)
         profile = replace(profile, instances=tuple(_on_any_cores(profile.instances, machine)))
         learned, cores = Interference.load(out), machine.max_threads(smt=False)
-        return cls(out, profile, machine, cores, record, learned)
+        return cls(out, profile, machine, cores, record, learned, published)
 
     def decide(self, request: Request) -> Decision:
         """Return the plan that was measured, or else is predicted, to be best; nothing is run.
@@ -114,10 +116,11 @@ class Context:
 
     @cached_property
     def runs(self) -> list[Plan]:
-        """The plans of this profile that were run with the software of the sweep."""
+        """The plans of this profile that were run with the software of the sweep, or published."""
         seen = [one for one in self.interference.observations if one.shared == self.profile.shared]
         software = self.record and self.record.software
-        return [one.plan for one in seen if software and not one.software.differs_from(software)]
+        own = [one.plan for one in seen if software and not one.software.differs_from(software)]
+        return [*self.published, *own]
 
     @property
     def slowdown(self) -> float | None:
@@ -131,10 +134,14 @@ class Context:
         fitting = [one for one in self.runs if one.cores <= self.cores]
         return {plan: plan for plan in fitting if plan.optimizations <= known}
 
+    def known(self, plan: Plan) -> Plan:
+        """Return `plan` as it was measured, if it was run."""
+        return self._measured.get(plan, plan)
+
     def _ranked(self, plans: Iterable[Plan], batch_size: int) -> list[Plan]:
         """Return `plans` and the runs of this batch: the fastest, then the smallest, first."""
         run = [plan for plan in self._measured if plan.batch_size == batch_size]
-        known = dict.fromkeys(self._measured.get(plan, plan) for plan in (*run, *plans))
+        known = dict.fromkeys(self.known(plan) for plan in (*run, *plans))
         return sorted(known, key=lambda plan: (plan.latency_ms, plan.cores))
 
     def fastest(self, batch_size: int) -> Plan:
@@ -144,7 +151,7 @@ class Context:
 
     def frontier(self) -> list[Plan]:
         """Return the plans that none beats in both latency and throughput, ascending."""
-        predicted = (self._measured.get(plan, plan) for plan in self.planner.frontier())
+        predicted = map(self.known, self.planner.frontier())
         return unbeaten([*predicted, *self._measured])
 
     def within_latency(self, slo_ms: float) -> Plan:
@@ -181,10 +188,17 @@ class Context:
         return next((p for p in plans if len(p.instances) == 1 and p.cores == self.cores), None)
 
     def thin(self, batch_size: int) -> Plan | None:
-        """Return instances of one thread; None if their sizes do not sum to the batch."""
-        single = [one for one in self.profile.instances if _is_thin(one)]
-        plans = self._ranked(self._fastest_of(single, self.cores, batch_size), batch_size)
-        return next((plan for plan in plans if all(map(_is_thin, plan.instances))), None)
+        """Return an instance of one thread on every core, batches as even as can be.
+
+        None if one of these batches is not known on one thread, or a core would have no item.
+        """
+        sizes = even_split(batch_size, self.cores)
+        slowest_first = sorted(self.profile.instances, key=lambda one: -one.latency_ms)
+        single = {one.batch_size: one for one in slowest_first if _is_thin(one)}
+        profiled = [single[size] for size in sizes if size in single]
+        whole = [Plan.of(profiled, self.planner.slowdown)] if len(profiled) == self.cores else []
+        plans = (one for one in self._ranked(whole, batch_size) if _is_thin(*one.instances))
+        return next((one for one in plans if [i.batch_size for i in one.instances] == sizes), None)
 
     def promising(self, batch_size: int) -> list[Plan]:
         """Return the plans to verify, the best first, each of its own kind.
@@ -249,18 +263,17 @@ def _on_any_cores(instances: Iterable[Instance], machine: Machine) -> Iterator[I
         yield one
 
 
-def _published_machine(profile: Profile, table: pd.DataFrame) -> Machine:
-    """Return the machine of an imported sweep, as far as its rows tell."""
-    rows = table[(table["machine"] == profile.shared["machine"]) & (table["status"] == "ok")]
-    count = ceil(rows["cores"].max())
-    width = ceil((rows["threads"] / rows["cores"]).max())
+def _published_machine(profile: Profile, runs: Iterable[Plan]) -> Machine:
+    """Return the machine of an imported sweep, as far as its points and runs tell."""
+    count = max(plan.cores for plan in (*map(Plan.of, zip(profile.instances)), *runs))
+    width = ceil(max(one.threads / one.cores for one in profile.instances))
     cores = tuple(Core(cpus=tuple(range(first, width * count, count))) for first in range(count))
     unknown = {"system": "unknown", "kernel": "unknown", "architecture": "unknown"}
     return Machine(cpu_model=profile.shared["machine"], cores=cores, memory_bytes=1, **unknown)
 
 
-def _is_thin(one: Instance) -> bool:
-    return one.threads == 1 and not one.smt
+def _is_thin(*instances: Instance) -> bool:
+    return all(one.threads == 1 and not one.smt for one in instances)
 
 
 @dataclass(frozen=True)
@@ -303,8 +316,8 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
     """
     context, best = decision.context, decision.best
     size, cores = best.batch_size, context.cores
-    fat = _baseline(context.fat(size), best, 1, cores)
-    thin = _baseline(context.thin(size), best, min(cores, size), 1)
+    fat = context.fat(size) or _even(best, 1, cores)
+    thin = context.thin(size) or (_even(best, cores, 1) if size >= cores else None)
     plans = dict.fromkeys(one for one in (fat, thin, best, *context.promising(size)) if one)
     timings = {one.plan: one for one in context.runner(limits or Limits(), say).run(plans)}
     run = {plan: timing.measured for plan, timing in timings.items()}
@@ -318,13 +331,8 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
     return Decision(kept, decision.request, best, **baselines, timings=timings)
 
 
-def _baseline(found: Plan | None, like: Plan, instances: int, threads: int) -> Plan | None:
-    """Return `found` if it has so many instances; else the batch of `like` split evenly over them.
-
-    An even split can be run without being profiled. Return `found` if there is none.
-    """
-    size, rest = divmod(like.batch_size, instances)
-    if rest or (found and len(found.instances) == instances):
-        return found
+def _even(like: Plan, instances: int, threads: int) -> Plan:
+    """Return the batch of `like` split evenly, to be run without having been profiled."""
     kind = {name: getattr(like.instances[0], name) for name in ("optimization", "allocator")}
-    return Plan.of([Instance(threads, size, nan, cores=threads, **kind)] * instances)
+    sizes = even_split(like.batch_size, instances)
+    return Plan.of(Instance(threads, size, nan, cores=threads, **kind) for size in sizes)

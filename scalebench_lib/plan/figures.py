@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from scalebench_lib.machine import Core
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan.decide import Context, Decision
+from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.report import sentences
 from scalebench_lib.text import format_number
 
@@ -50,6 +52,8 @@ def cores(decision: Decision) -> Picture:
     axes.axis("off")
     kinds = ", ".join(dict.fromkeys(f"{one} {one.optimization}" for one in plan.instances))
     legend = f"Numbers: CPU, and #instance. Instances ⟨threads, batch⟩: {kinds}. Grey: idle."
+    if not decision.context.record:
+        legend += " CPU numbers are made up."
     figure.text(0.02, 0.03, legend, fontsize=8, color=_INK)
     figure.sentence = "\n".join(sentences(decision))
     return figure
@@ -78,14 +82,11 @@ def gains(context: Context) -> Picture:
         if (fat := context.fat(size))
     }
     figure, axes = _canvas("The best plan against one instance on all cores, by batch size")
-    _logarithmic(axes, "x")
-    axes.set_xticks(context.profile.batch_sizes)
-    axes.axhline(1, color=_PALE, linewidth=1)
-    axes.plot(list(found), list(found.values()), marker="o", color=_MARK)
-    for point in found.items():
-        _annotate(axes, f"{point[1]:.2f}×", point, "center")
-    most = max(found.values(), default=1.0)
-    axes.set(xlabel="batch size", ylabel="times as fast as fat", ylim=(0, 1.15 * max(most, 1)))
+    bars = axes.bar(list(map(str, found)), list(found.values()), color=_MARK, width=0.6)
+    axes.bar_label(bars, fmt="{:.2f}×", fontsize=8, padding=2)
+    axes.axhline(1, color=_PALE, linewidth=1, zorder=0)
+    axes.set(xlabel="batch size", ylabel="times as fast as fat")
+    axes.margins(y=0.1)
     figure.sentence = _gains_sentence(found)
     return figure
 
@@ -102,26 +103,30 @@ def _gains_sentence(gains: dict[int, float]) -> str:
 def frontier(context: Context) -> Picture:
     """Draw throughput over latency, of the plans that none beats and of the profiled points."""
     plans = context.frontier()
-    figure, axes = _canvas("What can be had: latency against throughput")
-    points = [one for one in context.profile.instances if one.cores <= context.cores]
-    alone = [one.latency_ms for one in points]
-    served = [one.batch_size / one.latency_ms * 1e3 for one in points]
-    axes.plot(alone, served, "o", color="0.75", label="one instance, as profiled")
-    latency, throughput = [p.latency_ms for p in plans], [p.throughput for p in plans]
-    axes.step(latency, throughput, where="post", marker="o", color=_MARK, label="the best plans")
-    ends = {"soonest": plans[0], "most": plans[-1]}
-    for name, plan in ends.items():
-        point, side = (plan.latency_ms, plan.throughput), "left" if name == "soonest" else "right"
-        _annotate(axes, f"batch {plan.batch_size}: {plan}", point, side)
+    figure, axes = _canvas("What can be had: latency against throughput", height=4.2)
+    single = [context.known(Plan.of([one])) for one in context.profile.instances]
+    points = [plan for plan in single if plan.cores <= context.cores]
+    axes.plot(*_latency_throughput(points), "o", color="0.75", label="one instance")
+    axes.step(
+        *_latency_throughput(plans), where="post", marker="o", color=_MARK, label="the best plans"
+    )
+    ends = {"soonest": (plans[0], "<"), "most": (plans[-1], ">")}
+    for name, (plan, mark) in ends.items():
+        label = f"{name}: batch {plan.batch_size}, {plan}"
+        axes.plot(plan.latency_ms, plan.throughput, mark, color=_MARK, markersize=10, label=label)
     _logarithmic(axes, "x")
     axes.set(xlabel="latency of one batch (ms)", ylabel="throughput (inferences/s)")
-    axes.set_ylim(0, 1.2 * max(throughput))
-    axes.legend(loc="upper left", frameon=False)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower left", frameon=False, ncols=2, fontsize=9)
     figure.sentence = "\n".join(
         f"{name}: {plan.summary}, {format_number(plan.throughput, 4)} inferences/s"
-        for name, plan in ends.items()
+        for name, (plan, _) in ends.items()
     )
     return figure
+
+
+def _latency_throughput(plans: Sequence[Plan]) -> tuple[list[float], list[float]]:
+    return [plan.latency_ms for plan in plans], [plan.throughput for plan in plans]
 
 
 def predictions(context: Context) -> Picture:
@@ -138,7 +143,7 @@ def predictions(context: Context) -> Picture:
     axes.fill_between(ends, ends * (1 - CLOSE), ends * (1 + CLOSE), color=_IDLE)
     axes.plot(ends, ends, color=_PALE, linewidth=1)
     several = np.array([len(plan.instances) > 1 for plan in runs])
-    reach = np.array([measured - low, high - measured])
+    reach = np.where(np.isfinite(high), [measured - low, high - measured], 0)
     for label, mark, which in (("one instance", "s", ~several), ("several", "o", several)):
         points = predicted[which], measured[which], reach[:, which]
         axes.errorbar(*points, fmt=mark, color=_MARK, label=label)
@@ -160,12 +165,6 @@ def _canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _annotate(axes: Axes, text: str, point: tuple[float, float], side: str) -> None:
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-    above: dict[str, Any] = {"xytext": (0, 8), "textcoords": "offset points"}
-    axes.annotate(text, point, ha=side, fontsize=8, bbox=box, **above)
 
 
 def _logarithmic(axes: Axes, *names: str) -> None:

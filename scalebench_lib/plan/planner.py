@@ -73,6 +73,11 @@ class Plan:
         return self.batch_size / self.latency_ms * 1e3
 
     @property
+    def rate(self) -> Interval:
+        """`throughput` with its 95 % interval."""
+        return Interval(self.throughput, self.interval_ms.variance)
+
+    @property
     def optimizations(self) -> set[str]:
         """The optimizations of its instances."""
         return {one.optimization for one in self.instances}
@@ -85,6 +90,12 @@ class Plan:
     def __str__(self) -> str:
         alike = [(shape, len(list(same))) for shape, same in groupby(map(str, self.instances))]
         return " + ".join(f"{count} × {shape}" for shape, count in alike)
+
+
+def even_split(batch_size: int, count: int) -> list[int]:
+    """Return `batch_size` as `count` batches as even as can be, the largest first."""
+    least, larger = divmod(batch_size, count)
+    return [least + 1] * larger + [least] * (count - larger)
 
 
 def unbeaten(plans: Iterable[Plan]) -> list[Plan]:

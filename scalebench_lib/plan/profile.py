@@ -100,7 +100,7 @@ class Profile:
         for column in SHARED:
             shared[column] = _chosen(rows, column, wanted.get(column))
             rows = rows[rows[column] == shared[column]]
-        return cls(tuple(_instance(row) for row in rows.to_dict("records")), shared)
+        return cls(tuple(instance_of(row) for row in rows.to_dict("records")), shared)
 
 
 def _chosen(rows: pd.DataFrame, column: str, wanted: Any) -> Any:
@@ -117,7 +117,8 @@ def _chosen(rows: pd.DataFrame, column: str, wanted: Any) -> Any:
     raise RequestError(f"{column}: no point was measured with {wanted!r}: there is {there}")
 
 
-def _instance(row: Mapping[Any, Any]) -> Instance:
+def instance_of(row: Mapping[Any, Any]) -> Instance:
+    """Return the instance of a row of the results table."""
     optional = {"high_ms": row["latency_ms_high"], "memory_mb": row["peak_memory_mb"]}
     return Instance(
         threads=int(row["threads"]),

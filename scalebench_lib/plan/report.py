@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,24 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from scalebench_lib.cost import MARGIN, fleet
+from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance
-from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.planner import Plan, even_split
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.record import Software
 from scalebench_lib.stats import Ratio
 from scalebench_lib.text import format_number, pluralize
 
 FILE = "plan.json"
+
+BASELINES = {"fat": "one copy on all cores (fat)", "thin": "one copy per core (thin)"}
+"""What people call the plans that need no thought."""
+
+NOISY = 0.2
+"""A ratio whose interval is of this half-width, or more, is no verdict."""
 
 _RUN_BY = ("threads", "batch_size", "optimization", "smt", "allocator")
 
@@ -82,8 +91,8 @@ def _times(plan: Plan) -> dict[str, Any]:
     return {
         "predicted_ms": _finite(plan.predicted_ms),
         "measured_ms": measured and measured.value,
-        "measured_ms_low": measured and measured.low,
-        "measured_ms_high": measured and measured.high,
+        "measured_ms_low": measured and _finite(measured.high) and measured.low,
+        "measured_ms_high": measured and _finite(measured.high),
         "failed": plan.failed,
     }
 
@@ -129,7 +138,8 @@ def comparison(decision: Decision) -> Table:
 
 def _measured(plan: Plan) -> str:
     if found := plan.measured_ms:
-        return f"{_ms(found.value)} ±{found.half_width:.1%}"
+        margin = f" ±{found.half_width:.1%}" if np.isfinite(found.half_width) else ""
+        return f"{_ms(found.value)}{margin}"
     return f"failed: {plan.failed}" if plan.failed else ""
 
 
@@ -144,7 +154,11 @@ def _ms(value: float) -> str:
 
 def _short(ratio: Ratio) -> str:
     interval = f" ({ratio.low:.2f} … {ratio.high:.2f})" if ratio.low > 0 else ""
-    return f"{ratio.value:.2f}×{interval}"
+    return f"{ratio.value:.2f}×{interval}{', too noisy' if _is_noisy(ratio) else ''}"
+
+
+def _is_noisy(ratio: Ratio) -> bool:
+    return ratio.low > 0 and ratio.half_width >= NOISY
 
 
 def commands(decision: Decision) -> Iterator[str]:
@@ -154,6 +168,8 @@ def commands(decision: Decision) -> Iterator[str]:
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
         yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
+    if not decision.context.record:
+        yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
 
 
 def _description(one: Instance) -> str:
@@ -165,7 +181,8 @@ def _description(one: Instance) -> str:
 def sentences(decision: Decision) -> Iterator[str]:
     """Yield the findings: the best plan against fat and thin, and idle cores."""
     best, cores = decision.best, decision.context.cores
-    how = "predicted" if not best.measured_ms else "measured" + " before" * (not decision.timings)
+    before = "measured before" if decision.context.record else "published"
+    how = "predicted" if not best.measured_ms else "measured" if decision.timings else before
     yield (
         f"{best} serves batch {best.batch_size} in {_ms(best.latency_ms)} ms ({how}), "
         f"{format_number(best.throughput, 4)} inferences/s"
@@ -178,14 +195,35 @@ def sentences(decision: Decision) -> Iterator[str]:
     for name, other in (("fat", decision.fat), ("thin", decision.thin)):
         if other == best:
             gain = ": splitting gains nothing here" if name == "fat" else ""
-            yield f"it is the {name} plan itself{gain}"
+            yield f"it is {BASELINES[name]}{gain}"
         elif other and (ratio := decision.speedup(best, other)):
-            yield f"{_compared(ratio)} {name}, {other}"
+            yield f"{_compared(ratio)} {BASELINES[name]}, {other}"
         else:
-            yield f"against {name}: {_why_not(name, other)}"
+            yield f"against {BASELINES[name]}: {_why_not(name, other, decision)}"
     if cores > best.cores:
         yield f"{cores - best.cores} of {cores} cores are left idle, on purpose"
     yield from _reservations(decision)
+
+
+def costs(decision: Decision, price_per_hour: float, rate: float = 0.0) -> Iterator[str]:
+    """Yield what a million requests cost with the best plan of each optimization, cheapest first.
+
+    `rate` is in requests/s; 0 is as many as one machine serves.
+    """
+    fleets = {name: fleet(p.rate, price_per_hour, rate) for name, p in _best_plans(decision)}
+    where = f" at {rate:g} requests/s" if rate else ", as busy as may be"
+    yield f"Cost per million requests, {price_per_hour:g} an hour, {MARGIN:.0%} left unused{where}:"
+    for name, found in sorted(fleets.items(), key=lambda each: each[1].per_million):
+        machines = pluralize(found.machines, "machine")
+        yield f"  {format_number(found.per_million)} with {name}: {machines}"
+
+
+def _best_plans(decision: Decision) -> Iterator[tuple[str, Plan]]:
+    """Yield each optimization that can do what was asked for, with its best plan."""
+    for name in decision.context.profile.optimizations:
+        request = decision.request.model_copy(update={"optimization": name})
+        with suppress(RequestError):
+            yield name, decision.context.decide(request).best
 
 
 def _reservations(decision: Decision) -> Iterator[str]:
@@ -201,17 +239,25 @@ def _reservations(decision: Decision) -> Iterator[str]:
 
 
 def _compared(ratio: Ratio) -> str:
+    if _is_noisy(ratio):
+        again = "the machine is too noisy now: again with a larger --max-seconds"
+        return f"no verdict ({again}), {_short(ratio)}, against"
     if ratio.differs or not ratio.low:
         return f"{_short(ratio)} as fast as"
     return f"no measurable difference, {_short(ratio)}, to"
 
 
-def _why_not(name: str, plan: Plan | None) -> str:
+def _why_not(name: str, plan: Plan | None, decision: Decision) -> str:
     if plan:
         return f"it failed: {plan.failed}"
-    if name == "fat":
-        return "that batch size was not profiled on all cores; --verify runs it all the same"
-    return "the profiled batch sizes of one thread do not sum to this batch"
+    size, context = decision.best.batch_size, decision.context
+    if name == "thin" and size < context.cores:
+        return f"there is none: {pluralize(size, 'item')} for {context.cores} cores"
+    where = "all cores" if name == "fat" else "one thread"
+    sizes = set(even_split(size, 1 if name == "fat" else context.cores))
+    batches = " or ".join(map(str, sorted(sizes)))
+    run = "; --verify runs it all the same" if context.record else ""
+    return f"batch {batches} was not profiled on {where}{run}"
 
 
 def describe_profile(context: Context) -> str:

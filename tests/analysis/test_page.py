@@ -492,3 +492,16 @@ def test_records_in_the_repository_can_be_rendered(folder: Path, tmp_path: Path)
     shutil.copytree(folder, out)
     assert write_page(out).exists()
     assert len(load_records(out)) == len(list((folder / "records").iterdir()))
+
+
+def test_with_a_price_there_is_what_a_million_requests_cost(tmp_path: Path) -> None:
+    """By the upper end of the latency, with a fifth of the machine's time left unused."""
+    results = Results(factories.small_records([4]))
+    assert "Cost, per million" not in answers(results)[0].best
+    fastest = results.table.sort_values("latency_ms").iloc[0]
+    cost = 1e6 * 3.6 / 3600 / (0.8 * 4e3 / fastest["latency_ms_high"])
+    best = answers(results, 3.6)[0].best
+    assert best["Cost, per million"].tolist() == [format_number(cost)]
+    page = write_page(tmp_path, results, 3.6).read_text(encoding="utf-8")
+    assert "Cost: of a million requests at 3.6 an hour" in page
+    assert "Cost" not in write_page(tmp_path, results).read_text(encoding="utf-8")

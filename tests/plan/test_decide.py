@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from math import nan
+from math import ceil, log, nan
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,14 @@ import pytest
 from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
-from scalebench_lib.plan import report
+from scalebench_lib.plan import figures, report
 from scalebench_lib.plan.decide import Context, Decision, Request, verify
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits, PlanTiming
 from scalebench_lib.record import Turn, model_files
+from scalebench_lib.stats import Interval, Variance
 from tests import factories
 from tests.plan.observed import observation
 
@@ -216,12 +217,39 @@ def test_a_split_that_is_faster_than_fat_is_not_said_to_gain_nothing(small: Path
     decision = ask(small, batch_size=8, optimization="none")
     was_run(small, (decision.fat, 248.0), (decision.thin, 100.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
-    assert "2.48× (2.41 … 2.55) as fast as fat" in said
-    assert "it is the thin plan itself" in said
+    assert "2.48× (2.41 … 2.55) as fast as one copy on all cores (fat), 1 × ⟨2, 8⟩" in said
+    assert "it is one copy per core (thin)" in said
     assert "gains nothing" not in said
     was_run(small, (decision.fat, 90.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
-    assert "it is the fat plan itself: splitting gains nothing here" in said
+    assert "it is one copy on all cores (fat): splitting gains nothing here" in said
+
+
+def test_one_copy_per_core_fills_the_cores_evenly_or_there_is_none(sweep: Path) -> None:
+    """Of 4 cores; batches of 5 and 6 were not profiled, and 3 items leave a core without one."""
+    assert [str(one) for one in ask(sweep, batch_size=6).thin.instances] == 2 * ["⟨1, 2⟩"] + 2 * [
+        "⟨1, 1⟩"
+    ]
+    assert all(one.threads == 1 and not one.smt for one in ask(sweep, batch_size=16).thin.instances)
+    reasons = {22: "batch 5 or 6 was not profiled on one thread; --verify runs it all the same"}
+    reasons[3] = "there is none: 3 items for 4 cores"
+    for size, reason in reasons.items():
+        decision = ask(sweep, batch_size=size)
+        assert decision.thin is None
+        assert f"against one copy per core (thin): {reason}" in report.sentences(decision)
+
+
+@pytest.mark.parametrize(("variance", "verdict"), [(0.02, False), (0.003, True)])
+def test_a_noisy_machine_gets_no_verdict(small: Path, variance: float, verdict: bool) -> None:
+    """Half-widths of 31 % and 12 % of the ratio."""
+    decision = ask(small, batch_size=8, optimization="none")
+    best, fat = (
+        replace(plan, measured_ms=Interval(ms, Variance(variance / 2, df=50)))
+        for plan, ms in ((decision.thin, 50.0), (decision.fat, 100.0))
+    )
+    said = "; ".join(report.sentences(replace(decision, best=best, fat=fat)))
+    assert ("as fast as one copy on all cores" in said) == verdict
+    assert ("no verdict (the machine is too noisy now: again with a larger" in said) != verdict
 
 
 def test_where_no_slow_down_was_measured_none_is_assumed_and_that_is_said(
@@ -234,8 +262,45 @@ def test_where_no_slow_down_was_measured_none_is_assumed_and_that_is_said(
     assert not any(assumed in line for line in report.sentences(ask(small, batch_size=8)))
     csv, out = tmp_path / "published.csv", tmp_path / "imported"
     csv.write_text(PUBLISHED)
-    import_published(csv, out, "there")
+    import_published([csv], out, "there")
     assert f"{assumed}: an import has no runs" in report.sentences(ask(out, batch_size=8))
+
+
+def test_published_runs_of_several_copies_tell_how_they_slow_each_other(tmp_path: Path) -> None:
+    """Four copies of ⟨1, 4⟩ at once: 80 ms alone, 100 ms with three others, on four cores."""
+    copies = "".join(
+        f"bert_manual_none,sequential,numactl,default,{n},1,1,4,90,100,110\n" for n in (1, 2, 3, 4)
+    )
+    (tmp_path / "one.csv").write_text(PUBLISHED)
+    (tmp_path / "four.csv").write_text(f"{PUBLISHED.splitlines()[0]}\n{copies}")
+    out = tmp_path / "imported"
+    import_published([tmp_path / "one.csv", tmp_path / "four.csv"], out, "there")
+    decision = ask(out, batch_size=16)
+    assert decision.context.slowdown == pytest.approx(log(100 / 80) / 3)
+    assert (decision.best, decision.best.latency_ms) == (decision.thin, 100)
+    said = list(report.sentences(decision))
+    assert "serves batch 16 in 100.0 ms (published)" in said[0]
+    assert not any("assumed not to slow" in line for line in said)
+    assert any("CPU numbers are made up" in line for line in report.commands(decision))
+    found = json.loads(report.save(decision).read_text(), parse_constant=pytest.fail)
+    assert (found["measured_ms"], found["measured_ms_high"]) == (100, None)
+    picture = figures.predictions(decision.context)
+    assert picture.sentence.endswith("at worst +25.0%")
+    assert ask(out, batch_size=8).best.predicted_ms == pytest.approx(80 * (100 / 80) ** (1 / 3))
+
+
+def test_requests_cost_least_with_the_optimization_that_serves_most(small: Path) -> None:
+    """Each at its own best plan for what was asked; one that cannot do it is left out."""
+    decision = ask(small, batch_size=8)
+    title, *lines = report.costs(decision, 1.53, 20_000)
+    assert "1.53 an hour, 20% left unused at 20000 requests/s" in title
+    assert [line.split(" with ")[1].split(":")[0] for line in lines] == ["script", "none"]
+    best = ask(small, batch_size=8, optimization="script").best
+    machines = ceil(20_000 / (0.8 * best.rate.low))
+    assert lines[0].endswith(f": {machines} machines")
+    assert f"{machines * 1.53 / 3600 / 20_000 * 1e6:.3g}" in lines[0]
+    within = ask(small, slo_ms=ask(small, batch_size=1).best.latency_ms)
+    assert len(list(report.costs(within, 1.53))) == 2
 
 
 def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None:
@@ -256,7 +321,7 @@ def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None
     failed = PlanTiming(decision.fat, reason="no luck").measured
     late = replace(decision, fat=failed, timings={**timings, failed: timings[failed]})
     assert late.speedup(best, failed) is None
-    assert "against fat: it failed: no luck" in report.sentences(late)
+    assert "against one copy on all cores (fat): it failed: no luck" in report.sentences(late)
 
 
 def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:

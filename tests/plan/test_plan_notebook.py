@@ -13,6 +13,8 @@ from scalebench_lib.plan import figures
 from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.plan.explorer import MOST, PlanExplorer, from_notebook
 from scalebench_lib.plan.interference import Interference
+from scalebench_lib.plan.planner import Plan
+from scalebench_lib.text import format_number
 from tests import factories
 from tests.plan.observed import observation
 
@@ -101,3 +103,24 @@ def test_the_source_has_one_cell_of_parameters() -> None:
     tagged = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert all(name in tagged[0].source for name in ("out", "batch_size", "slo_ms", "verify"))
+
+
+def test_no_point_lies_above_the_steps_and_no_label_on_them(loaded: Context) -> None:
+    """Also where a run of a single instance was slower than it was profiled; the text agrees."""
+    slower = [
+        observation(Plan.of([one]), 1.5 * one.latency_ms, loaded.profile.shared)
+        for one in loaded.profile.instances[::2]
+    ]
+    for runs in ((), tuple(slower)):
+        context = replace(loaded, interference=Interference(observations=runs))
+        picture = figures.frontier(context)
+        (axes,) = picture.axes
+        single, steps, *ends = axes.lines
+        for latency, throughput in zip(*single.get_data(), strict=True):
+            within = steps.get_ydata()[steps.get_xdata() <= latency]
+            assert throughput <= max(within) * (1 + 1e-9)
+        for end, line in zip(ends, picture.sentence.splitlines(), strict=True):
+            assert end.get_label().split(", ")[0] in line
+            assert f"{format_number(end.get_ydata()[0], 4)} inferences/s" in line
+        assert not axes.texts
+        assert axes.get_legend() is None  # it stands below

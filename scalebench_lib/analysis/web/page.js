@@ -27,7 +27,7 @@ function redraw() {
   main.dataset.key = key; document.querySelector(".save").hidden = !chart?.title;
   document.getElementById("numbers").replaceChildren(...(chart?.title ? allPoints(chart) : []).map(point => {
     const row = document.createElement("tr");
-    row.append(cell(point.name, "th"), cell(`${point.value} ${chart.unit}`), cell(point.interval || "none"), cell(point.detail));
+    row.append(cell(point.name, "th"), cell(`${point.value} ${chart.unit}`), ...(document.getElementById("interval") ? [cell(point.interval || "none")] : []), cell(point.detail));
     return row;
   }));
 }
