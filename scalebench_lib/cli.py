@@ -19,9 +19,10 @@ import typer
 from rich.console import Console
 
 from scalebench_lib import __version__
-from scalebench_lib.config import AXES, OPTIMIZATIONS, PRESETS, Sweep
+from scalebench_lib.config import AXES, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
 from scalebench_lib.sweep.locks import in_flight, lock_machine, require_free
@@ -319,8 +320,9 @@ def doctor() -> None:
         console.say(f"threads with SMT {'on' if smt else 'off'}: {', '.join(map(str, counts))}")
     if not machine.has_smt:
         console.say("SMT: none, so only SMT off can be measured")
-    for name, what in OPTIMIZATIONS.items():
-        console.say(f"{name}: {what}")
+    for name, one in OPTIMIZATIONS.items():
+        lacking = f"; not installed: {', '.join(one.missing)}" * bool(one.missing)
+        console.say(f"{name}: {one.description}{lacking}")
     console.say(f"listening to the machine for {PROBE_SECONDS:.0f} s …")
     noise = probe_noise()
     console.say(

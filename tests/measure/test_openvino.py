@@ -12,7 +12,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.measure.optimizations.openvino import _require_effect, engine
+from scalebench_lib.measure.optimizations.openvino import _require_effect, bf16, fp32
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="an extra")
 
@@ -23,9 +23,9 @@ TARGET = Target(MODEL, MODEL.inputs(3, seed=0), TINY)
 
 def test_it_computes_the_same_and_converts_once(monkeypatch) -> None:
     """Padding included."""
-    first = engine(TARGET, "fp32").runner(1)
+    first = fp32(TARGET).runner(1)
     monkeypatch.setattr("openvino.convert_model", None)
-    again = engine(TARGET, "fp32").runner(1)
+    again = fp32(TARGET).runner(1)
     inputs = MODEL.inputs(3, seed=3, padded=True)
     with torch.inference_mode():
         expected = MODEL.module(*inputs)
@@ -35,7 +35,7 @@ def test_it_computes_the_same_and_converts_once(monkeypatch) -> None:
 
 def test_answers_are_not_overwritten_by_the_next_pass() -> None:
     """An engine may give out its own memory."""
-    runner = engine(TARGET, "fp32").runner(1)
+    runner = fp32(TARGET).runner(1)
     kept = runner(*TARGET.inputs)[0]
     before = kept.clone()
     runner(*MODEL.inputs(3, seed=9))
@@ -69,7 +69,7 @@ def test_bf16_where_the_cpu_has_none_is_refused() -> None:
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has bfloat16")
     with pytest.raises(MeasurementError, match="'openvino-bf16' does not apply"):
-        engine(TARGET, "bf16")
+        bf16(TARGET)
 
 
 @pytest.mark.slow
@@ -78,11 +78,11 @@ def test_nothing_is_reported_to_anyone() -> None:
     code = (
         "from scalebench_lib.config import Config\n"
         "from scalebench_lib.measure.models import build\n"
-        "from scalebench_lib.measure.optimizations.openvino import engine\n"
+        "from scalebench_lib.measure.optimizations.openvino import fp32\n"
         "from scalebench_lib.measure.optimizations.base import Target\n"
         "config = Config(model='bert-tiny')\n"
         "model = build(config)\n"
-        "engine(Target(model, model.inputs(3, seed=0), config), 'fp32')\n"
+        "fp32(Target(model, model.inputs(3, seed=0), config))\n"
         "from openvino.tools.ovc import telemetry_utils\n"
         "assert telemetry_utils.tm.__name__.endswith('telemetry_stub')\n"
     )

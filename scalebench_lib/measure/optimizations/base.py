@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
 
-Precision = Literal["fp32", "bf16", "int8"]
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
 """Computes one pass: takes the tensors of a batch as positional arguments."""
@@ -60,18 +58,6 @@ class OptimizedModel:
 def by_torch(run: Runner) -> OptimizedModel:
     """Return `run` as a model that any number of torch's threads computes."""
     return OptimizedModel(lambda _: run, TORCH)
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How to `apply` it, and the `precision` that decides how exact it must be.
-
-    Without `any_batch` its runners take batches of the measured size alone.
-    """
-
-    apply: Callable[[Target], OptimizedModel]
-    precision: Precision = "fp32"
-    any_batch: bool = True
 
 
 @cache

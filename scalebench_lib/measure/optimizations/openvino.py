@@ -16,13 +16,13 @@ from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import (
     OptimizedModel,
     Outputs,
-    Precision,
     Runner,
     Target,
     has_bfloat16,
     import_extra,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
+from scalebench_lib.optimizations import Precision
 from scalebench_lib.text import pluralize
 
 _MODEL = "model.xml"
@@ -30,8 +30,17 @@ _TYPES = {"fp32": "f32", "bf16": "bf16"}
 _LAYERS = {"FullyConnected", "Convolution", "MatMul"}
 
 
-def engine(target: Target, precision: Precision) -> OptimizedModel:
-    """OpenVINO computing in `precision`: ``fp32`` or ``bf16``."""
+def fp32(target: Target) -> OptimizedModel:
+    """OpenVINO, computing in fp32."""
+    return _engine(target, "fp32")
+
+
+def bf16(target: Target) -> OptimizedModel:
+    """OpenVINO, computing in bfloat16."""
+    return _engine(target, "bf16")
+
+
+def _engine(target: Target, precision: Precision) -> OptimizedModel:
     # Its Python package reports conversions to a server; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = import_extra("openvino", "openvino")
