@@ -138,6 +138,13 @@ _OWN = {
             f"{_HERE}.openvino:bf16",
             needs=("openvino",),
         ),
+        Optimization(
+            "openvino-int8",
+            "OpenVINO int8",
+            "OpenVINO, static int8 by NNCF; models that can be converted; any CPU",
+            f"{_HERE}.openvino:int8",
+            needs=("openvino", "nncf"),
+        ),
     )
 }
 OPTIMIZATIONS = {**_OWN, **{one.name: one for one in _of_plugins()}}

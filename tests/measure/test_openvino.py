@@ -1,5 +1,6 @@
 """OpenVINO, on the tiny model."""
 
+import copy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -7,14 +8,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import build
+from scalebench_lib.measure.models import Model, build
+from scalebench_lib.measure.optimizations import openvino
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.measure.optimizations.openvino import _require_effect, bf16, fp32
+from scalebench_lib.measure.optimizations.openvino import (
+    _require_effect,
+    bf16,
+    calibration,
+    fp32,
+    int8,
+)
+from scalebench_lib.measure.verify import Verifier
+from scalebench_lib.record import Verification
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="an extra")
+
+needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="an extra")
 
 TINY = Config(model="bert-tiny")
 MODEL = build(TINY)
@@ -60,6 +73,9 @@ def test_what_it_made_of_the_wishes_is_read_back() -> None:
         _require_effect(fake(1, "f32"), 2, "fp32")
     with pytest.raises(MeasurementError, match=r"asked for bf16, openvino computes in \['f32'\]"):
         _require_effect(fake(2, "f32"), 2, "bf16")
+    _require_effect(fake(2, "u8"), 2, "int8")
+    with pytest.raises(MeasurementError, match=r"asked for int8, openvino computes in \['f32'\]"):
+        _require_effect(fake(2, "f32"), 2, "int8")
 
 
 def test_bf16_where_the_cpu_has_none_is_refused() -> None:
@@ -70,6 +86,65 @@ def test_bf16_where_the_cpu_has_none_is_refused() -> None:
         pytest.skip("this CPU has bfloat16")
     with pytest.raises(MeasurementError, match="'openvino-bf16' does not apply"):
         bf16(TARGET)
+
+
+def verified(model: Model, quantized: nn.Module) -> Verification:
+    """What verification finds of `quantized`, in int8, as an optimization of `model`."""
+    inputs = model.inputs(3, seed=0)
+    with torch.inference_mode():
+        runner = int8(Target(Model(quantized, model.kind), inputs, TINY)).runner(1)
+        return Verifier(model, inputs, "int8").check(runner)
+
+
+@needs_nncf
+def test_int8_quantizes_once_without_a_word(monkeypatch, capfd, tmp_path) -> None:
+    """With an empty cache, then with a full one; its bars of progress stay off the console."""
+    monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path))
+    assert 25 < verified(MODEL, MODEL.module).sqnr_db < 60
+    monkeypatch.setattr("nncf.quantize", None)
+    assert 25 < verified(MODEL, MODEL.module).sqnr_db < 60
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_nncf
+def test_int8_is_calibrated_on_other_items_than_those_that_are_verified() -> None:
+    """Whatever the seed of the config."""
+    calibrating = {tuple(one[0][0, :3].tolist()) for one in calibration(TARGET)}
+    assert len(calibrating) == 32
+    for seed in (0, 1, 2**31 - 1):
+        batches = [MODEL.inputs(8, seed + k, padded=k == 5)[0] for k in range(6)]
+        assert calibrating.isdisjoint(map(tuple, torch.cat(batches)[:, :3].tolist()))
+
+
+def test_int8_without_its_quantizer_names_the_extra(monkeypatch) -> None:
+    """Which has it."""
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(MeasurementError, match=r"nncf: pip install 'scalebench\[openvino\]'"):
+        int8(TARGET)
+
+
+class WithoutMask(nn.Module):
+    """Attends to padding."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor):
+        """As the model, of a mask of ones."""
+        return MODEL.module(ids, mask | 1, types)
+
+
+@needs_nncf
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["layer", "mask", "zeros"])
+def test_int8_of_another_function_is_refused(monkeypatch, tmp_path, wrong: str) -> None:
+    """A layer dropped, the mask ignored, or calibrated on zeros."""
+    monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path))
+    module = WithoutMask() if wrong == "mask" else copy.deepcopy(MODEL.module)
+    if wrong == "layer":
+        del module.model.encoder.layer[1]
+    if wrong == "zeros":
+        zeros = [tuple(map(torch.zeros_like, one)) for one in calibration(TARGET)]
+        monkeypatch.setattr(openvino, "calibration", lambda _: zeros)
+    with pytest.raises(MeasurementError, match=r"verification failed: SQNR .* asked of int8"):
+        verified(MODEL, module)
 
 
 @pytest.mark.slow

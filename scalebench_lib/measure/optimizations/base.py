@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -88,6 +91,19 @@ def _product_ns(dtype: torch.dtype) -> int:
         torch.mm(left, right)
         times.append(time.thread_time_ns() - start)
     return min(times)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence exporters and quantizers: warnings, logs, and bars of progress."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    bars = mock.patch.multiple("rich.progress.Progress", start=mock.DEFAULT, stop=mock.DEFAULT)
+    try:
+        with bars, warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def import_extra(name: str, *modules: str) -> ModuleType:
