@@ -48,8 +48,8 @@ LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 
 DEFAULT_IMAGE_SIZE = 224
 
-Allocator = Literal["default", "tcmalloc", "jemalloc"]
-"""What serves malloc; all but the system's own are preloaded (`allocators`)."""
+Allocator = Literal["default", "glibc-keep", "thp", "tcmalloc", "jemalloc"]
+"""What serves malloc, and how it is set up (`allocators`)."""
 
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
@@ -411,9 +411,9 @@ class Sweep(StrictModel):
     image_sizes: Annotated[Several[PositiveInt], Field(description="Pixels, such as 224.")] = (
         DEFAULT_IMAGE_SIZE,
     )
-    allocators: Annotated[Several[Allocator], Field(description="Such as default,tcmalloc.")] = (
-        "default",
-    )
+    allocators: Annotated[
+        Several[Allocator], Field(description="Such as default,glibc-keep,tcmalloc.")
+    ] = ("default",)
     placement: Annotated[
         Literal["sequential", "interleave"], Field(description="sequential or interleave.")
     ] = "sequential"

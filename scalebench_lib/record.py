@@ -30,6 +30,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
+from scalebench_lib.allocators import LIBRARIES, SETTINGS
 from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line, plain
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
@@ -203,7 +204,8 @@ class Software(StrictModel):
         How an `allocator` is loaded does not count: every trial asks which one it has. Nor does an
         engine that one of them lacks: nothing was measured with it there.
         """
-        loading = ("LD_PRELOAD",) if allocator == "default" else ("LD_PRELOAD", "MALLOC_")
+        settings = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
+        loading = ("LD_PRELOAD", *settings)
         mine, theirs = (each._deciding(without=loading) for each in (self, other))
         engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)
         for name in sorted(mine | theirs):
