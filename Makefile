@@ -53,7 +53,7 @@ test-lowest: ## run the tests with the lowest versions that pyproject.toml allow
 	$(LOWEST)/pip install -q uv
 	$(LOWEST)/pip install -q --no-deps -c constraints.txt --extra-index-url '$(TORCH_INDEX)' torch
 	$(LOWEST)/uv pip install -q --python $(LOWEST)/python --resolution lowest-direct \
-	  -e '.[cluster,dev,onnxruntime,openvino]' "$$(grep '^torch==' constraints.txt)"
+	  -e '.[cluster,dev,onnxruntime,openvino,torchao]' "$$(grep '^torch==' constraints.txt)"
 	$(LOWEST)/pytest
 
 lint: $(READY) ## check style and types
@@ -73,5 +73,5 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "needs Python 3.11, 3.12 or 3.13: name one with 'make PYTHON=python3.12 ...'" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-deps -c constraints.txt --extra-index-url '$(TORCH_INDEX)' torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[cluster,dev,onnxruntime,openvino]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[cluster,dev,onnxruntime,openvino,torchao]'
 	@touch $@

@@ -1,9 +1,10 @@
-"""Memory allocators: found, preloaded when a process starts, and checked from inside it."""
+"""Memory allocators: found, set up when a process starts, and checked from inside it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from ctypes.util import find_library
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
+from scalebench_lib.machine import search_file
 
 LIBRARIES: dict[Allocator, tuple[str, ...]] = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"),
@@ -23,6 +25,31 @@ _INSTALL = {
     "jemalloc": "'apt install libjemalloc2' or 'conda install jemalloc'",
 }
 
+_KEEP = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**46),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+"""With these glibc's malloc takes all from its heap and gives nothing back to the system. Of
+``MALLOC_MMAP_THRESHOLD_`` older ones refuse more than 32 MiB."""
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "glibc-keep": _KEEP,
+    "thp": {**_KEEP, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    # As PyTorch's launcher, but for background_thread: it would purge what decays, here nothing,
+    # and a process that forks kernels must not have it.
+    "jemalloc": {
+        "MALLOC_CONF": "oversize_threshold:1,metadata_thp:auto,"
+        "dirty_decay_ms:9000000000,muzzy_decay_ms:9000000000"
+    },
+}
+"""The variables that an allocator is told by."""
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+_PROBE_BYTES = 48 * 2**20
+"""glibc's malloc, left alone, takes from the system and gives back what is above 32 MiB."""
+
 _SERVED = ("malloc", "free", "realloc", "posix_memalign")
 """The functions with which torch and the engines take their memory."""
 
@@ -34,13 +61,17 @@ def require_installed(allocators: Iterable[Allocator]) -> None:
 
 
 def library(allocator: Allocator) -> str | None:
-    """Return what to preload: a path, or a name that the loader finds; None for the default.
+    """Return what to preload: a path, or a name that the loader finds; None for glibc's own.
 
-    Raises `RequestError` if it is not installed.
+    Raises `RequestError` if it is not installed, or the system has no huge pages to give.
     """
     if allocator == "default":
         return None
     _require_linux(allocator)
+    if allocator == "thp":
+        _require_huge_pages()
+    if allocator not in LIBRARIES:
+        return None
     prefixes = dict.fromkeys((sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix)))
     for name in LIBRARIES[allocator]:
         for prefix in prefixes:
@@ -51,15 +82,25 @@ def library(allocator: Allocator) -> str | None:
     raise RequestError(f"allocator {allocator!r} is not installed: {_INSTALL[allocator]}")
 
 
-def preload(allocator: Allocator, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variable with which a process starts with `allocator`, in `environment`.
+def variables(allocator: Allocator, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables with which a process starts with `allocator`, in `environment`.
 
-    Other libraries that are preloaded there stay. Raises `RequestError` as `library`.
+    Other libraries and tunables that are named there stay. Raises `RequestError` as `library`.
     """
     others = environment.get("LD_PRELOAD", "").replace(":", " ").split()
     allocators = tuple(f"lib{name}" for name in LIBRARIES)
     kept = [path for path in others if not Path(path).name.startswith(allocators)]
-    return {"LD_PRELOAD": ":".join([*filter(None, [library(allocator)]), *kept])}
+    preloaded = ":".join([*filter(None, [library(allocator)]), *kept])
+    settings = dict(SETTINGS.get(allocator, {}))
+    if (tunables := "GLIBC_TUNABLES") in settings and environment.get(tunables):
+        settings[tunables] = f"{environment[tunables]}:{settings[tunables]}"
+    return {"LD_PRELOAD": preloaded, **settings}
+
+
+def portable_variables(allocator: str) -> dict[str, str]:
+    """Return the variables for a command to be run anywhere: libraries by their names alone."""
+    preloaded = {"LD_PRELOAD": LIBRARIES[allocator][0]} if allocator in LIBRARIES else {}
+    return {**preloaded, **SETTINGS.get(allocator, {})}
 
 
 def require_loaded(allocator: Allocator) -> None:
@@ -69,16 +110,44 @@ def require_loaded(allocator: Allocator) -> None:
     elif not sys.platform.startswith("linux"):
         return
     c_library = library_of("getpid")  # a function that no allocator replaces
+    settings = " ".join(f"{name}={it}" for name, it in portable_variables(allocator).items())
+    advice = f"start with {settings} papermill …, or use 'scalebench sweep'"
     for symbol in _SERVED:
         found = library_of(symbol)
-        if allocator == "default" and found != c_library:
+        if allocator not in LIBRARIES and found != c_library:
             advice = "to measure the system's own, start without LD_PRELOAD"
-        elif allocator != "default" and not found.startswith(f"lib{allocator}"):
-            name = LIBRARIES[allocator][0]
-            advice = f"start with LD_PRELOAD={name} papermill …, or use 'scalebench sweep'"
-        else:
+        elif allocator not in LIBRARIES or found.startswith(f"lib{allocator}"):
             continue
         raise RequestError(f"allocator: {symbol} is {found}'s here; {advice}")
+    if not _is_set_up(allocator):
+        raise RequestError(f"allocator: {allocator!r} is not what malloc was told here; {advice}")
+
+
+def _is_set_up(allocator: Allocator) -> bool:
+    """Return whether malloc has heard the settings of `allocator`, by what it does."""
+    process = ctypes.CDLL(None)
+    if allocator == "jemalloc":
+        decay_ms, size = ctypes.c_ssize_t(), ctypes.c_size_t(ctypes.sizeof(ctypes.c_ssize_t))
+        process.mallctl(b"opt.dirty_decay_ms", *map(ctypes.byref, (decay_ms, size)), None, 0)
+        return f"dirty_decay_ms:{decay_ms.value}," in SETTINGS[allocator]["MALLOC_CONF"]
+    if allocator not in SETTINGS:
+        return True
+    process.malloc.restype = ctypes.c_void_p
+    address = process.malloc(ctypes.c_size_t(_PROBE_BYTES))
+    process.free(ctypes.c_void_p(address))
+    mapping = _mapping_of(address)  # after it was given back
+    return "[heap]" in mapping and ("hg" in mapping.split() or allocator != "thp")
+
+
+def _require_huge_pages() -> None:
+    mode = search_file(_HUGE_PAGES, r"\[(\w+)\]")
+    if mode != "madvise":
+        known = {
+            "always": "the system gives huge pages to all: measure 'glibc-keep'",
+            "never": f"the system has them off: 'echo madvise > {_HUGE_PAGES}' turns them on",
+        }
+        why = known.get(str(mode), "this system has no transparent huge pages")
+        raise RequestError(f"allocator 'thp' does not apply: {why}")
 
 
 def _require_linux(allocator: Allocator) -> None:
@@ -92,9 +161,15 @@ def library_of(symbol: str) -> str:
     ``unknown`` where the system does not list what a process has mapped.
     """
     address = ctypes.cast(getattr(ctypes.CDLL(None), symbol), ctypes.c_void_p).value or 0
-    maps = Path("/proc/self/maps")
-    for line in maps.read_text().splitlines() if maps.exists() else ():
-        low, high = (int(end, 16) for end in line.split()[0].split("-"))
+    first, *_ = _mapping_of(address).splitlines() or ["unknown"]
+    return Path(first.split(maxsplit=5)[-1]).name
+
+
+def _mapping_of(address: int) -> str:
+    """Return what the system lists of the memory at `address` of this process: with its flags."""
+    maps = Path("/proc/self/smaps")
+    for part in re.split(r"\n(?=[0-9a-f]+-)", maps.read_text()) if maps.exists() else ():
+        low, high = (int(end, 16) for end in part.split(maxsplit=1)[0].split("-"))
         if low <= address < high:
-            return Path(line.split(maxsplit=5)[-1]).name
-    return "unknown"
+            return part
+    return ""

@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
-from scalebench_lib.config import OPTIMIZATIONS
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.stats import MIN_TURNS
 from scalebench_lib.text import format_number, pluralize
 
@@ -46,24 +46,11 @@ _MARKERS = "osD^vPX*<>dp"
 _FAINT = "#6e7681"
 
 
-TITLES = {
-    "none": "eager",
-    "script": "TorchScript",
-    "compile": "torch.compile",
-    "bf16": "eager bf16",
-    "onnxruntime": "ONNX Runtime",
-    "onnxruntime-int8": "ONNX Runtime int8",
-    "openvino": "OpenVINO",
-    "openvino-bf16": "OpenVINO bf16",
-    "openvino-int8": "OpenVINO int8",
-}
-"""What people call the optimizations."""
-
-
 def title_of(optimization: str) -> str:
     """Return ``OpenVINO, tcmalloc`` for ``openvino, tcmalloc``; unknown names as they are."""
     name, comma, allocator = optimization.partition(", ")
-    return f"{TITLES.get(name, name)}{comma}{allocator}"
+    title = OPTIMIZATIONS[name].title if name in OPTIMIZATIONS else name
+    return f"{title}{comma}{allocator}"
 
 
 def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Requests: one thing to measure (`Config`), for how long (`Trial`), and many of them (`Sweep`).
 
-The names come first: models, optimizations, and values that refuse to be built wrong.
+The names come first: models, and values that refuse to be built wrong.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from scalebench_lib.errors import RequestError, nearest, one_line
 from scalebench_lib.machine import Machine
+from scalebench_lib.optimizations import NAME, OPTIMIZATIONS
 
 MODELS = {
     "bert": "BERT",
@@ -46,35 +48,18 @@ LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 
 DEFAULT_IMAGE_SIZE = 224
 
-OPTIMIZATIONS = {
-    "none": "eager PyTorch; any model",
-    "script": "TorchScript, traced and frozen; models that can be traced",
-    "compile": "torch.compile: inductor, static shapes; models without graph breaks; needs g++",
-    "bf16": "eager PyTorch in bfloat16; any model, on CPUs that have it",
-    "onnxruntime": "ONNX Runtime in fp32; models that can be exported",
-    "onnxruntime-int8": "ONNX Runtime, dynamic int8; models of linear layers, not convolutions",
-    "openvino": "OpenVINO in fp32; models that can be converted",
-    "openvino-bf16": "OpenVINO in bfloat16; models that can be converted, on CPUs that have it",
-}
-"""Optimizations by name: what each is, and to which models and CPUs it applies.
-
-All are for device ``cpu``. `measure.optimizations` applies them, or says why one does not apply.
-"""
-
-Allocator = Literal["default", "tcmalloc", "jemalloc"]
-"""What serves malloc; all but the system's own are preloaded (`allocators`)."""
+Allocator = Literal["default", "glibc-keep", "thp", "tcmalloc", "jemalloc"]
+"""What serves malloc, and how it is set up (`allocators`)."""
 
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
 
 
-def _one_of(known: Mapping[str, str], what: str) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}: {nearest(name, known)}")
-        return name
-
-    return AfterValidator(check)
+def _known_optimization(name: str, info: ValidationInfo) -> str:
+    """A record may be of a plugin that is not installed here; what is asked for may not."""
+    if info.context == _INPUT and name not in OPTIMIZATIONS:
+        raise ValueError(f"unknown optimization {name!r}: {nearest(name, OPTIMIZATIONS)}")
+    return name
 
 
 def model_name(name: str) -> str:
@@ -92,7 +77,8 @@ def model_name(name: str) -> str:
 
 
 def _is_model(folder: str) -> bool:
-    return os.path.isfile(os.path.join(folder, "config.json"))  # noqa: PTH - no error if too long
+    # pathlib's own raises an error where the name is too long.
+    return os.path.isfile(os.path.join(folder, "config.json"))  # noqa: PTH113, PTH118
 
 
 def slug(model: str) -> str:
@@ -152,9 +138,12 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
+_INPUT = "input"
+"""The context in which outside input is validated."""
+
 PositiveInt = Annotated[int, BeforeValidator(_whole)]
 ModelName = Annotated[str, AfterValidator(model_name)]
-OptimizationName = Annotated[str, _one_of(OPTIMIZATIONS, "optimization")]
+OptimizationName = Annotated[str, AfterValidator(_known_optimization), Field(pattern=NAME)]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
 BatchSize = Annotated[PositiveInt, Field(le=2**20)]
@@ -172,10 +161,10 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def from_input(cls, values: Mapping[str, Any]) -> Self:
+    def from_input(cls, values: Mapping[str, Any], context: str | None = _INPUT) -> Self:
         """Build from outside input; a `RequestError` of one line says what is wrong."""
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(dict(values), context=context)
         except ValidationError as error:
             raise RequestError(one_line(error, cls.model_fields)) from None
 
@@ -399,7 +388,7 @@ class _Threads(StrictModel):
 
 
 class _AsWritten(yaml.BaseLoader):
-    """Takes each value for its text, as the command does: ``010`` is ten, and no key counts twice."""
+    """Take each value as text, as the command does: ``010`` is ten; no key counts twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [str(key.value) for key, _ in node.value]
@@ -449,7 +438,7 @@ class Sweep(StrictModel):
     ] = (DEFAULT_IMAGE_SIZE,)
     allocators: Annotated[
         Several[Allocator],
-        Field(description="What serves malloc: default, tcmalloc, jemalloc, or several."),
+        Field(description="What serves malloc, such as default,glibc-keep,tcmalloc."),
     ] = ("default",)
     placement: Annotated[
         Literal["sequential", "interleave"],
@@ -495,7 +484,8 @@ class Sweep(StrictModel):
         # Smaller batches first, and what is compared together.
         names = sorted(values, key=lambda name: (name != "batch_size", AXES[name].within))
         for combination in product(*(values[name] for name in names)):
-            yield Config.from_input({**fixed, **dict(zip(names, combination, strict=True))})
+            values_of_one = dict(zip(names, combination, strict=True))
+            yield Config.from_input({**fixed, **values_of_one}, context=None)
 
     def merged(self, other: Sweep) -> Sweep:
         """This sweep with the axes of `other` added; the limits are `other`'s."""
@@ -518,7 +508,7 @@ class Sweep(StrictModel):
         if not isinstance(values, dict):
             raise RequestError(f"{path} holds no parameters: write lines like 'model: bert'")
         try:
-            return cls.from_input(values)
+            return cls.from_input(values, context=None)
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from scalebench_lib.allocators import LIBRARIES, library
-from scalebench_lib.config import OPTIMIZATIONS, Allocator
+from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine, available_bytes, search_file, throttled_periods
+from scalebench_lib.optimizations import OPTIMIZATIONS, Optimization
 from scalebench_lib.text import pluralize
 
 _FLAGS = {
@@ -22,7 +22,6 @@ _FLAGS = {
 }
 """What makes a CPU fast at inference, by the names that Linux has for it."""
 
-_EXTRAS = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
 _TURBO = {
     "intel_pstate/no_turbo": {"0": "on", "1": "off"},
     "cpufreq/boost": {"0": "off", "1": "on"},
@@ -40,7 +39,7 @@ def topics(machine: Machine, root: Path = Path("/")) -> dict[str, list[str]]:
             f"transparent huge pages: {machine.huge_pages or 'not known'}",
         ],
         "Clock": [f"governor: {machine.governor or 'not known'}", f"turbo: {_turbo(root)}"],
-        "Optimizations": [f"{name}: {what}" for name, what in OPTIMIZATIONS.items()],
+        "Optimizations": [_about(one) for one in OPTIMIZATIONS.values()],
         "Installed": list(_installed()),
     }
 
@@ -82,11 +81,13 @@ def _turbo(root: Path) -> str:
 
 def _installed() -> Iterator[str]:
     yield "g++: yes" if shutil.which("g++") else "g++: no, compile needs it: apt install g++"
-    for extra, modules in _EXTRAS.items():
-        there = all(map(find_spec, modules))
-        yield f"{extra}: yes" if there else f"{extra}: no: pip install -e '.[{extra}]'"
     for allocator in LIBRARIES:
         yield f"{allocator}: {_found(allocator)}"
+
+
+def _about(one: Optimization) -> str:
+    lacking = f"; not installed: pip install -e '.[{one.needs[0]}]'" if one.missing else ""
+    return f"{one.name}: {one.description}{lacking}"
 
 
 def _found(allocator: Allocator) -> str:

@@ -30,10 +30,12 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
+from scalebench_lib.allocators import LIBRARIES, SETTINGS
 from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line, plain
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.text import format_number, pluralize
 
@@ -53,7 +55,7 @@ class Verification(StrictModel):
     sqnr_db: float | None = None
     eager_sqnr_db: float | None = None
     required_db: float | None = None
-    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    precision: Precision = "fp32"
     reference: Literal["fp64", "eager"] = "eager"
     batch_size: int | None = None
     note: str | None = None
@@ -81,7 +83,7 @@ class Verification(StrictModel):
 
 
 _LIBRARIES = ("numpy", "torch", "transformers")
-_ENGINES = ("onnxruntime", "openvino")
+_ENGINES = sorted({package for one in OPTIMIZATIONS.values() for package in one.needs})
 """What else computes, where it is installed."""
 _DECIDING = re.compile(
     "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|PYTORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC"
@@ -202,10 +204,12 @@ class Software(StrictModel):
         How an `allocator` is loaded does not count: every trial asks which one it has. Nor does an
         engine that one of them lacks: nothing was measured with it there.
         """
-        loading = ("LD_PRELOAD",) if allocator == "default" else ("LD_PRELOAD", "MALLOC_")
+        settings = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
+        loading = ("LD_PRELOAD", *settings)
         mine, theirs = (each._deciding(without=loading) for each in (self, other))
+        engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)
         for name in sorted(mine | theirs):
-            lacking = name in _ENGINES and not (name in mine and name in theirs)
+            lacking = name in engines and not (name in mine and name in theirs)
             if mine.get(name) != theirs.get(name) and not lacking:
                 return f"{name} {mine.get(name)} against {theirs.get(name)}"
         return None

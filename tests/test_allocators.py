@@ -1,6 +1,5 @@
 """Allocators: found, preloaded, seen from inside the process, and measured with for real."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib import allocators
-from scalebench_lib.allocators import library, preload, require_installed, require_loaded
+from scalebench_lib.allocators import library, require_installed, require_loaded, variables
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import load_records
@@ -22,13 +21,16 @@ from tests.notebooks import notebook, run_notebook
 
 def installed() -> list[str]:
     """The allocators that this machine has, beside its own."""
-    found = []
-    for name in ("tcmalloc", "jemalloc"):
-        try:
-            found += [name] * bool(library(name))
-        except RequestError:
-            continue
-    return found
+    return [name for name in ("tcmalloc", "jemalloc") if is_had(name)]
+
+
+def is_had(name: str) -> bool:
+    """Whether a process can be started with it here."""
+    try:
+        variables(name)
+    except RequestError:
+        return False
+    return True
 
 
 def test_what_is_missing_names_the_package_to_install(monkeypatch) -> None:
@@ -59,21 +61,25 @@ def test_only_linux_preloads(monkeypatch) -> None:
 def test_the_default_is_the_system_s_whatever_is_preloaded(monkeypatch) -> None:
     """Other libraries of the user's stay."""
     monkeypatch.setenv("LD_PRELOAD", "/opt/lib/libjemalloc.so.2 libmine.so")
-    assert preload("default") == {"LD_PRELOAD": "libmine.so"}
+    assert variables("default") == {"LD_PRELOAD": "libmine.so"}
     monkeypatch.setattr(allocators, "find_library", lambda name: f"lib{name}.so.4")
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
-    assert preload("tcmalloc") == {"LD_PRELOAD": "libtcmalloc_minimal.so.4:libmine.so"}
+    assert variables("tcmalloc") == {"LD_PRELOAD": "libtcmalloc_minimal.so.4:libmine.so"}
 
 
-def complaint(wanted: str, loaded: str) -> str:
-    """What `require_loaded` complains of in a process that was started with `loaded`."""
+def complaint(wanted: str, loaded: str, changed: dict[str, str | None] | None = None) -> str:
+    """What `require_loaded` complains of in a process that was started with `loaded`.
+
+    Its variables are `changed`, or not set where that is None.
+    """
     code = (
         "from scalebench_lib.errors import RequestError\n"
         "from scalebench_lib.allocators import require_loaded\n"
         f"try: require_loaded({wanted!r})\n"
         "except RequestError as error: print(error)"
     )
-    env = {**os.environ, **preload(loaded)}
+    asked = {**os.environ, **variables(loaded), **(changed or {})}
+    env = {name: value for name, value in asked.items() if value is not None}
     run = [sys.executable, "-c", code]
     return subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -85,6 +91,35 @@ def test_what_is_preloaded_is_what_serves(name: str) -> None:
         pytest.skip(f"{name} is not installed")
     assert complaint(name, loaded=name) == ""
     assert "start without LD_PRELOAD" in complaint("default", loaded=name)
+
+
+@pytest.mark.parametrize("name", ["glibc-keep", "thp", "jemalloc"])
+def test_what_malloc_was_told_is_what_it_does(name: str) -> None:
+    """Asked of malloc itself; one that was told nothing is refused, with what to tell it."""
+    if not is_had(name):
+        pytest.skip(f"{name} is not to be had")
+    assert complaint(name, loaded=name) == ""
+    told = allocators.SETTINGS[name].items()
+    unset = {name: None for name, _ in told}
+    silent = complaint(name, loaded=name, changed=unset)
+    assert f"{name!r} is not what malloc was told here; start with" in silent
+    assert all(f"{variable}={value}" in silent for variable, value in told)
+
+
+def test_huge_pages_are_refused_where_they_make_no_difference(monkeypatch, tmp_path) -> None:
+    """Off, or given to all."""
+    monkeypatch.setattr(allocators, "_HUGE_PAGES", tmp_path / "enabled")
+    (tmp_path / "enabled").write_text("always madvise [never]")
+    with pytest.raises(RequestError, match="'thp' does not apply: the system has them off: 'echo"):
+        require_installed(["thp"])
+    (tmp_path / "enabled").write_text("[always] madvise never")
+    with pytest.raises(RequestError, match="gives huge pages to all: measure 'glibc-keep'"):
+        require_installed(["thp"])
+    (tmp_path / "enabled").write_text("always [madvise] never")
+    require_installed(["thp"])
+    assert variables("thp", {"GLIBC_TUNABLES": "glibc.rtld.nns=2"})["GLIBC_TUNABLES"] == (
+        "glibc.rtld.nns=2:glibc.malloc.hugetlb=1"
+    )
 
 
 def test_an_allocator_that_is_not_loaded_is_refused_with_the_way_to_do_it() -> None:
@@ -103,15 +138,17 @@ def test_elsewhere_than_on_linux_there_is_the_default_only(monkeypatch) -> None:
         require_loaded("jemalloc")
 
 
-def test_fresh_kernels_are_started_with_their_allocator(tmp_path: Path) -> None:
-    """As warm ones are, which the sweep below shows."""
-    for name in installed()[:1] or pytest.skip("neither tcmalloc nor jemalloc is installed"):
-        look = "import json, os; print(json.dumps(os.environ['LD_PRELOAD']))"
-        source = notebook(tmp_path / "in.ipynb", "allocator = 0", look)
-        with Kernels(warm=False) as fresh:
-            printed = run_notebook(fresh, source, tmp_path / "out.ipynb", allocator=name)
-        assert json.loads(printed) == preload(name)["LD_PRELOAD"]
-        assert "LD_PRELOAD" not in os.environ
+@pytest.mark.parametrize("warm", [True, False])
+def test_kernels_are_started_with_their_allocator(warm: bool, tmp_path: Path) -> None:
+    """Forked kernels as well: from a process that was started with it."""
+    look = "from scalebench_lib.allocators import require_loaded; print(require_loaded(allocator))"
+    source = notebook(tmp_path / "in.ipynb", "allocator = 0", look)
+    with Kernels(warm=warm) as kernels:
+        for name in ("glibc-keep", *installed()[:1]):
+            printed = run_notebook(kernels, source, tmp_path / "out.ipynb", allocator=name)
+            assert printed == "None\n"
+        assert len(kernels._fork_servers) == warm * (1 + len(installed()[:1]))
+        assert kernels.warning is None
 
 
 @pytest.mark.slow

@@ -152,3 +152,6 @@ def test_how_an_allocator_is_loaded_does_not_count() -> None:
     one = software(LD_PRELOAD="libtcmalloc.so.4", MALLOC_ARENA_MAX="1")
     assert one.differs_from(software(), "tcmalloc") is None
     assert one.differs_from(software()) == "MALLOC_ARENA_MAX 1 against None"
+    kept = software(MALLOC_ARENA_MAX="1", MALLOC_MMAP_MAX_="0")
+    assert kept.differs_from(one, "glibc-keep") is None
+    assert kept.differs_from(software(), "glibc-keep") == "MALLOC_ARENA_MAX 1 against None"

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.charts import title_of
-from scalebench_lib.config import AXES, DEFAULTS, MODELS, OPTIMIZATIONS, slug
+from scalebench_lib.config import AXES, DEFAULTS, MODELS, slug
 from scalebench_lib.errors import RequestError
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.results import EAGER
 
 CONTEXT = {

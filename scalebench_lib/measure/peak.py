@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from scalebench_lib.measure.optimizations.base import Precision, has_bfloat16
+from scalebench_lib.measure.optimizations.base import has_bfloat16
+from scalebench_lib.optimizations import Precision
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
 """Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""

@@ -20,9 +20,9 @@ from scalebench_lib import allocators, protocol
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
-from scalebench_lib.measure import models, optimizations
+from scalebench_lib.measure import models
 from scalebench_lib.measure.executor import Executor
-from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Precision, Target
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
 from scalebench_lib.measure.peak import peak_gflops
 from scalebench_lib.measure.pinning import set_affinity, thread_times
 from scalebench_lib.measure.turns import (
@@ -35,6 +35,7 @@ from scalebench_lib.measure.turns import (
     take_alone,
 )
 from scalebench_lib.measure.verify import Verifier
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.record import Point, Record, Setup, Software, model_files
 
@@ -123,7 +124,7 @@ def _set_up(
     trial: Trial, executor: Executor, found: _Found
 ) -> tuple[OptimizedModel, Verifier, float]:
     """Build, optimize and verify the model; return it, and the seconds of its first pass."""
-    config, optimization = trial.config, optimizations.REGISTRY[trial.config.optimization]
+    config, optimization = trial.config, OPTIMIZATIONS[trial.config.optimization]
     executor.set_num_threads(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
     found |= {"item": str(model.kind), "model_hash": models.digest(model)}

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench_lib.errors import MeasurementError, reason
 from scalebench_lib.measure.inputs import Inputs, Tokens
 from scalebench_lib.measure.models import Model
-from scalebench_lib.measure.optimizations.base import Outputs, Precision, Runner
+from scalebench_lib.measure.optimizations.base import Outputs, Runner
+from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
 REQUIRED_DB: dict[Precision, float] = {"fp32": 90.0, "bf16": 30.0, "int8": 20.0}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from scalebench_lib.allocators import LIBRARIES
+from scalebench_lib.allocators import portable_variables
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
@@ -21,10 +21,9 @@ class PlacedInstance:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The threads, as every OpenMP or BLAS runtime reads them, and the allocator's library."""
-        library = LIBRARIES.get(self.instance.allocator)
-        preloaded = {"LD_PRELOAD": library[0]} if library else {}
-        return {"OMP_NUM_THREADS": str(self.instance.threads), **preloaded}
+        """The threads, as every OpenMP or BLAS runtime reads them, and the allocator."""
+        threads = {"OMP_NUM_THREADS": str(self.instance.threads)}
+        return {**threads, **portable_variables(self.instance.allocator)}
 
     @property
     def taskset(self) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from scalebench_lib.allocators import preload
+from scalebench_lib.allocators import variables
 from scalebench_lib.config import Config, Fraction, Seconds, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine, available_bytes
@@ -93,7 +93,7 @@ class _Worker:
     """A process, the pipe to it, and what it writes to standard error."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        env = {**os.environ, **preload(spec.config.allocator)}
+        env = {**os.environ, **variables(spec.config.allocator)}
         self.pipe, theirs = Pipe()
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         with theirs:

@@ -63,9 +63,10 @@ def serve(pipe: Connection) -> None:
 def _warm_model(spec: WorkerSpec) -> Callable[[], object]:
     """Return the optimized model, on its CPUs and warm: a call is a pass."""
     from scalebench_lib import allocators
-    from scalebench_lib.measure import models, optimizations
+    from scalebench_lib.measure import models
     from scalebench_lib.measure.executor import Executor
     from scalebench_lib.measure.optimizations.base import Target
+    from scalebench_lib.optimizations import OPTIMIZATIONS
 
     config, threads = spec.config, len(spec.cpus)
     allocators.require_loaded(config.allocator)
@@ -74,7 +75,7 @@ def _warm_model(spec: WorkerSpec) -> Callable[[], object]:
     model = models.build(config)
     batches = [model.inputs(config.batch_size, config.seed + k) for k in range(_ROTATION)]
     target = Target(model, batches[0], config)
-    apply = optimizations.REGISTRY[config.optimization].apply
+    apply = OPTIMIZATIONS[config.optimization].apply
     executor.load(lambda: apply(target), batches)
     executor.team.run_and_check(executor.pass_once)
     end = time.perf_counter() + _WARMUP_S

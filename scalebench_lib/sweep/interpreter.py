@@ -10,12 +10,12 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Self
 
 from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import PROJECT
+from scalebench_lib.optimizations import OPTIMIZATIONS, is_installed
 from scalebench_lib.record import Software
 
 IMPORTS = (
@@ -34,9 +34,6 @@ IMPORTS = (
 )
 """What ``measure.ipynb`` and its kernel import; named, since the sweep does not know torch."""
 
-_PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-"""What optimizations need besides torch, by the first word of their names."""
-
 _ANSWER_S = 120.0
 
 
@@ -52,12 +49,12 @@ class Interpreter(StrictModel):
     @classmethod
     def here(cls) -> Self:
         """Return this process's Python."""
-        wanted = {name for names in _PACKAGES.values() for name in names}
+        wanted = {name for one in OPTIMIZATIONS.values() for name in one.needs}
         return cls(
             executable=sys.executable,
             environment=dict(os.environ),
             software=Software.here(),
-            packages=frozenset(filter(find_spec, wanted)),
+            packages=frozenset(filter(is_installed, wanted)),
         )
 
     @classmethod
@@ -92,7 +89,7 @@ class Interpreter(StrictModel):
     def require(self, optimizations: tuple[str, ...]) -> None:
         """Raise `RequestError` where a package that one of `optimizations` needs is missing."""
         for name in optimizations:
-            for package in _PACKAGES.get(name.partition("-")[0], ()):
+            for package in OPTIMIZATIONS[name].needs:
                 if package not in self.packages:
                     raise RequestError(
                         f"against: {self.executable} lacks {package}, which {name} needs: "

@@ -29,7 +29,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from scalebench_lib.allocators import preload
+from scalebench_lib.allocators import variables
 from scalebench_lib.config import Allocator
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.notebook import scrub, write
@@ -196,7 +196,7 @@ class Kernels:
     """Makes kernels, each a process of its own: started afresh, or forked from a fork server.
 
     A context manager. `warm` is a wish: where no fork server can be had, or it fails later, kernels
-    are fresh, and `warning` says why. Since libraries are preloaded when a process starts, each
+    are fresh, and `warning` says why. A malloc that is set up hears no variable any more: each
     allocator has a fork server of its own. `python` runs the kernels: without one, the Python of
     this process.
     """
@@ -205,7 +205,7 @@ class Kernels:
         self.warning: str | None = None
         self.kind: Literal["warm", "fresh"] = "warm" if warm else "fresh"
         self._python = python or Interpreter.here()
-        self._fork_servers: dict[Allocator, ForkServer] = {}
+        self._fork_servers: dict[str, ForkServer] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -218,8 +218,8 @@ class Kernels:
 
     def new(self, allocator: Allocator = "default") -> KernelManager:
         """Return a manager whose kernel is not started yet, with the environment of the sweep."""
-        preloads = preload(allocator, self._python.environment)
-        server = self._fork_server(allocator, preloads)
+        allocating = variables(allocator, self._python.environment)
+        server = self._fork_server(allocating)
         folder = Path(tempfile.mkdtemp(dir=server.folder)) if server else socket_folder()
         kernel = KernelManager(
             kernel_name="python3",
@@ -233,7 +233,7 @@ class Kernels:
             display_name="Python 3 (ipykernel)",
             language="python",
             env={
-                **preloads,
+                **allocating,
                 RUNNER: str(folder / _SOCKET),
                 RUNNERS: json.dumps(self._python.software.environment),
                 "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
@@ -251,12 +251,12 @@ class Kernels:
         self.kind = "fresh"  # those that were forked before go on
         return True
 
-    def _fork_server(self, allocator: Allocator, preloads: dict[str, str]) -> ForkServer | None:
+    def _fork_server(self, allocating: dict[str, str]) -> ForkServer | None:
         if self.kind == "fresh":
             return None
         try:
-            if allocator not in self._fork_servers:
-                self._fork_servers[allocator] = ForkServer(preloads, self._python)
+            if (key := str(allocating)) not in self._fork_servers:
+                self._fork_servers[key] = ForkServer(allocating, self._python)
         except (NotStartedError, OSError) as error:
             self.warning, self.kind = str(error), "fresh"
-        return self._fork_servers.get(allocator)
+        return self._fork_servers.get(key)

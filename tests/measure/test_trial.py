@@ -16,8 +16,8 @@ from scalebench_lib import protocol
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, stolen_ns
-from scalebench_lib.measure import optimizations
-from scalebench_lib.measure.optimizations.base import Optimization, OptimizedModel, Target, by_torch
+from scalebench_lib.measure.optimizations import native
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Target, by_torch
 from scalebench_lib.measure.trial import measure
 from scalebench_lib.protocol import Answer, ConnectionEndedError, End, Ready, Request
 from scalebench_lib.record import Record
@@ -109,7 +109,7 @@ def test_an_optimization_that_computes_something_else_fails_the_config(monkeypat
         module = target.model.module
         return by_torch(lambda *batch: tuple(output / 2 for output in module(*batch)))
 
-    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(halved))
+    monkeypatch.setattr(native, "script", halved)
     found = measure(trial(optimization="script"), MACHINE)
     assert found.status == "failed"
     assert "verification failed: SQNR 6 dB against fp64" in found.reason
@@ -167,7 +167,7 @@ def test_passes_rotate_over_inputs(monkeypatch) -> None:
 
         return by_torch(run)
 
-    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(guarded))
+    monkeypatch.setattr(native, "script", guarded)
     assert measure(trial(optimization="script"), MACHINE).status == "ok"
     timed = asked[-20:-2]
     assert len(set(timed)) == 4
@@ -194,7 +194,7 @@ def test_no_long_pass_is_computed_only_to_be_verified(monkeypatch, thorough: boo
 
         return by_torch(run)
 
-    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(counted))
+    monkeypatch.setattr(native, "script", counted)
     asked = trial(optimization="script", batch_size=32).model_copy(update={"thorough": thorough})
     found = measure(asked, MACHINE)
     assert found.status == "ok", found.reason
@@ -219,7 +219,7 @@ def test_what_goes_wrong_in_the_timed_passes_alone_fails_the_trial(monkeypatch) 
 
         return by_torch(run)
 
-    monkeypatch.setitem(optimizations.REGISTRY, "script", Optimization(tired))
+    monkeypatch.setattr(native, "script", tired)
     found = measure(trial(optimization="script", batch_size=32), MACHINE)
     assert found.status == "failed"
     assert "verification failed: SQNR 6 dB" in found.reason

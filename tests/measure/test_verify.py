@@ -13,6 +13,7 @@ from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations.base import Runner
 from scalebench_lib.measure.verify import Float64, Verifier, count_flops, spread
 from scalebench_lib.record import Verification
+from tests.measure.sabotage import heavy_layers
 
 MODEL = build(Config(model="bert-tiny"))
 INPUTS = MODEL.inputs(12, seed=0)
@@ -218,13 +219,7 @@ def test_a_model_that_is_no_reference_is_refused(module: nn.Module, reason: str)
 
 @pytest.fixture(scope="module")
 def deep():
-    """A model whose layers weigh as much as BERT-base's do beside what passes them by."""
-    model = build(Config(model="bert-tiny"))
-    with torch.no_grad():
-        for name, value in model.module.named_parameters():
-            if "encoder" in name and value.dim() == 2:
-                value *= 5
-    return model
+    return heavy_layers()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

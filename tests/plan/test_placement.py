@@ -53,3 +53,5 @@ def test_commands_are_ready_to_be_run() -> None:
     assert one.environment == {"OMP_NUM_THREADS": "2"}
     faster = PlacedInstance(Instance(2, 1, 1.0, cores=2, allocator="tcmalloc"), (0, 1))
     assert faster.environment["LD_PRELOAD"] == "libtcmalloc_minimal.so.4"
+    kept = PlacedInstance(Instance(2, 1, 1.0, cores=2, allocator="glibc-keep"), (0, 1))
+    assert kept.environment["MALLOC_MMAP_MAX_"] == "0"

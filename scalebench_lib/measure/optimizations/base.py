@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,7 +23,6 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
 
-Precision = Literal["fp32", "bf16", "int8"]
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
 """Computes one pass: takes the tensors of a batch as positional arguments."""
@@ -62,18 +63,6 @@ def by_torch(run: Runner) -> OptimizedModel:
     return OptimizedModel(lambda _: run, TORCH)
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """How to `apply` it, and the `precision` that decides how exact it must be.
-
-    Without `any_batch` its runners take batches of the measured size alone.
-    """
-
-    apply: Callable[[Target], OptimizedModel]
-    precision: Precision = "fp32"
-    any_batch: bool = True
-
-
 @cache
 def has_bfloat16() -> bool:
     """Return whether this CPU multiplies in bfloat16: emulated, a product is slower than in fp32.
@@ -102,6 +91,19 @@ def _product_ns(dtype: torch.dtype) -> int:
         torch.mm(left, right)
         times.append(time.thread_time_ns() - start)
     return min(times)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence exporters and quantizers: warnings, logs, and bars of progress."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    bars = mock.patch.multiple("rich.progress.Progress", start=mock.DEFAULT, stop=mock.DEFAULT)
+    try:
+        with bars, warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def import_extra(name: str, *modules: str) -> ModuleType:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from scalebench_lib.measure.optimizations.base import (
     Runner,
     Target,
     import_extra,
+    quiet,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 from scalebench_lib.text import pluralize
@@ -70,7 +67,7 @@ def _export(target: Target, draft: Path) -> Metadata:
     inputs = tuple(torch.cat([part[:1], part[:1]]) for part in target.inputs)
     axes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
     passes = import_extra("onnxruntime", "onnx_ir.passes.common")
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
             target.model.module,
             inputs,
@@ -88,7 +85,7 @@ def _export(target: Target, draft: Path) -> Metadata:
 
 def _quantize(source: Path, draft: Path) -> Metadata:
     quantization = import_extra("onnxruntime", "onnxruntime.quantization")
-    with _quiet():
+    with quiet():
         quantization.quantize_dynamic(
             source / _MODEL, draft / _MODEL, op_types_to_quantize=["MatMul"]
         )
@@ -151,15 +148,3 @@ def _session(runtime: Any, path: Path, threads: int) -> Runner:
         return tuple(map(torch.from_numpy, session.run(None, feeds)))
 
     return run
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter and the quantizer."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)

@@ -1,0 +1,151 @@
+"""The optimizations: how each is called, what it is and needs, and the function that applies it.
+
+A plugin's are found by the entry points of its package. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+from scalebench_lib.errors import MeasurementError, first_line
+
+PLUGINS = "scalebench.optimizations"
+"""The group of entry points by which other packages bring optimizations."""
+
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """An optimization; the end of its name tells its precision: ``bf16``, ``openvino-int8``.
+
+    `function`, ``module:name``, returns an `OptimizedModel` for a `Target`, and raises
+    `MeasurementError` where it does not apply or did not take effect. `needs` are packages,
+    installed by the extra that the first one names. Without `any_batch` its runners take batches
+    of the measured size alone.
+    """
+
+    name: str
+    title: str
+    description: str
+    function: str
+    needs: tuple[str, ...] = ()
+    any_batch: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """Decides how exact it must be."""
+        last = self.name.rpartition("-")[2]
+        return last if last in ("bf16", "fp16", "int8") else "fp32"  # type: ignore[return-value]
+
+    @property
+    def missing(self) -> list[str]:
+        """The packages that it needs and that are not installed."""
+        return [package for package in self.needs if not is_installed(package)]
+
+    def apply(self, target: Any) -> Any:
+        """Return the `OptimizedModel` of `target`; its module is imported only now."""
+        try:
+            function: Callable[[Any], Any] = resolve_name(self.function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise MeasurementError(
+                f"optimization {self.name!r} has no function {self.function}: {first_line(error)}"
+            ) from error
+        return function(target)
+
+
+def is_installed(package: str) -> bool:
+    """Return whether `package` is installed here, by its name in the package index."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+def _of_plugins() -> Iterator[Optimization]:
+    for point in sorted(entry_points(group=PLUGINS), key=lambda point: point.name):
+        about = point.dist.metadata.json if point.dist else {}
+        package = str(about.get("name"))
+        if point.name in _OWN or not re.match(NAME, point.name):
+            warnings.warn(f"{package}: {point.name!r} is no free name, left out", stacklevel=2)
+            continue
+        description = f"{about.get('summary', 'an optimization')} (package {package})"
+        yield Optimization(point.name, point.name, description, point.value, (package,))
+
+
+_HERE = "scalebench_lib.measure.optimizations"
+_OWN = {
+    one.name: one
+    for one in (
+        Optimization(
+            "none", "eager", "eager PyTorch; any model", f"{_HERE}.native:none", any_batch=True
+        ),
+        Optimization(
+            "script",
+            "TorchScript",
+            "TorchScript, traced and frozen; models that can be traced",
+            f"{_HERE}.native:script",
+            any_batch=True,
+        ),
+        Optimization(
+            "compile",
+            "torch.compile",
+            "torch.compile: inductor, static shapes; models without graph breaks; needs g++",
+            f"{_HERE}.inductor:compiled",
+        ),
+        Optimization(
+            "bf16",
+            "eager bf16",
+            "eager PyTorch in bfloat16; any model, on CPUs that have it",
+            f"{_HERE}.native:bf16",
+            any_batch=True,
+        ),
+        Optimization(
+            "onnxruntime",
+            "ONNX Runtime",
+            "ONNX Runtime in fp32; models that can be exported",
+            f"{_HERE}.onnx_runtime:fp32",
+            needs=("onnxruntime", "onnx", "onnxscript"),
+            any_batch=True,
+        ),
+        Optimization(
+            "onnxruntime-int8",
+            "ONNX Runtime int8",
+            "ONNX Runtime, dynamic int8; models of linear layers, not convolutions",
+            f"{_HERE}.onnx_runtime:int8",
+            needs=("onnxruntime", "onnx", "onnxscript"),
+            any_batch=True,
+        ),
+        Optimization(
+            "openvino",
+            "OpenVINO",
+            "OpenVINO in fp32; models that can be converted",
+            f"{_HERE}.openvino:fp32",
+            needs=("openvino",),
+        ),
+        Optimization(
+            "openvino-bf16",
+            "OpenVINO bf16",
+            "OpenVINO in bfloat16; models that can be converted, on CPUs that have it",
+            f"{_HERE}.openvino:bf16",
+            needs=("openvino",),
+        ),
+        Optimization(
+            "openvino-int8",
+            "OpenVINO int8",
+            "OpenVINO, static int8 by NNCF; models that can be converted; any CPU",
+            f"{_HERE}.openvino:int8",
+            needs=("openvino", "nncf"),
+        ),
+    )
+}
+OPTIMIZATIONS = {**_OWN, **{one.name: one for one in _of_plugins()}}
+"""The optimizations by name: those of plugins last."""
