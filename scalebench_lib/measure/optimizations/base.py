@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ Precision = Literal["fp32", "bf16", "int8"]
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
 """Computes one pass: takes the tensors of a batch as positional arguments."""
+
+Times = Counter[str]
+"""Times in ns by name of the operator."""
+Profile = tuple[int, Times]
+"""The wall time of passes in ns, and the times of their operators."""
 
 TORCH = {"name": "torch", "version": torch.__version__}
 
@@ -47,6 +53,7 @@ class OptimizedModel:
     in each pass, to the CPUs that the caller was allowed when the runner was made. With
     `per_thread_count` runners are costly, and made before the turns. `guarded` is entered around
     the turns; it raises `MeasurementError` if something else was timed than was prepared.
+    `profile(threads, batch, passes)` does passes under the engine's profiler, in another session.
     """
 
     runner: Callable[[int], Runner]
@@ -55,6 +62,7 @@ class OptimizedModel:
     per_thread_count: bool = False
     pins_itself: bool = False
     guarded: Callable[[], AbstractContextManager[None]] = nullcontext
+    profile: Callable[[int, Inputs, int], Profile] | None = None
 
 
 def by_torch(run: Runner) -> OptimizedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,10 @@ from scalebench_lib.measure.optimizations.base import (
     OptimizedModel,
     Outputs,
     Precision,
+    Profile,
     Runner,
     Target,
+    Times,
     has_bfloat16,
     import_extra,
 )
@@ -43,12 +46,14 @@ def engine(target: Target, precision: Precision) -> OptimizedModel:
             "and OpenVINO would compute in fp32, or emulate it"
         )
     folder, _ = export(cache_key(target, "openvino", "openvino"), partial(_convert, ov, target))
+    open_ = partial(_open, core, folder / _MODEL, target.inputs, precision)
     return OptimizedModel(
-        partial(_open, core, folder / _MODEL, target.inputs, precision),
+        lambda threads: _runner(open_(threads), target.inputs),
         {"name": "openvino", "version": ov.get_version()},
         own_threads=True,
         per_thread_count=True,
         pins_itself=True,
+        profile=lambda threads, *rest: _profile(open_(threads, PERF_COUNT=True), *rest),
     )
 
 
@@ -59,7 +64,9 @@ def _convert(ov: Any, target: Target, draft: Path) -> Metadata:
     return {}
 
 
-def _open(core: Any, path: Path, batch: Inputs, precision: Precision, threads: int) -> Runner:
+def _open(
+    core: Any, path: Path, batch: Inputs, precision: Precision, threads: int, **more: bool
+) -> Any:
     model = core.read_model(path)
     shapes = (list(part.shape) for part in batch)
     model.reshape(dict(zip(model.inputs, shapes, strict=False)))
@@ -69,10 +76,15 @@ def _open(core: Any, path: Path, batch: Inputs, precision: Precision, threads: i
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": True,  # without it, OpenVINO undoes the pinning of others
         "ENABLE_HYPER_THREADING": True,  # without it, it counts cores, not threads
+        **more,
     }
     compiled = core.compile_model(model, "CPU", options)
     _require_effect(compiled, threads, precision)
-    request, count = compiled.create_infer_request(), len(compiled.inputs)
+    return compiled.create_infer_request()
+
+
+def _runner(request: Any, batch: Inputs) -> Runner:
+    count = len(request.model_inputs)
 
     def run(*inputs: Tensor) -> Outputs:
         parts = [part.numpy() for part in inputs[:count]]
@@ -81,6 +93,28 @@ def _open(core: Any, path: Path, batch: Inputs, precision: Precision, threads: i
 
     run(*batch)  # in its first pass OpenVINO reads the CPUs that it may use
     return run
+
+
+def _profile(request: Any, batch: Inputs, passes: int) -> Profile:
+    run = _runner(request, batch)
+    before, start = _times(request, 1), time.perf_counter_ns()
+    for _ in range(passes):
+        run(*batch)
+    wall_ns = time.perf_counter_ns() - start
+    return wall_ns, _times(request, 1 + passes) - before
+
+
+def _times(request: Any, passes: int) -> Times:
+    """The times of all passes so far, by type of the node: OpenVINO tells the mean of each."""
+    layers = request.get_compiled_model().get_runtime_model().get_ops()
+    origins = {one.get_friendly_name(): str(one.get_rt_info()) for one in layers}
+    times = Times()
+    for node in request.profiling_info:
+        attends = "attention/" in origins.get(node.node_name, "") and node.node_type == "Subgraph"
+        # A product with weights is a FullyConnected.
+        suffix = " of attention" * attends + " of activations" * (node.node_type == "MatMul")
+        times[node.node_type + suffix] += passes * 1e9 * node.real_time.total_seconds()
+    return times
 
 
 def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:

@@ -1,0 +1,51 @@
+"""A few passes after the timing, under the profiler of what computes them."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from torch.autograd.profiler import profile
+
+from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure.executor import Executor
+from scalebench_lib.measure.optimizations.base import Profile, Times
+from scalebench_lib.operators import OperatorTimes
+
+PASSES = 5
+LONGEST_S = 10.0
+"""What would take longer, with an engine's second start, is not profiled."""
+
+
+def operator_times(executor: Executor, threads: int, pass_s: float) -> OperatorTimes:
+    """Profile `PASSES` passes, of about `pass_s` seconds each, at `threads` threads.
+
+    Engines need another session for it: those that were timed are freed. Raises `MeasurementError`
+    where it would take too long, or where the profiler tells nothing.
+    """
+    expected_s = executor.open_s + (1 + PASSES) * pass_s
+    if expected_s > LONGEST_S:
+        raise MeasurementError(f"it would take {expected_s:.0f} s, more than {LONGEST_S:.0f}")
+    wall_ns, times = executor.profile(threads, PASSES) or torch_profile(executor, PASSES)
+    if not times.total():
+        raise MeasurementError("its engine tells no times of operators")
+    self_ns = {name: round(ns) for name, ns in times.items() if ns > 0}
+    return OperatorTimes(threads=threads, passes=PASSES, wall_ns=wall_ns, self_ns=self_ns)
+
+
+def torch_profile(executor: Executor, passes: int) -> Profile:
+    """Profile the operators of torch, also those of compiled code."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it logs each start and stop
+    executor.pass_once()
+    with profile(use_kineto=False) as found:
+        start = time.perf_counter_ns()
+        for _ in range(passes):
+            executor.pass_once()
+        wall_ns = time.perf_counter_ns() - start
+    times = Times()
+    for event in found.function_events or ():
+        # A copy is part of what asked for it: a conversion, or a product.
+        caller = event.cpu_parent if event.name == "aten::copy_" else None
+        name = "CompiledFxGraph" if "CompiledFxGraph" in event.name else (caller or event).name
+        times[name] += 1e3 * event.self_cpu_time_total
+    return wall_ns, times
