@@ -7,19 +7,19 @@ from collections import Counter
 
 from scalebench_lib.config import StrictModel
 
-BETWEEN = "between operators"
+BETWEEN, QUANTIZING = "between operators", "quantizing, converting"
 KINDS = {
     "matrix products": r"(?<!b)mm$|(?<!quantize)linear|matmul(?! of)|gemm|conv(?!ert)|fullyconn",
     "attention": "attention|mha|of activations|bmm|softmax",
     "normalization": "norm|^mvn",
     "embedding": "embedding|index_select|^gather$",
-    "quantize, convert": "quantize|qparams|^(cast|convert|reorder)|(::to|to_copy|mkldnn|to_dense)$",
-    "fused": "fused|CompiledFxGraph|^forward$|subgraph|tensorexpr",
-    BETWEEN: "(?!)",
-    "other": "",
+    QUANTIZING: "quantize|qparams|^(cast|convert|reorder)|(::to|to_copy|mkldnn|to_dense)$",
+    "fused kernels": "fused|CompiledFxGraph|^forward$|subgraph|tensorexpr",
+    "other operators": "",
+    BETWEEN: "",
 }
 """The kinds, and what the names of their operators hold; the first that fits counts. Convolutions
-are matrix products, products of two activations are attention's; *fused* are kernels of several
+are matrix products, products of two activations are attention's; a fused kernel does several
 kinds. Between operators are Python, the scheduler and the profiler itself."""
 
 SHARES = {kind: f"share_{re.sub('[^a-z]+', '_', kind)}" for kind in KINDS}

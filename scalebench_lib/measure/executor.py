@@ -107,16 +107,10 @@ class Executor:
         if self.keep_outputs and batch is self._first:
             self.first_outputs = outputs
 
-    def profile(self, threads: int, passes: int) -> Profile | None:
-        """Do so many passes under the engine's own profiler, if it has one; its runners are freed.
-
-        Its threads may use the CPUs of `threads` threads, each any of them.
-        """
-        self.set_num_threads(threads)
-        if self.optimized is None or self.optimized.profile is None:
-            return None
+    def reopened(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
+        """Free the runners; return what an engine's profiler tells, on the CPUs of `threads`."""
         self.team = ThreadTeam((), ())
         self.runners.clear()
         del self.runner
         with self._roaming(self.place(threads)):
-            return self.optimized.profile(threads, next(self.batches), passes)
+            return engine(threads, next(self.batches), passes)

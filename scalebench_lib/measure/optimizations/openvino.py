@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import warnings
@@ -106,14 +107,16 @@ def _profile(request: Any, batch: Inputs, passes: int) -> Profile:
 
 def _times(request: Any, passes: int) -> Times:
     """The times of all passes so far, by type of the node: OpenVINO tells the mean of each."""
-    layers = request.get_compiled_model().get_runtime_model().get_ops()
-    origins = {one.get_friendly_name(): str(one.get_rt_info()) for one in layers}
+    graph = request.get_compiled_model().get_runtime_model().get_ops()
+    layers = {node.get_friendly_name(): dict(node.get_rt_info()) for node in graph}
     times = Times()
     for node in request.profiling_info:
-        attends = "attention/" in origins.get(node.node_name, "") and node.node_type == "Subgraph"
-        # A product with weights is a FullyConnected.
-        suffix = " of attention" * attends + " of activations" * (node.node_type == "MatMul")
-        times[node.node_type + suffix] += passes * 1e9 * node.real_time.total_seconds()
+        parts = layers.get(node.node_name, {}).get("originalLayersNames")
+        attends = parts and re.search("dot_product_attention|softmax", parts.astype(str), re.I)
+        # Products with weights are FullyConnected.
+        what = {"MatMul": " of activations", "Subgraph": " of attention" * bool(attends)}
+        name = node.node_type + what.get(node.node_type, "")
+        times[name] += round(passes * 1e9 * node.real_time.total_seconds())
     return times
 
 
