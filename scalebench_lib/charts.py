@@ -374,8 +374,8 @@ class Chart:
             yield f"From {least} to {most} over {pluralize(self.cells.marks.y.size, 'point')}"
         yield from self.bars
         for part in self.parts:
-            ends = (format_number(f(part.marks.y)) for f in (np.min, np.max))
-            yield f"{part.label}: {'–'.join(dict.fromkeys(ends))} {self.unit}"
+            span = dict.fromkeys(format_number(f(part.marks.y)) for f in (np.min, np.max))
+            yield f"{part.label}: {'–'.join(span)} {self.unit}"
         for dots in self.dots:
             yield f"{dots.label}: median {dots.value} of {dots.detail}"
 

@@ -64,7 +64,7 @@ RATIO_COLUMNS = tuple(
 )
 
 _SETUP = ("build_s", "optimize_s", "optimize_anew_s", "first_pass_s")
-_SINCE = ("resident_memory_mb", *_SETUP, *SHARES.values())
+_SINCE = ("resident_memory_mb", *_SETUP, *SHARES.values(), "profiled_ms")
 """Columns that imports of before have not."""
 
 _TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
@@ -607,7 +607,7 @@ def _setup_times(setups: Sequence[Setup]) -> Row:
     known = [one for one in setups if one.ready_s is not None]  # not of an older scalebench
     anew = [one for one in known if one.export_cache in ("empty", "partly full")]
     cached = [one for one in known if one not in anew]
-    values = {
+    values: dict[str, list[Any]] = {
         "build_s": [one.build_s for one in known],
         "optimize_s": [one.ready_s for one in cached],
         "optimize_anew_s": [one.ready_s for one in anew],
@@ -620,7 +620,10 @@ def _shares(measured: MeasuredPoint) -> Row:
     """Where the time of a pass goes, of the thread count that was profiled."""
     profiles = (record.operators for record, _ in measured.trials if record.operators)
     found = next((one for one in profiles if one.threads == measured.threads), None)
-    return {SHARES[kind]: share for kind, share in found.shares.items()} if found else {}
+    if found is None:
+        return {}
+    shares = {SHARES[kind]: share for kind, share in found.shares.items()}
+    return {**shares, "profiled_ms": found.wall_ns / found.passes / _NS_PER_MS}
 
 
 def _identity(record: Record) -> dict[str, Any]:

@@ -178,14 +178,15 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
 
 def _draw_bars(axes: Axes, chart: Chart) -> None:
     _scale(axes, "x", axis := chart.axes["x"])
+    look: dict[str, Any] = {"color": "white", "fontsize": 8, "ha": "center", "va": "center"}
     for part in chart.parts:
-        left, wide, row = part.marks.x, part.marks.y, part.row
-        axes.barh(row, wide, 0.5, left, color=part.colour, edgecolor="white", label=part.label)
-        for place in np.flatnonzero(wide > LEAST_WRITTEN * axis.high):
-            middle, text = left[place] + wide[place] / 2, part.marks.values[place]
-            axes.text(middle, row[place], text, color="white", fontsize=8, ha="center", va="center")
-    for row, name in enumerate(chart.bars):
-        axes.text(0, row - 0.28, name, fontsize=_FONT_POINTS, va="bottom")
+        left, wide = part.marks.x, part.marks.y
+        axes.barh(part.row, wide, 0.5, left, color=part.colour, edgecolor="white", label=part.label)
+        every = zip(part.marks.values, left + wide / 2, part.row, wide, strict=True)
+        for value, middle, row, width in every:
+            axes.text(middle, row, value * (width > LEAST_WRITTEN * axis.high), **look)
+    for place, name in enumerate(chart.bars):
+        axes.text(0, place - 0.28, name, fontsize=_FONT_POINTS, va="bottom")
     axes.set(ylim=(len(chart.bars) - 0.6, -1.4), yticks=())
     axes.legend(loc="upper left", ncols=4, frameon=False, fontsize=8)
 

@@ -247,9 +247,8 @@ class Stack:
             raise RequestError(f"{title}: not known at batch size {choices.batch_size}")
         found = found.sort_values("total")
         bars = [
-            f"{config_label(rows, bar.optimization, bar.smt)}{bar.how}: "
-            f"{format_number(bar.total)} {self.unit}"
-            for bar in found.itertuples()
+            f"{config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
+            for name, smt, how, total in found[_NAMED].itertuples(index=False)
         ]
         return Chart(
             title=f"{_model(rows)} {title}: batch size {choices.batch_size}",
@@ -268,7 +267,7 @@ class Stack:
         for place, (label, colour) in enumerate(self.parts.values()):
             row = np.flatnonzero(lengths[:, place] > 0)
             y, none = lengths[row, place], np.full(len(row), np.nan)
-            names, details = [f"{bars[bar]}: {label}" for bar in row], [""] * len(row)
+            names, details = [f"{bars[int(bar)]}: {label}" for bar in row], [""] * len(row)
             if len(row):
                 marks = Marks(ends[row, place] - y, y, none, none, names, details)
                 yield Part(label, colour, row, marks)
@@ -280,8 +279,13 @@ class Stack:
         return f"Least {self.title.lower()}: {chart.bars[0]}."
 
 
+_NAMED = ["optimization", "smt", "how", "total"]
+
+
 def _latency_bars(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(total=rows["latency_ms"], how="")
+    slower = (rows["profiled_ms"] / rows["latency_ms"]).astype(float)
+    how = slower.map(lambda times: f" ({times:.1f}× under the profiler)" * (times > MUCH_SLOWER))
+    return rows.assign(total=rows["latency_ms"], how=how)
 
 
 def _start_bars(rows: pd.DataFrame) -> pd.DataFrame:
@@ -295,6 +299,9 @@ def _memory_bars(rows: pd.DataFrame) -> pd.DataFrame:
     held = rows["resident_memory_mb"].fillna(0).clip(upper=peak)
     return rows.assign(total=peak / 1e3, how="", held=held, more=peak - held)
 
+
+MUCH_SLOWER = 1.5
+"""A profiler that slows passes down so much may have changed their shares: that is said."""
 
 _BLUE, _ORANGE, _GREY = "#1a78c2", "#c05c00", "#6e7681"
 _KIND_COLOURS = (_BLUE, "#7a5cd6", "#3c8a2e", "#0f8a8f", "#d03a4a", _ORANGE, "#8a7400", _GREY)
@@ -317,7 +324,7 @@ STACKS = {
             "optimize_s": ("optimizing it", _BLUE),
             "first_pass_s": ("first pass", _ORANGE),
         },
-        "For one thread count, without starting Python. Made anew: exported or compiled, not read.",
+        "For one thread count, without starting Python. Made anew: exporting what was not on disk.",
     ),
     "memory": Stack(
         "Peak memory",

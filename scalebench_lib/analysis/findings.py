@@ -279,13 +279,12 @@ def time_sentence(rows: pd.DataFrame) -> str:
     """Say on which operators the fastest of `rows` spends most time, and which quantizes most."""
     rows = rows.sort_values("latency_ms")
     shares = rows[list(SHARES.values())].astype(float).set_axis(list(SHARES), axis=1)
-    most, quantizing = shares.iloc[0].idxmax(), shares[QUANTIZING].argmax()
-    told = dict.fromkeys([(0, most), (quantizing, QUANTIZING)])
+    most, quantizing = str(shares.iloc[0].idxmax()), int(shares[QUANTIZING].argmax())
     said = [
-        f"{_config(rows.iloc[i], rows)} spends {100 * shares.iloc[i][kind]:.0f} %"
+        f"{_config(rows.iloc[place], rows)} spends {100 * shares[kind].iloc[place]:.0f} %"
         f"{'' if kind == BETWEEN else ' on'} {kind}"
-        for i, kind in told
-        if shares.iloc[i][kind] >= LEAST_SHARE
+        for place, kind in dict.fromkeys([(0, most), (quantizing, QUANTIZING)])
+        if shares[kind].iloc[place] >= LEAST_SHARE
     ]
     return f"Of a pass at batch {rows['batch_size'].iloc[0]}, {', '.join(said)}."
 
