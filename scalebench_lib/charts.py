@@ -37,6 +37,9 @@ MANY_POINTS = MANY // 2
 SPREAD = 0.28
 """Dots stand so far to each side of their column's middle, in the order made."""
 
+LEAST_WRITTEN = 0.07
+"""Parts of bars that are a smaller share of the axis have no room for their value."""
+
 _MAX_MISSING = 5
 _COLOURS = (
     *("#6e7681", "#c05c00", "#b0389b", "#d03a4a", "#1a78c2", "#0f8a8f", "#3c8a2e", "#8a7400"),
@@ -244,8 +247,20 @@ class Dots:
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """A part of the bars of a chart: in the bar `row`, it begins at x of `marks`, and is y long."""
+
+    label: str
+    colour: str
+    row: np.ndarray
+    marks: Marks
+
+
+@dataclass(frozen=True, eq=False)
 class Chart:
-    """A figure as data: `lines`, `cells` or `dots`; `rows` are those of the table that it shows.
+    """A figure as data: `lines`, `cells`, `dots`, or `bars` (their names) made of `parts`.
+
+    `rows` are those of the table that it shows.
 
     `scale` is that of the y axis, `span` its least and largest value where they are not its own,
     `doubling` says that x is read in powers of two. `source` says where and when it was measured,
@@ -264,6 +279,8 @@ class Chart:
     lines: Sequence[Line] = ()
     cells: Cells | None = None
     dots: Sequence[Dots] = ()
+    bars: Sequence[str] = ()
+    parts: Sequence[Part] = ()
     doubling: bool = False
     scale: Scale = "auto"
     span: tuple[float, float] | None = None
@@ -305,6 +322,9 @@ class Chart:
     @property
     def axes(self) -> dict[str, Axis]:
         """The x axis of `lines`, and the y axis on each scale; `cells` have none."""
+        if self.bars:
+            longest = max((part.marks.x + part.marks.y).max() for part in self.parts)
+            return {"x": y_axis(self.x_label, 0, longest / 1.1, log=False)}
         x = {"x": self.x} if self.lines else {}
         scales: list[Scale] = [] if self.cells else ["linear", "log"]
         return x | {scale: replace(self, scale=scale).y for scale in scales}
@@ -339,13 +359,17 @@ class Chart:
         if self.cells:
             least, most = (format_number(f(self.cells.marks.y)) for f in (np.min, np.max))
             yield f"From {least} to {most} over {pluralize(self.cells.marks.y.size, 'point')}"
+        yield from self.bars
+        for part in self.parts:
+            span = dict.fromkeys(format_number(f(part.marks.y)) for f in (np.min, np.max))
+            yield f"{part.label}: {'–'.join(span)} {self.unit}"
         for dots in self.dots:
             yield f"{dots.label}: median {dots.value} of {dots.detail}"
 
 
 def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
     """Return `charts` with one y axis, so that heights can be compared; of cells, as they are."""
-    if len(charts) < 2 or any(chart.cells for chart in charts):
+    if len(charts) < 2 or any(chart.cells or chart.bars for chart in charts):
         return list(charts)
     lows, highs = zip(*(chart.extent for chart in charts), strict=True)
     scale: Scale = "log" if any(chart.log for chart in charts) else "linear"

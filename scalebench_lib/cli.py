@@ -23,7 +23,6 @@ from scalebench_lib import __version__
 from scalebench_lib.config import AXES, PRESETS, Sweep
 from scalebench_lib.errors import RequestError, ScalebenchError, nearest
 from scalebench_lib.machine import Machine
-from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
 from scalebench_lib.sweep.locks import in_flight, lock_machine, require_free

@@ -35,6 +35,7 @@ from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Tria
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line, plain
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
+from scalebench_lib.operators import OperatorTimes
 from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.text import format_number, pluralize
@@ -333,12 +334,21 @@ class Point(StrictModel):
         )
 
 
+CacheState = Literal["empty", "partly full", "full"]
+
+
 class Setup(StrictModel):
-    """Seconds spent before the first sample: what a trial costs without its turns."""
+    """Seconds spent before the first sample: what a trial costs without its turns.
+
+    `optimize_s` is for all of its thread counts, `ready_s` for the first alone. `export_cache` is
+    what the cache of exports and compiled code was then; None: it was not asked.
+    """
 
     build_s: float
     optimize_s: float
     first_pass_s: float
+    ready_s: float | None = None
+    export_cache: CacheState | None = None
 
     @property
     def seconds(self) -> float:
@@ -363,7 +373,8 @@ class Record(StrictModel):
     (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``, ``version``,
     ``precision``, and what else decides its speed. `peak_memory_bytes` is the most that the
     process held, `resident_bytes` what it held between turns. `governor_after` is that of the
-    CPUs at its end, where it changed meanwhile. In a sweep of several hosts `host` names the
+    CPUs at its end, where it changed meanwhile. `operators` says where the time of a pass goes, or
+    `not_profiled` why that is not known. In a sweep of several hosts `host` names the
     one that measured; with `any_host` they were alike, and count as one machine.
     """
 
@@ -394,6 +405,8 @@ class Record(StrictModel):
     flops: int | None = None
     peak_gflops: dict[int, dict[str, float]] = Field(default={})
     engine: dict[str, str] = Field(default={})
+    operators: OperatorTimes | None = None
+    not_profiled: Annotated[str, AfterValidator(plain)] | None = None
     points: tuple[Point, ...] = ()
 
     @model_validator(mode="after")

@@ -22,7 +22,15 @@ from pydantic import ValidationError
 from scalebench_lib.config import AXES, DEFAULTS, Config, StrictModel, base_of
 from scalebench_lib.disturbances import Disturbed
 from scalebench_lib.errors import RequestError, ScalebenchError, one_line
-from scalebench_lib.record import CONFIG_ORDER, Point, Record, load_records, require_one_machine
+from scalebench_lib.operators import SHARES
+from scalebench_lib.record import (
+    CONFIG_ORDER,
+    Point,
+    Record,
+    Setup,
+    load_records,
+    require_one_machine,
+)
 from scalebench_lib.stats import (
     MIN_TURNS,
     How,
@@ -55,6 +63,10 @@ RATIO_COLUMNS = tuple(
     f"{name}{part}" for name in RATIOS for part in ("", "_low", "_high", "_paired")
 )
 
+_SETUP = ("build_s", "optimize_s", "optimize_anew_s", "first_pass_s")
+_SINCE = ("resident_memory_mb", *_SETUP, *SHARES.values(), "profiled_ms")
+"""Columns that imports of before have not."""
+
 _TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
 _AXIS_TYPES = {
     name: {bool: _FLAG, int: _COUNT, str: _TEXT}[type(value)] for name, value in DEFAULTS.items()
@@ -75,6 +87,7 @@ _SCHEMA = (
     ("cpus_utilized", _NUMBER),
     ("trials turns shared throttled", _COUNT),
     ("stolen spent_s peak_memory_mb", _NUMBER),
+    (" ".join(_SINCE), _NUMBER),
     ("reason imported_from item", _TEXT),
 )
 _CSV_TYPES = {name: dtype for names, dtype in _SCHEMA for name in names.split()}
@@ -520,8 +533,8 @@ def _published_rows(path: Path) -> Sequence[Row]:
 
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
-        younger = {name: value for name, value in DEFAULTS.items() if name not in table}
-        table = table.assign(**younger)  # axes that the import did not know yet
+        since = DEFAULTS | dict.fromkeys(_SINCE)  # an older import did not know them yet
+        table = table.assign(**{name: value for name, value in since.items() if name not in table})
         table = table[list(COLUMNS)].fillna({"item": ""})
     except (OSError, ValueError, KeyError) as error:
         raise ScalebenchError(f"{path} is damaged: {' '.join(str(error).split())}") from None
@@ -561,6 +574,8 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
     return {
         **_identity(record),
         **_verified([record for record, _ in measured.trials]),
+        **_setup_times([record.setup for record, _ in measured.trials if record.setup]),
+        **_shares(measured),
         "threads": measured.threads,
         "cores": point.cores,
         "samples": samples_ms.size,
@@ -595,6 +610,30 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
     }
 
 
+def _setup_times(setups: Sequence[Setup]) -> Row:
+    """The medians of `_SETUP`: what is exported or compiled comes from disk, or is made anew."""
+    known = [one for one in setups if one.ready_s is not None]  # not of an older scalebench
+    anew = [one for one in known if one.export_cache in ("empty", "partly full")]
+    cached = [one for one in known if one not in anew]
+    values: dict[str, list[Any]] = {
+        "build_s": [one.build_s for one in known],
+        "optimize_s": [one.ready_s for one in cached],
+        "optimize_anew_s": [one.ready_s for one in anew],
+        "first_pass_s": [one.first_pass_s for one in known],
+    }
+    return {name: float(np.median(each)) for name, each in values.items() if each}
+
+
+def _shares(measured: MeasuredPoint) -> Row:
+    """Where the time of a pass goes, of the thread count that was profiled."""
+    profiles = (record.operators for record, _ in measured.trials if record.operators)
+    found = next((one for one in profiles if one.threads == measured.threads), None)
+    if found is None:
+        return {}
+    shares = {SHARES[kind]: share for kind, share in found.shares.items()}
+    return {**shares, "profiled_ms": found.wall_ns / found.passes / _NS_PER_MS}
+
+
 def _identity(record: Record) -> dict[str, Any]:
     peak = record.peak_memory_bytes
     return {
@@ -605,4 +644,5 @@ def _identity(record: Record) -> dict[str, Any]:
         "status": record.status,
         "reason": record.reason,
         "peak_memory_mb": None if peak is None else peak / 1e6,
+        "resident_memory_mb": record.resident_bytes and record.resident_bytes / 1e6,
     }

@@ -12,7 +12,8 @@ import numpy as np
 
 from scalebench_lib.config import PAGE_BATCH_SIZES, Config, Sweep
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.record import Point, Record, Software, Turn
+from scalebench_lib.operators import OperatorTimes
+from scalebench_lib.record import Point, Record, Setup, Software, Turn
 
 START = datetime(2025, 3, 1, 9, 30, tzinfo=UTC)
 SOFTWARE = Software(
@@ -94,9 +95,36 @@ def measured(config: Config, on: Machine, pinned: bool = True) -> Record:
         ended_by="target_ci",
         points=tuple(point(config, on, threads, pinned) for threads in counts),
         peak_memory_bytes=(900 + 12 * config.batch_size) * 10**6,
+        resident_bytes=(700 + 10 * config.batch_size) * 10**6,
+        setup=setup(config),
+        operators=operators(config, counts[-1]),
         flops=config.batch_size * config.seq_len * 170_000_000,
         **_identity(config, on),
     )
+
+
+def setup(config: Config) -> Setup:
+    """Seconds of a set-up: what is not eager was taken from disk."""
+    ready_s = 0.0 if config.optimization == "none" else 4.0
+    state = None if config.optimization == "none" else "full"
+    first_s = latency_ms(config, 1) / 1e3
+    return Setup(
+        build_s=1.5,
+        optimize_s=2 * ready_s,
+        first_pass_s=first_s,
+        ready_s=ready_s,
+        export_cache=state,
+    )
+
+
+def operators(config: Config, threads: int) -> OperatorTimes:
+    """Five passes under torch's profiler: the larger the batch, the more of it are products."""
+    size = config.batch_size
+    ms = {"addmm": 20 * size, "bmm": 2 * size, "native_layer_norm": size, "gelu": size}
+    ms |= {"embedding": 1, "_to_copy": 1}
+    self_ns = {f"aten::{name}": 10**6 * time for name, time in ms.items()}
+    wall_ns = sum(self_ns.values()) + 5 * 10**6
+    return OperatorTimes(threads=threads, passes=5, wall_ns=wall_ns, self_ns=self_ns)
 
 
 def disturbed(record: Record, first: int = 0, threads: int = 2, **had: float) -> Record:

@@ -9,6 +9,7 @@ import pytest
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
+from scalebench_lib.operators import SHARES
 from scalebench_lib.record import Record, Turn
 from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, paired_ratios
 from tests import factories, simulated
@@ -339,3 +340,33 @@ def test_two_thousand_points_take_seconds() -> None:
     began = time.process_time()
     assert len(Results(records).table) == 2112
     assert time.process_time() - began < 8
+
+
+def test_a_cold_start_from_disk_is_told_from_one_that_exports() -> None:
+    """Medians over the trials of each; of older records, which have all thread counts, nothing."""
+    (record, *_) = factories.small_records([1])
+    states = {"empty": 9.0, "full": 3.0, "partly full": 7.0}
+    trials = [
+        record.model_copy(
+            update={
+                "trial": number,
+                "setup": record.setup.model_copy(
+                    update={"export_cache": state, "ready_s": ready_s}
+                ),
+            }
+        )
+        for number, (state, ready_s) in enumerate(states.items(), start=1)
+    ]
+    row = Results(trials).table.iloc[0]
+    assert (row["optimize_s"], row["optimize_anew_s"], row["build_s"]) == (3.0, 8.0, 1.5)
+    old = record.setup.model_copy(update={"ready_s": None})
+    row = Results([record.model_copy(update={"setup": old})]).table.iloc[0]
+    assert row[["build_s", "optimize_s", "optimize_anew_s", "first_pass_s"]].isna().all()
+
+
+def test_shares_stand_at_the_thread_count_that_was_profiled() -> None:
+    table = Results(factories.small_records([4])).table.set_index(["optimization", "threads"])
+    shares = table.loc[("script", 2), list(SHARES.values())]
+    assert shares.sum() == pytest.approx(1)
+    assert shares["share_matrix_products"] > 0.5
+    assert table.loc[("script", 1), list(SHARES.values())].isna().all()

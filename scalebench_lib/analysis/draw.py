@@ -21,7 +21,7 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from scalebench_lib.charts import SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
+from scalebench_lib.charts import LEAST_WRITTEN, SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
 from scalebench_lib.picture import Picture
 
 DPI = 144
@@ -64,11 +64,15 @@ def draw(chart: Chart) -> Picture:
     height = max(_HEIGHT, (len(chart.lines) + 1) * _PITCH_POINTS / _POINTS_PER_INCH)
     if chart.cells:
         height = max(1.2, _ROW * len(chart.cells.rows))
+    if chart.bars:
+        height = 0.35 + 0.52 * len(chart.bars)
     with rc_context({**STYLE, "axes.grid": not chart.cells}):
         figure, axes = canvas(chart.title, room, height)
         if chart.cells:
             _draw_cells(axes, chart.cells)
             axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+        elif chart.bars:
+            _draw_bars(axes, chart)
         elif chart.dots:
             _draw_dots(axes, chart.dots)
             _scale(axes, "y", chart.y)
@@ -170,6 +174,21 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
         axes.add_patch(Rectangle((0, place), columns, 1, color="0.93", linewidth=0, zorder=0))
         middles = np.arange(columns) + 0.5
         axes.plot(middles, np.full(columns, place + 0.5), "x", color=_GREY, gid="missing")
+
+
+def _draw_bars(axes: Axes, chart: Chart) -> None:
+    _scale(axes, "x", axis := chart.axes["x"])
+    look: dict[str, Any] = {"color": "white", "fontsize": 8, "ha": "center", "va": "center"}
+    for part in chart.parts:
+        left, wide = part.marks.x, part.marks.y
+        axes.barh(part.row, wide, 0.5, left, color=part.colour, edgecolor="white", label=part.label)
+        every = zip(part.marks.values, left + wide / 2, part.row, wide, strict=True)
+        for value, middle, row, width in every:
+            axes.text(middle, row, value * (width > LEAST_WRITTEN * axis.high), **look)
+    for place, name in enumerate(chart.bars):
+        axes.text(0, place - 0.28, name, fontsize=_FONT_POINTS, va="bottom")
+    axes.set(ylim=(len(chart.bars) - 0.6, -1.4), yticks=())
+    axes.legend(loc="upper left", ncols=4, frameon=False, fontsize=8)
 
 
 def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:

@@ -7,7 +7,7 @@ and for the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.analysis.findings import EXACT_DB, extreme, largest_speedup, point_label
+from scalebench_lib.analysis.findings import (
+    EXACT_DB,
+    extreme,
+    largest_speedup,
+    point_label,
+    time_sentence,
+)
 from scalebench_lib.analysis.tables import (
     METRICS,
     Metric,
@@ -41,12 +47,14 @@ from scalebench_lib.charts import (
     Dots,
     Line,
     Marks,
+    Part,
     batch_colours,
     style_of,
     title_of,
 )
 from scalebench_lib.config import AXES, DEFAULTS, Config, axis_label
 from scalebench_lib.errors import RequestError
+from scalebench_lib.operators import BETWEEN, SHARES
 from scalebench_lib.results import EAGER, Results
 from scalebench_lib.text import decibels, format_number, pluralize
 
@@ -212,6 +220,122 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
         note=f"{many}; bars: medians of all.",
         **_captions(chosen),
     )
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A bar for each config of one batch size, made of the columns `parts`: their labels, colours.
+
+    `bars` adds to rows, where column `needs` is known, the columns that the table lacks: ``total``
+    in `unit`, and ``how`` it came about. Parts are drawn `scale` times as long, in `part_unit`.
+    """
+
+    title: str
+    needs: str
+    bars: Callable[[pd.DataFrame], pd.DataFrame]
+    unit: str
+    part_unit: str
+    scale: float
+    parts: dict[str, tuple[str, str]]
+    note: str
+
+    def chart(self, rows: pd.DataFrame, choices: Choices) -> Chart:
+        """Return the bars, the best first."""
+        chosen, title = select(rows, batch_size=choices.batch_size), self.title.lower()
+        found = self.bars(best_threads(measured_only(chosen).dropna(subset=self.needs)))
+        if found.empty:
+            raise RequestError(f"{title}: not known at batch size {choices.batch_size}")
+        found = found.sort_values("total")
+        bars = [
+            f"{config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
+            for name, smt, how, total in found[_NAMED].itertuples(index=False)
+        ]
+        return Chart(
+            title=f"{_model(rows)} {title}: batch size {choices.batch_size}",
+            x_label=f"{title} ({self.part_unit})",
+            y_label="",
+            unit=self.part_unit,
+            rows=found,
+            bars=bars,
+            parts=list(self._parts(bars, self.scale * found[list(self.parts)].to_numpy(float))),
+            note=self.note,
+            **_captions(chosen),
+        )
+
+    def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[Part]:
+        ends = np.nan_to_num(lengths).cumsum(axis=1)
+        for place, (label, colour) in enumerate(self.parts.values()):
+            row = np.flatnonzero(lengths[:, place] > 0)
+            y, none = lengths[row, place], np.full(len(row), np.nan)
+            names, details = [f"{bars[int(bar)]}: {label}" for bar in row], [""] * len(row)
+            if len(row):
+                marks = Marks(ends[row, place] - y, y, none, none, names, details)
+                yield Part(label, colour, row, marks)
+
+    def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
+        """Say which bar is the best; of times, what they go to."""
+        if self.needs in SHARES.values():
+            return time_sentence(chart.rows)
+        return f"Least {self.title.lower()}: {chart.bars[0]}."
+
+
+_NAMED = ["optimization", "smt", "how", "total"]
+
+
+def _latency_bars(rows: pd.DataFrame) -> pd.DataFrame:
+    slower = (rows["profiled_ms"] / rows["latency_ms"]).astype(float)
+    how = slower.map(lambda times: f" ({times:.1f}× under the profiler)" * (times > MUCH_SLOWER))
+    return rows.assign(total=rows["latency_ms"], how=how)
+
+
+def _start_bars(rows: pd.DataFrame) -> pd.DataFrame:
+    anew = rows.assign(optimize_s=rows["optimize_anew_s"], how=", made anew")
+    both = pd.concat([rows.assign(how=""), anew]).dropna(subset="optimize_s")
+    return both.assign(total=both["build_s"] + both["optimize_s"] + both["first_pass_s"])
+
+
+def _memory_bars(rows: pd.DataFrame) -> pd.DataFrame:
+    peak = rows["peak_memory_mb"]
+    held = rows["resident_memory_mb"].fillna(0).clip(upper=peak)
+    return rows.assign(total=peak / 1e3, how="", held=held, more=peak - held)
+
+
+MUCH_SLOWER = 1.5
+"""A profiler that slows passes down so much may have changed their shares: that is said."""
+
+_BLUE, _ORANGE, _GREY = "#1a78c2", "#c05c00", "#6e7681"
+_KIND_COLOURS = (_BLUE, "#7a5cd6", "#3c8a2e", "#0f8a8f", "#d03a4a", _ORANGE, "#8a7400", _GREY)
+STACKS = {
+    "time": Stack(
+        "Where the time goes",
+        SHARES[BETWEEN],
+        _latency_bars,
+        *("ms", "% of a pass", 100),
+        {SHARES[kind]: (kind, colour) for kind, colour in zip(SHARES, _KIND_COLOURS, strict=True)},
+        "Under the profiler of what computes, after the timing. A fused kernel does several kinds.",
+    ),
+    "start": Stack(
+        "Cold start",
+        "build_s",
+        _start_bars,
+        *("s", "s", 1),
+        {
+            "build_s": ("building the model", _GREY),
+            "optimize_s": ("optimizing it", _BLUE),
+            "first_pass_s": ("first pass", _ORANGE),
+        },
+        "For one thread count, without starting Python. Made anew: exporting what was not on disk.",
+    ),
+    "memory": Stack(
+        "Peak memory",
+        "peak_memory_mb",
+        _memory_bars,
+        *("GB", "GB", 1e-3),
+        {"held": ("held between turns", _BLUE), "more": ("more at its peak", _GREY)},
+        "Of the whole process, with setting up and verifying.",
+    ),
+}
+"""The views of bars, by name."""
 
 
 def samples_table(results: Results) -> pd.DataFrame:
@@ -448,6 +572,16 @@ VIEWS: dict[str, View] = {
         _largest_share,
         lambda rows: bool(rows["peak_fraction"].notna().any()),
     ),
+    **{
+        name: View(
+            stack.title,
+            ("batch_size",),
+            stack.chart,
+            stack.sentence,
+            lambda rows, needs=stack.needs: bool(rows[needs].notna().any()),  # type: ignore[misc]
+        )
+        for name, stack in STACKS.items()
+    },
     "samples": View(
         "Every sample of a batch size",
         ("batch_size", *_CONFIG),

@@ -31,6 +31,7 @@ from scalebench_lib.analysis.tables import (
 from scalebench_lib.charts import title_of
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbances
+from scalebench_lib.operators import BETWEEN, QUANTIZING, SHARES
 from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import EAGER, Results
 from scalebench_lib.stats import ASSUMED_SPREAD, Ratio
@@ -38,6 +39,9 @@ from scalebench_lib.text import decibels, format_number, pluralize, with_margin
 
 EXACT_DB = 60.0
 """An error of less, a thousandth, is that of other fp32 arithmetic."""
+
+LEAST_SHARE = 0.01
+"""Less of a pass is not worth a sentence."""
 
 MEAN_OFF = 0.05
 """A mean is given with its median where it differs from it by more than this, and its interval."""
@@ -165,6 +169,8 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         bounds = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
         return with_margin(*bounds) if math.isfinite(row[name]) else ""
 
+    setup = row["build_s"] + row["first_pass_s"]
+    row = row | {"cached_s": setup + row["optimize_s"], "anew_s": setup + row["optimize_anew_s"]}
     return {
         "Batch size": str(row["batch_size"]),
         "Optimization": _config(row, rows),
@@ -175,6 +181,8 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
         "Memory, GB": number("peak_memory_mb", 1e-3),
+        "Cold start, s": number("cached_s"),
+        "Made anew, s": number("anew_s"),
         "Error, dB": decibels(row["sqnr_db"]),
         "Peak, %": number("peak_fraction", 100),
     }
@@ -221,6 +229,9 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
     best = best_threads(rows)
     ratios = _ratios(results, best, "smt", (True, False), ["batch_size", "optimization"])
     yield from _comparison("SMT on", ratios, "SMT off, each at its best thread count")
+    profiled = best_threads(rows.dropna(subset=SHARES[BETWEEN]))
+    if len(profiled):
+        yield time_sentence(profiled[profiled["batch_size"] == profiled["batch_size"].min()])
     yield from _scaling(rows)
     yield from _throttled(rows)
 
@@ -271,6 +282,20 @@ def _span(values: pd.Series) -> str:
     """``1.2–3.4``, or the one value that there is."""
     ends = (format_number(value) for value in (values.min(), values.max()))
     return "–".join(dict.fromkeys(ends))
+
+
+def time_sentence(rows: pd.DataFrame) -> str:
+    """Say on which operators the fastest of `rows` spends most time, and which quantizes most."""
+    rows = rows.sort_values("latency_ms")
+    shares = rows[list(SHARES.values())].astype(float).set_axis(list(SHARES), axis=1)
+    most, quantizing = str(shares.iloc[0].idxmax()), int(shares[QUANTIZING].argmax())
+    said = [
+        f"{_config(rows.iloc[place], rows)} spends {100 * shares[kind].iloc[place]:.0f} %"
+        f"{'' if kind == BETWEEN else ' on'} {kind}"
+        for place, kind in dict.fromkeys([(0, most), (quantizing, QUANTIZING)])
+        if shares[kind].iloc[place] >= LEAST_SHARE
+    ]
+    return f"Of a pass at batch {rows['batch_size'].iloc[0]}, {', '.join(said)}."
 
 
 def _scaling(rows: pd.DataFrame) -> Iterator[str]:

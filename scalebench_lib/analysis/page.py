@@ -31,6 +31,7 @@ from scalebench_lib import record, stats
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     CONTROLS,
+    STACKS,
     VIEWS,
     Choices,
     View,
@@ -55,7 +56,7 @@ from scalebench_lib.analysis.tables import (
     values_of,
     varying_context,
 )
-from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, title_of
+from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, Part, title_of
 from scalebench_lib.config import AXES, DEFAULTS, slug
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
@@ -67,7 +68,7 @@ from scalebench_lib.text import decibels, format_number, with_margin
 MOST_SAMPLES = 100_000
 """Of all points together; more would make the page large, and are thinned evenly."""
 
-_OURS = re.compile(r".+-((latency|throughput)-.+|(peak|speedup)(-.+)?)\.png")
+_OURS = re.compile(r".+-((latency|throughput|time|start|memory)-.+|(peak|speedup)(-.+)?)\.png")
 """Figures that a report wrote; other pictures in the folder are somebody's own."""
 
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "web/draw.js", "web/page.js")
@@ -195,6 +196,11 @@ def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
             yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
         if VIEWS["peak"].needs(rows):
             yield _spec(table, context, rows, ("Peak",), "peak", "peak", Choices())
+        sizes = rows.loc[rows["status"] == "ok", "batch_size"]
+        for view, size in product(STACKS, dict.fromkeys((sizes.min(), sizes.max()))):
+            if VIEWS[view].needs(rows[rows["batch_size"] == size]):
+                words, name = (VIEWS[view].title, f"BS={size}"), f"{view}-{size}"
+                yield _spec(table, context, rows, words, name, view, Choices(batch_size=int(size)))
 
 
 def _spec(
@@ -333,6 +339,11 @@ def _context(
             for heading, part in groupby(specs, attrgetter("heading"))
         },
         "overviews": over,
+        "stacks": {
+            VIEWS[view].title: [spec for spec in over if spec.view == view]
+            for view in STACKS
+            if any(spec.view == view for spec in over)
+        },
         "provenance": _provenance(results),
     }
 
@@ -444,7 +455,7 @@ def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> d
 _PARTS: dict[type, tuple[str, ...]] = {
     Chart: (
         *("title", "alt", "caption", "unit", "many", "log", "x_label", "y_label"),
-        *("axes", "lines", "cells", "dots"),
+        *("axes", "lines", "cells", "dots", "bars", "parts"),
     ),
     Axis: ("label", "low", "high", "log", "ticks", "texts"),
     Line: (
@@ -452,6 +463,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
         *("coarse", "missing_at", "marks"),
     ),
     Marks: ("x", "y", "low", "high", "values", "intervals", "names", "details"),
+    Part: ("label", "colour", "row", "marks"),
     Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
     Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
 }

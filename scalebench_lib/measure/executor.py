@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Runner
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Profile, Runner
 from scalebench_lib.measure.pinning import SelfPinnedTeam, ThreadTeam, pin_threads, pin_torch
 
 
@@ -20,6 +21,7 @@ class Executor:
     `threads` are the thread counts that will be used, `place` maps one of them to its CPU
     numbers; without `pinnable` the system has no affinity. `team` are the threads that compute
     now. `first_outputs` are those of the last pass over the first batch, if `keep_outputs` is set.
+    It took `open_s` seconds to make the first runner, `ready_s` with optimizing the model.
     """
 
     runner: Runner
@@ -27,6 +29,7 @@ class Executor:
     optimized: OptimizedModel | None = None
     keep_outputs = False
     first_outputs: Outputs | None = None
+    open_s = ready_s = 0.0
 
     def __init__(
         self, threads: Sequence[int], place: Callable[[int], tuple[int, ...]], pinnable: bool
@@ -49,8 +52,10 @@ class Executor:
         cpus = self.place(threads)
         if self.optimized:
             if threads not in self.runners:
+                start = time.perf_counter()
                 with self._roaming(cpus):
                     self.runners[threads] = self.optimized.runner(threads)
+                self.open_s = self.open_s or time.perf_counter() - start
             self.runner = self.runners[threads]
         team = self.teams.get(threads)
         if team is None or not team.alive:
@@ -80,8 +85,10 @@ class Executor:
 
     def load(self, make: Callable[[], OptimizedModel], batches: Sequence[Inputs]) -> OptimizedModel:
         """Run what `make` returns on `batches` in turn from now on, ready at each thread count."""
+        start = time.perf_counter()
         with self._roaming(self.team.cpus):
             self.optimized = optimized = make()
+        made_s = time.perf_counter() - start
         self.batches, self._first = itertools.cycle(batches), batches[0]
         if optimized.own_threads:
             self.teams.clear()
@@ -90,6 +97,7 @@ class Executor:
                 self.set_num_threads(threads)
         self.set_num_threads(max(self.threads))
         self.batches = itertools.cycle(batches)
+        self.ready_s = made_s + self.open_s
         return optimized
 
     def pass_once(self) -> None:
@@ -98,3 +106,11 @@ class Executor:
         outputs = self.runner(*batch)
         if self.keep_outputs and batch is self._first:
             self.first_outputs = outputs
+
+    def reopened(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
+        """Free the runners; return what an engine's profiler tells, on the CPUs of `threads`."""
+        self.team = ThreadTeam((), ())
+        self.runners.clear()
+        del self.runner
+        with self._roaming(self.place(threads)):
+            return engine(threads, next(self.batches), passes)

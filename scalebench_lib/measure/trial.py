@@ -18,13 +18,15 @@ import torch
 
 from scalebench_lib import allocators, protocol
 from scalebench_lib.config import Trial
-from scalebench_lib.errors import MeasurementError
+from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
 from scalebench_lib.measure import models
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
+from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
 from scalebench_lib.measure.peak import peak_gflops
 from scalebench_lib.measure.pinning import set_affinity, thread_times
+from scalebench_lib.measure.profiling import operator_times
 from scalebench_lib.measure.turns import (
     LONG_PASS_NS,
     SHORT_PASS_NS,
@@ -68,9 +70,8 @@ def measure(trial: Trial, machine: Machine, say: Say = lambda doing, share: None
         machine=machine,
         kernel="warm" if os.environ.get("SCALEBENCH_KERNEL") == "warm" else "fresh",
         software=Software.here(_libraries()),
-        peak_memory_bytes=_peak_memory_bytes(),
         governor_after=machine.new_governor(),
-        **found,
+        **{"peak_memory_bytes": _peak_memory_bytes(), **found},
     )
 
 
@@ -118,6 +119,17 @@ def _measure(
         # Short passes keep no outputs, which would change their use of memory: this computes one.
         verifier.check(executor.runner, executor.first_outputs)
     found["points"] = tuple(_point(one, executor, machine, trial) for one in taker.points.values())
+    found["peak_memory_bytes"] = _peak_memory_bytes()
+    if trial.thorough:
+        found |= _profiled(executor, min(found["points"], key=lambda point: point.median_ns))
+
+
+def _profiled(executor: Executor, best: Point) -> _Found:
+    """Where the time of a pass goes at the best thread count; no profiler fails what was timed."""
+    try:
+        return {"operators": operator_times(executor, best.threads, best.median_ns / 1e9)}
+    except Exception as error:  # engines raise whatever their parts raise
+        return {"not_profiled": first_line(error)}
 
 
 def _set_up(
@@ -141,7 +153,7 @@ def _set_up(
     if trial.thorough:  # later trials would find the same
         peaks = _peaks(executor, optimization.precision)
         found |= {"flops": verifier.flops, "peak_gflops": peaks}
-    target = Target(model, batches[0], config)
+    target, lookups = Target(model, batches[0], config), LOOKUPS.copy()
     optimize_s, optimized = _timed(
         lambda: executor.load(lambda: optimization.apply(target), batches)
     )
@@ -149,7 +161,13 @@ def _set_up(
     passes: list[tuple[float, Outputs]] = []
     executor.team.run_and_check(lambda: passes.append(_timed(lambda: executor.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
-    found["setup"] = Setup(build_s=build_s, optimize_s=optimize_s, first_pass_s=first_pass_s)
+    found["setup"] = Setup(
+        build_s=build_s,
+        optimize_s=optimize_s,
+        first_pass_s=first_pass_s,
+        ready_s=executor.ready_s,
+        export_cache=cache_state(lookups),
+    )
     found["verification"] = verifier.check(executor.runner, outputs)
     return optimized, verifier, first_pass_s
 

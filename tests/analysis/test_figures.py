@@ -1,5 +1,6 @@
 """The figures say what the table holds: charts are compared with it, not pictures."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +21,9 @@ from scalebench_lib.analysis.figures import (
     samples_table,
     scaling,
     speedup_over_eager,
+    views_of,
 )
+from scalebench_lib.analysis.findings import findings
 from scalebench_lib.charts import Chart, Line
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
@@ -300,3 +303,73 @@ def test_what_can_be_chosen_is_what_was_measured(full: pd.DataFrame) -> None:
     assert offered["smt"] == [("off", False), ("on", True)]
     assert offered["threads"][:2] == [("each at its best thread count", None), ("1", 1)]
     assert [value for _, value in offered["batch_size"]] == [2**k for k in range(11)]
+
+
+def stacked(view: str, records: list[Record], batch_size: int = 4) -> Chart:
+    """A chart of bars."""
+    return VIEWS[view].chart(Results(records).table, Choices(batch_size=batch_size))
+
+
+def test_the_time_of_a_pass_is_told_by_kind_of_operator() -> None:
+    """Bars of 100 %, the fastest first; kinds that take nothing are left out."""
+    chart = stacked("time", factories.small_records())
+    assert [bar.partition(":")[0] for bar in chart.bars] == ["TorchScript", "eager"]
+    labels = [part.label for part in chart.parts]
+    assert labels[:2] == ["matrix products", "attention"]
+    assert "fused kernels" not in labels
+    for bar in (0, 1):
+        assert sum(part.marks.y[part.row == bar].sum() for part in chart.parts) == pytest.approx(
+            100
+        )
+    last = chart.parts[-1].marks
+    assert last.x + last.y == pytest.approx([100, 100])
+    assert chart.axes["x"].high == pytest.approx(100)
+
+
+def test_a_sentence_tells_what_int8_spends_on_quantizing() -> None:
+    """And where the fastest spends most."""
+    none, script = factories.small_records([1])
+    quantizing = {"MatMul": 60, "DynamicQuantizeLinear": 21}
+    update = {"wall_ns": 100, "self_ns": quantizing}
+    none = none.model_copy(update={"operators": none.operators.model_copy(update=update)})
+    assert "eager spends 21 % on quantizing, converting." in " ".join(
+        findings(Results([none, script]))
+    )
+    told = script.operators.shares["matrix products"]
+    assert f"TorchScript spends {100 * told:.0f} % on matrix products, " in " ".join(
+        findings(Results([none, script]))
+    )
+
+
+def test_a_profiler_that_slowed_the_passes_down_is_told() -> None:
+    """Its shares may not be those of the passes that were timed."""
+    none, script = factories.small_records([1])
+    slow = none.operators.model_copy(update={"wall_ns": 10**10})
+    chart = stacked("time", [none.model_copy(update={"operators": slow}), script], 1)
+    assert re.fullmatch(r"eager \(\d+\.\d× under the profiler\): [\d.]+ ms", chart.bars[1])
+
+
+def test_a_cold_start_with_an_export_is_a_bar_of_its_own() -> None:
+    none, script = factories.small_records([1])
+    anew = script.setup.model_copy(update={"export_cache": "empty", "ready_s": 20.0})
+    again = script.model_copy(update={"trial": 2, "setup": anew})
+    chart = stacked("start", [none, script, again], 1)
+    names = [bar.partition(": ")[0] for bar in chart.bars]
+    assert names == ["eager", "TorchScript", "TorchScript, made anew"]
+    (optimizing,) = (part for part in chart.parts if part.label == "optimizing it")
+    assert (optimizing.row.tolist(), optimizing.marks.y.tolist()) == ([1, 2], [4.0, 20.0])
+    assert optimizing.marks.x.tolist() == [1.5, 1.5], "after the building"
+
+
+def test_memory_is_what_was_held_and_what_more_it_took() -> None:
+    chart = stacked("memory", factories.small_records([4]))
+    held, more = chart.parts
+    assert held.marks.y.tolist() == pytest.approx([0.74, 0.74])
+    assert (held.marks.y + more.marks.y).tolist() == pytest.approx([0.948, 0.948])
+
+
+def test_what_no_record_tells_is_not_offered() -> None:
+    """Older ones have neither profile nor cold start."""
+    nothing = {"operators": None, "setup": None, "peak_memory_bytes": None}
+    records = [one.model_copy(update=nothing) for one in factories.small_records()]
+    assert not {"time", "start", "memory"} & views_of(Results(records).table).keys()

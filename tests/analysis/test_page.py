@@ -72,6 +72,10 @@ def figures(out: Path) -> set[str]:
     return {path.name for path in (out / "figures").iterdir()}
 
 
+BARS = [f"bert-{view}-{size}.png" for view in ("time", "start", "memory") for size in (1, 1024)]
+"""Figures of the smallest and the largest batch."""
+
+
 def markdown(out: Path) -> str:
     """The page for the scalebench site."""
     return (out / "index.md").read_text(encoding="utf-8")
@@ -86,7 +90,7 @@ def test_the_whole_page_has_its_figures_by_name(full: Path) -> None:
     """11 batches and 2 of script, for latency and for throughput; and the speed-up over eager."""
     kinds = [*BATCH_SIZES, "script-False", "script-True"]
     named = {f"bert-{m}-{k}.png" for m in ("latency", "throughput") for k in kinds}
-    assert figures(full) == {*named, "bert-speedup.png"}
+    assert figures(full) == {*named, *BARS, "bert-speedup.png"}
     for path in (full / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG"), path.name
 
@@ -119,9 +123,11 @@ def test_the_html_page_has_a_place_for_every_figure(full: Path) -> None:
     """In the order of the Markdown page; without a script the files stand there."""
     parsed = Parsed(full / "index.html")
     places = [found for tag, found in parsed.tags if tag == "figure" and "data-chart" in found]
-    assert [place["id"] for place in places] == [Path(name).stem for name, _ in pictures(full)]
+    gallery = [Path(name).stem for name, _ in pictures(full)]
+    assert [place["id"] for place in places] == [*gallery, *(Path(name).stem for name in BARS)]
     shown = list(zip(parsed.every("img", "src"), parsed.every("img", "alt"), strict=True))
-    assert shown == [("figures/bert-speedup.png", "BERT Speed-up"), *pictures(full)]
+    assert shown[:-6] == [("figures/bert-speedup.png", "BERT Speed-up"), *pictures(full)]
+    assert shown[-6] == ("figures/bert-time-1.png", "BERT Where the time goes BS=1")
 
 
 def test_the_html_page_opens_offline(full: Path) -> None:
@@ -194,7 +200,7 @@ def test_without_smt_the_page_says_so_in_that_place(small: Path) -> None:
     assert Parsed(small / "index.html").text.count(sentence) == 2
     assert "HT=True" not in [alt for _, alt in pictures(small)]
     assert {source.removeprefix("figures/") for source, _ in pictures(small)} == (
-        figures(small) - {"bert-speedup.png"}
+        {name for name in figures(small) if "latency" in name or "throughput" in name}
     )
 
 

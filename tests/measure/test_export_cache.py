@@ -12,9 +12,11 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.measure.optimizations.export_cache import (
+    LOOKUPS,
     MANIFEST,
     cache_folder,
     cache_key,
+    cache_state,
     export,
 )
 
@@ -149,3 +151,15 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path: Path) ->
     monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(MeasurementError, match=r"cannot keep exports in .*set SCALEBENCH_CACHE"):
         export("one", Exporter())
+
+
+def test_what_the_cache_was_is_told() -> None:
+    """Of all exports since a moment; nothing where none was asked for."""
+    before = LOOKUPS.copy()
+    assert cache_state(before) is None
+    export("a-model", Exporter())
+    assert cache_state(before) == "empty"
+    later = LOOKUPS.copy()
+    export("a-model", Exporter())
+    assert cache_state(later) == "full"
+    assert cache_state(before) == "partly full"

@@ -60,6 +60,31 @@ def test_a_trial_tells_all_that_a_record_holds(record: Record) -> None:
     assert (record.block, record.round, record.trial) == ("0000000c", 2, 1)
     assert record.ended_by in ("target_ci", "max_seconds")
     assert record.peak_gflops.keys() == set(COUNTS)
+    assert 0 < record.setup.ready_s <= record.setup.optimize_s
+    assert record.setup.export_cache is None, "nothing is exported"
+    assert record.not_profiled is None
+    assert record.operators.threads in COUNTS
+    assert record.operators.shares["matrix products"] > 0.02
+
+
+def test_a_profiler_that_fails_fails_nothing(monkeypatch) -> None:
+    """The record says why; the peak of memory is that of before."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no profile\nin detail")
+
+    peaks = iter([1_000_000, 2_000_000])
+    monkeypatch.setattr("scalebench_lib.measure.trial.operator_times", broken)
+    monkeypatch.setattr("scalebench_lib.measure.trial._peak_memory_bytes", lambda: next(peaks))
+    found = measure(trial(COUNTS[:1]), MACHINE)
+    assert (found.status, found.operators, found.not_profiled) == ("ok", None, "no profile")
+    assert found.peak_memory_bytes == 1_000_000
+
+
+def test_later_trials_are_not_profiled() -> None:
+    """They would find the same."""
+    found = measure(trial(COUNTS[:1]).model_copy(update={"thorough": False}), MACHINE)
+    assert (found.status, found.operators, found.not_profiled) == ("ok", None, None)
 
 
 def test_each_turn_tells_what_disturbed_it(record: Record) -> None:

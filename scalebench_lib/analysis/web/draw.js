@@ -23,12 +23,12 @@ function columnOf(dots, unit) { return pointOf({name: dots.label, value: dots.va
 
 function allPoints(chart) {
   if (chart.dots) return chart.dots.map(dots => columnOf(dots, chart.unit));
-  const series = chart.cells ? [chart.cells] : chart.lines.filter(line => !line.reference);
+  const series = chart.parts ? chart.parts : chart.cells ? [chart.cells] : chart.lines.filter(line => !line.reference);
   return series.flatMap(({marks}) => pointsOf(marks, chart.unit));
 }
 
-function tip(points, radius, width) {
-  return Plot.tip(points, Plot.pointer({x: "x", y: "y", title: "tip", maxRadius: radius, lineWidth: width < 500 ? 11 : 20, fill: PAPER, stroke: SOFT, ariaHidden: "true"}));
+function tip(points, radius, width, y = "y") {
+  return Plot.tip(points, Plot.pointer({x: "x", y, title: "tip", maxRadius: radius, lineWidth: width < 500 ? 11 : 20, fill: PAPER, stroke: SOFT, ariaHidden: "true"}));
 }
 
 function base(width, right) {
@@ -155,6 +155,26 @@ function drawDots(chart, scale, width) {
       Plot.ruleY(dots, {x1: (_, i) => i - 0.4, x2: (_, i) => i + 0.4, y: "median", stroke: INK}), tip(passes, 20, width)]});
 }
 
+// Bars made of parts, their names above them; the legend is part of the picture, so that a saved one has it.
+function drawBars(chart, _scale, width) {
+  const {bars, axes: {x: axis}, unit} = chart, room = width - 32, keys = [];
+  for (const {label, colour} of chart.parts) {
+    const last = keys.at(-1) ?? {end: 0, y: 4}, wrap = last.end + 17 + 7 * label.length > room, x = wrap ? 0 : last.end;
+    keys.push({label, colour, x: 16 + x, y: last.y + 18 * wrap, end: x + 32 + 7 * label.length});
+  }
+  const top = keys.at(-1).y + 20, parts = chart.parts.flatMap(({row, colour, marks}) => pointsOf(marks, unit).map((point, i) =>
+    ({...point, colour, bar: row[i], start: point.x, end: point.x + point.y, x: point.x + point.y / 2, room: point.y / axis.high * room})));
+  const svg = Plot.plot({...base(width, 16), marginLeft: 16, marginTop: top, marginBottom: FOOT + 8, height: top + 44 * bars.length + FOOT + 20, x: scaleOf(axis),
+    y: {type: "band", domain: d3.range(bars.length), axis: null, paddingInner: 0.5, paddingOuter: 0.55, align: 1},
+    marks: [Plot.gridX(axis.ticks), xAxis(axis, room), Plot.barX(parts, {x1: "start", x2: "end", y: "bar", fill: "colour", stroke: PAPER}),
+      Plot.text(parts, {x: "x", y: "bar", text: "value", fill: "#fff", fontSize: 11.5, filter: part => part.room > 8 * part.value.length}),
+      Plot.text(bars, {x: () => 0, y: (_, i) => i, text: name => name, textAnchor: "start", dy: -20}), tip(parts, 60, width, "bar")]});
+  const entry = d3.select(svg).append("g").attr("aria-hidden", "true").attr("text-anchor", "start").selectAll("g").data(keys).join("g");
+  entry.append("rect").attr("x", key => key.x).attr("y", key => key.y).attr("width", 12).attr("height", 12).attr("fill", key => key.colour);
+  entry.append("text").attr("x", key => key.x + 17).attr("y", key => key.y + 10.5).text(key => key.label);
+  return svg;
+}
+
 function element(tag, name, text = "") { return Object.assign(document.createElement(tag), {className: name, textContent: text}); }
 
 const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "opacity", "font-size", "font-family", "font-weight", "text-anchor"];
@@ -186,7 +206,7 @@ function standalone(chart, scale) {
   return {text: new XMLSerializer().serializeToString(all.node()), width, height};
 }
 
-function drawn(chart, scale, width) { return unlabelled((chart.cells ? drawCells : chart.dots ? drawDots : drawLines)(chart, scale, width)); }
+function drawn(chart, scale, width) { return unlabelled((chart.bars ? drawBars : chart.cells ? drawCells : chart.dots ? drawDots : drawLines)(chart, scale, width)); }
 
 // Draws into `figure` the chart of this name, with its title, alternative text and caption.
 function show(figure, key, scale) {

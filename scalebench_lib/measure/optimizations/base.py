@@ -8,6 +8,7 @@ import os
 import platform
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ from scalebench_lib.measure.models import Model
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
 """Computes one pass: takes the tensors of a batch as positional arguments."""
+
+Times = Counter[str]
+"""Times in ns by name of the operator."""
+Profile = tuple[int, Times]
+"""The wall time of passes in ns, and the times of their operators."""
 
 TORCH = {"name": "torch", "version": torch.__version__}
 
@@ -48,6 +54,7 @@ class OptimizedModel:
     in each pass, to the CPUs that the caller was allowed when the runner was made. With
     `per_thread_count` runners are costly, and made before the turns. `guarded` is entered around
     the turns; it raises `MeasurementError` if something else was timed than was prepared.
+    `profile(threads, batch, passes)` does passes under the engine's profiler, in another session.
     """
 
     runner: Callable[[int], Runner]
@@ -56,6 +63,7 @@ class OptimizedModel:
     per_thread_count: bool = False
     pins_itself: bool = False
     guarded: Callable[[], AbstractContextManager[None]] = nullcontext
+    profile: Callable[[int, Inputs, int], Profile] | None = None
 
 
 def by_torch(run: Runner) -> OptimizedModel:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import platformdirs
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.models import Plain, digest
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.record import package_version
+from scalebench_lib.record import CacheState, package_version
 
 MANIFEST = "manifest.json"
 
@@ -34,6 +35,16 @@ _FULL_BYTES = 16 << 20
 
 Metadata = dict[str, str]
 """What was found out while exporting, kept in the manifest."""
+
+LOOKUPS = Counter[bool]()
+"""How often something was looked for in this process, by whether it was there."""
+
+
+def cache_state(before: Counter[bool]) -> CacheState | None:
+    """Return what the cache was found to be since `LOOKUPS` were `before`; None if not asked."""
+    since = LOOKUPS - before
+    states: dict[int, CacheState] = {1: "empty", 2: "full", 3: "partly full"}
+    return states.get(bool(since[False]) + 2 * bool(since[True]))
 
 
 def cache_folder() -> Path:
@@ -79,6 +90,7 @@ def export(key: str, make: Callable[[Path], Metadata]) -> tuple[Path, Metadata]:
     folder = cache_folder() / key
     with filelock.FileLock(f"{folder}.lock"):
         metadata = _load(folder)
+        LOOKUPS[metadata is not None] += 1
         if metadata is None:
             shutil.rmtree(folder, ignore_errors=True)
             metadata = _make(folder, make)

@@ -22,7 +22,11 @@ from torch._inductor.exc import InvalidCxxCompiler
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
-from scalebench_lib.measure.optimizations.export_cache import cache_folder, require_space
+from scalebench_lib.measure.optimizations.export_cache import (
+    LOOKUPS,
+    cache_folder,
+    require_space,
+)
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -60,6 +64,7 @@ def compiled(target: Target) -> OptimizedModel:
 
 def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
     """Compile for the number of threads that torch has now, or take the code from disk."""
+    before = counters["inductor"].copy()
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of its own code
             module(*inputs)
@@ -72,6 +77,8 @@ def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
         if "no compiled frames" not in str(error):
             raise
     shutdown_compile_workers()
+    cached = counters["inductor"] - before
+    LOOKUPS.update({True: cached["fxgraph_cache_hit"], False: cached["fxgraph_cache_miss"]})
     if _compilations()["graphs"] == graphs_before:
         raise MeasurementError(
             "optimization 'compile' did not take effect: no graph was compiled (is "

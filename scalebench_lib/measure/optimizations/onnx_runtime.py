@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import (
     OptimizedModel,
     Outputs,
+    Profile,
     Runner,
     Target,
+    Times,
     import_extra,
     quiet,
 )
@@ -129,11 +134,15 @@ def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
         {**engine, **metadata},
         own_threads=True,
         per_thread_count=True,
+        profile=partial(_profile, runtime, folder / _MODEL),
     )
 
 
 def _session(runtime: Any, path: Path, threads: int) -> Runner:
-    options = runtime.SessionOptions()
+    return _runner(_open(runtime, path, threads, runtime.SessionOptions()))
+
+
+def _open(runtime: Any, path: Path, threads: int, options: Any) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     # Threads that spin after a pass would disturb the turns of other thread counts.
@@ -141,6 +150,10 @@ def _session(runtime: Any, path: Path, threads: int) -> Runner:
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     if (got := session.get_session_options().intra_op_num_threads) != threads:
         raise MeasurementError(f"asked for {pluralize(threads, 'thread')}, onnxruntime uses {got}")
+    return session
+
+
+def _runner(session: Any) -> Runner:
     names = [one.name for one in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Outputs:
@@ -148,3 +161,26 @@ def _session(runtime: Any, path: Path, threads: int) -> Runner:
         return tuple(map(torch.from_numpy, session.run(None, feeds)))
 
     return run
+
+
+def _profile(runtime: Any, path: Path, threads: int, batch: Inputs, passes: int) -> Profile:
+    options, times = runtime.SessionOptions(), Times()
+    with TemporaryDirectory() as folder:
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+        session = _open(runtime, path, threads, options)
+        run = _runner(session)
+        for _ in range(1 + passes):
+            run(*batch)
+        events = json.loads(Path(session.end_profiling()).read_bytes())
+    runs = [event for event in events if event["name"] == "model_run"][1:]
+    for event in events:
+        if event["name"].endswith("_kernel_time") and event["ts"] >= runs[0]["ts"]:
+            times[_operator(event["args"])] += 1000 * event["dur"]
+    return 1000 * sum(event["dur"] for event in runs), times
+
+
+def _operator(node: Any) -> str:
+    """The operator's type. Weights have two axes, or were packed, and are no inputs any more."""
+    shapes = [shape for each in node["input_type_shape"] for shape in each.values()]
+    of_activations = "MatMul" in node["op_name"] and any(len(shape) > 2 for shape in shapes[1:2])
+    return f"{node['op_name']}{' of activations' * of_activations}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,8 +18,10 @@ from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import (
     OptimizedModel,
     Outputs,
+    Profile,
     Runner,
     Target,
+    Times,
     has_bfloat16,
     import_extra,
     quiet,
@@ -63,12 +67,14 @@ def _engine(target: Target, precision: Precision) -> OptimizedModel:
             "and OpenVINO would compute in fp32, or emulate it"
         )
     folder = (_quantized if precision == "int8" else _converted)(ov, target)
+    open_ = partial(_open, core, folder / _MODEL, target.inputs, precision, floats)
     return OptimizedModel(
-        partial(_open, core, folder / _MODEL, target.inputs, precision, floats),
+        lambda threads: _runner(open_(threads), target.inputs),
         {"name": "openvino", "version": ov.get_version(), "floats": floats},
         own_threads=True,
         per_thread_count=True,
         pins_itself=True,
+        profile=lambda threads, *rest: _profile(open_(threads, PERF_COUNT=True), *rest),
     )
 
 
@@ -116,8 +122,14 @@ def calibration(target: Target) -> list[Inputs]:
 
 
 def _open(
-    core: Any, path: Path, batch: Inputs, precision: Precision, floats: str, threads: int
-) -> Runner:
+    core: Any,
+    path: Path,
+    batch: Inputs,
+    precision: Precision,
+    floats: str,
+    threads: int,
+    **more: bool,
+) -> Any:
     model = core.read_model(path)
     shapes = (list(part.shape) for part in batch)
     model.reshape(dict(zip(model.inputs, shapes, strict=False)))
@@ -127,10 +139,15 @@ def _open(
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": True,  # without it, OpenVINO undoes the pinning of others
         "ENABLE_HYPER_THREADING": True,  # without it, it counts cores, not threads
+        **more,
     }
     compiled = core.compile_model(model, "CPU", options)
     _require_effect(compiled, threads, precision)
-    request, count = compiled.create_infer_request(), len(compiled.inputs)
+    return compiled.create_infer_request()
+
+
+def _runner(request: Any, batch: Inputs) -> Runner:
+    count = len(request.model_inputs)
 
     def run(*inputs: Tensor) -> Outputs:
         parts = [part.numpy() for part in inputs[:count]]
@@ -139,6 +156,30 @@ def _open(
 
     run(*batch)  # in its first pass OpenVINO reads the CPUs that it may use
     return run
+
+
+def _profile(request: Any, batch: Inputs, passes: int) -> Profile:
+    run = _runner(request, batch)
+    before, start = _times(request, 1), time.perf_counter_ns()
+    for _ in range(passes):
+        run(*batch)
+    wall_ns = time.perf_counter_ns() - start
+    return wall_ns, _times(request, 1 + passes) - before
+
+
+def _times(request: Any, passes: int) -> Times:
+    """The times of all passes so far, by type of the node: OpenVINO tells the mean of each."""
+    graph = request.get_compiled_model().get_runtime_model().get_ops()
+    layers = {node.get_friendly_name(): dict(node.get_rt_info()) for node in graph}
+    times = Times()
+    for node in request.profiling_info:
+        parts = layers.get(node.node_name, {}).get("originalLayersNames")
+        attends = parts and re.search("dot_product_attention|softmax", parts.astype(str), re.I)
+        # Products with weights are FullyConnected.
+        what = {"MatMul": " of activations", "Subgraph": " of attention" * bool(attends)}
+        name = node.node_type + what.get(node.node_type, "")
+        times[name] += round(passes * 1e9 * node.real_time.total_seconds())
+    return times
 
 
 def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:
