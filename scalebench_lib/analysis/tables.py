@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.charts import title_of
-from scalebench_lib.config import AXES, MODELS, OPTIMIZATIONS, slug
+from scalebench_lib.config import AXES, OPTIMIZATIONS, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.results import EAGER
 
@@ -114,14 +114,10 @@ _MODEL_SIZES = {
 }
 
 
-def model_line(model: str) -> str:
-    """Return ``BERT-base, 110 M parameters`` of a known model, of others the title."""
-    return _MODEL_SIZES.get(model, model_title(model))
-
-
-def model_title(model: str) -> str:
-    """Return ``BERT`` for ``bert``; of a folder or hub id, its last part."""
-    return MODELS.get(model) or slug(model)
+def model_line(model: str, task: str) -> str:
+    """Return ``BERT-base, 110 M parameters, no head`` of a known model, of others the title."""
+    size, head = _MODEL_SIZES.get(model), "no head" if task == "none" else f"{task} head"
+    return f"{size}, {head}" if size else model_title(model, task)
 
 
 def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
