@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -32,6 +33,7 @@ from pydantic import (
 from scalebench_lib.errors import RequestError, nearest, one_line
 from scalebench_lib.machine import Machine
 from scalebench_lib.optimizations import NAME, OPTIMIZATIONS
+from scalebench_lib.sources import folder_of, is_own, own_files
 
 MODELS = {
     "bert": "BERT",
@@ -42,11 +44,36 @@ MODELS = {
 }
 """Model names and their titles; `measure.models` builds them, and any folder or hub id."""
 
+_TITLES = {**MODELS, "inception": "Inception"}  # which only published files have
+
 TAKES_IMAGES = ("resnet50",)
 LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 """Most tokens of the models known by name; others tell when they are built."""
 
 DEFAULT_IMAGE_SIZE = 224
+
+# fmt: off
+TASKS = (
+    "audio-classification", "audio-frame-classification", "audio-xvector", "causal-lm", "ctc",
+    "depth-estimation", "image-classification", "image-segmentation", "masked-image-modeling",
+    "masked-lm", "next-sentence-prediction", "object-detection", "pretraining",
+    "question-answering", "semantic-segmentation", "seq2seq-lm", "sequence-classification",
+    "speech-seq2seq", "text-encoding", "token-classification", "universal-segmentation",
+    "video-classification", "zero-shot-image-classification",
+)
+# fmt: on
+"""Heads that a model may have, as the names of transformers' ``AutoModelFor…``."""
+
+_DEFAULT_TASKS = {"gpt2": "causal-lm"}
+"""Of the models known by name; the others are bodies, as on the published page."""
+
+_CLASSES = {
+    "LMHeadModel": "causal-lm",
+    "WhisperForConditionalGeneration": "speech-seq2seq",
+    "ForConditionalGeneration": "seq2seq-lm",
+    "T5EncoderModel": "text-encoding",
+}
+"""Tasks of classes that are not named by them, by how their names end."""
 
 Allocator = Literal["default", "glibc-keep", "thp", "tcmalloc", "jemalloc"]
 """What serves malloc, and how it is set up (`allocators`)."""
@@ -62,12 +89,20 @@ def _known_optimization(name: str, info: ValidationInfo) -> str:
     return name
 
 
+def _known_task(name: str) -> str:
+    if name not in (known := ("auto", "none", *TASKS)):
+        raise ValueError(f"unknown task {name!r}: {nearest(name, known)}")
+    return name
+
+
 def model_name(name: str) -> str:
-    """Return a known name, or a folder or hub id: with a slash, so that no name looks like it."""
+    """Return a known name, a function of one's own, or a folder or hub id, which have a slash."""
     if name in MODELS:
         return name
     if not name.isprintable() or not slug(name):
         raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
+    if is_own(name):
+        return os.path.normpath(name)
     if _is_model(name):
         folder = str(Path(name))  # "a/.." stays: a may be a link
         return folder if "/" in folder else f"./{folder}"
@@ -83,12 +118,44 @@ def _is_model(folder: str) -> bool:
 
 def slug(model: str) -> str:
     """A model's name as part of a file's: the last part of a folder or hub id."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(model).name).strip("._-")
+    return re.sub(r"(\.py(?=:))?[^A-Za-z0-9_.-]+", "_", Path(model).name).strip("._-")
+
+
+def model_title(model: str, task: str = "none") -> str:
+    """``GPT-2, causal LM``; of a folder or hub id its last part, of a body no task."""
+    title, head = _TITLES.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
+    return title if task == "none" else f"{title}, {head}"
+
+
+def resolved_task(model: str, task: str) -> str:
+    """What ``auto`` means: of a hub id that was never downloaded it stays ``auto``.
+
+    Raises `RequestError` where the model's own task is not among `TASKS`.
+    """
+    if task != "auto" or model in MODELS or is_own(model):
+        return _DEFAULT_TASKS.get(model, "none") if task == "auto" else task
+    if not (folder := folder_of(model)):
+        return "auto"
+    names = None
+    with suppress(OSError, ValueError, AttributeError):  # who builds it says what is wrong
+        names = json.loads((folder / "config.json").read_bytes()).get("architectures")
+    if names and not task_of(names[0]):
+        raise RequestError(f"task: {names[0]!r} has none of {', '.join(TASKS)}: say one, or 'none'")
+    return task_of(names[0]) if names else "none"
+
+
+def task_of(name: str) -> str:
+    """``masked-lm`` of the class ``BertForMaskedLM``, ``none`` of a body; else empty."""
+    ends = _CLASSES | {f"For{task.replace('-', '')}": task for task in TASKS}
+    tasks = (task for end, task in ends.items() if name.lower().endswith(end.lower()))
+    return next(tasks, "" if "For" in name else "none")
 
 
 def require_model(model: str) -> None:
     """Raise `RequestError` where `model` is a folder that holds no model."""
-    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
+    if is_own(model) and not own_files(model):
+        raise RequestError(f"model: there is no {model.rpartition(':')[0]} to take {model!r} from")
+    is_hub_id = is_own(model) or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
     if model in MODELS or is_hub_id or _is_model(model):
         return
     raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
@@ -143,6 +210,7 @@ _INPUT = "input"
 
 PositiveInt = Annotated[int, BeforeValidator(_whole)]
 ModelName = Annotated[str, AfterValidator(model_name)]
+TaskName = Annotated[str, AfterValidator(_known_task)]
 OptimizationName = Annotated[str, AfterValidator(_known_optimization), Field(pattern=NAME)]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
@@ -192,7 +260,8 @@ class Axis:
 class Config(StrictModel):
     """One thing to measure: `batch_size` items of `seq_len` tokens, or of `image_size`² pixels.
 
-    `model` is a name in `MODELS`, a folder or a hub id that transformers can load.
+    `model` is a name in `MODELS`, a folder or a hub id that transformers can load, or a function
+    of one's own, ``file.py:function`` or ``package.module:function``. `task` is its head.
     `weights` is ``random`` (seeded by `seed`), ``pretrained`` (the model's own on the hub), or
     a hub id or local folder; only safetensors files are ever read.
     """
@@ -210,6 +279,7 @@ class Config(StrictModel):
         Field(ge=32, le=4096),
         Axis("Image size", several="image_sizes", suffix="px", label="{} pixels", kind="images"),
     ] = DEFAULT_IMAGE_SIZE
+    task: Annotated[TaskName, Axis("Task")] = "none"
     batch_size: Annotated[
         BatchSize, Axis("Batch size", several="batch_sizes", splits=False, label="batch {}")
     ] = 1
@@ -228,8 +298,11 @@ class Config(StrictModel):
     @model_validator(mode="after")
     def _one_kind_of_size(self) -> Self:
         """A size that a model does not know would measure the same thing twice."""
-        kind = "images" if self.model in TAKES_IMAGES else "text"
-        for name, axis in AXES.items() if self.model in MODELS else ():
+        own = is_own(self.model)
+        if own and (self.task, self.weights) != ("none", "random"):
+            raise ValueError(f"{self.model} is what it makes: leave task and weights out")
+        kind = "images" if self.model in TAKES_IMAGES else "its own inputs" if own else "text"
+        for name, axis in AXES.items() if own or self.model in MODELS else ():
             if axis.kind not in (None, kind) and getattr(self, name) != DEFAULTS[name]:
                 raise ValueError(f"{name}: {self.model} takes {kind}: leave {name} out")
         if self.seq_len > (longest := LONGEST.get(self.model, self.seq_len)):
@@ -242,8 +315,8 @@ class Config(StrictModel):
         return _id(self)
 
     def __str__(self) -> str:
-        title = MODELS.get(self.model, slug(self.model))
-        others = [name for name in AXES if AXES[name].kind is None and name != "batch_size"]
+        title, unsaid = model_title(self.model, self.task), ("batch_size", "task")
+        others = [n for n, axis in AXES.items() if axis.kind is None and n not in unsaid]
         how = self.label(others, always=("optimization", "smt"))
         return f"{title}, batch {self.batch_size} of {self.item}, {how}"
 
@@ -262,6 +335,8 @@ class Config(StrictModel):
     @property
     def item(self) -> str:
         """An item of the batch: ``16 tokens``."""
+        if is_own(self.model):
+            return "its own inputs"
         if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
             return f"{self.image_size} × {self.image_size} pixels"
         return f"{self.seq_len} tokens"
@@ -366,8 +441,11 @@ class Trial(StrictModel):
         for name in values:
             if name not in known:
                 raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
-        config = Config.from_input({k: v for k, v in values.items() if k in Config.model_fields})
+        given = {k: v for k, v in values.items() if k in Config.model_fields}
+        config = Config.from_input(given)
         require_model(config.model)
+        task = resolved_task(config.model, str(values.get("task", "auto")))
+        config = Config.from_input({**given, "task": task})
         rule = _Threads.from_input({"threads": values.get("threads", "auto")}).threads
         return cls.from_input(
             {
@@ -408,12 +486,18 @@ class Sweep(StrictModel):
 
     model: Annotated[
         ModelName,
-        Field(description="The model: bert, distilbert, gpt2, resnet50, a folder or a hub id."),
+        Field(
+            description="The model: bert, distilbert, gpt2, resnet50, a folder, a hub id, or "
+            "file.py:function."
+        ),
     ] = "bert"
     weights: Annotated[
         Weights, Field(description="Its weights: random, pretrained, a hub id or a folder.")
     ] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    task: Annotated[TaskName, Field(description="Its head: auto, none, or such as masked-lm.")] = (
+        "auto"
+    )
     batch_sizes: Annotated[
         Several[BatchSize], Field(description="How many items a pass has, such as 1,8,64.")
     ] = PAGE_BATCH_SIZES
@@ -478,6 +562,7 @@ class Sweep(StrictModel):
     def configs(self, machine: Machine) -> Iterator[Config]:
         """Every config, smaller batches first; `RequestError` where SMT is asked for in vain."""
         fixed = self.model_dump(include={"model", "weights", "seed", "placement"})
+        fixed["task"] = resolved_task(self.model, self.task)
         values = {name: getattr(self, axis.several) for name, axis in AXES.items() if axis.several}
         values["batch_size"] = sorted(self.batch_sizes)
         values["smt"] = machine.smt_values(self.smt)

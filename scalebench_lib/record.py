@@ -16,7 +16,7 @@ import platform
 import re
 import runpy
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,6 +38,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.operators import OperatorTimes
 from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 from scalebench_lib.protocol import EndedBy
+from scalebench_lib.sources import folder_of, is_own, own_files
 from scalebench_lib.text import format_number, pluralize
 
 _log = logging.getLogger("scalebench")
@@ -118,31 +119,27 @@ def model_files(config: Config | Sweep) -> str | None:
     None where there is none, as of a known name with random weights, and where they are not here,
     as of a hub id that was never downloaded.
     """
-    sources = [(config.model, "config.json")] * (config.model not in MODELS)
-    if config.weights != "random":
-        own = config.weights == "pretrained"
-        sources.append((config.model if own else config.weights, "*.safetensors*"))
-    files = [path for name, pattern in sources for path in _files_of(name, pattern)]
+    if is_own(config.model):
+        files = own_files(config.model)
+    else:
+        files = [path for name, pattern in _files_read(config) for path in _files_of(name, pattern)]
     if not files:
         return None
     checksums = [f"{path.name} {_checksum(path)}" for path in files]
     return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:12]
 
 
-def _files_of(source: str, pattern: str) -> list[Path]:
-    """Return the files of a folder, or of a hub id in the hub's cache."""
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache  # only where it is asked for
+def _files_read(config: Config | Sweep) -> Iterator[tuple[str, str]]:
+    if config.model not in MODELS:
+        yield config.model, "config.json"
+    if config.weights != "random":
+        own = config.weights == "pretrained"
+        yield config.model if own else config.weights, "*.safetensors*"
 
-        try:
-            found = try_to_load_from_cache(source, "config.json")
-        except ValueError:  # no hub id
-            return []
-        if not isinstance(found, str):
-            return []
-        folder = Path(found).parent
-    return sorted(folder.glob(pattern))
+
+def _files_of(source: str, pattern: str) -> list[Path]:
+    folder = folder_of(source)
+    return sorted(folder.glob(pattern)) if folder else []
 
 
 def _checksum(path: Path) -> int:

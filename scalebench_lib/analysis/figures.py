@@ -32,7 +32,6 @@ from scalebench_lib.analysis.tables import (
     config_label,
     measured_only,
     missing_lines,
-    model_title,
     only_value,
     over_eager,
     over_one_thread,
@@ -52,7 +51,7 @@ from scalebench_lib.charts import (
     style_of,
     title_of,
 )
-from scalebench_lib.config import AXES, DEFAULTS, Config, axis_label
+from scalebench_lib.config import AXES, DEFAULTS, Config, axis_label, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import BETWEEN, SHARES
 from scalebench_lib.results import EAGER, Results
@@ -480,13 +479,13 @@ def _chart(
 
 
 def _model(rows: pd.DataFrame) -> str:
-    return model_title(only_value(rows, "model"))
+    return model_title(only_value(rows, "model"), only_value(rows, "task"))
 
 
 def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
     """Return the fields of a chart that say where it is from, with what, and what is missing."""
     config = {name: only_value(rows, name) for name, axis in AXES.items() if axis.splits}
-    others = [n for n, axis in AXES.items() if n in config and axis.kind is None]
+    others = [n for n, axis in AXES.items() if n in config and axis.kind is None and n != "task"]
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
     setting = [
         rows["item"].iloc[0],  # an imported file may not tell

@@ -50,14 +50,13 @@ from scalebench_lib.analysis.tables import (
     by_values,
     missing_lines,
     model_line,
-    model_title,
     over_eager,
     shown_optimizations,
     values_of,
     varying_context,
 )
 from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, Part, title_of
-from scalebench_lib.config import AXES, DEFAULTS, slug
+from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
@@ -115,7 +114,7 @@ class FigureSpec:
     @property
     def alt(self) -> str:
         """Its alternative text."""
-        return " ".join([model_title(self.context["model"]), *self.words])
+        return " ".join([model_title(self.context["model"], self.context["task"]), *self.words])
 
     @property
     def short(self) -> str:
@@ -319,7 +318,7 @@ def _context(
     """Return what the templates tell of the sweep and its figures."""
     table = results.table
     return {
-        "title": ", ".join(model_title(model) for model in sorted(table["model"].unique())),
+        "title": ", ".join(model_title(*names) for names, _ in by_values(table, ["model", "task"])),
         "about": _about(results),
         "results": results,
         "answers": answers(results, price_per_hour),
@@ -353,7 +352,11 @@ def _about(results: Results) -> str:
     table = results.table.sort_values(["model", "seq_len", "image_size"])
     weights = sorted({f"{record.config.weights} weights" for record in results.records})
     return ", ".join(
-        [*map(model_line, table["model"].unique()), *filter(None, table["item"].unique()), *weights]
+        [
+            *(model_line(*names) for names, _ in by_values(table, ["model", "task"])),
+            *filter(None, table["item"].unique()),
+            *weights,
+        ]
     )
 
 

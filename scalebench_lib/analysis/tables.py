@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.charts import title_of
-from scalebench_lib.config import AXES, DEFAULTS, MODELS, slug
+from scalebench_lib.config import AXES, DEFAULTS, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.results import EAGER
@@ -110,9 +110,6 @@ def pairing_label(hows: Iterable[str]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
-_PUBLISHED = {"inception": "Inception"}
-"""Titles of models that only published files have."""
-
 _MODEL_SIZES = {
     "bert": "BERT-base, 110 M parameters",
     "distilbert": "DistilBERT, 66 M parameters",
@@ -121,14 +118,10 @@ _MODEL_SIZES = {
 }
 
 
-def model_line(model: str) -> str:
-    """Return ``BERT-base, 110 M parameters`` of a known model, of others the title."""
-    return _MODEL_SIZES.get(model, model_title(model))
-
-
-def model_title(model: str) -> str:
-    """Return ``BERT`` for ``bert``; of a folder or hub id, its last part."""
-    return {**MODELS, **_PUBLISHED}.get(model) or slug(model)
+def model_line(model: str, task: str) -> str:
+    """Return ``BERT-base, 110 M parameters, no head`` of a known model, of others the title."""
+    size, head = _MODEL_SIZES.get(model), "no head" if task == "none" else f"{task} head"
+    return f"{size}, {head}" if size else model_title(model, task)
 
 
 def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:

@@ -1,8 +1,10 @@
-"""The kinds of inputs of a model, `Tokens` and `Pixels`, and how a batch of each is made."""
+"""The kinds of inputs of a model: `Tokens`, and all others, and how a batch of each is made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ _SPECIAL = 1000
 class Tokens:
     """Items of `seq_len` tokens, as (batch, tokens) of int64: ids, mask and, with `types`, types.
 
-    `start` and `end` are put around every item if the model has them; `pad` fills it up.
+    `start` and `end` are put around every item if the model has them; `pad` fills it up. The model
+    itself pads to a multiple of `window`. Those of a `decoder` beside an encoder are ids alone.
     """
 
     seq_len: int
@@ -27,9 +30,13 @@ class Tokens:
     start: int | None = None
     end: int | None = None
     types: bool = False
+    window: int = 1
+    decoder: bool = False
 
     def __str__(self) -> str:
-        return f"{self.seq_len} tokens"
+        length = -(-self.seq_len // self.window) * self.window
+        padded = f", padded to {length}" * (length > self.seq_len)
+        return f"{self.seq_len} {'decoder ' * self.decoder}tokens{padded}"
 
     def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
         """Make a seeded batch. `padded` shortens each item, but the first of several, at random."""
@@ -38,7 +45,7 @@ class Tokens:
         first_word = min(_SPECIAL, self.vocabulary // 2)
         ids = torch.randint(first_word, self.vocabulary, shape, generator=random)
         lengths = torch.full((batch_size, 1), self.seq_len)
-        if padded:
+        if padded and not self.decoder:
             short = lengths[1:] if batch_size > 1 else lengths
             short.random_(2, max(3, self.seq_len), generator=random)
         mask = (torch.arange(self.seq_len) < lengths).long()
@@ -47,20 +54,37 @@ class Tokens:
         if self.end is not None:
             ids.scatter_(1, lengths - 1, self.end)
         ids = ids.where(mask.bool(), self.pad)
-        return (ids, mask, torch.zeros_like(ids)) if self.types else (ids, mask)
+        return (ids, mask, torch.zeros_like(ids))[: 1 if self.decoder else 2 + self.types]
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Square images as (batch, `channels`, `image_size`, `image_size`) of float32, normalised."""
+class Made:
+    """Items of which `item` says what one is; `make(batch_size, seed, padded)` makes a batch."""
 
-    image_size: int
-    channels: int = 3
+    item: str
+    make: Callable[[int, int, bool], Inputs]
 
     def __str__(self) -> str:
-        return f"{self.image_size} × {self.image_size} pixels"
+        return self.item
 
-    def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
-        """Make a seeded batch; images have no padding, so `padded` changes nothing."""
-        shape = (batch_size, self.channels, self.image_size, self.image_size)
-        return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)),)
+
+Kind = Tokens | Made
+
+
+def values(item: str, *shape: int) -> Made:
+    """Return items of `shape`, (batch, *shape) of float32, normalised: images, videos, audio."""
+
+    def make(batch_size: int, seed: int, padded: bool) -> Inputs:
+        random = torch.Generator().manual_seed(seed)
+        return (torch.randn((batch_size, *shape), generator=random),)
+
+    return Made(item, make)
+
+
+def joined(kinds: Sequence[Kind]) -> Kind:
+    """Return `kinds`, one behind the other, as one."""
+
+    def make(*how: Any) -> Inputs:
+        return tuple(part for kind in kinds for part in kind.make(*how))
+
+    return kinds[0] if len(kinds) == 1 else Made(" and ".join(map(str, kinds)), make)

@@ -1,4 +1,4 @@
-"""The models: each built from its published configuration, or from a folder or hub id.
+"""The models: each built from its published configuration, a folder or hub id, or by own code.
 
 Weights are drawn at random or loaded from safetensors. To add a model: enter the name that
 transformers has for it in `KNOWN`, and give it a title in `config.MODELS`.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +23,22 @@ import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.bert import BertModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
+from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import has_file
 
-from scalebench_lib.config import Config
+from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.measure.inputs import Inputs, Pixels, Tokens
+from scalebench_lib.measure import own
+from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, joined, values
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
+from scalebench_lib.record import model_files
+from scalebench_lib.sources import is_own, own_files
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -92,15 +98,28 @@ _TILE = 1_000_003
 """How many random numbers weights are tiled from; prime, so that no two rows are alike."""
 
 
+_AUDIO_S, _SAMPLES_S = 10, 16_000
+"""Seconds of an item of audio, and its samples a second."""
+
+_CODE_POINTS = 0x110000
+"""The vocabulary of models of characters."""
+
+Place = tuple[str | int, ...]
+"""Where in a model's answer a tensor is: names, and places in lists."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A module in evaluation mode that maps inputs of its kind to a tuple of tensors.
 
-    `str(model.kind)` describes an item: ``16 tokens``.
+    `str(model.kind)` describes an item: ``16 tokens``; `note` says which outputs are left out, and
+    `source` is a hash of the code of one's own that it runs.
     """
 
     module: nn.Module
-    kind: Tokens | Pixels
+    kind: Kind
+    note: str = ""
+    source: str | None = None
 
     def inputs(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
         """Make a seeded batch; `padded` gives texts lengths of their own, as real batches have."""
@@ -108,26 +127,48 @@ class Model:
 
 
 class Plain(nn.Module):
-    """A transformers model with positional inputs and plain tensors out, as tracing needs."""
+    """A model with positional inputs and plain tensors out, as tracing needs.
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    It is called with the `names` of its arguments, if any; `outputs` are the places of the tensors
+    in its answer.
+    """
+
+    outputs: tuple[Place, ...] = ()
+
+    def __init__(self, model: Callable[..., Any], names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.names = names
 
+    def answer(self, *inputs: Tensor) -> Any:
+        """Return whatever the model returns."""
+        named = dict(zip(self.names, inputs, strict=True)) if self.names else {}
+        return self.model(**named) if named else self.model(*inputs)
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the last hidden state (batch, tokens, hidden), and the pooled output if any."""
-        output = self.model(**dict(zip(self.names, inputs, strict=True)))
-        pooled = getattr(output, "pooler_output", None)
-        return (output.last_hidden_state,) if pooled is None else (output.last_hidden_state, pooled)
+        """Return the tensors: of BERT (batch, tokens, hidden), and the pooled output."""
+        answer = self.answer(*inputs)
+        return tuple(_part(answer, place) for place in self.outputs)
+
+
+def _part(answer: Any, place: Place) -> Any:
+    for key in place:
+        answer = getattr(answer, str(key)) if isinstance(answer, ModelOutput) else answer[key]
+    return answer
 
 
 def build(config: Config, shapes_only: bool = False) -> Model:
-    """Build the model of `config` with its weights, in evaluation mode, fp32, and run one item.
+    """Build the model of `config` with its weights, in evaluation mode, fp32, and run it.
 
-    With `shapes_only` its tensors have no values, and take no memory. Raises `MeasurementError` if
-    the model or its weights cannot be had, or do not take an item of the config's size.
+    With `shapes_only` its tensors have no values and take no memory, unless its code is one's own.
+    Raises `MeasurementError` if the model or its weights cannot be had, or do not take items of the
+    config's size.
     """
+    kind: Kind
+    if is_own(config.model):
+        with _in_one_line(f"model: {config.model!r} cannot be built", own_files(config.model)):
+            module, kind, names = own.load(config)
+        return _run(config, Plain(module, names).requires_grad_(False).eval(), kind, "cpu")
     known = KNOWN.get(config.model)
     architecture = _architecture(config, known)
     with _in_one_line(f"model: {config.model!r} cannot be built"):
@@ -135,15 +176,14 @@ def build(config: Config, shapes_only: bool = False) -> Model:
         kind, names = _kind(config, architecture, model_class)
         weights = _weights(config, known, model_class, architecture, shapes_only)
     # Nothing is trained: what counts operations would look for gradients that there are not.
-    model = Model(Plain(weights.requires_grad_(False), names).eval(), kind)
-    _require_positions(config, model)
-    _run_once(config, model, "meta" if shapes_only else "cpu")
-    return model
+    plain = Plain(weights.requires_grad_(False), names).eval()
+    _require_positions(config, plain)
+    return _run(config, plain, kind, "meta" if shapes_only else "cpu")
 
 
 def digest(model: Model) -> str:
     """Return 12 hex digits that change with the model's structure or any of its weights."""
-    found = hashlib.sha256(f"{model.module} {_settings(model)}".encode())
+    found = hashlib.sha256(f"{model.module} {_settings(model)} {model.source}".encode())
     for name, part in model.module.state_dict().items():
         weights = part.detach().contiguous().flatten().view(torch.uint8).numpy()
         # By far the fastest that the standard library has; SHA-256 would take twice as long.
@@ -215,42 +255,81 @@ def _require_hub(what: str, source: str) -> None:
 
 
 def _model_class(config: Config, architecture: Any) -> Any:
-    found = MODEL_MAPPING.get(type(architecture), None)
-    if found is None or architecture.is_encoder_decoder:
+    """What transformers has for the config's task: the class that a folder names, if it does."""
+    named = (getattr(architecture, "architectures", None) or [None])[0]
+    task = resolved_task(config.model, config.task)
+    if task == "auto":
+        task = task_of(named) if named else "none"
+    found = _classes(architecture, task)
+    if named and task_of(named) == task:
+        found = {name: one for name, one in found.items() if name == named}
+    if not found:
+        has = ", ".join(one for one in ("none", *TASKS) if _classes(architecture, one))
         raise MeasurementError(
-            f"model: {config.model!r} is {architecture.model_type!r}, which is no encoder, "
-            "decoder or vision model that transformers builds alone"
+            f"task: {config.model!r} is {named or architecture.model_type!r}, which transformers "
+            f"does not build for task {task!r}; of its kind there are: {has or 'none'}"
         )
-    return found[0] if isinstance(found, tuple) else found
+    return next(iter(found.values()))
 
 
-def _kind(
-    config: Config, architecture: Any, model_class: Any
-) -> tuple[Tokens | Pixels, tuple[str, ...]]:
+def _classes(architecture: Any, task: str) -> dict[str, Any]:
+    """The classes that transformers has for `task`, by name."""
+    wanted = f"automodelfor{task}".replace("-", "")
+    auto = next((one for name, one in vars(modeling_auto).items() if name.lower() == wanted), None)
+    found = (auto._model_mapping if auto else MODEL_MAPPING).get(type(architecture), ())
+    return {one.__name__: one for one in (found if isinstance(found, tuple) else (found,))}
+
+
+def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tuple[str, ...]]:
     """The kind of inputs, and the names of the arguments that take them."""
-    arguments = set(inspect.signature(model_class.forward).parameters)
-    if {"input_ids", "attention_mask"} <= arguments and "pixel_values" not in arguments:
-        _require_default(config, "image_size", "text")
-        kind = _tokens(config, architecture, "token_type_ids" in arguments)
-        return kind, ("input_ids", "attention_mask", "token_type_ids")[: 2 + kind.types]
-    if "pixel_values" in arguments and "input_ids" not in arguments:
-        _require_default(config, "seq_len", "images")
-        channels = getattr(architecture, "num_channels", 3)
-        return Pixels(config.image_size, channels), ("pixel_values",)
-    raise MeasurementError(
-        f"model: {config.model!r} takes neither text nor images alone, but "
-        f"{model_class.main_input_name}"
-    )
+    takes = inspect.signature(model_class.forward).parameters.keys()
+    found: dict[str, Kind | None] = {}
+    if {"input_ids", "attention_mask"} <= takes:
+        tokens = _tokens(config, architecture.get_text_config(), "token_type_ids" in takes)
+        found |= {"input_ids": tokens, "attention_mask": None}
+        found |= {"token_type_ids": None} if tokens.types else {}
+    if "pixel_values" in takes:
+        found["pixel_values"] = _pixels(
+            config, getattr(architecture, "vision_config", architecture)
+        )
+    if "input_values" in takes:
+        found["input_values"] = values(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_S)
+    if "input_features" in takes and hasattr(architecture, "max_source_positions"):
+        frames = 2 * architecture.max_source_positions  # of 10 ms
+        item = f"{frames / 100:g} s of audio"
+        found["input_features"] = values(item, architecture.num_mel_bins, frames)
+    if "decoder_input_ids" in takes:
+        start = getattr(architecture, "decoder_start_token_id", None)
+        words = architecture.vocab_size
+        found["decoder_input_ids"] = Tokens(config.seq_len, words, start=start, decoder=True)
+    _require_taken(config, found, model_class.main_input_name)
+    return joined([kind for kind in found.values() if kind]), tuple(found)
 
 
-def _require_default(config: Config, size: str, taken: str) -> None:
-    """A size that means nothing to a model is not an axis to measure it along."""
-    if getattr(config, size) != Config.model_fields[size].default:
-        raise MeasurementError(f"{size}: {config.model!r} takes {taken}: leave {size} out")
+def _pixels(size: int, architecture: Any) -> Kind:
+    frames = getattr(architecture, "num_frames", None)
+    shape = getattr(architecture, "num_channels", 3), size, size
+    item = f"{size} × {size} pixels"
+    return values(f"{frames} frames of {item}", frames, *shape) if frames else values(item, *shape)
+
+
+def _require_taken(config: Config, names: Iterable[str], main: str) -> None:
+    """Raise `MeasurementError` where `main` cannot be made, or a size means nothing to a model."""
+    if main not in names:
+        raise MeasurementError(
+            f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
+        )
+    for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
+        given = getattr(config, size) != Config.model_fields[size].default
+        if given and not any(one.endswith(name) for one in names):
+            taken = " and ".join(names)
+            raise MeasurementError(f"{size}: {config.model!r} takes {taken}: leave {size} out")
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
     vocabulary: int | None = getattr(architecture, "vocab_size", None)
+    if hasattr(architecture, "num_hash_buckets"):
+        vocabulary = _CODE_POINTS
     if vocabulary is None:
         raise MeasurementError(
             f"model: {config.model!r} is {architecture.model_type!r}, which has no vocabulary to "
@@ -262,6 +341,7 @@ def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
         return value if isinstance(value, int) and value in range(vocabulary) else None
 
     uncased = vocabulary == _UNCASED_VOCABULARY
+    windows = getattr(architecture, "attention_window", 1)
     return Tokens(
         seq_len=config.seq_len,
         vocabulary=vocabulary,
@@ -269,6 +349,7 @@ def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
         start=_CLS if uncased else special("bos"),
         end=_SEP if uncased else special("eos"),
         types=takes_types and getattr(architecture, "type_vocab_size", 0) > 0,
+        window=max(windows) if isinstance(windows, list | tuple) else windows,
     )
 
 
@@ -369,32 +450,67 @@ def _require_safetensors(source: str) -> None:
         _cached_first(there, "weights", source)
 
 
-def _require_positions(config: Config, model: Model) -> None:
+def _require_positions(config: Config, plain: Plain) -> None:
     """Raise `MeasurementError` if the model has fewer positions than the config's tokens."""
-    for name, layer in model.module.named_modules():
+    for name, layer in plain.named_modules():
         if isinstance(layer, nn.Embedding) and name.endswith(_POSITIONS):
             # Positions of RoBERTa's kind begin behind the padding id, of OPT's at an offset.
             behind = 0 if layer.padding_idx is None else layer.padding_idx + 1
             longest = layer.num_embeddings - int(getattr(layer, "offset", behind))
-            if isinstance(model.kind, Tokens) and config.seq_len > longest:
+            takes_text = "input_ids" in plain.names or "decoder" in name
+            if takes_text and config.seq_len > longest:
                 raise MeasurementError(
                     f"seq_len: {config.seq_len} tokens are more than the {longest} that this "
                     "model takes"
                 )
 
 
-def _run_once(config: Config, model: Model, device: str) -> None:
-    """Run one item: some models take items of one size alone, and only they know which."""
-    inputs = (part.to(device) for part in model.inputs(1, config.seed))
-    what = "image_size" if isinstance(model.kind, Pixels) else "seq_len"
+def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
+    """Run one item, and two: some models take items of one size alone, and only they know which.
+
+    Return the model, with the outputs of which every item has its own.
+    """
+    batches = ([part.to(device) for part in kind.make(n, config.seed, False)] for n in (1, 2))
+    sizes = {"input_ids": "seq_len", "pixel_values": "image_size"}
+    size = sizes.get(" ".join(plain.names[:1]), "model")
+    files = own_files(config.model) if is_own(config.model) else []
+    drawn = config.weights == "random" and device == "cpu" and not files
+    left_out = ""
     # Many models look at values, which "meta" has not, and end with a RuntimeError there.
     with (
-        _in_one_line(f"{what}: {config.model!r} takes no {model.kind}"),
+        _in_one_line(f"{size}: {config.model!r} takes no {kind}", files),
         suppress(RuntimeError) if device == "meta" else nullcontext(),
         torch.inference_mode(),
-        _scaled(model.module) if config.weights == "random" and device == "cpu" else nullcontext(),
+        _scaled(plain) if drawn else nullcontext(),
     ):
-        model.module(*inputs)
+        one, two = (dict(_parts(plain.answer(*batch), bool(files))) for batch in batches)
+        plain.outputs, left_out = _outputs(one, two)
+        if not plain.outputs:
+            raise MeasurementError(f"model: {config.model!r} returns no floats; {left_out}")
+    return Model(plain, kind, left_out, model_files(config) if files else None)
+
+
+def _parts(answer: Any, deep: bool, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """All that an answer holds, and where; without `deep` the tensors at its top alone."""
+    parts = dict(enumerate(answer)) if isinstance(answer, list | tuple) else answer
+    if isinstance(parts, Mapping) and (deep or not place):
+        for key, part in parts.items():
+            yield from _parts(part, deep, (*place, key))
+    elif isinstance(answer, Tensor) or (deep and answer is not None):
+        yield place, answer
+
+
+def _outputs(one: dict[Place, Any], two: dict[Place, Any]) -> tuple[tuple[Place, ...], str]:
+    """Where the floats are of which each item has its own, and a note on what else there is."""
+    left_out = {}
+    for place, part in one.items():
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            left_out[place] = str(getattr(part, "dtype", type(part).__name__))
+        elif not part.dim() or two[place].shape != (2, *part.shape[1:]):
+            left_out[place] = "not of single items"
+    named = (f"{'.'.join(map(str, place))} ({why})" for place, why in left_out.items())
+    note = f"left out of the outputs: {', '.join(named)}" if left_out else ""
+    return tuple(place for place in one if place not in left_out), note
 
 
 @contextmanager
@@ -424,15 +540,21 @@ def _scaled(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever libraries raise over a strange model into a `MeasurementError`."""
+def _in_one_line(what: str, files: Sequence[Path] = ()) -> Iterator[None]:
+    """Turn whatever libraries raise over a strange model into a `MeasurementError`.
+
+    It says the last line of `files` that was on the way to the error.
+    """
     try:
         yield
     except MeasurementError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if error_reason(type(error).__name__, str(error)).startswith(OUT_OF_MEMORY):
             raise
         name, line = type(error).__name__, first_line(error)
         said = line if " " in line or line == name else f"{name}: {line}"
-        raise MeasurementError(f"{what}: {said}") from None
+        ours = {str(path.absolute()) for path in files}
+        calls = [c for c in traceback.extract_tb(error.__traceback__) if c.filename in ours]
+        where = [f" ({Path(call.filename).name}, line {call.lineno})" for call in calls[-1:]]
+        raise MeasurementError("".join([f"{what}: {said}", *where])) from None

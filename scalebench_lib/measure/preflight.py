@@ -7,6 +7,7 @@ cannot be measured, or null.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 
@@ -17,6 +18,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import models
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.processes import die_with_parent
+from scalebench_lib.sources import is_own
 
 MOST_BYTES = 2 * 2**30
 """Weights of more than that are not loaded: only shapes are looked at."""
@@ -41,6 +43,10 @@ def _require_measurable(config: Config, verify: bool) -> None:
     if sum(part.nbytes for part in shapes.module.parameters()) > MOST_BYTES:
         return
     model = models.build(config)
+    if is_own(config.model) and models.digest(model) != models.digest(shapes):
+        raise MeasurementError(
+            f"model: {config.model!r} is another each time that it is made: seed its weights"
+        )
     if verify:
         Verifier(model, model.inputs(1, config.seed), seed=config.seed).check(model.module)
 
@@ -48,4 +54,7 @@ def _require_measurable(config: Config, verify: bool) -> None:
 if __name__ == "__main__":
     die_with_parent()
     torch.set_num_threads(1)  # so little is fast enough, and waits for nobody
-    print(json.dumps(reason_against(map(Config.model_validate, json.load(sys.stdin)))))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # people's own code may print
+    found = reason_against(map(Config.model_validate, json.load(sys.stdin)))
+    print(json.dumps(found), file=answers)

@@ -152,7 +152,7 @@ def _set_up(
     )
     if trial.thorough:  # later trials would find the same
         peaks = _peaks(executor, optimization.precision)
-        found |= {"flops": verifier.flops, "peak_gflops": peaks}
+        found |= {"flops": verifier.flops or None, "peak_gflops": peaks}
     target, lookups = Target(model, batches[0], config), LOOKUPS.copy()
     optimize_s, optimized = _timed(
         lambda: executor.load(lambda: optimization.apply(target), batches)

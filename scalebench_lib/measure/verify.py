@@ -18,10 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalebench_lib.errors import MeasurementError, reason
-from scalebench_lib.measure.inputs import Inputs, Tokens
+from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
 from scalebench_lib.measure.optimizations.base import Outputs, Runner
+from scalebench_lib.measure.purity import first_different, require_function
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
@@ -76,10 +77,12 @@ class Verifier:
         self._measured = _Expected(model, inputs, self.items)
         self._padded = _Expected(model, self.padded, padded_items)
         self.eager_db: float | None = None
-        self.note = None
+        notes = [model.note]
         if thorough:
+            require_function(model.module, self._padded.inputs)
             self._require_repeatable(model.module)
-            self.note = self._use_float64(model.module)
+            notes.append(self._use_float64(model.module))
+        self.note = "; ".join(filter(None, notes)) or None
 
     def check(self, runner: Runner, outputs: Outputs | None = None) -> Verification:
         """Compare `runner` on both batches; `outputs` are its answer to `inputs`, if known.
@@ -125,10 +128,11 @@ class Verifier:
         """Raise `MeasurementError` where eager draws lots: outputs would be compared with these."""
         if self._padded.sqnr_db(module(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
             raise MeasurementError(
-                "the model answers the same input differently: cannot be verified"
+                "the model answers the same input differently: cannot be verified; it draws at "
+                f"random, or keeps state, in {first_different(module, self._padded.inputs)}"
             )
 
-    def _use_float64(self, module: nn.Module) -> str | None:
+    def _use_float64(self, module: nn.Module) -> str:
         """Take float64 as the reference; return why not, if it cannot be had."""
         need = 3 * 8 * max((p.numel() for p in module.parameters()), default=0)
         available = psutil.virtual_memory().available
@@ -138,15 +142,15 @@ class Verifier:
         try:
             with Float64():
                 both[0].reference, both[1].reference = (module(*one.inputs) for one in both)
-        except RuntimeError as error:  # a kernel that knows no float64
-            return f"float64 does not run: {reason(str(error))}"
+        except Exception as error:  # a kernel, or people's own code, that knows no float64
+            return f"float64 does not run: {first_line(error)}"
         self.eager_db = min(one.sqnr_db(one.eager) for one in both)
         if self.eager_db < EAGER_DB:
             raise MeasurementError(
                 f"eager fp32 itself has SQNR {self.eager_db:.0f} dB against fp64, less than "
                 f"{EAGER_DB:.0f}: cannot be verified"
             )
-        return None
+        return ""
 
     def _check_form(self, got: Outputs, batch_size: int) -> None:
         """Shapes, types, and that all values are finite: of the whole batch."""
@@ -186,8 +190,9 @@ class _Expected:
     def __init__(self, model: Model, batch: Inputs, items: int) -> None:
         self.items = spread(len(batch[0]), items)
         self.inputs = tuple(part[self.items] for part in batch)
-        has_padding = isinstance(model.kind, Tokens)
-        self.mask = self.inputs[1].bool() if has_padding else None  # (items, tokens)
+        named = dict(zip(getattr(model.module, "names", ()), self.inputs, strict=False))
+        mask = named.get("attention_mask")
+        self.mask = None if mask is None else mask.bool()  # (items, tokens)
         self.eager: Outputs = model.module(*self.inputs)
         self.reference = self.eager
 

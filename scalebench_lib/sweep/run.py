@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
-from scalebench_lib.config import SPEC, Config, Sweep, Trial
+from scalebench_lib.config import SPEC, Config, Sweep, Trial, resolved_task
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import DamagedError, set_aside, unfinished, write_atomically
 from scalebench_lib.machine import Machine
@@ -26,6 +26,7 @@ from scalebench_lib.record import (
     require_one_machine,
 )
 from scalebench_lib.results import FILE as IMPORTED
+from scalebench_lib.sources import is_own
 from scalebench_lib.sweep.block import Process
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
@@ -202,8 +203,10 @@ class SweepRun:
             )
 
     def _require_model(self, found: Record, path: Path) -> None:
-        before = next((one.model_files for one in self.records if one.model_files), None)
-        if before and found.model_files not in (before, None):
+        # Weights of one's own code are in no file that is known.
+        field = "model_hash" if is_own(self.sweep.model) else "model_files"
+        before = next((getattr(one, field) for one in self.records if getattr(one, field)), None)
+        if before and getattr(found, field) not in (before, None):
             set_aside(path, f"{path.name} is of another model")
             raise ScalebenchError(
                 f"stopped: the files of {self.sweep.model!r}, or of its weights, have changed, and "
@@ -275,8 +278,9 @@ def _differing(
     record: Record, sweep: Sweep, machine: Machine, software: Software, files: str | None
 ) -> Iterator[str]:
     """Return the conditions of `record` that a trial of `sweep` would not have here and now."""
-    for name in ("model", "weights", "seed", "placement"):
-        theirs, mine = getattr(record.config, name), getattr(sweep, name)
+    asked = {"task": resolved_task(sweep.model, sweep.task)}
+    for name in ("model", "task", "weights", "seed", "placement"):
+        theirs, mine = getattr(record.config, name), asked.get(name, getattr(sweep, name))
         if theirs != mine:
             yield f"{name} {theirs!r} against {mine!r}"
     others = {

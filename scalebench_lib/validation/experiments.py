@@ -52,6 +52,7 @@ class Validation:
             raise RequestError(f"unknown model {model!r}: {nearest(model, TEXT_MODELS)}")
         given = {"model": model, "batch_sizes": tuple(batch_sizes), "max_seconds": max_seconds}
         in_full = {"optimizations": KNOWN, "smt": "off", "rounds": 1, "target_ci": _NEVER}
+        in_full["task"] = "none"
         self.sweep = Sweep.from_input({**given, **in_full})
         new = (OUTPUTS / f"validation-{number}" for number in count(1))
         self.out = Path(out) if out else next(path for path in new if not path.exists())

@@ -1,0 +1,54 @@
+"""Where a model comes from: a folder, the hub's cache, or a function of one's own."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from importlib.util import find_spec
+from modulefinder import ModuleFinder
+from pathlib import Path
+from typing import Any
+
+_OWN = re.compile(r"(.+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
+
+
+def is_own(model: str) -> bool:
+    """Return whether `model` is ``file.py:function`` or ``package.module:function``."""
+    return _OWN.fullmatch(model) is not None
+
+
+def own_files(model: str) -> list[Path]:
+    """Return the Python files of a function of one's own: none where it is not there.
+
+    They are its file and what that imports from its folder; of a module, those of its package.
+    """
+    source = Path(model.rpartition(":")[0])
+    if source.suffix == ".py":
+        return _with_imported(source) if source.is_file() else []
+    spec = find_spec(source.name.partition(".")[0])
+    if spec and spec.submodule_search_locations:
+        return sorted(
+            p for place in spec.submodule_search_locations for p in Path(place).rglob("*.py")
+        )
+    return [Path(spec.origin)] if spec and spec.origin else []
+
+
+def _with_imported(source: Path) -> list[Path]:
+    finder = ModuleFinder([str(source.parent)])
+    with suppress(SyntaxError, ValueError):  # whoever imports it says where
+        finder.run_script(str(source))  # which reads it, and runs nothing
+    modules: list[dict[str, Any]] = [vars(module) for module in finder.modules.values()]
+    return sorted({source, *(Path(one["__file__"]) for one in modules if one["__file__"])})
+
+
+def folder_of(source: str) -> Path | None:
+    """Return the folder `source`, or that of a hub id in the hub's cache; None if not here."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache  # only where it is asked for
+
+    try:
+        found = try_to_load_from_cache(source, "config.json")
+    except ValueError:  # no hub id
+        return None
+    return Path(found).parent if isinstance(found, str) else None
