@@ -56,10 +56,15 @@ def preload(allocator: Allocator, environment: Mapping[str, str] = os.environ) -
 
     Other libraries that are preloaded there stay. Raises `RequestError` as `library`.
     """
-    others = environment.get("LD_PRELOAD", "").replace(":", " ").split()
-    allocators = tuple(f"lib{name}" for name in LIBRARIES)
-    kept = [path for path in others if not Path(path).name.startswith(allocators)]
+    kept = without_allocators(environment.get("LD_PRELOAD", ""))
     return {"LD_PRELOAD": ":".join([*filter(None, [library(allocator)]), *kept])}
+
+
+def without_allocators(preloaded: str) -> list[str]:
+    """Return the libraries in the value of ``LD_PRELOAD`` that are no allocators."""
+    names = tuple(f"lib{name}" for name in LIBRARIES)
+    libraries = preloaded.replace(":", " ").split()
+    return [path for path in libraries if not Path(path).name.startswith(names)]
 
 
 def require_loaded(allocator: Allocator) -> None:

@@ -494,7 +494,7 @@ class Sweep(StrictModel):
     def load(cls, path: Path) -> Sweep:
         """Read a YAML file whose keys are the fields of `Sweep`; `RequestError` if it is wrong."""
         try:
-            values = yaml.load(path.read_text(encoding="utf-8"), _AsWritten)  # noqa: S506 - text
+            values = _AsWritten(path.read_text(encoding="utf-8")).get_single_data()
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {path}: {error}") from None
         except (yaml.YAMLError, RecursionError) as error:

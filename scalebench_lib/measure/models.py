@@ -338,7 +338,9 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
         )
     own = tuple(f"{name}." for name, _ in model.named_children())
     wrong = {
-        "lacks {} of the model's": {name for name in report["missing_keys"] if "pooler" not in name},
+        "lacks {} of the model's": {
+            name for name in report["missing_keys"] if "pooler" not in name
+        },
         "has {} of other shapes than the model's": {name for name, *_ in report["mismatched_keys"]},
         "has {} that the model has no place for": {
             found
