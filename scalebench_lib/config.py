@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -92,7 +92,9 @@ def model_name(name: str) -> str:
 
 
 def _is_model(folder: str) -> bool:
-    return os.path.isfile(os.path.join(folder, "config.json"))  # noqa: PTH - no error if too long
+    with suppress(OSError):  # too long a name
+        return Path(folder, "config.json").is_file()
+    return False
 
 
 def slug(model: str) -> str:
@@ -399,7 +401,7 @@ class _Threads(StrictModel):
 
 
 class _AsWritten(yaml.BaseLoader):
-    """Takes each value for its text, as the command does: ``010`` is ten, and no key counts twice."""
+    """Takes values for their text, as the command does: ``010`` is ten. No key counts twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [str(key.value) for key, _ in node.value]
