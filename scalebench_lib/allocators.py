@@ -87,9 +87,7 @@ def variables(allocator: Allocator, environment: Mapping[str, str] = os.environ)
 
     Other libraries and tunables that are named there stay. Raises `RequestError` as `library`.
     """
-    others = environment.get("LD_PRELOAD", "").replace(":", " ").split()
-    allocators = tuple(f"lib{name}" for name in LIBRARIES)
-    kept = [path for path in others if not Path(path).name.startswith(allocators)]
+    kept = without_allocators(environment.get("LD_PRELOAD", ""))
     preloaded = ":".join([*filter(None, [library(allocator)]), *kept])
     settings = dict(SETTINGS.get(allocator, {}))
     if (tunables := "GLIBC_TUNABLES") in settings and environment.get(tunables):
@@ -101,6 +99,13 @@ def portable_variables(allocator: str) -> dict[str, str]:
     """Return the variables for a command to be run anywhere: libraries by their names alone."""
     preloaded = {"LD_PRELOAD": LIBRARIES[allocator][0]} if allocator in LIBRARIES else {}
     return {**preloaded, **SETTINGS.get(allocator, {})}
+
+
+def without_allocators(preloaded: str) -> list[str]:
+    """Return the libraries in the value of ``LD_PRELOAD`` that are no allocators."""
+    names = tuple(f"lib{name}" for name in LIBRARIES)
+    libraries = preloaded.replace(":", " ").split()
+    return [path for path in libraries if not Path(path).name.startswith(names)]
 
 
 def require_loaded(allocator: Allocator) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -112,8 +111,9 @@ def model_name(name: str) -> str:
 
 
 def _is_model(folder: str) -> bool:
-    # pathlib's own raises an error where the name is too long.
-    return os.path.isfile(os.path.join(folder, "config.json"))  # noqa: PTH113, PTH118
+    with suppress(OSError):  # too long a name
+        return Path(folder, "config.json").is_file()
+    return False
 
 
 def slug(model: str) -> str:
@@ -585,7 +585,7 @@ class Sweep(StrictModel):
     def load(cls, path: Path) -> Sweep:
         """Read a YAML file whose keys are the fields of `Sweep`; `RequestError` if it is wrong."""
         try:
-            values = yaml.load(path.read_text(encoding="utf-8"), _AsWritten)  # noqa: S506 - text
+            values = _AsWritten(path.read_text(encoding="utf-8")).get_single_data()
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {path}: {error}") from None
         except (yaml.YAMLError, RecursionError) as error:

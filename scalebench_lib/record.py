@@ -30,7 +30,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
-from scalebench_lib.allocators import LIBRARIES, SETTINGS
+from scalebench_lib.allocators import LIBRARIES, SETTINGS, without_allocators
 from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line, plain
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
@@ -202,18 +202,18 @@ class Software(StrictModel):
         How an `allocator` is loaded does not count: every trial asks which one it has. Nor does an
         engine that one of them lacks: nothing was measured with it there.
         """
-        settings = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
-        loading = ("LD_PRELOAD", *settings)
+        loading = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
         mine, theirs = (each._deciding(without=loading) for each in (self, other))
         engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)
         for name in sorted(mine | theirs):
             lacking = name in engines and not (name in mine and name in theirs)
             if mine.get(name) != theirs.get(name) and not lacking:
-                return f"{name} {mine.get(name)} against {theirs.get(name)}"
+                return f"{name} {mine.get(name) or None} against {theirs.get(name) or None}"
         return None
 
     def _deciding(self, without: tuple[str, ...]) -> dict[str, str]:
         found = {"python": self.python, **self.versions, **self.environment}
+        found["LD_PRELOAD"] = ":".join(without_allocators(found.get("LD_PRELOAD", "")))
         return {name: value for name, value in found.items() if not name.startswith(without)}
 
 

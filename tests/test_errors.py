@@ -47,3 +47,4 @@ def test_the_line_that_says_why_is_told(message: str, why: str) -> None:
 def test_no_control_characters_are_left() -> None:
     """Colours would be written into tables and pages."""
     assert plain("\x1b[0;93ma\x1b[m\x07b\r\nc\x00\x9b") == "ab\n\nc"
+    assert plain("a\u202eb\u2028c\u200fd\u2069") == "abcd"

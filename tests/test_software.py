@@ -149,6 +149,9 @@ def test_an_engine_of_another_version_is_other_software_where_both_have_it() -> 
 
 def test_how_an_allocator_is_loaded_does_not_count() -> None:
     """Every trial asks which one it has."""
+    intel = software(LD_PRELOAD="libtcmalloc.so.4:libiomp5.so")
+    assert intel.differs_from(software()) == "LD_PRELOAD libiomp5.so against None"
+    assert intel.differs_from(software(LD_PRELOAD="libiomp5.so")) is None
     one = software(LD_PRELOAD="libtcmalloc.so.4", MALLOC_ARENA_MAX="1")
     assert one.differs_from(software(), "tcmalloc") is None
     assert one.differs_from(software()) == "MALLOC_ARENA_MAX 1 against None"

@@ -422,7 +422,7 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
         "lacks {} of the model's": {
             name for name in report["missing_keys"] if "pooler" not in name
         },
-        "has {} of other shapes than the model's": {name for name, *_ in report["mismatched_keys"]},
+        "has {} of other shapes than the model's": {one for one, *_ in report["mismatched_keys"]},
         "has {} that the model has no place for": {
             found
             for name in report["unexpected_keys"]
