@@ -245,6 +245,9 @@ def plan(
     verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
     max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
     price_per_hour: PriceOption = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for what runs the plan.")
+    ] = None,
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
@@ -268,6 +271,11 @@ def plan(
         console.say(*lines, "")
     if price_per_hour is not None:
         console.say(*telling.costs(decision, price_per_hour), "")
+    if export:
+        from scalebench_lib.measure.optimizations import engine_files
+        from scalebench_lib.plan.export import export as write
+
+        console.say(f"exported: {write(decision, export, engine_files)}")
     console.say(f"plan: {telling.save(decision)}")
 
 

@@ -154,7 +154,7 @@ def _ms(value: float) -> str:
 
 def _short(ratio: Ratio) -> str:
     interval = f" ({ratio.low:.2f} … {ratio.high:.2f})" if ratio.low > 0 else ""
-    return f"{ratio.value:.2f}×{interval}{', too noisy' if _is_noisy(ratio) else ''}"
+    return f"{ratio.value:.2f}×{interval}"
 
 
 def _is_noisy(ratio: Ratio) -> bool:
@@ -168,8 +168,13 @@ def commands(decision: Decision) -> Iterator[str]:
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
         yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
+    yield from made_up_cpus(decision)
+
+
+def made_up_cpus(decision: Decision) -> Iterator[str]:
+    """Yield that CPU numbers are made up, where they are."""
     if not decision.context.record:
-        yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
+        yield "the CPU numbers are made up: an import does not tell which CPUs its machine has"
 
 
 def _description(one: Instance) -> str:

@@ -9,7 +9,11 @@ left out: what torch has is on its way out.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+from scalebench_lib.config import Config
+from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure import models
 from scalebench_lib.measure.optimizations import native, onnx_runtime, openvino
 from scalebench_lib.measure.optimizations.base import Optimization, OptimizedModel, Target
 
@@ -26,11 +30,26 @@ REGISTRY = {
     "script": Optimization(native.script),
     "compile": Optimization(torch_compile, any_batch=False),
     "bf16": Optimization(native.bf16, "bf16"),
-    "onnxruntime": Optimization(onnx_runtime.fp32),
-    "onnxruntime-int8": Optimization(onnx_runtime.int8, "int8"),
-    "openvino": Optimization(partial(openvino.engine, precision="fp32"), any_batch=False),
+    "onnxruntime": Optimization(onnx_runtime.fp32, files=onnx_runtime.exported),
+    "onnxruntime-int8": Optimization(
+        onnx_runtime.int8, "int8", files=lambda target: onnx_runtime.quantized(target)[0]
+    ),
+    "openvino": Optimization(
+        partial(openvino.engine, precision="fp32"), any_batch=False, files=openvino.converted
+    ),
     "openvino-bf16": Optimization(
-        partial(openvino.engine, precision="bf16"), "bf16", any_batch=False
+        partial(openvino.engine, precision="bf16"),
+        "bf16",
+        any_batch=False,
+        files=openvino.converted,
     ),
 }
 """Optimizations by name."""
+
+
+def engine_files(config: Config) -> Path:
+    """Return the folder of the files that the engine of `config` reads, made if need be."""
+    model, files = models.build(config), REGISTRY[config.optimization].files
+    if files is None:
+        raise MeasurementError(f"optimization {config.optimization!r} has no files")
+    return files(Target(model, model.inputs(config.batch_size, config.seed), config))

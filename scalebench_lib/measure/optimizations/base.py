@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
@@ -66,12 +67,14 @@ def by_torch(run: Runner) -> OptimizedModel:
 class Optimization:
     """How to `apply` it, and the `precision` that decides how exact it must be.
 
-    Without `any_batch` its runners take batches of the measured size alone.
+    Without `any_batch` its runners take batches of the measured size alone. `files` returns the
+    folder of the files that its engine reads, if there are any.
     """
 
     apply: Callable[[Target], OptimizedModel]
     precision: Precision = "fp32"
     any_batch: bool = True
+    files: Callable[[Target], Path] | None = None
 
 
 @cache

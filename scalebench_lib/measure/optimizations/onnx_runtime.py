@@ -34,14 +34,12 @@ _MODEL = "model.onnx"
 
 def fp32(target: Target) -> OptimizedModel:
     """ONNX Runtime, computing in fp32."""
-    return _engine(_runtime(), _exported(target), {})
+    return _engine(_runtime(), exported(target), {})
 
 
 def int8(target: Target) -> OptimizedModel:
     """ONNX Runtime with dynamic quantization, of matrix products alone."""
-    runtime = _runtime()
-    key = cache_key(target, "onnx-int8", "onnx", "onnxruntime", "onnxscript")
-    folder, metadata = export(key, lambda draft: _quantize(_exported(target), draft))
+    runtime, (folder, metadata) = _runtime(), quantized(target)
     share = float(metadata["quantized_flops"])
     if share < ENOUGH_QUANTIZED:
         raise MeasurementError(
@@ -58,7 +56,14 @@ def _runtime() -> Any:
     return runtime
 
 
-def _exported(target: Target) -> Path:
+def quantized(target: Target) -> tuple[Path, Metadata]:
+    """Return the folder of the model in int8, and what share of its FLOPs that is."""
+    key = cache_key(target, "onnx-int8", "onnx", "onnxruntime", "onnxscript")
+    return export(key, lambda draft: _quantize(exported(target), draft))
+
+
+def exported(target: Target) -> Path:
+    """Return the folder of the model in fp32."""
     import_extra("onnxruntime", "onnx", "onnxscript")
     key = cache_key(target, "onnx", "onnx", "onnxscript")
     folder, _ = export(key, partial(_export, target))
