@@ -191,7 +191,7 @@ def report(
     from scalebench_lib.analysis.page import write_page
 
     results = Results.load(out, any_machine)
-    page = write_page(out, results, math.nan if price_per_hour is None else price_per_hour)
+    page = write_page(out, results, price_per_hour)
     for answer in answers(results):
         console.say(*answer.lines)
     console.say(f"page: {page}")

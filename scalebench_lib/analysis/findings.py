@@ -77,15 +77,15 @@ class Answer:
         return [f"{begin}{line}" for line in (*self.facts, " ".join(advice))]
 
 
-def answers(results: Results, price_per_hour: float = math.nan) -> list[Answer]:
+def answers(results: Results, price: float | None = None) -> list[Answer]:
     """Return what each context of a sweep comes to, of those where anything was measured.
 
-    With a price there is what a million requests cost where one copy is as busy as may be.
+    At a `price` per hour there is what a million requests cost, one copy being busy but `MARGIN`.
     """
     table = as_optimizations(results.table)
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
-    table = table.assign(cost=price_per_hour / 3600 / usable * 1e6)
+    table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
     return [
         _answer(results, context_label(table, context), measured_only(part))
         for context, part in by_context(table)

@@ -12,8 +12,8 @@ from scalebench_lib.config import Config, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Decision
-from scalebench_lib.plan.placement import PlacedInstance, ranges
-from scalebench_lib.plan.report import made_up_cpus, sentences
+from scalebench_lib.plan.placement import ranges
+from scalebench_lib.plan.report import sentences
 
 _RUN = """\
 #!/bin/sh
@@ -33,15 +33,12 @@ _README = """\
 
 {found}
 
-`./run.sh COMMAND` runs COMMAND as each instance, in the environment of the measurement.{triton}
-
-Measured on {machine}: {software}.
+Measured on {machine}: {software}. `./run.sh COMMAND` runs COMMAND as each instance.{triton}
 """
 
-_TRITON = """
-
-`taskset -c {cpus} tritonserver --model-repository=triton` serves them all in one process, which
-keeps none to CPUs of its own. That was not measured, nor was it with dynamic batching."""
+_TRITON = """ `taskset -c {cpus}
+tritonserver --model-repository=triton` serves them all in one process, which keeps none to CPUs of
+its own. That was not measured, nor was it with dynamic batching."""
 
 _CONFIG = """\
 name: "{name}"
@@ -58,7 +55,7 @@ _PARAMETERS = {
 """What Triton's backends call the settings of the measurement."""
 
 
-def export(decision: Decision, folder: Path, files_of: Callable[[Config], Path]) -> Path:
+def export(decision: Decision, folder: Path, files_of: Callable[[Config], Path | None]) -> Path:
     """Write the best plan into the new `folder`, and return it.
 
     `files_of` returns the folder of an engine's model. Raises `RequestError` if `folder` is there.
@@ -71,30 +68,28 @@ def export(decision: Decision, folder: Path, files_of: Callable[[Config], Path])
     for one, count in Counter(decision.best.instances).items():
         if record and one.optimization.partition("-")[0] in _PARAMETERS:
             config = record.config.model_copy(update={name: getattr(one, name) for name in names})
-            _write_model(config, one.threads, count, folder / "triton", files_of(config))
+            if files := files_of(config):
+                _write_model(config, one.threads, count, folder / "triton", files)
     variables = record.software.environment if record else {}
     kept = {name: value for name, value in variables.items() if name != "OMP_NUM_THREADS"}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in kept.items()]
-    lines += [_line(number, one) for number, one in enumerate(placed, 1)]
+    for number, at in enumerate(placed, 1):
+        own = {**at.environment, "INSTANCE": number, "BATCH_SIZE": at.instance.batch_size}
+        settings = " ".join(f"{name}={value}" for name, value in own.items())
+        lines.append(f'{settings} {at.taskset} "$@" & pids="$pids $!"')
     write_atomically(folder / "run.sh", _RUN.format(summary=summary, lines="\n".join(lines)))
     (folder / "run.sh").chmod(0o755)
     cpus = ranges([cpu for one in placed for cpu in one.cpus])
     versions = record.software.versions if record else {"software": "not known"}
     readme = _README.format(
         summary=summary,
-        found="\n".join(f"- {line}" for line in (*sentences(decision), *made_up_cpus(decision))),
-        triton=_TRITON.format(cpus=cpus) if (folder / "triton").exists() else "",
-        machine=decision.context.machine.title,
+        found="\n".join(f"- {line}" for line in sentences(decision)),
+        machine=decision.context.machine.title + "; its CPU numbers are made up" * (not record),
         software=", ".join(f"{name} {version}" for name, version in versions.items()),
+        triton=_TRITON.format(cpus=cpus) if (folder / "triton").exists() else "",
     )
     write_atomically(folder / "README.md", readme)
     return folder
-
-
-def _line(number: int, one: PlacedInstance) -> str:
-    own = {**one.environment, "INSTANCE": number, "BATCH_SIZE": one.instance.batch_size}
-    settings = " ".join(f"{name}={value}" for name, value in own.items())
-    return f'{settings} {one.taskset} "$@" & pids="$pids $!"'
 
 
 def _write_model(config: Config, threads: int, count: int, triton: Path, files: Path) -> None:

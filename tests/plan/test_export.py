@@ -147,7 +147,7 @@ def test_what_an_engine_computes_is_a_triton_repository(
     assert [(one.count, KINDS[one.kind]) for one in config.instance_group] == [(2, "KIND_CPU")]
     assert {one.key: one.value.string_value for one in config.parameters} == parameters
     assert {path.name for path in (model / "1").iterdir()} == {"model.onnx", "model.onnx.data"}
-    assert "taskset -c 0-1 tritonserver" in (folder / "README.md").read_text()
+    assert "taskset -c 0-1\ntritonserver" in (folder / "README.md").read_text()
 
 
 def test_an_import_is_exported_for_what_it_is_and_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_an_import_is_exported_for_what_it_is_and_nothing_is_overwritten(tmp_pat
     import_published([tmp_path / "a.csv"], tmp_path / "out", "there")
     decision = ask(tmp_path / "out", batch_size=8)
     readme = (export(decision, tmp_path / "plan", nothing) / "README.md").read_text()
-    assert "the CPU numbers are made up" in readme
+    assert "its CPU numbers are made up" in readme
     assert "software not known" in readme
     with pytest.raises(RequestError, match="is already there: choose a new folder"):
         export(decision, tmp_path / "plan", nothing)

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import models
 from scalebench_lib.measure.optimizations import native, onnx_runtime, openvino
 from scalebench_lib.measure.optimizations.base import Optimization, OptimizedModel, Target
@@ -30,26 +29,18 @@ REGISTRY = {
     "script": Optimization(native.script),
     "compile": Optimization(torch_compile, any_batch=False),
     "bf16": Optimization(native.bf16, "bf16"),
-    "onnxruntime": Optimization(onnx_runtime.fp32, files=onnx_runtime.exported),
-    "onnxruntime-int8": Optimization(
-        onnx_runtime.int8, "int8", files=lambda target: onnx_runtime.quantized(target)[0]
-    ),
-    "openvino": Optimization(
-        partial(openvino.engine, precision="fp32"), any_batch=False, files=openvino.converted
-    ),
+    "onnxruntime": Optimization(onnx_runtime.fp32),
+    "onnxruntime-int8": Optimization(onnx_runtime.int8, "int8"),
+    "openvino": Optimization(partial(openvino.engine, precision="fp32"), any_batch=False),
     "openvino-bf16": Optimization(
-        partial(openvino.engine, precision="bf16"),
-        "bf16",
-        any_batch=False,
-        files=openvino.converted,
+        partial(openvino.engine, precision="bf16"), "bf16", any_batch=False
     ),
 }
 """Optimizations by name."""
 
 
-def engine_files(config: Config) -> Path:
-    """Return the folder of the files that the engine of `config` reads, made if need be."""
-    model, files = models.build(config), REGISTRY[config.optimization].files
-    if files is None:
-        raise MeasurementError(f"optimization {config.optimization!r} has no files")
-    return files(Target(model, model.inputs(config.batch_size, config.seed), config))
+def engine_files(config: Config) -> Path | None:
+    """Return the folder of the files that the engine of `config` reads, if there are any."""
+    model = models.build(config)
+    target = Target(model, model.inputs(config.batch_size, config.seed), config)
+    return REGISTRY[config.optimization].apply(target).files

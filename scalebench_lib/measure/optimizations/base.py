@@ -47,7 +47,8 @@ class OptimizedModel:
     `own_threads` the engine has a pool of its own; if it also `pins_itself`, it binds its threads,
     in each pass, to the CPUs that the caller was allowed when the runner was made. With
     `per_thread_count` runners are costly, and made before the turns. `guarded` is entered around
-    the turns; it raises `MeasurementError` if something else was timed than was prepared.
+    the turns; it raises `MeasurementError` if something else was timed than was prepared. `files`
+    is the folder of what the engine reads.
     """
 
     runner: Callable[[int], Runner]
@@ -56,6 +57,7 @@ class OptimizedModel:
     per_thread_count: bool = False
     pins_itself: bool = False
     guarded: Callable[[], AbstractContextManager[None]] = nullcontext
+    files: Path | None = None
 
 
 def by_torch(run: Runner) -> OptimizedModel:
@@ -67,14 +69,12 @@ def by_torch(run: Runner) -> OptimizedModel:
 class Optimization:
     """How to `apply` it, and the `precision` that decides how exact it must be.
 
-    Without `any_batch` its runners take batches of the measured size alone. `files` returns the
-    folder of the files that its engine reads, if there are any.
+    Without `any_batch` its runners take batches of the measured size alone.
     """
 
     apply: Callable[[Target], OptimizedModel]
     precision: Precision = "fp32"
     any_batch: bool = True
-    files: Callable[[Target], Path] | None = None
 
 
 @cache

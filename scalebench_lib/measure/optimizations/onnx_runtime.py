@@ -34,12 +34,14 @@ _MODEL = "model.onnx"
 
 def fp32(target: Target) -> OptimizedModel:
     """ONNX Runtime, computing in fp32."""
-    return _engine(_runtime(), exported(target), {})
+    return _engine(_runtime(), _exported(target), {})
 
 
 def int8(target: Target) -> OptimizedModel:
     """ONNX Runtime with dynamic quantization, of matrix products alone."""
-    runtime, (folder, metadata) = _runtime(), quantized(target)
+    runtime = _runtime()
+    key = cache_key(target, "onnx-int8", "onnx", "onnxruntime", "onnxscript")
+    folder, metadata = export(key, lambda draft: _quantize(_exported(target), draft))
     share = float(metadata["quantized_flops"])
     if share < ENOUGH_QUANTIZED:
         raise MeasurementError(
@@ -56,14 +58,7 @@ def _runtime() -> Any:
     return runtime
 
 
-def quantized(target: Target) -> tuple[Path, Metadata]:
-    """Return the folder of the model in int8, and what share of its FLOPs that is."""
-    key = cache_key(target, "onnx-int8", "onnx", "onnxruntime", "onnxscript")
-    return export(key, lambda draft: _quantize(exported(target), draft))
-
-
-def exported(target: Target) -> Path:
-    """Return the folder of the model in fp32."""
+def _exported(target: Target) -> Path:
     import_extra("onnxruntime", "onnx", "onnxscript")
     key = cache_key(target, "onnx", "onnx", "onnxscript")
     folder, _ = export(key, partial(_export, target))
@@ -137,6 +132,7 @@ def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
         {**engine, **metadata},
         own_threads=True,
         per_thread_count=True,
+        files=folder,
     )
 
 

@@ -42,19 +42,15 @@ def engine(target: Target, precision: Precision) -> OptimizedModel:
             "optimization 'openvino-bf16' does not apply: this CPU has no bfloat16 arithmetic, "
             "and OpenVINO would compute in fp32, or emulate it"
         )
+    folder, _ = export(cache_key(target, "openvino", "openvino"), partial(_convert, ov, target))
     return OptimizedModel(
-        partial(_open, core, converted(target) / _MODEL, target.inputs, precision),
+        partial(_open, core, folder / _MODEL, target.inputs, precision),
         {"name": "openvino", "version": ov.get_version()},
         own_threads=True,
         per_thread_count=True,
         pins_itself=True,
+        files=folder,
     )
-
-
-def converted(target: Target) -> Path:
-    """Return the folder of the model."""
-    ov = import_extra("openvino", "openvino")
-    return export(cache_key(target, "openvino", "openvino"), partial(_convert, ov, target))[0]
 
 
 def _convert(ov: Any, target: Target, draft: Path) -> Metadata:
