@@ -242,7 +242,7 @@ def report(
     from scalebench_lib.analysis.page import write_page
 
     results = Results.load(out, any_machine)
-    page = write_page(out, results, math.nan if price_per_hour is None else price_per_hour)
+    page = write_page(out, results, price_per_hour)
     for answer in answers(results):
         console.say(*answer.lines)
     link = page.absolute().as_uri()
@@ -315,6 +315,9 @@ def plan(
         float, typer.Option(help="With --verify: how many seconds each plan is run.")
     ] = 10.0,
     price_per_hour: PriceOption = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for what runs the plan.")
+    ] = None,
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
@@ -337,6 +340,11 @@ def plan(
     console.print(*telling.commands(decision), "", sep="\n", soft_wrap=True)  # to be copied
     if price_per_hour is not None:
         console.say(*telling.costs(decision, price_per_hour), "")
+    if export:
+        from scalebench_lib.measure.optimizations import engine_files
+        from scalebench_lib.plan.export import export as write
+
+        console.say(f"exported: {write(decision, export, engine_files)}")
     console.say(f"plan: {telling.save(decision)}")
 
 

@@ -114,18 +114,12 @@ _Trials = Sequence[tuple[Record, Point]]
 _Group = tuple[Config, str | None]
 
 
-class Together(StrictModel, extra="allow"):
-    """A published run of `instances` alike at once: the mean of the slowest in ms, and its axes."""
-
-    instances: int
-    latency_ms: float
-
-
 class Imported(StrictModel):
     """The source of an imported sweep: the published `file`, and `notes` on it.
 
     `machine` is what the importer called it, if anything. Each of `notes` is a sentence;
-    `points` is how many rows there are, `together` the runs of several instances.
+    `points` is how many rows there are, `together` the runs of several ``instances`` at once, with
+    the mean of the slowest, ``latency_ms``.
     """
 
     file: str
@@ -134,7 +128,7 @@ class Imported(StrictModel):
     machine: str | None
     points: int
     notes: tuple[str, ...]
-    together: tuple[Together, ...] = ()
+    together: tuple[dict[str, Any], ...] = ()
 
     @property
     def source(self) -> str:

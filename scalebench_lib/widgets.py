@@ -21,7 +21,7 @@ def buttons(description: str, options: Sequence[Any] = ()) -> widgets.ToggleButt
     """Return a choice of one of a few, all seen at once."""
     look = _look(description, "max-content")
     look["style"]["button_width"] = "max-content"
-    look["layout"]["flex_flow"] = "row nowrap"
+    look["layout"] |= {"flex_flow": "row wrap", "max_width": "100%"}
     made = widgets.ToggleButtons(options=options, **look)
     return made.add_class("widget-inline-hbox")  # or its label stands left, others' right
 

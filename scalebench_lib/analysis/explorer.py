@@ -103,6 +103,8 @@ def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Char
     for name, value in given.items():
         rows = rows[rows[name] == value]
     context, rows = next(by_context(measured_only(rows)))
+    if not VIEWS[view].needs(rows):
+        raise RequestError(f"{VIEWS[view].title}: nothing of it is known of this sweep")
     first = {name: offered[0][1] for name, offered in options(rows).items()}
     first["optimization"] = shown_optimizations(rows)[0]
     choices = Choices(**first | {n: value for n, value in chosen.items() if n in CONTROLS})

@@ -546,6 +546,10 @@ def _compares(rows: pd.DataFrame) -> bool:
     return {EAGER} < set(rows["optimization"])
 
 
+def _has_one_thread(rows: pd.DataFrame) -> bool:
+    return bool((rows["threads"] == 1).any())
+
+
 _CONFIG = ("optimization", "smt")
 VIEWS: dict[str, View] = {
     "eager": View(
@@ -557,11 +561,7 @@ VIEWS: dict[str, View] = {
         "One optimization, by threads", ("metric", *_CONFIG), per_optimization, _extreme
     ),
     "scaling": View(
-        "Speed-up over one thread",
-        _CONFIG,
-        scaling,
-        _largest_scaling,
-        lambda rows: bool((rows["threads"] == 1).any()),
+        "Speed-up over one thread", _CONFIG, scaling, _largest_scaling, _has_one_thread
     ),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
     "peak": View(

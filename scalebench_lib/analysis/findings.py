@@ -81,16 +81,15 @@ class Answer:
         return [f"{begin}{line}" for line in (*self.facts, " ".join(advice))]
 
 
-def answers(results: Results, price_per_hour: float = math.nan) -> list[Answer]:
+def answers(results: Results, price: float | None = None) -> list[Answer]:
     """Return the answer for each context of a sweep in which anything was measured.
 
-    With a price, in any currency, it has the cost of a million requests of one copy that is as
-    busy as may be.
+    At a `price` per hour it has the cost of a million requests, of one copy busy but `MARGIN`.
     """
     table = as_optimizations(results.table)
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
-    table = table.assign(cost=price_per_hour / 3600 / usable * 1e6)
+    table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
     return [
         _answer(results, context_label(table, context), measured_only(part))
         for context, part in by_context(table)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -279,11 +278,11 @@ def _chart_or_reason(view: View, rows: pd.DataFrame, choices: Choices, source: s
         return f"{str(error)[0].upper()}{str(error)[1:]}."
 
 
-def write_page(out: Path, results: Results | None = None, price_per_hour: float = math.nan) -> Path:
+def write_page(out: Path, results: Results | None = None, price: float | None = None) -> Path:
     """Rebuild the page of the sweep in folder `out` from its `results`; return index.html.
 
     They are loaded (`Results.load`) where they are not given. Figures of an earlier page that no
-    longer belong are removed. With `price_per_hour` it has what a million requests cost.
+    longer belong are removed. At a `price` per hour it says what a million requests cost.
     """
     results = results or Results.load(out)
     write_atomically(out / CSV, results.csv.to_csv(index=False))
@@ -295,9 +294,8 @@ def write_page(out: Path, results: Results | None = None, price_per_hour: float 
     for name, chart in drawn.items():
         if isinstance(chart, Chart):
             write_atomically(figures / name, draw(chart).png())
-    context = _context(results, specs, over, price_per_hour) | _live(
-        results.table, contexts, charts
-    )
+    context = _context(results, specs, over) | _live(results.table, contexts, charts)
+    context |= {"answers": answers(results, price), "price": price, "margin": MARGIN}
     context["files"] = {
         folder: sorted(path.name for path in (out / folder).glob("*.*"))
         for folder in ("records", "notebooks")
@@ -312,18 +310,13 @@ def write_page(out: Path, results: Results | None = None, price_per_hour: float 
     return out / "index.html"
 
 
-def _context(
-    results: Results, specs: list[FigureSpec], over: list[FigureSpec], price_per_hour: float
-) -> dict[str, Any]:
+def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) -> dict[str, Any]:
     """Return what the templates tell of the sweep and its figures."""
     table = results.table
     return {
         "title": ", ".join(model_title(*names) for names, _ in by_values(table, ["model", "task"])),
         "about": _about(results),
         "results": results,
-        "answers": answers(results, price_per_hour),
-        "price": price_per_hour if math.isfinite(price_per_hour) else None,
-        "margin": MARGIN,
         "observations": observations(results),
         "missing": missing_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),

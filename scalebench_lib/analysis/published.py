@@ -20,25 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scalebench_lib.config import DEFAULTS
 from scalebench_lib.errors import RequestError, one_line
 from scalebench_lib.files import write_atomically
-from scalebench_lib.results import (
-    COLUMNS,
-    CSV,
-    FILE,
-    Imported,
-    PublishedPoint,
-    Results,
-    Row,
-    Together,
-)
+from scalebench_lib.results import COLUMNS, CSV, FILE, Imported, PublishedPoint, Results, Row
 
 _OPTIMIZATIONS = {"eager": "none"}
 """Published names of optimizations that have another name here; all others are kept."""
 
 _MODELS = {"resnet": "resnet50"}
-"""Published names of models that have another name here."""
-
-_RENAMED = {"threads": "intraop_threads"}
-"""Columns of the older layout."""
+_COLUMNS = {"threads": "intraop_threads"}
+"""Published names of models, and of columns of the older layout, that have another name here."""
 
 _TOKENS = {"bert": 16}
 """The files do not say how long their items are; of these models it is known."""
@@ -149,18 +138,19 @@ def _require_new(out: Path) -> None:
         raise RequestError(f"{there} cannot be written: choose another place for the import")
 
 
-def read_published(
-    files: Sequence[Path], machine: str | None = None
-) -> tuple[Imported, Sequence[Row]]:
+def read_published(files: Sequence[Path], machine: str | None) -> tuple[Imported, Sequence[Row]]:
     """Return what there is to know of the published `files`, and the rows of their table.
 
     Raises `RequestError`, naming the line, where one is damaged or not such a file.
     """
-    data = [_read(path) for path in files]
-    parts = list(map(_rows, files, data))
+    parts = list(map(_rows, files))
     runs = [run for path, (_, rows) in zip(files, parts, strict=True) for run in _runs(path, rows)]
     alone = [run[0] for run in runs if len(run) == 1]
-    together = tuple(_together(run) for run in runs if len(run) > 1)
+    together = [
+        {**run[0].point, "instances": len(run), "latency_ms": max(row.mean for row in run)}
+        for run in runs
+        if len(run) > 1
+    ]
     file = ", ".join(path.name for path in files)
     if not alone:
         raise RequestError(
@@ -168,34 +158,30 @@ def read_published(
             "alone: give a file of single ones with it; nothing was imported"
         )
     table = _table(alone, machine or files[0].stem, file)
-    notes = [note for header, rows in parts for note in _notes_of_file(header, rows)]
+    notes = [note for part in parts for note in _notes(*part, table, len(together))]
     source = Imported(
         file=file,
-        sha256=", ".join(hashlib.sha256(each).hexdigest() for each in data),
+        sha256=", ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files),
         imported=datetime.now(UTC),
         machine=machine,
         points=len(table),
-        together=together,
-        notes=(*dict.fromkeys(notes), *_notes(table, len(together))),
+        together=tuple(together),
+        notes=tuple(dict.fromkeys(notes)),
     )
     return source, table.to_dict("records")
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _rows(path: Path, data: bytes) -> tuple[list[str], list[_Row]]:
+def _rows(path: Path) -> tuple[list[str], list[_Row]]:
     """The names of the columns, and the rows."""
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RequestError(f"{path} is not a text file: give a published latency CSV") from None
     try:
-        header = [_RENAMED.get(name.strip(), name.strip()) for name in next(reader, [])]
+        header = [_COLUMNS.get(name.strip(), name.strip()) for name in next(reader, [])]
         _require_columns(header)
         rows = [_row(header, cells) for cells in reader if cells]
         if not rows:
@@ -253,18 +239,12 @@ def _runs(path: Path, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         for start, end in pairwise(sorted({0, *starts, len(each)})):
             run = each[start:end]
             if [row.instance_id for row in run] != list(range(first, first + len(run))):
+                where = f"batch {run[0].batch_size} on {run[0].intraop_threads} threads"
                 raise RequestError(
-                    f"{path.name}: at batch {run[0].batch_size} on {run[0].intraop_threads} threads"
-                    f" instance_id {run[0].instance_id} ran beside copies that are not alike, or "
-                    "are not there: give a file of one instance"
+                    f"{path.name}: instance_id {run[0].instance_id} at {where} ran beside copies "
+                    "that are not alike: give a file of one instance; nothing was imported"
                 )
             yield run
-
-
-def _together(run: list[_Row]) -> Together:
-    """Return a run of several copies; the slowest is their latency."""
-    slowest = max(row.mean for row in run)
-    return Together(instances=len(run), latency_ms=slowest, **run[0].point)
 
 
 def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
@@ -288,10 +268,12 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
     return table.assign(config_id=ids)
 
 
-def _notes_of_file(header: list[str], rows: list[_Row]) -> list[str]:
-    """Reservations about a file, a sentence each."""
+def _notes(header: list[str], rows: list[_Row], table: pd.DataFrame, together: int) -> list[str]:
+    """Reservations about a file and all its points, a sentence each."""
     swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
     unknown = [name for name in header if name not in {*_FIELDS, "throughput"}]
+    several = int((table["trials"] > 1).sum())
+    script = (table["model"] == "bert") & (table["optimization"] == "script")
     older = {name: value for name, value in _OLDER.items() if name not in header}
     notes = {
         f"The file does not tell of {', '.join(older)}: taken as "
@@ -307,18 +289,8 @@ def _notes_of_file(header: list[str], rows: list[_Row]) -> list[str]:
         "The column flops was left out: files differ in what it means.": any(
             row.flops for row in rows
         ),
-    }
-    return [note for note, holds in notes.items() if holds]
-
-
-def _notes(table: pd.DataFrame, together: int) -> list[str]:
-    """What to know of the points, a sentence each."""
-    several = int((table["trials"] > 1).sum())
-    script = (table["model"] == "bert") & (table["optimization"] == "script")
-    notes = {
         f"Points whose means are those of several runs, averaged: {several}.": several,
-        f"Runs of several copies at once, from which plans take how much copies slow each other: "
-        f"{together}.": together,
+        f"Runs of several copies at once, whose slow-down plans learn: {together}.": together,
         f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core.": table["smt"].any(),
         "The published harness timed with autograd on, which costs time.": True,
         "What is published as script for BERT was never TorchScript: it ran eagerly.": script.any(),

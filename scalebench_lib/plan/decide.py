@@ -188,10 +188,7 @@ class Context:
         return next((p for p in plans if len(p.instances) == 1 and p.cores == self.cores), None)
 
     def thin(self, batch_size: int) -> Plan | None:
-        """Return an instance of one thread on every core, batches as even as can be.
-
-        None if one of these batches is not known on one thread, or a core would have no item.
-        """
+        """Return one thread on every core, batches as even as can be; None if not all are known."""
         sizes = even_split(batch_size, self.cores)
         slowest_first = sorted(self.profile.instances, key=lambda one: -one.latency_ms)
         single = {one.batch_size: one for one in slowest_first if _is_thin(one)}

@@ -25,7 +25,7 @@ def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Req
     Raises `RequestError` for an unknown parameter or a wrong value.
     """
     values = parameters(namespace)
-    asked = values.keys() - {"out", "verify", "max_seconds"}
+    asked = values.keys() - {"out", "verify", "max_seconds", "rate", "price_per_hour"}
     request = Request.of(**{name: values[name] for name in asked})
     return Context.load(out, request), request
 

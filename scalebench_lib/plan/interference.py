@@ -21,7 +21,6 @@ from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Profile, instance_of
 from scalebench_lib.record import Software
-from scalebench_lib.results import Together
 from scalebench_lib.stats import Interval, Variance
 
 FILE = "interference.json"
@@ -78,16 +77,15 @@ class Interference(StrictModel):
         return Interference(observations=tuple(latest.values()))
 
 
-def published_runs(profile: Profile, together: Iterable[Together]) -> Iterator[Plan]:
+def published_runs(profile: Profile, together: Iterable[dict[str, Any]]) -> Iterator[Plan]:
     """Yield the published runs of several instances of `profile`, as measured plans."""
     alone = {one: one for one in profile.instances}
     unknown = dict.fromkeys(("latency_ms", "latency_ms_high", "peak_memory_mb"), nan)
     for run in together:
-        axes = run.model_extra or {}
-        if all(axes.get(name, value) == value for name, value in profile.shared.items()):
-            one = instance_of({**axes, **unknown})
-            plan = Plan.of([alone.get(one, one)] * run.instances)
-            yield replace(plan, measured_ms=Interval(run.latency_ms, Variance(inf)))
+        if all(run.get(name, value) == value for name, value in profile.shared.items()):
+            one = instance_of({**run, **unknown})
+            plan = Plan.of([alone.get(one, one)] * run["instances"])
+            yield replace(plan, measured_ms=Interval(run["latency_ms"], Variance(inf)))
 
 
 def slowdown(plans: Iterable[Plan], optimizations: Iterable[str]) -> float | None:

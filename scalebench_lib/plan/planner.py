@@ -73,11 +73,6 @@ class Plan:
         return self.batch_size / self.latency_ms * 1e3
 
     @property
-    def rate(self) -> Interval:
-        """`throughput` with its 95 % interval."""
-        return Interval(self.throughput, self.interval_ms.variance)
-
-    @property
     def optimizations(self) -> set[str]:
         """The optimizations of its instances."""
         return {one.optimization for one in self.instances}

@@ -21,7 +21,7 @@ from scalebench_lib.plan.placement import PlacedInstance
 from scalebench_lib.plan.planner import Plan, even_split
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.record import Software
-from scalebench_lib.stats import Ratio
+from scalebench_lib.stats import Interval, Ratio
 from scalebench_lib.text import format_number, pluralize
 
 FILE = "plan.json"
@@ -154,11 +154,7 @@ def _ms(value: float) -> str:
 
 def _short(ratio: Ratio) -> str:
     interval = f" ({ratio.low:.2f} … {ratio.high:.2f})" if ratio.low > 0 else ""
-    return f"{ratio.value:.2f}×{interval}{', too noisy' if _is_noisy(ratio) else ''}"
-
-
-def _is_noisy(ratio: Ratio) -> bool:
-    return ratio.low > 0 and ratio.half_width >= NOISY
+    return f"{ratio.value:.2f}×{interval}"
 
 
 def commands(decision: Decision) -> Iterator[str]:
@@ -210,20 +206,17 @@ def costs(decision: Decision, price_per_hour: float, rate: float = 0.0) -> Itera
 
     `rate` is in requests/s; 0 is as many as one machine serves.
     """
-    fleets = {name: fleet(p.rate, price_per_hour, rate) for name, p in _best_plans(decision)}
-    where = f" at {rate:g} requests/s" if rate else ", as busy as may be"
-    yield f"Cost per million requests, {price_per_hour:g} an hour, {MARGIN:.0%} left unused{where}:"
-    for name, found in sorted(fleets.items(), key=lambda each: each[1].per_million):
-        machines = pluralize(found.machines, "machine")
-        yield f"  {format_number(found.per_million)} with {name}: {machines}"
-
-
-def _best_plans(decision: Decision) -> Iterator[tuple[str, Plan]]:
-    """Yield each optimization that can do what was asked for, with its best plan."""
+    fleets = []
     for name in decision.context.profile.optimizations:
         request = decision.request.model_copy(update={"optimization": name})
-        with suppress(RequestError):
-            yield name, decision.context.decide(request).best
+        with suppress(RequestError):  # not all can do what was asked for
+            best = decision.context.decide(request).best
+            highest = Interval(best.throughput, best.interval_ms.variance)
+            fleets.append((fleet(highest, price_per_hour, rate), name))
+    where = f" at {rate:g} requests/s" if rate else ""
+    yield f"Cost per million requests, {price_per_hour:g} an hour, {MARGIN:.0%} left unused{where}:"
+    for (machines, cost), name in sorted(fleets, key=lambda each: each[0][1]):
+        yield f"  {format_number(cost)} with {name}: {pluralize(machines, 'machine')}"
 
 
 def _reservations(decision: Decision) -> Iterator[str]:
@@ -239,7 +232,7 @@ def _reservations(decision: Decision) -> Iterator[str]:
 
 
 def _compared(ratio: Ratio) -> str:
-    if _is_noisy(ratio):
+    if ratio.low > 0 and ratio.half_width >= NOISY:
         again = "the machine is too noisy now: again with a larger --max-seconds"
         return f"no verdict ({again}), {_short(ratio)}, against"
     if ratio.differs or not ratio.low:

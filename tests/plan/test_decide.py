@@ -296,7 +296,7 @@ def test_requests_cost_least_with_the_optimization_that_serves_most(small: Path)
     assert "1.53 an hour, 20% left unused at 20000 requests/s" in title
     assert [line.split(" with ")[1].split(":")[0] for line in lines] == ["script", "none"]
     best = ask(small, batch_size=8, optimization="script").best
-    machines = ceil(20_000 / (0.8 * best.rate.low))
+    machines = ceil(20_000 / (0.8 * (best.throughput * best.latency_ms / best.interval_ms.high)))
     assert lines[0].endswith(f": {machines} machines")
     assert f"{machines * 1.53 / 3600 / 20_000 * 1e6:.3g}" in lines[0]
     within = ask(small, slo_ms=ask(small, batch_size=1).best.latency_ms)

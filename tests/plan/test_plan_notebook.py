@@ -37,7 +37,10 @@ def test_it_shows_the_plan_and_its_pictures(sweep: Path, tmp_path: Path) -> None
     """Each of cores, gains and the frontier has a sentence; that no plan was run yet is said."""
     out = tmp_path / "out.ipynb"
     book = papermill.execute_notebook(
-        NOTEBOOK, out, {"out": str(sweep), "batch_size": 8}, progress_bar=False
+        NOTEBOOK,
+        out,
+        {"out": str(sweep), "batch_size": 8, "rate": 900.0, "price_per_hour": 1.53},
+        progress_bar=False,
     )
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     pictures = [
@@ -47,6 +50,8 @@ def test_it_shows_the_plan_and_its_pictures(sweep: Path, tmp_path: Path) -> None
     assert "batch 8 on" in pictures[0]
     said = "".join(o["text"] for o in outputs if o["output_type"] == "stream")
     for part in ("serves batch 8", "splitting gains", "soonest:", "no plan was run yet", "taskset"):
+        assert part in said
+    for part in ("Cost per million requests, 1.53 an hour", "at 900 requests/s:", " machines"):
         assert part in said
     assert (sweep / "plan.json").exists()
 

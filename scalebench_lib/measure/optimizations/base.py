@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
@@ -55,6 +56,7 @@ class OptimizedModel:
     `per_thread_count` runners are costly, and made before the turns. `guarded` is entered around
     the turns; it raises `MeasurementError` if something else was timed than was prepared.
     `profile(threads, batch, passes)` does passes under the engine's profiler, in another session.
+    `files` is the folder of what the engine reads.
     """
 
     runner: Callable[[int], Runner]
@@ -64,6 +66,7 @@ class OptimizedModel:
     pins_itself: bool = False
     guarded: Callable[[], AbstractContextManager[None]] = nullcontext
     profile: Callable[[int, Inputs, int], Profile] | None = None
+    files: Path | None = None
 
 
 def by_torch(run: Runner) -> OptimizedModel:

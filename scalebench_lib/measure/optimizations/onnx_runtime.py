@@ -135,6 +135,7 @@ def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
         own_threads=True,
         per_thread_count=True,
         profile=partial(_profile, runtime, folder / _MODEL),
+        files=folder,
     )
 
 

@@ -75,6 +75,7 @@ def _engine(target: Target, precision: Precision) -> OptimizedModel:
         per_thread_count=True,
         pins_itself=True,
         profile=lambda threads, *rest: _profile(open_(threads, PERF_COUNT=True), *rest),
+        files=folder,
     )
 
 

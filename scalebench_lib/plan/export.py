@@ -1,0 +1,106 @@
+"""A plan handed over: ``run.sh``, a README, and a Triton repository where it serves the engine."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from scalebench_lib.config import Config, slug
+from scalebench_lib.errors import RequestError
+from scalebench_lib.files import write_atomically
+from scalebench_lib.plan.decide import Decision
+from scalebench_lib.plan.placement import ranges
+from scalebench_lib.plan.report import sentences
+
+_RUN = """\
+#!/bin/sh
+# shellcheck disable=SC2016 # values are meant as they stand
+# {summary}; README.md says what was measured.
+# Runs COMMAND as each instance, which has INSTANCE (1, 2 ...) and BATCH_SIZE in its environment.
+[ "$#" -gt 0 ] || {{ echo "usage: $0 COMMAND [ARGUMENT ...]" >&2; exit 2; }}
+trap 'for pid in $pids; do kill "$pid"; done' INT TERM
+pids="" status=0
+{lines}
+for pid in $pids; do wait "$pid" || status=$?; done
+exit "$status"
+"""
+
+_README = """\
+# {summary}
+
+{found}
+
+Measured on {machine}: {software}. `./run.sh COMMAND` runs COMMAND as each instance.{triton}
+"""
+
+_TRITON = """ `taskset -c {cpus}
+tritonserver --model-repository=triton` serves them all in one process, which keeps none to CPUs of
+its own. That was not measured, nor was it with dynamic batching."""
+
+_CONFIG = """\
+name: "{name}"
+backend: "{backend}"
+max_batch_size: {batch_size}
+instance_group [ {{ count: {count} kind: KIND_CPU }} ]
+dynamic_batching {{ preferred_batch_size: [ {batch_size} ] }}
+"""
+_PARAMETER = 'parameters {{ key: "{}" value: {{ string_value: "{}" }} }}\n'
+_PARAMETERS = {
+    "onnxruntime": {"intra_op_thread_count": "{threads}", "inter_op_thread_count": "1"},
+    "openvino": {"INFERENCE_NUM_THREADS": "{threads}", "NUM_STREAMS": "1"},
+}
+"""What Triton's backends call the settings of the measurement."""
+
+
+def export(decision: Decision, folder: Path, files_of: Callable[[Config], Path | None]) -> Path:
+    """Write the best plan into the new `folder`, and return it.
+
+    `files_of` returns the folder of an engine's model. Raises `RequestError` if `folder` is there.
+    """
+    if folder.exists():
+        raise RequestError(f"export: {folder} is already there: choose a new folder")
+    folder.mkdir(parents=True)
+    record, placed, summary = decision.context.record, decision.placed, decision.best.summary
+    names = ("optimization", "batch_size", "smt", "allocator")
+    for one, count in Counter(decision.best.instances).items():
+        if record and one.optimization.partition("-")[0] in _PARAMETERS:
+            config = record.config.model_copy(update={name: getattr(one, name) for name in names})
+            if files := files_of(config):
+                _write_model(config, one.threads, count, folder / "triton", files)
+    variables = record.software.environment if record else {}
+    kept = {name: value for name, value in variables.items() if name != "OMP_NUM_THREADS"}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in kept.items()]
+    for number, at in enumerate(placed, 1):
+        own = {**at.environment, "INSTANCE": number, "BATCH_SIZE": at.instance.batch_size}
+        settings = " ".join(f"{name}={value}" for name, value in own.items())
+        lines.append(f'{settings} {at.taskset} "$@" & pids="$pids $!"')
+    write_atomically(folder / "run.sh", _RUN.format(summary=summary, lines="\n".join(lines)))
+    (folder / "run.sh").chmod(0o755)
+    cpus = ranges([cpu for one in placed for cpu in one.cpus])
+    versions = record.software.versions if record else {"software": "not known"}
+    readme = _README.format(
+        summary=summary,
+        found="\n".join(f"- {line}" for line in sentences(decision)),
+        machine=decision.context.machine.title + "; its CPU numbers are made up" * (not record),
+        software=", ".join(f"{name} {version}" for name, version in versions.items()),
+        triton=_TRITON.format(cpus=cpus) if (folder / "triton").exists() else "",
+    )
+    write_atomically(folder / "README.md", readme)
+    return folder
+
+
+def _write_model(config: Config, threads: int, count: int, triton: Path, files: Path) -> None:
+    """Write a model of the repository; Triton reads its inputs and outputs from `files`."""
+    backend, _, precision = config.optimization.partition("-")
+    name = f"{slug(config.model)}-{config.optimization}-{threads}x{config.batch_size}"
+    ours = shutil.ignore_patterns("manifest.json")
+    shutil.copytree(files, triton / name / "1", ignore=ours)
+    text = _CONFIG.format(name=name, backend=backend, count=count, batch_size=config.batch_size)
+    parameters = _PARAMETERS[backend] | ({"HINT_BF16": "YES"} if precision == "bf16" else {})
+    text += "".join(
+        _PARAMETER.format(key, value.format(threads=threads)) for key, value in parameters.items()
+    )
+    write_atomically(triton / name / "config.pbtxt", text)
