@@ -9,8 +9,8 @@ import pytest
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
-from scalebench_lib.record import Record, Turn
 from scalebench_lib.operators import SHARES
+from scalebench_lib.record import Record, Turn
 from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, paired_ratios
 from tests import factories, simulated
 from tests.factories import (
