@@ -184,7 +184,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
         axes.barh(part.row, wide, 0.5, left, color=part.colour, edgecolor="white", label=part.label)
         every = zip(part.marks.values, left + wide / 2, part.row, wide, strict=True)
         for value, middle, row, width in every:
-            axes.text(middle, row, value * (width > LEAST_WRITTEN * axis.high), **look)
+            axes.text(middle, row, value * bool(width > LEAST_WRITTEN * axis.high), **look)
     for place, name in enumerate(chart.bars):
         axes.text(0, place - 0.28, name, fontsize=_FONT_POINTS, va="bottom")
     axes.set(ylim=(len(chart.bars) - 0.6, -1.4), yticks=())
