@@ -142,7 +142,7 @@ def test_elsewhere_than_on_linux_there_is_the_default_only(monkeypatch) -> None:
 def test_kernels_are_started_with_their_allocator(warm: bool, tmp_path: Path) -> None:
     """Forked kernels as well: from a process that was started with it."""
     look = "from scalebench_lib.allocators import require_loaded; print(require_loaded(allocator))"
-    source = notebook(tmp_path / "in.ipynb", "allocator = 0", look)
+    source = notebook(tmp_path / "in.ipynb", look)
     with Kernels(warm=warm) as kernels:
         for name in ("glibc-keep", *installed()[:1]):
             printed = run_notebook(kernels, source, tmp_path / "out.ipynb", allocator=name)

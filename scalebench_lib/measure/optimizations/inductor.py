@@ -6,13 +6,14 @@ import os
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch._dynamo.config
 import torch._inductor.config
+from torch import nn
 from torch._dynamo.exc import RecompileError, TorchDynamoException
 from torch._dynamo.utils import counters
 from torch._inductor.async_compile import shutdown_compile_workers
@@ -23,18 +24,42 @@ from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
 from scalebench_lib.measure.optimizations.export_cache import cache_folder, require_space
+from scalebench_lib.measure.optimizations.native import lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+
+_MOST = ("max_autotune", "freezing", "cpp_wrapper")
+"""Settings of Inductor."""
 
 _MOST_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
 
 
-def compiled(target: Target) -> OptimizedModel:
-    """Compile for one shape of inputs, and for each number of threads.
+def fp32(target: Target) -> OptimizedModel:
+    """As ``torch.compile`` comes."""
+    return compiled(target, target.model.module)
 
-    Inductor keeps its code beside the exports of other engines, for later trials, unless
-    ``TORCHINDUCTOR_CACHE_DIR`` names another folder.
+
+def bf16(target: Target) -> OptimizedModel:
+    """The model in bfloat16, compiled."""
+    return compiled(target, lowered(target, torch.bfloat16, "compile-bf16"))
+
+
+def most(target: Target) -> OptimizedModel:
+    """Kernels chosen by trying, weights as constants, called from C++."""
+    return compiled(target, target.model.module, _MOST)
+
+
+def most_bf16(target: Target) -> OptimizedModel:
+    """The same in bfloat16."""
+    return compiled(target, lowered(target, torch.bfloat16, "compile-max-bf16"), _MOST)
+
+
+def compiled(target: Target, module: nn.Module, settings: Collection[str] = ()) -> OptimizedModel:
+    """Compile `module` for one shape of inputs, and for each number of threads.
+
+    `settings` of Inductor are on, others of `_MOST` off. It keeps its code beside the exports of
+    other engines, for later trials, unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder.
     """
     try:
         get_cpp_compiler()
@@ -48,17 +73,26 @@ def compiled(target: Target) -> OptimizedModel:
     torch._dynamo.config.recompile_limit = _MOST_THREAD_COUNTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.suppress_errors = False  # what does not compile would run eager
+    for name in _MOST:  # not as options: freezing would be heard too late, by half
+        setattr(torch._inductor.config, name, name in settings)
     before = _compilations()["graphs"]
-    module = torch.compile(target.model.module, fullgraph=True, dynamic=False)
+    runner = torch.compile(module, fullgraph=True, dynamic=False)
+
+    def compile_now(_: int) -> Runner:
+        _compile_now(runner, target.inputs, before)
+        if "freezing" in settings:
+            _require_frozen(module, runner, target.inputs)
+        return runner
+
     return OptimizedModel(
-        lambda _: _compile_now(module, target.inputs, before),
-        {**TORCH, "backend": "inductor"},
+        compile_now,
+        {**TORCH, "backend": "inductor", **dict.fromkeys(settings, "on")},
         per_thread_count=True,
         guarded=_no_compilation,
     )
 
 
-def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
+def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> None:
     """Compile for the number of threads that torch has now, or take the code from disk."""
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of its own code
@@ -77,7 +111,17 @@ def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
             "optimization 'compile' did not take effect: no graph was compiled (is "
             "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE set?)"
         )
-    return module
+
+
+def _require_frozen(module: nn.Module, runner: Runner, inputs: Inputs) -> None:
+    """Raise `MeasurementError` where the outputs still depend on a weight of `module`."""
+    weight = next(part for part in module.parameters() if part.is_floating_point())
+    before, kept = runner(*inputs), weight.clone()
+    weight.zero_()
+    after = runner(*inputs)
+    weight.copy_(kept)
+    if not all(map(torch.equal, before, after)):
+        raise MeasurementError("freezing did not take effect: the weights are no constants")
 
 
 def _require_one_word(path: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.optimizations.base import (
+    ENOUGH_QUANTIZED,
     OptimizedModel,
     Outputs,
     Runner,
@@ -21,9 +22,6 @@ from scalebench_lib.measure.optimizations.base import (
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 from scalebench_lib.text import pluralize
-
-ENOUGH_QUANTIZED = 0.8
-"""A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
 _FLOATS = ("MatMul", "Gemm", "Conv", "FusedMatMul")
 _MODEL = "model.onnx"
