@@ -60,7 +60,7 @@ def test_one_whose_function_is_not_there_fails_its_config_in_one_line() -> None:
     """Not the whole sweep."""
     for where in ("nowhere:at_all", "json:at_all"):
         with pytest.raises(MeasurementError, match=f"'mine' has no function {where}: ") as caught:
-            Optimization("mine", "mine", "", where).apply(None)
+            Optimization("mine", "mine", where, "").apply(None)
         assert len(str(caught.value).splitlines()) == 1
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch._dynamo.config
@@ -16,15 +17,16 @@ import torch._inductor.config
 from torch import nn
 from torch._dynamo.exc import RecompileError, TorchDynamoException
 from torch._dynamo.utils import counters
+from torch._inductor import freezing
 from torch._inductor.async_compile import shutdown_compile_workers
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
 from scalebench_lib.measure.optimizations.export_cache import cache_folder, require_space
 from scalebench_lib.measure.optimizations.native import lowered
+from scalebench_lib.optimizations import OPTIMIZATIONS
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -35,27 +37,17 @@ _MOST_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
 
 
-def fp32(target: Target) -> OptimizedModel:
-    """As ``torch.compile`` comes."""
-    return compiled(target, target.model.module)
+def compiled(target: Target) -> OptimizedModel:
+    """``compile``, or with all of `_MOST` ``compile-max``; either also in bfloat16."""
+    name = target.config.optimization
+    in_bf16 = OPTIMIZATIONS[name].precision == "bf16"
+    module = lowered(target, torch.bfloat16) if in_bf16 else target.model.module
+    return compile_module(target, module, _MOST if "-max" in name else ())
 
 
-def bf16(target: Target) -> OptimizedModel:
-    """The model in bfloat16, compiled."""
-    return compiled(target, lowered(target, torch.bfloat16, "compile-bf16"))
-
-
-def most(target: Target) -> OptimizedModel:
-    """Kernels chosen by trying, weights as constants, called from C++."""
-    return compiled(target, target.model.module, _MOST)
-
-
-def most_bf16(target: Target) -> OptimizedModel:
-    """The same in bfloat16."""
-    return compiled(target, lowered(target, torch.bfloat16, "compile-max-bf16"), _MOST)
-
-
-def compiled(target: Target, module: nn.Module, settings: Collection[str] = ()) -> OptimizedModel:
+def compile_module(
+    target: Target, module: nn.Module, settings: Collection[str] = ()
+) -> OptimizedModel:
     """Compile `module` for one shape of inputs, and for each number of threads.
 
     `settings` of Inductor are on, others of `_MOST` off. It keeps its code beside the exports of
@@ -65,7 +57,8 @@ def compiled(target: Target, module: nn.Module, settings: Collection[str] = ()) 
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise MeasurementError(
-            "optimization 'compile' needs a C++ compiler, and there is none: install g++"
+            f"optimization {target.config.optimization!r} needs a C++ compiler, and there is none: "
+            "install g++"
         ) from None
     os.environ.setdefault(_FOLDER, str(cache_folder() / "inductor"))
     _require_one_word(os.environ[_FOLDER])
@@ -78,29 +71,25 @@ def compiled(target: Target, module: nn.Module, settings: Collection[str] = ()) 
     before = _compilations()["graphs"]
     runner = torch.compile(module, fullgraph=True, dynamic=False)
 
-    def compile_now(_: int) -> Runner:
-        _compile_now(runner, target.inputs, before)
-        if "freezing" in settings:
-            _require_frozen(module, runner, target.inputs)
-        return runner
-
     return OptimizedModel(
-        compile_now,
+        lambda _: _compile_now(runner, target, before),
         {**TORCH, "backend": "inductor", **dict.fromkeys(settings, "on")},
         per_thread_count=True,
         guarded=_no_compilation,
     )
 
 
-def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> None:
+def _compile_now(module: Runner, target: Target, graphs_before: int) -> Runner:
     """Compile for the number of threads that torch has now, or take the code from disk."""
+    frozen = mock.patch.object(freezing, "freeze", wraps=freezing.freeze)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch warns of its own code
-            module(*inputs)
+        with frozen as freeze, warnings.catch_warnings(action="ignore"):  # torch's, of its own code
+            module(*target.inputs)
     except TorchDynamoException as error:
         require_space(error, Path(os.environ[_FOLDER]))
         raise MeasurementError(
-            f"optimization 'compile' does not apply: {type(error).__name__}: {first_line(error)}"
+            f"optimization {target.config.optimization!r} does not apply: "
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
     except RuntimeError as error:  # TORCH_COMPILE_DISABLE
         if "no compiled frames" not in str(error):
@@ -108,20 +97,12 @@ def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> None:
     shutdown_compile_workers()
     if _compilations()["graphs"] == graphs_before:
         raise MeasurementError(
-            "optimization 'compile' did not take effect: no graph was compiled (is "
-            "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE set?)"
+            f"optimization {target.config.optimization!r} did not take effect: no graph was "
+            "compiled (is TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE set?)"
         )
-
-
-def _require_frozen(module: nn.Module, runner: Runner, inputs: Inputs) -> None:
-    """Raise `MeasurementError` where the outputs still depend on a weight of `module`."""
-    weight = next(part for part in module.parameters() if part.is_floating_point())
-    before, kept = runner(*inputs), weight.clone()
-    weight.zero_()
-    after = runner(*inputs)
-    weight.copy_(kept)
-    if not all(map(torch.equal, before, after)):
+    if torch._inductor.config.freezing and not freeze.called:
         raise MeasurementError("freezing did not take effect: the weights are no constants")
+    return module
 
 
 def _require_one_word(path: str) -> None:

@@ -44,12 +44,12 @@ def _require_script(made: object) -> None:
 
 def bf16(target: Target) -> OptimizedModel:
     """Weights, computation and outputs in bfloat16."""
-    return by_torch(lowered(target, torch.bfloat16, "bf16"))
+    return by_torch(lowered(target, torch.bfloat16))
 
 
 def fp16(target: Target) -> OptimizedModel:
     """Weights, computation and outputs in float16."""
-    return by_torch(lowered(target, torch.float16, "fp16"))
+    return by_torch(lowered(target, torch.float16))
 
 
 class Lowered(nn.Module):
@@ -66,9 +66,9 @@ class Lowered(nn.Module):
         return outputs
 
 
-def lowered(target: Target, dtype: torch.dtype, name: str) -> nn.Module:
-    """Return the model in `dtype`; `MeasurementError` where optimization `name` does not apply."""
-    title = str(dtype).removeprefix("torch.")
+def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
+    """Return the model in `dtype`; `MeasurementError` where that does not apply here."""
+    name, title = target.config.optimization, str(dtype).removeprefix("torch.")
     if not (has_bfloat16() if dtype == torch.bfloat16 else has_float16()):
         raise MeasurementError(
             f"optimization {name!r} does not apply: this CPU has no {title} arithmetic, "

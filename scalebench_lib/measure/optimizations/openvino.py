@@ -23,7 +23,7 @@ from scalebench_lib.measure.optimizations.base import (
     quiet,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
-from scalebench_lib.optimizations import Precision
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 from scalebench_lib.text import pluralize
 
 _MODEL = "model.xml"
@@ -35,22 +35,9 @@ _CALIBRATION_SEED = 3 * 2**30
 """Larger than any config's, of which what is verified and timed is made; torch hears 32 bits."""
 
 
-def fp32(target: Target) -> OptimizedModel:
-    """OpenVINO, computing in fp32."""
-    return _engine(target, "fp32")
-
-
-def bf16(target: Target) -> OptimizedModel:
-    """OpenVINO, computing in bfloat16."""
-    return _engine(target, "bf16")
-
-
-def int8(target: Target) -> OptimizedModel:
-    """OpenVINO, weights and activations of layers in int8; the rest in bfloat16 where it can."""
-    return _engine(target, "int8")
-
-
-def _engine(target: Target, precision: Precision) -> OptimizedModel:
+def engine(target: Target) -> OptimizedModel:
+    """OpenVINO in the precision of the optimization; what int8 leaves in bfloat16 where it can."""
+    precision = OPTIMIZATIONS[target.config.optimization].precision
     # Its Python package reports conversions to a server; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = import_extra("openvino", "openvino")

@@ -15,7 +15,7 @@ from scalebench_lib.measure.optimizations.base import (
     import_extra,
     quiet,
 )
-from scalebench_lib.measure.optimizations.inductor import compiled
+from scalebench_lib.measure.optimizations.inductor import compile_module
 
 
 def int8(target: Target) -> OptimizedModel:
@@ -31,7 +31,7 @@ def int8(target: Target) -> OptimizedModel:
             f"optimization 'torchao-int8' does not apply to {target.config.model}: {share:.0%} of "
             f"its weights are in layers that it quantizes, less than {ENOUGH_QUANTIZED:.0%}"
         )
-    return compiled(target, module, ("freezing",))
+    return compile_module(target, module, ("freezing",))
 
 
 def quantized_share(module: nn.Module) -> float:
