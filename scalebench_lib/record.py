@@ -204,7 +204,7 @@ class Software(StrictModel):
         How an `allocator` is loaded does not count: every trial asks which one it has. Nor does an
         engine that one of them lacks: nothing was measured with it there.
         """
-        settings = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
+        settings = ["MALLOC_"] if allocator in LIBRARIES else SETTINGS.get(allocator, ())
         loading = ("LD_PRELOAD", *settings)
         mine, theirs = (each._deciding(without=loading) for each in (self, other))
         engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)

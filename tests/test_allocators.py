@@ -110,10 +110,10 @@ def test_huge_pages_are_refused_where_they_make_no_difference(monkeypatch, tmp_p
     """Off, or given to all."""
     monkeypatch.setattr(allocators, "_HUGE_PAGES", tmp_path / "enabled")
     (tmp_path / "enabled").write_text("always madvise [never]")
-    with pytest.raises(RequestError, match="'thp' does not apply: the system has them off: 'echo"):
+    with pytest.raises(RequestError, match="'thp': huge pages are off: 'echo madvise"):
         require_installed(["thp"])
     (tmp_path / "enabled").write_text("[always] madvise never")
-    with pytest.raises(RequestError, match="gives huge pages to all: measure 'glibc-keep'"):
+    with pytest.raises(RequestError, match="gives huge pages to all: use 'glibc-keep'"):
         require_installed(["thp"])
     (tmp_path / "enabled").write_text("always [madvise] never")
     require_installed(["thp"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -27,12 +26,11 @@ def peak_gflops(precision: Precision) -> dict[str, float]:
 
     Empty if the CPU has no arithmetic of that type: torch would emulate it.
     """
-    has: dict[str, Callable[[], bool]] = {
-        "bf16": has_bfloat16,
-        "fp16": has_float16,
-        "int8": torch.cpu._is_vnni_supported,
-    }
-    if precision in has and not has[precision]():
+    if precision == "bf16" and not has_bfloat16():
+        return {}
+    if precision == "fp16" and not has_float16():
+        return {}
+    if precision == "int8" and not torch.cpu._is_vnni_supported():
         return {}
     return {precision: max(_gflops(shape, _TYPES[precision]) for shape in _SHAPES)}
 

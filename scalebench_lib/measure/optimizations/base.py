@@ -27,6 +27,8 @@ Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
 """Computes one pass: takes the tensors of a batch as positional arguments."""
 
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
 ENOUGH_QUANTIZED = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
@@ -74,8 +76,7 @@ def has_bfloat16() -> bool:
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if x86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if _X86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
     return _is_faster(torch.bfloat16)
 
@@ -85,8 +86,7 @@ def has_float16() -> bool:
     """Return whether this CPU multiplies in float16: with AVX-512 alone, oneDNN would convert."""
     if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         return False
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if x86 and not torch.cpu.get_capabilities().get("avx512_fp16"):
+    if _X86 and not torch.cpu.get_capabilities().get("avx512_fp16"):
         return False
     return _is_faster(torch.float16)
 

@@ -26,7 +26,6 @@ from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
 from scalebench_lib.measure.optimizations.export_cache import cache_folder, require_space
 from scalebench_lib.measure.optimizations.native import lowered
-from scalebench_lib.optimizations import OPTIMIZATIONS
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -40,8 +39,7 @@ _MOST_THREAD_COUNTS = 1024
 def compiled(target: Target) -> OptimizedModel:
     """``compile``, or with all of `_MOST` ``compile-max``; either also in bfloat16."""
     name = target.config.optimization
-    in_bf16 = OPTIMIZATIONS[name].precision == "bf16"
-    module = lowered(target, torch.bfloat16) if in_bf16 else target.model.module
+    module = lowered(target, torch.bfloat16) if "bf16" in name else target.model.module
     return compile_module(target, module, _MOST if "-max" in name else ())
 
 

@@ -62,8 +62,7 @@ class Lowered(nn.Module):
     def forward(self, *inputs: Tensor) -> Outputs:
         """Return the outputs of `module`, in `dtype`."""
         cast = (part.to(self.dtype) if part.is_floating_point() else part for part in inputs)
-        outputs: Outputs = self.module(*cast)
-        return outputs
+        return tuple(self.module(*cast))
 
 
 def lowered(target: Target, dtype: torch.dtype) -> nn.Module:

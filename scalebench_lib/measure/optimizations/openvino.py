@@ -30,8 +30,7 @@ _MODEL = "model.xml"
 _TYPES = {"fp32": {"f32"}, "bf16": {"bf16"}, "int8": {"i8", "u8"}}
 _WEIGHTED = {"FullyConnected", "Convolution"}
 
-_CALIBRATION_ITEMS = 32
-_CALIBRATION_SEED = 3 * 2**30
+_CALIBRATION_SEEDS = range(3 * 2**30, 3 * 2**30 + 32)
 """Larger than any config's, of which what is verified and timed is made; torch hears 32 bits."""
 
 
@@ -98,8 +97,7 @@ def _quantize(ov: Any, target: Target, draft: Path) -> Metadata:
 
 def calibration(target: Target) -> list[Inputs]:
     """Return batches of one item, every other one with padding."""
-    seeds = range(_CALIBRATION_SEED, _CALIBRATION_SEED + _CALIBRATION_ITEMS)
-    return [target.model.inputs(1, seed, padded=seed % 2 == 1) for seed in seeds]
+    return [target.model.inputs(1, seed, padded=seed % 2 == 1) for seed in _CALIBRATION_SEEDS]
 
 
 def _open(
