@@ -19,7 +19,6 @@ PLUGINS = "scalebench.optimizations"
 """The group of entry points by which other packages bring optimizations."""
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
-
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 

@@ -28,7 +28,6 @@ Runner = Callable[..., Outputs]
 """Computes one pass: takes the tensors of a batch as positional arguments."""
 
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
-
 ENOUGH_QUANTIZED = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 

@@ -29,8 +29,7 @@ from scalebench_lib.measure.optimizations.native import lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
-_MOST = ("max_autotune", "freezing", "cpp_wrapper")
-"""Settings of Inductor."""
+_MOST = ("max_autotune", "freezing", "cpp_wrapper")  # settings of Inductor
 
 _MOST_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
