@@ -28,16 +28,14 @@ _INSTALL = {
 _KEEP = {
     "MALLOC_TRIM_THRESHOLD_": str(2**46),
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TOP_PAD_": str(64 * 2**20),
+    "MALLOC_TOP_PAD_": "67108864",
 }
-"""With these glibc's malloc takes all from its heap and gives nothing back to the system. Of
-``MALLOC_MMAP_THRESHOLD_`` older ones refuse more than 32 MiB."""
+"""All is taken from the heap, and kept; of MALLOC_MMAP_THRESHOLD_ old glibc refuse 32 MiB."""
 
 SETTINGS: dict[str, dict[str, str]] = {
     "glibc-keep": _KEEP,
     "thp": {**_KEEP, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
-    # As PyTorch's launcher, but for background_thread: it would purge what decays, here nothing,
-    # and a process that forks kernels must not have it.
+    # As launchers do, but for background_thread: a process that forks kernels must have no thread.
     "jemalloc": {
         "MALLOC_CONF": "oversize_threshold:1,metadata_thp:auto,"
         "dirty_decay_ms:9000000000,muzzy_decay_ms:9000000000"
@@ -46,9 +44,6 @@ SETTINGS: dict[str, dict[str, str]] = {
 """The variables that an allocator is told by."""
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-_PROBE_BYTES = 48 * 2**20
-"""glibc's malloc, left alone, takes from the system and gives back what is above 32 MiB."""
 
 _SERVED = ("malloc", "free", "realloc", "posix_memalign")
 """The functions with which torch and the engines take their memory."""
@@ -138,7 +133,8 @@ def _is_set_up(allocator: Allocator) -> bool:
     if allocator not in SETTINGS:
         return True
     process.malloc.restype = ctypes.c_void_p
-    address = process.malloc(ctypes.c_size_t(_PROBE_BYTES))
+    # Left alone, it takes what is above 32 MiB from the system, and gives it back.
+    address = process.malloc(ctypes.c_size_t(48 * 2**20))
     process.free(ctypes.c_void_p(address))
     mapping = _mapping_of(address)  # after it was given back
     return "[heap]" in mapping and ("hg" in mapping.split() or allocator != "thp")
@@ -146,13 +142,10 @@ def _is_set_up(allocator: Allocator) -> bool:
 
 def _require_huge_pages() -> None:
     mode = search_file(_HUGE_PAGES, r"\[(\w+)\]")
+    if mode == "always":
+        raise RequestError("allocator 'thp': the system gives huge pages to all: use 'glibc-keep'")
     if mode != "madvise":
-        known = {
-            "always": "the system gives huge pages to all: measure 'glibc-keep'",
-            "never": f"the system has them off: 'echo madvise > {_HUGE_PAGES}' turns them on",
-        }
-        why = known.get(str(mode), "this system has no transparent huge pages")
-        raise RequestError(f"allocator 'thp' does not apply: {why}")
+        raise RequestError(f"allocator 'thp': huge pages are off: 'echo madvise > {_HUGE_PAGES}'")
 
 
 def _require_linux(allocator: Allocator) -> None:

@@ -84,7 +84,7 @@ PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 
 def _known_optimization(name: str, info: ValidationInfo) -> str:
     """A record may be of a plugin that is not installed here; what is asked for may not."""
-    if info.context == _INPUT and name not in OPTIMIZATIONS:
+    if info.context == "input" and name not in OPTIMIZATIONS:
         raise ValueError(f"unknown optimization {name!r}: {nearest(name, OPTIMIZATIONS)}")
     return name
 
@@ -206,9 +206,6 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-_INPUT = "input"
-"""The context in which outside input is validated."""
-
 PositiveInt = Annotated[int, BeforeValidator(_whole)]
 ModelName = Annotated[str, AfterValidator(model_name)]
 TaskName = Annotated[str, AfterValidator(_known_task)]
@@ -230,7 +227,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def from_input(cls, values: Mapping[str, Any], context: str | None = _INPUT) -> Self:
+    def from_input(cls, values: Mapping[str, Any], context: str | None = "input") -> Self:
         """Build from outside input; a `RequestError` of one line says what is wrong."""
         try:
             return cls.model_validate(dict(values), context=context)
@@ -570,8 +567,9 @@ class Sweep(StrictModel):
         # Smaller batches first, and what is compared together.
         names = sorted(values, key=lambda name: (name != "batch_size", AXES[name].within))
         for combination in product(*(values[name] for name in names)):
-            values_of_one = dict(zip(names, combination, strict=True))
-            yield Config.from_input({**fixed, **values_of_one}, context=None)
+            yield Config.from_input(
+                fixed | dict(zip(names, combination, strict=True)), context=None
+            )
 
     def merged(self, other: Sweep) -> Sweep:
         """This sweep with the axes of `other` added; the limits are `other`'s."""

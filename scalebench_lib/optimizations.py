@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -19,7 +19,6 @@ PLUGINS = "scalebench.optimizations"
 """The group of entry points by which other packages bring optimizations."""
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
-
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 
@@ -35,8 +34,8 @@ class Optimization:
 
     name: str
     title: str
-    description: str
     function: str
+    description: str
     needs: tuple[str, ...] = ()
     any_batch: bool = False
 
@@ -78,74 +77,44 @@ def _of_plugins() -> Iterator[Optimization]:
             warnings.warn(f"{package}: {point.name!r} is no free name, left out", stacklevel=2)
             continue
         description = f"{about.get('summary', 'an optimization')} (package {package})"
-        yield Optimization(point.name, point.name, description, point.value, (package,))
+        yield Optimization(point.name, point.name, point.value, description, (package,))
 
 
 _HERE = "scalebench_lib.measure.optimizations"
-_OWN = {
-    one.name: one
-    for one in (
-        Optimization(
-            "none", "eager", "eager PyTorch; any model", f"{_HERE}.native:none", any_batch=True
-        ),
-        Optimization(
-            "script",
-            "TorchScript",
-            "TorchScript, traced and frozen; models that can be traced",
-            f"{_HERE}.native:script",
-            any_batch=True,
-        ),
-        Optimization(
-            "compile",
-            "torch.compile",
-            "torch.compile: inductor, static shapes; models without graph breaks; needs g++",
-            f"{_HERE}.inductor:compiled",
-        ),
-        Optimization(
-            "bf16",
-            "eager bf16",
-            "eager PyTorch in bfloat16; any model, on CPUs that have it",
-            f"{_HERE}.native:bf16",
-            any_batch=True,
-        ),
-        Optimization(
-            "onnxruntime",
-            "ONNX Runtime",
-            "ONNX Runtime in fp32; models that can be exported",
-            f"{_HERE}.onnx_runtime:fp32",
-            needs=("onnxruntime", "onnx", "onnxscript"),
-            any_batch=True,
-        ),
-        Optimization(
-            "onnxruntime-int8",
-            "ONNX Runtime int8",
-            "ONNX Runtime, dynamic int8; models of linear layers, not convolutions",
-            f"{_HERE}.onnx_runtime:int8",
-            needs=("onnxruntime", "onnx", "onnxscript"),
-            any_batch=True,
-        ),
-        Optimization(
-            "openvino",
-            "OpenVINO",
-            "OpenVINO in fp32; models that can be converted",
-            f"{_HERE}.openvino:fp32",
-            needs=("openvino",),
-        ),
-        Optimization(
-            "openvino-bf16",
-            "OpenVINO bf16",
-            "OpenVINO in bfloat16; models that can be converted, on CPUs that have it",
-            f"{_HERE}.openvino:bf16",
-            needs=("openvino",),
-        ),
-        Optimization(
-            "openvino-int8",
-            "OpenVINO int8",
-            "OpenVINO, static int8 by NNCF; models that can be converted; any CPU",
-            f"{_HERE}.openvino:int8",
-            needs=("openvino", "nncf"),
-        ),
-    )
-}
+_ONNX = ("onnxruntime", "onnx", "onnxscript")
+# fmt: off
+_TABLE = (
+    Optimization("none", "eager", "native:none", any_batch=True,
+        description="eager PyTorch; any model"),
+    Optimization("script", "TorchScript", "native:script", any_batch=True,
+        description="TorchScript, traced and frozen; models that can be traced"),
+    Optimization("compile", "torch.compile", "inductor:compiled",
+        description="torch.compile, static shapes; models without graph breaks; needs g++"),
+    Optimization("bf16", "eager bf16", "native:bf16", any_batch=True,
+        description="eager PyTorch in bfloat16; any model, on CPUs that have it"),
+    Optimization("onnxruntime", "ONNX Runtime", "onnx_runtime:fp32", needs=_ONNX, any_batch=True,
+        description="ONNX Runtime in fp32; models that can be exported"),
+    Optimization("onnxruntime-int8", "ONNX Runtime int8", "onnx_runtime:int8", needs=_ONNX,
+        description="ONNX Runtime, dynamic int8; models of linear layers, not convolutions",
+        any_batch=True),
+    Optimization("openvino", "OpenVINO", "openvino:engine", needs=("openvino",),
+        description="OpenVINO in fp32; models that can be converted"),
+    Optimization("openvino-bf16", "OpenVINO bf16", "openvino:engine", needs=("openvino",),
+        description="OpenVINO in bfloat16; models that can be converted, on CPUs that have it"),
+    Optimization("openvino-int8", "OpenVINO int8", "openvino:engine", needs=("openvino", "nncf"),
+        description="OpenVINO, static int8 by NNCF; models that can be converted; any CPU"),
+    Optimization("compile-bf16", "torch.compile bf16", "inductor:compiled",
+        description="torch.compile in bfloat16, on CPUs that have it; needs g++"),
+    Optimization("compile-max", "torch.compile max", "inductor:compiled",
+        description="torch.compile: max-autotune, frozen, C++ wrapper; needs g++, takes minutes"),
+    Optimization("compile-max-bf16", "torch.compile max bf16", "inductor:compiled",
+        description="compile-max in bfloat16, on CPUs that have it"),
+    Optimization("torchao-int8", "torchao int8", "torchao:int8", needs=("torchao",),
+        description="torchao, dynamic int8, compiled; models of linear layers; needs g++"),
+    Optimization("fp16", "eager fp16", "native:fp16", any_batch=True,
+        description="eager PyTorch in float16; any model, on CPUs that have it (AVX512-FP16, ARM)"),
+)
+# fmt: on
+_OWN = {one.name: replace(one, function=f"{_HERE}.{one.function}") for one in _TABLE}
 OPTIMIZATIONS = {**_OWN, **{one.name: one for one in _of_plugins()}}
 """The optimizations by name: those of plugins last."""

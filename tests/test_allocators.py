@@ -110,10 +110,10 @@ def test_huge_pages_are_refused_where_they_make_no_difference(monkeypatch, tmp_p
     """Off, or given to all."""
     monkeypatch.setattr(allocators, "_HUGE_PAGES", tmp_path / "enabled")
     (tmp_path / "enabled").write_text("always madvise [never]")
-    with pytest.raises(RequestError, match="'thp' does not apply: the system has them off: 'echo"):
+    with pytest.raises(RequestError, match="'thp': huge pages are off: 'echo madvise"):
         require_installed(["thp"])
     (tmp_path / "enabled").write_text("[always] madvise never")
-    with pytest.raises(RequestError, match="gives huge pages to all: measure 'glibc-keep'"):
+    with pytest.raises(RequestError, match="gives huge pages to all: use 'glibc-keep'"):
         require_installed(["thp"])
     (tmp_path / "enabled").write_text("always [madvise] never")
     require_installed(["thp"])
@@ -142,13 +142,13 @@ def test_elsewhere_than_on_linux_there_is_the_default_only(monkeypatch) -> None:
 def test_kernels_are_started_with_their_allocator(warm: bool, tmp_path: Path) -> None:
     """Forked kernels as well: from a process that was started with it."""
     look = "from scalebench_lib.allocators import require_loaded; print(require_loaded(allocator))"
-    source = notebook(tmp_path / "in.ipynb", "allocator = 0", look)
+    source = notebook(tmp_path / "in.ipynb", look)
     with Kernels(warm=warm) as kernels:
         for name in ("glibc-keep", *installed()[:1]):
             printed = run_notebook(kernels, source, tmp_path / "out.ipynb", allocator=name)
             assert printed == "None\n"
-        assert len(kernels._fork_servers) == warm * (1 + len(installed()[:1]))
         assert kernels.warning is None
+        assert len(kernels._fork_servers) == warm * (1 + len(installed()[:1]))
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_the_conda_environment_is_in_step_with_the_project() -> None:
     assert {name: found.get(name) for name in wanted} == wanted
     assert set(found) - set(wanted) == {"pip", "pytorch-cpu"}
     assert conda["channels"][0] == "conda-forge"
-    assert conda["dependencies"][-1] == {"pip": ["-e .[cluster,onnxruntime,openvino]"]}
+    assert conda["dependencies"][-1] == {"pip": ["-e .[cluster,onnxruntime,openvino,torchao]"]}
 
 
 def test_every_dependency_is_pinned_in_the_constraints() -> None:

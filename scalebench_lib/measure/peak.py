@@ -6,13 +6,18 @@ import time
 
 import torch
 
-from scalebench_lib.measure.optimizations.base import has_bfloat16
+from scalebench_lib.measure.optimizations.base import has_bfloat16, has_float16
 from scalebench_lib.optimizations import Precision
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
 """Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+_TYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
 _REPEATS = 2
 
 
@@ -22,6 +27,8 @@ def peak_gflops(precision: Precision) -> dict[str, float]:
     Empty if the CPU has no arithmetic of that type: torch would emulate it.
     """
     if precision == "bf16" and not has_bfloat16():
+        return {}
+    if precision == "fp16" and not has_float16():
         return {}
     if precision == "int8" and not torch.cpu._is_vnni_supported():
         return {}

@@ -26,8 +26,8 @@ from scalebench_lib.measure.purity import first_different, require_function
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
-REQUIRED_DB: dict[Precision, float] = {"fp32": 90.0, "bf16": 30.0, "int8": 20.0}
-"""Least SQNR of the worst item; BERT has 116–128, 38–47, 28–40 dB, with a layer dropped 7–8."""
+REQUIRED_DB: dict[Precision, float] = {"fp32": 90.0, "fp16": 45.0, "bf16": 30.0, "int8": 20.0}
+"""Least SQNR of the worst item; BERT has 116–128, 55–65, 38–47, 28–40 dB, a layer dropped 7–8."""
 
 NEAR_EAGER_DB = 10.0
 """Where eager fp32 itself is imprecise, this much less than eager's SQNR is enough."""
@@ -160,7 +160,8 @@ class Verifier:
             raise MeasurementError(
                 f"verification failed: outputs of shapes {shapes}, eager's are {wanted}"
             )
-        allowed = {torch.float32} | ({torch.bfloat16} if self.precision == "bf16" else set())
+        lowered = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        allowed = {torch.float32, lowered}
         for output in got:
             if output.dtype not in allowed:
                 raise MeasurementError(

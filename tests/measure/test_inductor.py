@@ -13,7 +13,7 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.measure.optimizations.inductor import compiled
+from scalebench_lib.measure.optimizations.inductor import compile_module, compiled
 
 
 class Small(nn.Module):
@@ -35,7 +35,9 @@ class Broken(Small):
 
 def target(module: nn.Module) -> Target:
     """`module` as something to compile."""
-    return Target(SimpleNamespace(module=module.eval()), (torch.ones(4, 8),), Config())
+    return Target(
+        SimpleNamespace(module=module.eval()), (torch.ones(4, 8),), Config(optimization="compile")
+    )
 
 
 def test_it_computes_the_same_and_nothing_is_compiled_while_it_is_watched() -> None:
@@ -50,6 +52,33 @@ def test_it_computes_the_same_and_nothing_is_compiled_while_it_is_watched() -> N
             optimized.guarded(),
         ):
             run(torch.ones(5, 8))
+
+
+class Linear(nn.Module):
+    """With weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """A product."""
+        return (self.layer(x),)
+
+
+def test_weights_are_frozen_where_that_is_asked_for() -> None:
+    """As options of a call, freezing would be heard by half, without a word."""
+    module = Linear()
+    with torch.inference_mode():
+        expected = module(torch.ones(4, 8))[0].clone()
+        frozen = compile_module(target(module), module, ("freezing",))
+        run = frozen.runner(torch.get_num_threads())
+        module.layer.weight.zero_()
+        assert torch.allclose(run(torch.ones(4, 8))[0], expected, atol=1e-5)
+        assert frozen.engine["freezing"] == "on"
+        plain = compiled(target(Linear()))
+        assert not torch._inductor.config.freezing
+        assert "freezing" not in plain.engine
 
 
 def test_a_module_that_would_be_compiled_in_pieces_is_refused() -> None:

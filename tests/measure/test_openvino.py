@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -16,13 +17,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations import openvino
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.measure.optimizations.openvino import (
-    _require_effect,
-    bf16,
-    calibration,
-    fp32,
-    int8,
-)
+from scalebench_lib.measure.optimizations.openvino import _require_effect, calibration, engine
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.record import Verification
 from tests.measure.sabotage import WithoutMask, heavy_layers
@@ -36,11 +31,16 @@ MODEL = build(TINY)
 TARGET = Target(MODEL, MODEL.inputs(3, seed=0), TINY)
 
 
+def optimizing(name: str) -> Target:
+    """The target, by the optimization `name`."""
+    return replace(TARGET, config=TINY.model_copy(update={"optimization": name}))
+
+
 def test_it_computes_the_same_and_converts_once(monkeypatch) -> None:
     """Padding included."""
-    first = fp32(TARGET).runner(1)
+    first = engine(TARGET).runner(1)
     monkeypatch.setattr("openvino.convert_model", None)
-    again = fp32(TARGET).runner(1)
+    again = engine(TARGET).runner(1)
     inputs = MODEL.inputs(3, seed=3, padded=True)
     with torch.inference_mode():
         expected = MODEL.module(*inputs)
@@ -50,7 +50,7 @@ def test_it_computes_the_same_and_converts_once(monkeypatch) -> None:
 
 def test_answers_are_not_overwritten_by_the_next_pass() -> None:
     """An engine may give out its own memory."""
-    runner = fp32(TARGET).runner(1)
+    runner = engine(TARGET).runner(1)
     kept = runner(*TARGET.inputs)[0]
     before = kept.clone()
     runner(*MODEL.inputs(3, seed=9))
@@ -87,14 +87,15 @@ def test_bf16_where_the_cpu_has_none_is_refused() -> None:
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has bfloat16")
     with pytest.raises(MeasurementError, match="'openvino-bf16' does not apply"):
-        bf16(TARGET)
+        engine(optimizing("openvino-bf16"))
 
 
 def verified(model: Model, quantized: nn.Module) -> Verification:
     """What verification finds of `quantized`, in int8, as an optimization of `model`."""
     inputs = model.inputs(3, seed=0)
     with torch.inference_mode():
-        runner = int8(Target(Model(quantized, model.kind), inputs, TINY)).runner(1)
+        config = TINY.model_copy(update={"optimization": "openvino-int8"})
+        runner = engine(Target(Model(quantized, model.kind), inputs, config)).runner(1)
         return Verifier(model, inputs, "int8", seed=4).check(runner)
 
 
@@ -123,7 +124,7 @@ def test_int8_without_its_quantizer_names_the_extra(monkeypatch) -> None:
     """Which has it."""
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(MeasurementError, match=r"nncf: pip install 'scalebench\[openvino\]'"):
-        int8(TARGET)
+        engine(optimizing("openvino-int8"))
 
 
 @needs_nncf
@@ -152,11 +153,11 @@ def test_nothing_is_reported_to_anyone() -> None:
     code = (
         "from scalebench_lib.config import Config\n"
         "from scalebench_lib.measure.models import build\n"
-        "from scalebench_lib.measure.optimizations.openvino import fp32\n"
+        "from scalebench_lib.measure.optimizations.openvino import engine\n"
         "from scalebench_lib.measure.optimizations.base import Target\n"
         "config = Config(model='bert-tiny')\n"
         "model = build(config)\n"
-        "fp32(Target(model, model.inputs(3, seed=0), config))\n"
+        "engine(Target(model, model.inputs(3, seed=0), config))\n"
         "from openvino.tools.ovc import telemetry_utils\n"
         "assert telemetry_utils.tm.__name__.endswith('telemetry_stub')\n"
     )

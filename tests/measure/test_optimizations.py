@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pkgutil import resolve_name
 
 import pytest
@@ -11,15 +12,18 @@ from torch import nn
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.models import build
+from scalebench_lib.measure.inputs import Pixels
+from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations import base, native
 from scalebench_lib.measure.optimizations.base import Target, by_torch
 from scalebench_lib.measure.optimizations.native import bf16, script
+from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS
 
 TINY = Config(model="bert-tiny", batch_size=2)
 MODEL = build(TINY)
 TARGET = Target(MODEL, MODEL.inputs(2, seed=0), TINY)
+LOWERED = replace(TARGET, config=TINY.model_copy(update={"optimization": "bf16"}))
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def test_script_without_torchscript_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_bf16_computes_in_bfloat16_and_leaves_the_model_alone() -> None:
     """The reference is still fp32."""
     with torch.inference_mode():
-        outputs = bf16(TARGET).runner(1)(*TARGET.inputs)
+        outputs = bf16(LOWERED).runner(1)(*TARGET.inputs)
         expected = MODEL.module(*TARGET.inputs)
     assert {output.dtype for output in outputs} == {torch.bfloat16}
     assert {output.dtype for output in expected} == {torch.float32}
@@ -87,14 +91,40 @@ def test_bf16_that_left_the_weights_as_they_were_is_refused(monkeypatch) -> None
     """With the types that were found."""
     monkeypatch.setattr(nn.Module, "to", lambda self, _: self)
     with pytest.raises(MeasurementError, match=r"'bf16' did not take effect: found .*float32"):
-        bf16(TARGET)
+        bf16(LOWERED)
 
 
-def test_bf16_needs_a_cpu_that_has_it(monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["bf16", "compile-bf16", "compile-max-bf16", "fp16"])
+def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
     """Emulated, its speed would say nothing."""
-    monkeypatch.setattr(native, "has_bfloat16", lambda: False)
-    with pytest.raises(MeasurementError, match="'bf16' does not apply: this CPU has no bfloat16"):
-        bf16(TARGET)
+    for has in ("has_bfloat16", "has_float16"):
+        monkeypatch.setattr(native, has, lambda: False)
+    target = replace(TARGET, config=TINY.model_copy(update={"optimization": name}))
+    title = "float16" if name == "fp16" else "bfloat16"
+    with pytest.raises(
+        MeasurementError, match=f"'{name}' does not apply: this CPU has no {title} "
+    ):
+        OPTIMIZATIONS[name].apply(target)
+
+
+def test_fp16_is_verified_as_fp16(monkeypatch) -> None:
+    """More exact than bfloat16, and less than fp32."""
+    monkeypatch.setattr(native, "has_float16", lambda: True)
+    with torch.inference_mode():
+        runner = OPTIMIZATIONS["fp16"].apply(TARGET).runner(1)
+        found = Verifier(MODEL, TARGET.inputs, OPTIMIZATIONS["fp16"].precision).check(runner)
+    assert 50 < found.sqnr_db < 75
+    assert found.precision == "fp16"
+
+
+def test_torchao_quantizes_linear_layers_alone() -> None:
+    """A model of others is refused with the share, before anything is compiled."""
+    if OPTIMIZATIONS["torchao-int8"].missing:
+        pytest.skip("an extra")
+    config = Config(model="resnet50", optimization="torchao-int8")
+    target = Target(Model(nn.Conv2d(3, 8, 3), Pixels(32)), (torch.ones(1, 3, 32, 32),), config)
+    with pytest.raises(MeasurementError, match="does not apply to resnet50: 0% of its weights"):
+        OPTIMIZATIONS["torchao-int8"].apply(target)
 
 
 def test_a_cpu_that_emulates_bfloat16_has_none() -> None:
@@ -117,11 +147,14 @@ def test_a_cpu_has_bfloat16_where_a_product_in_it_is_faster(monkeypatch) -> None
         assert base.has_bfloat16.__wrapped__() is has_it
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16"])
+@pytest.mark.parametrize(
+    "name", ["onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "torchao-int8"]
+)
 def test_an_engine_that_is_not_installed_names_its_extra(monkeypatch, name: str) -> None:
     """One line, with the command."""
     package = name.partition("-")[0]
-    monkeypatch.setitem(sys.modules, package, None)
+    missing = {"torchao": "torchao.quantization"}.get(package, package)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MeasurementError, match=rf"pip install 'scalebench\[{package}\]'"):
         OPTIMIZATIONS[name].apply(TARGET)
 

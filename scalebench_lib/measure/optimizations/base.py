@@ -33,6 +33,9 @@ Times = Counter[str]
 """Times in ns by name of the operator."""
 Profile = tuple[int, Times]
 """The wall time of passes in ns, and the times of their operators."""
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+ENOUGH_QUANTIZED = 0.8
+"""A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
 TORCH = {"name": "torch", "version": torch.__version__}
 
@@ -82,13 +85,26 @@ def has_bfloat16() -> bool:
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if x86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if _X86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
+    return _is_faster(torch.bfloat16)
+
+
+@cache
+def has_float16() -> bool:
+    """Return whether this CPU multiplies in float16: with AVX-512 alone, oneDNN would convert."""
+    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return False
+    if _X86 and not torch.cpu.get_capabilities().get("avx512_fp16"):
+        return False
+    return _is_faster(torch.float16)
+
+
+def _is_faster(dtype: torch.dtype) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _product_ns(torch.bfloat16) < _product_ns(torch.float32)
+        return _product_ns(dtype) < _product_ns(torch.float32)
     finally:
         torch.set_num_threads(threads)
 

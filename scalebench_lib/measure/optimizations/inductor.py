@@ -6,45 +6,60 @@ import os
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch._dynamo.config
 import torch._inductor.config
+from torch import nn
 from torch._dynamo.exc import RecompileError, TorchDynamoException
 from torch._dynamo.utils import counters
+from torch._inductor import freezing
 from torch._inductor.async_compile import shutdown_compile_workers
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
 from scalebench_lib.measure.optimizations.export_cache import (
     LOOKUPS,
     cache_folder,
     require_space,
 )
+from scalebench_lib.measure.optimizations.native import lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+
+_MOST = ("max_autotune", "freezing", "cpp_wrapper")  # settings of Inductor
 
 _MOST_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
 
 
 def compiled(target: Target) -> OptimizedModel:
-    """Compile for one shape of inputs, and for each number of threads.
+    """``compile``, or with all of `_MOST` ``compile-max``; either also in bfloat16."""
+    name = target.config.optimization
+    module = lowered(target, torch.bfloat16) if "bf16" in name else target.model.module
+    return compile_module(target, module, _MOST if "-max" in name else ())
 
-    Inductor keeps its code beside the exports of other engines, for later trials, unless
-    ``TORCHINDUCTOR_CACHE_DIR`` names another folder.
+
+def compile_module(
+    target: Target, module: nn.Module, settings: Collection[str] = ()
+) -> OptimizedModel:
+    """Compile `module` for one shape of inputs, and for each number of threads.
+
+    `settings` of Inductor are on, others of `_MOST` off. It keeps its code beside the exports of
+    other engines, for later trials, unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder.
     """
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise MeasurementError(
-            "optimization 'compile' needs a C++ compiler, and there is none: install g++"
+            f"optimization {target.config.optimization!r} needs a C++ compiler, and there is none: "
+            "install g++"
         ) from None
     os.environ.setdefault(_FOLDER, str(cache_folder() / "inductor"))
     _require_one_word(os.environ[_FOLDER])
@@ -52,26 +67,31 @@ def compiled(target: Target) -> OptimizedModel:
     torch._dynamo.config.recompile_limit = _MOST_THREAD_COUNTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.suppress_errors = False  # what does not compile would run eager
+    for name in _MOST:  # not as options: freezing would be heard too late, by half
+        setattr(torch._inductor.config, name, name in settings)
     before = _compilations()["graphs"]
-    module = torch.compile(target.model.module, fullgraph=True, dynamic=False)
+    runner = torch.compile(module, fullgraph=True, dynamic=False)
+
     return OptimizedModel(
-        lambda _: _compile_now(module, target.inputs, before),
-        {**TORCH, "backend": "inductor"},
+        lambda _: _compile_now(runner, target, before),
+        {**TORCH, "backend": "inductor", **dict.fromkeys(settings, "on")},
         per_thread_count=True,
         guarded=_no_compilation,
     )
 
 
-def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
+def _compile_now(module: Runner, target: Target, graphs_before: int) -> Runner:
     """Compile for the number of threads that torch has now, or take the code from disk."""
     before = counters["inductor"].copy()
+    frozen = mock.patch.object(freezing, "freeze", wraps=freezing.freeze)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch warns of its own code
-            module(*inputs)
+        with frozen as freeze, warnings.catch_warnings(action="ignore"):  # torch's, of its own code
+            module(*target.inputs)
     except TorchDynamoException as error:
         require_space(error, Path(os.environ[_FOLDER]))
         raise MeasurementError(
-            f"optimization 'compile' does not apply: {type(error).__name__}: {first_line(error)}"
+            f"optimization {target.config.optimization!r} does not apply: "
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
     except RuntimeError as error:  # TORCH_COMPILE_DISABLE
         if "no compiled frames" not in str(error):
@@ -81,9 +101,11 @@ def _compile_now(module: Runner, inputs: Inputs, graphs_before: int) -> Runner:
     LOOKUPS.update({True: cached["fxgraph_cache_hit"], False: cached["fxgraph_cache_miss"]})
     if _compilations()["graphs"] == graphs_before:
         raise MeasurementError(
-            "optimization 'compile' did not take effect: no graph was compiled (is "
-            "TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE set?)"
+            f"optimization {target.config.optimization!r} did not take effect: no graph was "
+            "compiled (is TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE set?)"
         )
+    if torch._inductor.config.freezing and not freeze.called:
+        raise MeasurementError("freezing did not take effect: the weights are no constants")
     return module
 
 

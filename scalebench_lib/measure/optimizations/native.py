@@ -1,4 +1,4 @@
-"""What torch has by itself: eager, TorchScript, bfloat16."""
+"""What torch has by itself: eager, TorchScript, bfloat16, float16."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.optimizations.base import (
@@ -15,6 +15,7 @@ from scalebench_lib.measure.optimizations.base import (
     Target,
     by_torch,
     has_bfloat16,
+    has_float16,
 )
 
 
@@ -42,21 +43,39 @@ def _require_script(made: object) -> None:
 
 
 def bf16(target: Target) -> OptimizedModel:
-    """Weights, computation and outputs in bfloat16; inputs that are floats are cast in the pass."""
-    if not has_bfloat16():
+    """Weights, computation and outputs in bfloat16."""
+    return by_torch(lowered(target, torch.bfloat16))
+
+
+def fp16(target: Target) -> OptimizedModel:
+    """Weights, computation and outputs in float16."""
+    return by_torch(lowered(target, torch.float16))
+
+
+class Lowered(nn.Module):
+    """A copy of `module` in `dtype`; inputs that are floats are cast in the pass."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = copy.deepcopy(module).to(dtype), dtype
+
+    def forward(self, *inputs: Tensor) -> Outputs:
+        """Return the outputs of `module`, in `dtype`."""
+        cast = (part.to(self.dtype) if part.is_floating_point() else part for part in inputs)
+        return tuple(self.module(*cast))
+
+
+def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
+    """Return the model in `dtype`; `MeasurementError` where that does not apply here."""
+    name, title = target.config.optimization, str(dtype).removeprefix("torch.")
+    if not (has_bfloat16() if dtype == torch.bfloat16 else has_float16()):
         raise MeasurementError(
-            "optimization 'bf16' does not apply: this CPU has no bfloat16 arithmetic, "
+            f"optimization {name!r} does not apply: this CPU has no {title} arithmetic, "
             "and torch would emulate it"
         )
-    module = copy.deepcopy(target.model.module).to(torch.bfloat16)
-
-    def run(*inputs: Tensor) -> Outputs:
-        cast = (part.bfloat16() if part.is_floating_point() else part for part in inputs)
-        outputs: Outputs = module(*cast)
-        return outputs
-
+    module = Lowered(target.model.module, dtype)
     one_item = (part[:1] for part in target.inputs)
-    kinds = {part.dtype for part in (*module.parameters(), *run(*one_item))}
-    if kinds != {torch.bfloat16}:
-        raise MeasurementError(f"optimization 'bf16' did not take effect: found {kinds}")
-    return by_torch(run)
+    kinds = {part.dtype for part in (*module.parameters(), *module(*one_item))}
+    if kinds != {dtype}:
+        raise MeasurementError(f"optimization {name!r} did not take effect: found {kinds}")
+    return module

@@ -15,6 +15,7 @@ from torch import Tensor
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import (
+    ENOUGH_QUANTIZED,
     OptimizedModel,
     Outputs,
     Profile,
@@ -26,9 +27,6 @@ from scalebench_lib.measure.optimizations.base import (
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 from scalebench_lib.text import pluralize
-
-ENOUGH_QUANTIZED = 0.8
-"""A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
 _FLOATS = ("MatMul", "Gemm", "Conv", "FusedMatMul")
 _MODEL = "model.onnx"

@@ -27,34 +27,20 @@ from scalebench_lib.measure.optimizations.base import (
     quiet,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
-from scalebench_lib.optimizations import Precision
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 from scalebench_lib.text import pluralize
 
 _MODEL = "model.xml"
 _TYPES = {"fp32": {"f32"}, "bf16": {"bf16"}, "int8": {"i8", "u8"}}
 _WEIGHTED = {"FullyConnected", "Convolution"}
 
-_CALIBRATION_ITEMS = 32
-_CALIBRATION_SEED = 3 * 2**30
+_CALIBRATION_SEEDS = range(3 * 2**30, 3 * 2**30 + 32)
 """Larger than any config's, of which what is verified and timed is made; torch hears 32 bits."""
 
 
-def fp32(target: Target) -> OptimizedModel:
-    """OpenVINO, computing in fp32."""
-    return _engine(target, "fp32")
-
-
-def bf16(target: Target) -> OptimizedModel:
-    """OpenVINO, computing in bfloat16."""
-    return _engine(target, "bf16")
-
-
-def int8(target: Target) -> OptimizedModel:
-    """OpenVINO, weights and activations of layers in int8; the rest in bfloat16 where it can."""
-    return _engine(target, "int8")
-
-
-def _engine(target: Target, precision: Precision) -> OptimizedModel:
+def engine(target: Target) -> OptimizedModel:
+    """OpenVINO in the precision of the optimization; what int8 leaves in bfloat16 where it can."""
+    precision = OPTIMIZATIONS[target.config.optimization].precision
     # Its Python package reports conversions to a server; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = import_extra("openvino", "openvino")
@@ -118,8 +104,7 @@ def _quantize(ov: Any, target: Target, draft: Path) -> Metadata:
 
 def calibration(target: Target) -> list[Inputs]:
     """Return batches of one item, every other one with padding."""
-    seeds = range(_CALIBRATION_SEED, _CALIBRATION_SEED + _CALIBRATION_ITEMS)
-    return [target.model.inputs(1, seed, padded=seed % 2 == 1) for seed in seeds]
+    return [target.model.inputs(1, seed, padded=seed % 2 == 1) for seed in _CALIBRATION_SEEDS]
 
 
 def _open(
