@@ -469,7 +469,7 @@ class _AsWritten(yaml.BaseLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [str(key.value) for key, _ in node.value]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(problem=f"{twice!r} stands there twice")
+            raise yaml.YAMLError(f"{twice!r} stands there twice")
         return super().construct_mapping(node, deep)
 
 
