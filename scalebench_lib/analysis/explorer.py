@@ -23,6 +23,7 @@ from IPython.display import display
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     CONTROLS,
+    STACKS,
     VIEWS,
     Choices,
     options,
@@ -257,7 +258,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         some = [control for name, control in self.some.items() if name not in controls]
         one = [self.choices[name] for name in controls]
         range_ = [] if "threads" in controls else [self.thread_range]
-        scale = [] if self.view.value == "heat" else [self.scale]
+        scale = [] if self.view.value in ("heat", *STACKS) else [self.scale]
         return [self.sweep, *self.filters.values(), self.view, *one, *some, *range_, *scale]
 
     def _chart(self, folder: Path) -> Chart:

@@ -23,6 +23,7 @@ function redraw() {
   for (const label of form.querySelectorAll("[data-for]"))
     label.hidden = !wanted.includes(label.dataset.for) || found?.options[label.dataset.for].length < 2;
   const key = found && [...Object.values(found.values), now.view, ...wanted.map(name => now[name])].join("/"), chart = DATA.charts[key];
+  form.elements.scale.closest("label").hidden = Boolean(chart?.bars);
   show(main, key, now.scale);
   main.dataset.key = key; document.querySelector(".save").hidden = !chart?.title;
   document.getElementById("numbers").replaceChildren(...(chart?.title ? allPoints(chart) : []).map(point => {
