@@ -30,6 +30,9 @@ from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
+    from scalebench_lib.plan.decide import Context
+    from scalebench_lib.plan.load_results import LoadRun
+    from scalebench_lib.plan.simulate import Log
     from scalebench_lib.sweep.run import SweepRun
 
 app = typer.Typer(
@@ -236,12 +239,14 @@ def plan(
     threads: Annotated[str | None, typer.Option(help="Physical cores to use: all.")] = None,
     optimization: Annotated[str | None, typer.Option(help="Only this one: any.")] = None,
     slo_ms: Annotated[float | None, typer.Option(help="The latency limit in ms.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second to serve.")] = None,
+    percentile: Annotated[float, typer.Option(help="Of requests, within the limit.")] = 99.0,
     verify: Annotated[bool, typer.Option("--verify", help="Run the best plans.")] = False,
     max_seconds: Annotated[float, typer.Option(help="Of --verify, a plan's time.")] = 10.0,
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
-    """Say how to split a batch over instances of the model.
+    """Say how to serve requests, or how to split a batch, over instances of the model.
 
     With --verify the best plans are proved by running them.
     """
@@ -252,7 +257,14 @@ def plan(
     asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
     request = deciding.Request.of(**asked, **of, slo_ms=slo_ms)
     limits = Limits.from_input({"max_seconds": max_seconds})
-    decision = deciding.Context.load(out, request).decide(request)
+    context = deciding.Context.load(out, request)
+    if not batch_size:
+        target = {"rate": rate or 0.0, "percentile": percentile, "seconds": max_seconds}
+        _plan_requests(context.narrowed(request), slo_ms, target, verify, if_busy)
+        return
+    if rate:
+        raise RequestError("rate: asks for requests, --batch-size for one batch: leave one out")
+    decision = context.decide(request)
     if verify:
         with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
             decision = deciding.verify(decision, limits, line.update)
@@ -260,6 +272,85 @@ def plan(
     for lines in (telling.sentences(decision), telling.commands(decision)):
         console.say(*lines, "")
     console.say(f"plan: {telling.save(decision)}")
+
+
+def _plan_requests(
+    context: Context, slo_ms: float | None, asked: dict[str, Any], verify: bool, if_busy: str
+) -> None:
+    """Say how to serve requests within a latency limit."""
+    from scalebench_lib.plan import load_report as telling
+    from scalebench_lib.plan.prove import Prover
+    from scalebench_lib.plan.report import commands
+    from scalebench_lib.plan.runner import Limits
+    from scalebench_lib.plan.search import Predictor, Target
+
+    target, predictor = Target.from_input({**asked, "slo_ms": slo_ms}), Predictor(context)
+    with console.status("simulating …"):
+        found, runs = predictor.search(target), []
+    if verify:
+        runner = context.runner(Limits(), console.say)
+        with lock_machine(f"a plan of {context.out}", if_busy):
+            runs = Prover(predictor, runner, target, _show_load(context.out)).verify(found)
+    console.print(telling.ranking(predictor, target, found, runs))
+    best = next((p for p in found if runs and p.deployment == runs[0].deployment), found[0])
+    path, decision = telling.save(predictor, best, runs[0] if runs else None, target)
+    console.say(*commands(decision), "", f"plan: {path}")
+
+
+def _show_load(out: Path) -> Callable[[LoadRun, Log], None]:
+    """Return what prints a load test, and draws it into ``load.png``."""
+    from scalebench_lib.plan import load_report as telling
+
+    def show(run: LoadRun, log: Log) -> None:
+        console.say(*telling.sentences(run), "")
+        (out / "load.png").write_bytes(telling.over_time(run, log).png())
+
+    return show
+
+
+@app.command()
+def load(
+    out: Out,
+    rate: Annotated[float | None, typer.Option(help="Requests a second.")] = None,
+    arrivals: Annotated[str, typer.Option(help="poisson, constant or gamma:CV.")] = "poisson",
+    trace: Annotated[Path | None, typer.Option(help="A file of one time in s a line.")] = None,
+    duration: Annotated[str | None, typer.Option(help="Such as 60s.")] = None,
+    slo_ms: Annotated[float, typer.Option(help="The latency limit in ms.")] = 0.0,
+    percentile: Annotated[float, typer.Option(help="Of requests, within the limit.")] = 99.0,
+    max_batch: Annotated[int, typer.Option(help="Requests in a batch: the plan's.")] = 0,
+    max_wait_ms: Annotated[float | None, typer.Option(help="For a batch: the plan's.")] = None,
+    if_busy: IfBusyOption = "refuse",
+) -> None:
+    """Send requests to the plan of OUT, on time whatever happens, and say how long they take.
+
+    Without a rate or a trace: find the highest rate within the limit.
+    """
+    from scalebench_lib.plan import load_report as telling
+    from scalebench_lib.plan.arrivals import read_trace
+    from scalebench_lib.plan.prove import Prover, load_planned
+    from scalebench_lib.plan.runner import Limits
+    from scalebench_lib.plan.search import Predictor, Target
+
+    seconds = parse_duration("duration", duration)
+    asked = {"rate": rate or 0.0, "slo_ms": slo_ms, "percentile": percentile}
+    target = Target.from_input({**asked, "seconds": seconds or 20.0})
+    if bool(rate) + bool(trace) + bool(slo_ms) == 0 or (rate and trace):
+        raise RequestError("load: name a rate, or a trace, or a limit with --slo-ms")
+    times = read_trace(trace) if trace else None
+    context, deployment = load_planned(out, max_batch, max_wait_ms)
+    kind = f"trace {trace.name}" if trace else arrivals
+    runner = context.runner(Limits(), console.say)
+    prover = Prover(Predictor(context), runner, target, _show_load(out), kind)
+    with lock_machine(f"a load test of {out}", if_busy):
+        if times is not None:
+            prover.run(deployment, times[times <= seconds] if seconds else times)
+        elif rate:
+            prover.run(deployment, prover.times(rate))
+        else:
+            runs = prover.highest(deployment)
+            (out / "load-rates.png").write_bytes(telling.by_rate(runs).png())
+            console.say(telling.highest(runs), f"curve: {out / 'load-rates.png'}")
+    console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.json'}")
 
 
 @app.command()

@@ -40,7 +40,7 @@ def cores(decision: Decision) -> Picture:
     sockets = [list(some) for _, some in groupby(every, key=lambda core: core.socket)]
     rows = [one[start : start + _ROW] for one in sockets for start in range(0, len(one), _ROW)]
     title = f"{plan}: batch {plan.batch_size} on {plan.cores} of {len(every)} cores"
-    figure, axes = _canvas(title, height=1.0 + 0.8 * len(rows))
+    figure, axes = canvas(title, height=1.0 + 0.8 * len(rows))
     owner = {cpu: n for n, one in enumerate(decision.placed) for cpu in one.cpus}
     for y, row in enumerate(rows):
         for x, core in enumerate(row):
@@ -77,7 +77,7 @@ def gains(context: Context) -> Picture:
         for size in context.profile.batch_sizes
         if (fat := context.fat(size))
     }
-    figure, axes = _canvas("The best plan against one instance on all cores, by batch size")
+    figure, axes = canvas("The best plan against one instance on all cores, by batch size")
     _logarithmic(axes, "x")
     axes.set_xticks(context.profile.batch_sizes)
     axes.axhline(1, color=_PALE, linewidth=1)
@@ -102,7 +102,7 @@ def _gains_sentence(gains: dict[int, float]) -> str:
 def frontier(context: Context) -> Picture:
     """Draw throughput over latency, of the plans that none beats and of the profiled points."""
     plans = context.frontier()
-    figure, axes = _canvas("What can be had: latency against throughput")
+    figure, axes = canvas("What can be had: latency against throughput")
     points = [one for one in context.profile.instances if one.cores <= context.cores]
     alone = [one.latency_ms for one in points]
     served = [one.batch_size / one.latency_ms * 1e3 for one in points]
@@ -131,7 +131,7 @@ def predictions(context: Context) -> Picture:
         figure = Picture()
         figure.sentence = "no plan was run yet: 'scalebench plan OUT --batch-size … --verify' does"
         return figure
-    figure, axes = _canvas("Predicted against measured", height=4.6)
+    figure, axes = canvas("Predicted against measured", height=4.6)
     found = [(plan.predicted_ms, plan.interval_ms) for plan in runs]
     predicted, measured, low, high = np.array([(x, y.value, y.low, y.high) for x, y in found]).T
     ends = np.array([min(*predicted, *measured) / 1.3, max(*predicted, *measured) * 1.3])
@@ -153,7 +153,8 @@ def predictions(context: Context) -> Picture:
     return figure
 
 
-def _canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
+def canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
+    """Return a picture with its title, and its axes."""
     figure = Picture(figsize=(8.4, height), dpi=110, layout="constrained")
     figure.alt = title
     axes = figure.add_subplot()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf, isnan, nan
@@ -65,7 +65,7 @@ class LoadTest:
         can be, or one has waited for longer than `patience_s`.
         """
         self._arrivals, self._batches = arrivals, list[list[float]]()
-        times, ready = (values.tolist() for values in (arrivals, self.batching.ready_s(arrivals)))
+        times, ready = arrivals, self.batching.ready_s(arrivals)
         first, self._start_ns = 0, time.perf_counter_ns() + round(_HEAD_START_S * 1e9)
         with _without_garbage_collection():
             while self._busy or (self._free and first < len(times)):
@@ -83,7 +83,7 @@ class LoadTest:
     def _now_s(self) -> float:
         return (time.perf_counter_ns() - self._start_ns) / 1e9
 
-    def _send(self, times: Sequence[float], first: int, now: float) -> int:
+    def _send(self, times: np.ndarray, first: int, now: float) -> int:
         """Send a batch to the instance that has idled longest; return how many requests it has."""
         pipe, count = self._free.popleft(), self.batching.count(times, first, now)
         size = self.batching.padded(count)

@@ -1,31 +1,33 @@
-"""What a load test found, and the file that keeps it: ``load.json`` in the sweep's folder."""
+"""What load tests found, and the file that keeps it: ``load.json`` in the sweep's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import isfinite
+from math import inf
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import ScalebenchError, one_line
 from scalebench_lib.files import write_atomically
-from scalebench_lib.plan.arrivals import Arrivals
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.simulate import QUANTILES, Batching, Log, ServiceTimes, simulate
+from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
 from scalebench_lib.record import Software
 from scalebench_lib.stats import percentile_interval, supports_percentile
 from scalebench_lib.text import pluralize
 
 FILE = "load.json"
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-_KEPT = 101
-"""Quantiles of service times that are kept of each size of batch."""
+_ENOUGH, _KEPT = 20, 101
+"""Of batches of a size, before their times are kept; and how many quantiles of them."""
+
+_Known = Annotated[float, BeforeValidator(lambda value: inf if value is None else value)]
+"""JSON has no infinity: pydantic writes null."""
 
 
 @dataclass(frozen=True)
@@ -44,109 +46,81 @@ class Deployment:
         return f"{instances}, {self.batching}"
 
 
-class Percentile(StrictModel):
-    """A percentile of the requests' latencies with its 95 % interval; None is beyond what is known.
-
-    Without a value more requests failed than the percentile leaves out.
-    """
-
-    q: float
-    ms: float | None
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, log: Log, q: float) -> Self:
-        """Return that of the requests in `log`."""
-        found = [1e3 * value for value in percentile_interval(log.latency_s, q)]
-        ms, low, high = (value if isfinite(value) else None for value in found)
-        return cls(q=q, ms=ms, low=low, high=high)
-
-
 class LoadRun(StrictModel):
-    """A load test: what was asked, and what became of the requests; `shared` is the profile's.
+    """A load test of a deployment; `shared` is that of its profile.
 
-    Without `percentiles` the queue grew, or there were too few requests. `predicted_ms` are by the
-    profile, `replayed_ms` by the service times of this run, both simulated with its arrivals.
-    `service_ms` are quantiles by size of the batch.
+    `percentiles` are in ms with their 95 % intervals, infinite where failed requests reach them.
+    There are none where the queue grew all the time (`overloaded`), or of too few requests.
+    `predicted_ms` are by the profile, `replayed_ms` by the service times of this run, both
+    simulated with its arrivals. `service_ms` are quantiles by size of the batch.
     """
 
     when: datetime
     software: Software
     shared: dict[str, Any]
     deployment: Deployment
-    arrivals: Arrivals
+    arrivals: str
+    rate: float
+    slo_ms: float
+    percentile: float
     interrupted: bool
+    failures: tuple[str, ...]
     requests: int
     failed: int
     seconds: float
     overloaded: bool
-    slo_ms: float | None
-    within_slo: int | None
-    percentiles: tuple[Percentile, ...]
-    queue_ms: float | None
-    mean_service_ms: float | None
+    within_slo: int
+    percentiles: dict[float, tuple[_Known, _Known, _Known]]
+    queue_ms: float
+    mean_service_ms: float
     batch_sizes: dict[int, int]
     busy: tuple[float, ...]
-    failures: tuple[str, ...]
     service_ms: dict[int, tuple[float, ...]]
     predicted_ms: dict[float, float]
     replayed_ms: dict[float, float]
 
     @classmethod
-    def of(cls, log: Log, deployment: Deployment, predicted: Log | None, **asked: Any) -> Self:
+    def of(cls, log: Log, deployment: Deployment, predicted: Log, **asked: Any) -> Self:
         """Sum up the `log` of a load test of `deployment`."""
-        slo_ms, overloaded = asked["slo_ms"], is_overloaded(log)
-        answered, sizes = log.answered, np.bincount(log.count)
-        service = service_times(log, deployment.batching)
-        found = [] if overloaded else supported(len(log.arrivals))
-        instances = range(len(deployment.plan.instances))
+        wanted, latency_ms = {*PERCENTILES, asked["percentile"]}, 1e3 * log.latency_s
+        known = [q for q in sorted(wanted) if supports_percentile(latency_ms.size, q)]
+        service = _service_s(log, deployment.batching)
+        answered, sizes = np.isfinite(latency_ms), np.bincount(log.count)
+        found = {} if log.overloaded else {q: percentile_interval(latency_ms, q) for q in known}
         return cls(
             when=datetime.now(UTC),
             software=Software.here(),
             deployment=deployment,
-            requests=len(log.arrivals),
+            requests=latency_ms.size,
             failed=int((~answered).sum()),
             seconds=log.seconds,
-            overloaded=overloaded,
-            within_slo=slo_ms and int((log.latency_s <= slo_ms / 1e3).sum()),
-            percentiles=tuple(Percentile.of(log, q) for q in found),
-            queue_ms=_mean_ms(log.wait_s[answered]),
-            mean_service_ms=_mean_ms((log.latency_s - log.wait_s)[answered]),
-            batch_sizes={size: int(sizes[size]) for size in np.flatnonzero(sizes)},
-            busy=tuple(log.busy(instance) for instance in instances),
+            overloaded=log.overloaded,
+            within_slo=int((latency_ms <= (asked["slo_ms"] or inf)).sum()),
+            percentiles=found,
+            queue_ms=1e3 * _mean(log.wait_s[answered]),
+            mean_service_ms=1e3 * _mean((log.latency_s - log.wait_s)[answered]),
+            batch_sizes={int(size): int(sizes[size]) for size in np.flatnonzero(sizes)},
+            busy=tuple(log.busy(number) for number in range(len(deployment.plan.instances))),
             service_ms={
                 size: tuple(1e3 * np.quantile(times, np.linspace(0, 1, _KEPT)))
                 for size, times in service.items()
+                if len(times) >= _ENOUGH
             },
-            predicted_ms=percentiles_ms(predicted, found) if predicted else {},
-            replayed_ms=percentiles_ms(_replayed(log, deployment, service), found),
+            predicted_ms=_percentiles_ms(predicted, found),
+            replayed_ms=_percentiles_ms(_replayed(log, deployment, service), found),
             **asked,
         )
 
     @property
-    def rate(self) -> float:
-        """Requests that arrived in a second."""
-        return self.arrivals.rate
+    def reached_ms(self) -> float:
+        """The percentile that was asked about; infinite where it is not known."""
+        return self.percentiles.get(self.percentile, (inf,))[0]
 
     @property
-    def achieved(self) -> float:
-        """Requests that were answered in a second."""
-        return (self.requests - self.failed) / self.seconds
-
-    def percentile(self, q: float) -> Percentile | None:
-        """Return the q-th percentile, if it is known."""
-        return next((one for one in self.percentiles if one.q == q), None)
-
-    def holds(self, q: float, slo_ms: float) -> bool | None:
-        """Return whether the q-th percentile keeps to `slo_ms`; None where its interval has both.
-
-        It does not where the queue grew.
-        """
-        found = self.percentile(q)
-        if not found or found.low is None or found.low > slo_ms:
-            return False
-        return True if found.high is not None and found.high <= slo_ms else None
+    def holds(self) -> bool | None:
+        """Whether the percentile keeps to the limit; None where its interval holds both."""
+        _, low, high = self.percentiles.get(self.percentile, (inf, inf, inf))
+        return True if high <= self.slo_ms else False if low > self.slo_ms else None
 
 
 class Loads(StrictModel):
@@ -159,59 +133,42 @@ class Loads(StrictModel):
     def load(cls, out: Path) -> Self:
         """Load those in folder `out`, if any; `ScalebenchError` if the file is damaged."""
         path = out / FILE
-        if not path.exists():
-            return cls()
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes()) if path.exists() else cls()
         except ValidationError as error:
             raise ScalebenchError(
                 f"{path} is damaged: {one_line(error)}; delete it, and 'load' measures anew"
             ) from None
 
     @classmethod
-    def keep(cls, out: Path, runs: Iterable[LoadRun]) -> None:
-        """Add `runs` to those in folder `out`."""
-        every = cls(runs=(*cls.load(out).runs, *runs))
+    def keep(cls, out: Path, run: LoadRun) -> None:
+        """Add `run` to those in folder `out`."""
+        every = cls(runs=(*cls.load(out).runs, run))
         write_atomically(out / FILE, every.model_dump_json(indent=1) + "\n")
 
 
-def supported(requests: int, *more: float) -> list[float]:
-    """Return the percentiles that so many requests have."""
-    wanted = sorted({*PERCENTILES, *more})
-    return [q for q in wanted if supports_percentile(requests, q)]
+def requests_for(q: float) -> int:
+    """Return how many requests the q-th percentile needs."""
+    return next(count for count in itertools.count(2) if supports_percentile(count, q))
 
 
-def percentiles_ms(log: Log, percentiles: Iterable[float]) -> dict[float, float]:
-    """Return `percentiles` of the latencies in `log`."""
-    return {q: 1e3 * float(np.percentile(log.latency_s, q)) for q in percentiles}
-
-
-def is_overloaded(log: Log) -> bool:
-    """Return whether the queue grew all the time: requests waited longer in each third.
-
-    Or some were still waiting when the test was given up.
-    """
-    if len(log.arrivals) < 3 or not log.count.size:
-        return False
-    if (~np.isfinite(log.wait_s)).any():
-        return True
-    first, middle, last = (float(part.mean()) for part in np.array_split(log.wait_s, 3))
-    service = float(np.median(log.latency_s - log.wait_s))
-    return first < middle < last and last - first > 2 * (first + service)
-
-
-def service_times(log: Log, batching: Batching) -> dict[int, np.ndarray]:
-    """Return what instances took in s for batches that were answered, by padded size."""
+def _service_s(log: Log, batching: Batching) -> dict[int, np.ndarray]:
+    """Return what instances took for batches that were answered, by padded size."""
     took, done = log.ended_s - log.sent_s, np.isfinite(log.ended_s)
     sizes = np.array([batching.padded(count) for count in log.count], dtype=int)
     return {int(size): took[(sizes == size) & done] for size in np.unique(sizes[done])}
 
 
 def _replayed(log: Log, deployment: Deployment, service: dict[int, np.ndarray]) -> Log:
-    sizes, instances = deployment.batching.sizes, deployment.plan.instances
-    times = ServiceTimes.of(service, sizes, 1) if service else ServiceTimes({1: [0.0]})
-    return simulate(log.arrivals, deployment.batching, [times] * len(instances))
+    if not service:
+        return log
+    times = ServiceTimes.of(service, deployment.batching.sizes, 1)
+    return simulate(log.arrivals, deployment.batching, [times] * len(deployment.plan.instances))
 
 
-def _mean_ms(values: np.ndarray) -> float | None:
-    return 1e3 * float(values.mean()) if values.size else None
+def _percentiles_ms(log: Log, percentiles: dict[float, Any]) -> dict[float, float]:
+    return {q: 1e3 * float(np.percentile(log.latency_s, q)) for q in percentiles}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else 0.0

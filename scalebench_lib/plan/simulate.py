@@ -18,15 +18,14 @@ from pydantic import Field
 
 from scalebench_lib.config import PositiveInt, StrictModel
 
-QUANTILES = 1000
-"""Equally likely values that stand for a distribution of service times."""
+_QUANTILES = (np.arange(1000) + 0.5) / 1000
 
 
 class Batching(StrictModel):
     """When waiting requests go to an instance: first come, first served.
 
-    They go when `max_batch` of them wait, or the oldest has waited for `max_wait_ms`. A batch is
-    padded to the next of `sizes`, ascending, whose last one is `max_batch`.
+    They go when `max_batch` of them wait, or the oldest has waited for `max_wait_ms`; a batch is
+    padded to the next of `sizes`, ascending, the last of which is `max_batch`.
     """
 
     max_batch: PositiveInt
@@ -40,7 +39,7 @@ class Batching(StrictModel):
         ready: np.ndarray = np.minimum(full, arrivals + self.max_wait_ms / 1e3)
         return ready
 
-    def count(self, arrivals: Sequence[float], first: int, now_s: float) -> int:
+    def count(self, arrivals: Sequence[float] | np.ndarray, first: int, now_s: float) -> int:
         """Return how many requests from `first` on make a batch at `now_s`."""
         last = min(first + self.max_batch, len(arrivals))
         return bisect_right(arrivals, now_s, first, last) - first
@@ -50,7 +49,7 @@ class Batching(StrictModel):
         return self.sizes[bisect_left(self.sizes, count)]
 
     def __str__(self) -> str:
-        waits = f", waiting {self.max_wait_ms:g} ms at most" * (self.max_batch > 1)
+        waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_batch > 1)
         return f"batches of up to {self.max_batch}{waits}"
 
 
@@ -65,19 +64,19 @@ class ServiceTimes:
     def of(
         cls, samples: Mapping[int, np.ndarray], sizes: Sequence[int], cores: int
     ) -> ServiceTimes:
-        """Return the times of batches of `sizes`, from `samples` of some sizes.
+        """Return the times of batches of `sizes` from `samples`; quantiles are interpolated.
 
-        Between two sizes their quantiles are interpolated; below the smallest a batch takes as
-        long as that.
+        A batch below the smallest size measured takes as long as that.
         """
-        known, levels = sorted(samples), (np.arange(QUANTILES) + 0.5) / QUANTILES
-        curves = np.array([np.quantile(samples[size], levels) for size in known])
-        found = np.array([np.interp(sizes, known, level) for level in curves.T])
+        known = sorted(samples)
+        curves = np.array([np.quantile(samples[size], _QUANTILES) for size in known])
+        found = np.array([np.interp(sizes, known, curve) for curve in curves.T])
         return cls(dict(zip(sizes, found.T.tolist(), strict=True)), cores)
 
-    def mean(self, size: int) -> float:
-        """Return the mean time of a batch of `size`, in s."""
-        return float(np.mean(self.by_size[size]))
+    @property
+    def capacity(self) -> float:
+        """Requests/s that it serves alone, if it is always busy."""
+        return float(max(size / np.mean(times) for size, times in self.by_size.items()))
 
 
 @dataclass(frozen=True)
@@ -110,16 +109,19 @@ class Log:
         return self._since_arrival(self.sent_s)
 
     @property
-    def answered(self) -> np.ndarray:
-        """Which requests were answered."""
-        found: np.ndarray = np.isfinite(self.latency_s)
-        return found
-
-    @property
     def seconds(self) -> float:
         """From the start to the last answer, or the last arrival."""
         ended = self.ended_s[np.isfinite(self.ended_s)]
         return float(max(ended.max(initial=0.0), self.arrivals[-1]))
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether requests waited longer in each third of the time, or some to no end."""
+        if len(self.arrivals) < 3 or np.isinf(self.wait_s).any():
+            return bool(np.isinf(self.wait_s).any())
+        first, middle, last = (float(part.mean()) for part in np.array_split(self.wait_s, 3))
+        service = float(np.median(self.latency_s - self.wait_s))
+        return first < middle < last and last - first > 2 * (first + service)
 
     def busy(self, instance: int) -> float:
         """Return the share of the time in which `instance` had a batch that it answered."""
@@ -147,7 +149,8 @@ def simulate(
     is known whenever a batch begins or ends.
     """
     times, ready = (values.tolist() for values in (arrivals, batching.ready_s(arrivals)))
-    draws = np.random.default_rng(seed).integers(_length(instances), size=len(times)).tolist()
+    choices = min(len(values) for one in instances for values in one.by_size.values())
+    draws = np.random.default_rng(seed).integers(choices, size=len(times)).tolist()
     own = [exp(-slowdown * one.cores) for one in instances]
     free = [(0.0, number) for number in range(len(instances))]
     running: list[tuple[float, int, int]] = []
@@ -172,7 +175,3 @@ def simulate(
             busy += instances[number].cores
             first += count
     return Log.of(arrivals, batches)
-
-
-def _length(instances: Sequence[ServiceTimes]) -> int:
-    return min(len(values) for one in instances for values in one.by_size.values())
