@@ -31,8 +31,7 @@ from scalebench_lib.text import parse_duration, pluralize
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
     from scalebench_lib.plan.decide import Context
-    from scalebench_lib.plan.load_results import LoadRun
-    from scalebench_lib.plan.simulate import Log
+    from scalebench_lib.plan.load import LoadRun
     from scalebench_lib.sweep.run import SweepRun
 
 app = typer.Typer(
@@ -279,10 +278,9 @@ def _plan_requests(
 ) -> None:
     """Say how to serve requests within a latency limit."""
     from scalebench_lib.plan import load_report as telling
-    from scalebench_lib.plan.prove import Prover
     from scalebench_lib.plan.report import commands
     from scalebench_lib.plan.runner import Limits
-    from scalebench_lib.plan.search import Predictor, Target
+    from scalebench_lib.plan.search import Predictor, Prover, Target
 
     target, predictor = Target.from_input({**asked, "slo_ms": slo_ms}), Predictor(context)
     with console.status("simulating …"):
@@ -297,13 +295,13 @@ def _plan_requests(
     console.say(*commands(decision), "", f"plan: {path}")
 
 
-def _show_load(out: Path) -> Callable[[LoadRun, Log], None]:
+def _show_load(out: Path) -> Callable[[LoadRun], None]:
     """Return what prints a load test, and draws it into ``load.png``."""
     from scalebench_lib.plan import load_report as telling
 
-    def show(run: LoadRun, log: Log) -> None:
+    def show(run: LoadRun) -> None:
         console.say(*telling.sentences(run), "")
-        (out / "load.png").write_bytes(telling.over_time(run, log).png())
+        (out / "load.png").write_bytes(telling.over_time(run).png())
 
     return show
 
@@ -327,9 +325,8 @@ def load(
     """
     from scalebench_lib.plan import load_report as telling
     from scalebench_lib.plan.arrivals import read_trace
-    from scalebench_lib.plan.prove import Prover, load_planned
     from scalebench_lib.plan.runner import Limits
-    from scalebench_lib.plan.search import Predictor, Target
+    from scalebench_lib.plan.search import Predictor, Prover, Target, load_planned
 
     seconds = parse_duration("duration", duration)
     asked = {"rate": rate or 0.0, "slo_ms": slo_ms, "percentile": percentile}
@@ -350,7 +347,7 @@ def load(
             runs = prover.highest(deployment)
             (out / "load-rates.png").write_bytes(telling.by_rate(runs).png())
             console.say(telling.highest(runs), f"curve: {out / 'load-rates.png'}")
-    console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.json'}")
+    console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.jsonl'}")
 
 
 @app.command()

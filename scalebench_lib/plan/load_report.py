@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -17,10 +18,8 @@ from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
 from scalebench_lib.plan.decide import Decision, Request
 from scalebench_lib.plan.figures import canvas
-from scalebench_lib.plan.load_results import PERCENTILES, LoadRun, requests_for
-from scalebench_lib.plan.prove import highest_rate
-from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline
-from scalebench_lib.plan.simulate import Log
+from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
+from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline, requests_for
 from scalebench_lib.text import format_duration, format_number
 
 _LIMIT, _COLOURS = "#d55e00", {"p50": "#56b4e9", "p99": "#0072b2"}
@@ -47,7 +46,7 @@ def ranking(
 
 
 def _measured(run: LoadRun) -> str:
-    if run.overloaded:
+    if run.log.overloaded:
         return "overload: the queue grew"
     rate = f" at {format_number(run.rate)}/s"
     return f"{_percentile(run, run.percentile)}{rate}" if run.percentiles else "too few requests"
@@ -60,56 +59,71 @@ def _percentile(run: LoadRun, q: float) -> str:
 
 def sentences(run: LoadRun) -> Iterator[str]:
     """Yield what a load test found."""
-    rate, achieved = run.rate, (run.requests - run.failed) / run.seconds
+    log, rate = run.log, run.rate
+    requests, failed = log.arrivals.size, int(np.isinf(log.latency_s).sum())
+    achieved = f"{format_number((requests - failed) / log.seconds)}/s were answered"
     yield (
-        f"{run.deployment}: {run.requests:,} requests, {run.arrivals}, {format_number(rate)}/s for "
-        f"{format_duration(run.requests / rate)}; {format_number(achieved)}/s were answered"
-        + ", interrupted"
-        * run.interrupted
+        f"{run.deployment}: {requests:,} requests, {run.kind}, {format_number(rate)}/s for "
+        f"{format_duration(log.arrivals[-1])}; {achieved}{', interrupted' * run.interrupted}"
     )
-    if run.overloaded:
-        yield (
-            "overload: the queue grew all the time, so no percentile would hold for longer; "
-            f"about {format_number(achieved)}/s can be served"
-        )
+    if log.overloaded:
+        yield f"overload: the queue grew all the time, no percentile would last; {achieved}"
+    replay_ms = 1e3 * run.replay.latency_s if run.percentiles else np.zeros(1)
     for q in run.percentiles:
-        simulated = f"predicted {format_number(run.predicted_ms[q])}"
-        replayed = f"by this run's service times {format_number(run.replayed_ms[q])}"
-        yield f"p{q:g}: {_percentile(run, q)} ms; {simulated}, {replayed}"
+        replayed = f"by this run's service times {format_number(np.percentile(replay_ms, q))}"
+        predicted = f"predicted {format_number(run.predicted_ms[q])}, {replayed}"
+        yield f"p{q:g}: {_percentile(run, q)} ms; {predicted}"
     for q in sorted({*PERCENTILES, run.percentile} - run.percentiles.keys()):
-        if not run.overloaded:
+        if not log.overloaded:
             needed = requests_for(q)
-            yield f"p{q:g} needs {needed:,} requests: --duration {needed / rate:.0f}s"
+            yield f"p{q:g} needs {needed:,} requests: --duration {np.ceil(needed / rate):.0f}s"
     if run.slo_ms:
-        share, good = run.within_slo / run.requests, run.within_slo / run.seconds
-        yield f"within {run.slo_ms:g} ms: {share:.2%}, {format_number(good)} requests/s (goodput)"
-    sizes = ", ".join(f"{size}: {count}" for size, count in run.batch_sizes.items())
-    yield (
-        f"in the mean {format_number(run.queue_ms)} ms in the queue, "
-        f"{format_number(run.mean_service_ms)} ms in service; batches by size: {sizes}; "
-        f"instances were busy {', '.join(f'{share:.0%}' for share in run.busy)} of the time"
-    )
-    if run.failed:
-        yield f"{run.failed:,} requests failed or were not answered"
+        within = int((1e3 * log.latency_s <= run.slo_ms).sum())
+        good = f"{format_number(within / log.seconds)} requests/s (goodput)"
+        yield f"within {run.slo_ms:g} ms: {within / requests:.2%}, {good}"
+    yield from _of_batches(run)
+    if failed:
+        yield f"{failed:,} requests failed, or were not answered"
     yield from run.failures
 
 
+def _of_batches(run: LoadRun) -> Iterator[str]:
+    log, done = run.log, np.isfinite(run.log.latency_s)
+    if done.any():
+        queue, service = log.wait_s[done].mean(), (log.latency_s - log.wait_s)[done].mean()
+        sizes = ", ".join(
+            f"{n}: {count}" for n, count in enumerate(np.bincount(log.count)) if count
+        )
+        busy = ", ".join(f"{log.busy(n):.0%}" for n in range(len(run.deployment.plan.instances)))
+        yield (
+            f"in the mean {format_number(1e3 * queue)} ms in the queue, "
+            f"{format_number(1e3 * service)} ms in service; batches by size: {sizes}; instances "
+            f"busy: {busy} of the time; the batcher was up to {run.late_ms:.2g} ms late (p99)"
+        )
+
+
 def highest(runs: Sequence[LoadRun]) -> str:
-    """Return the highest rate that held, in a sentence."""
-    rate, low, high = highest_rate(runs)
+    """Return in a sentence the highest rate that held, and between which it surely lies."""
     limit = f"p{runs[0].percentile:g} within {runs[0].slo_ms:g} ms"
-    if not rate:
-        least = min(run.rate for run in runs)
-        return f"no rate held {limit}, down to {format_number(least)} requests/s"
-    above = f"surely below {format_number(high)}" if np.isfinite(high) else "more was not tried"
-    below = f"surely {format_number(low)}, " if low else ""
-    return f"highest rate with {limit}: {format_number(rate)} requests/s ({below}{above})"
+    held = [run.rate for run in runs if run.reached_ms <= run.slo_ms]
+    if not held:
+        least = format_number(min(run.rate for run in runs))
+        return f"no rate held {limit}, down to {least} requests/s"
+    sure = [format_number(run.rate) for run in sorted(runs, key=_rate) if run.holds]
+    failed = [format_number(run.rate) for run in sorted(runs, key=_rate) if run.holds is False]
+    below = f"surely {sure[-1]}, " if sure else ""
+    above = f"surely below {failed[0]}" if failed else "more was not tried, or is not clear"
+    return f"highest rate with {limit}: {format_number(max(held))} requests/s ({below}{above})"
 
 
-def over_time(run: LoadRun, log: Log) -> Picture:
+def _rate(run: LoadRun) -> float:
+    return run.rate
+
+
+def over_time(run: LoadRun) -> Picture:
     """Draw each request's latency over its arrival, so that drift and warm-up are seen."""
     figure, axes = canvas(f"{format_number(run.rate)} requests/s over time")
-    done = np.isfinite(log.latency_s)
+    log, done = run.log, np.isfinite(run.log.latency_s)
     at, latency = log.arrivals[done], 1e3 * log.latency_s[done]
     axes.plot(at, latency, ".", markersize=2, color="0.7", rasterized=True)
     parts = [part for part in np.array_split(np.arange(at.size), 30) if part.size]
@@ -132,7 +146,7 @@ def by_rate(runs: Sequence[LoadRun]) -> Picture:
         predicted = [run.predicted_ms[q] for run in known]
         axes.plot(rates, predicted, ":", color=_COLOURS[name], label=f"{name} predicted")
     for run in runs:
-        if run.overloaded:
+        if run.log.overloaded:
             axes.axvline(run.rate, color="0.8", label="the queue grew")
     return _finished(figure, axes, "requests/s", runs[0].slo_ms)
 
@@ -142,8 +156,9 @@ def _finished(figure: Picture, axes: Any, across: str, slo_ms: float) -> Picture
         axes.axhline(slo_ms, color=_LIMIT, linewidth=1, label=f"limit {slo_ms:g} ms")
     axes.set(xlabel=across, ylabel="latency of a request (ms)")
     axes.set_ylim(bottom=0)
-    unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(unique.values(), unique.keys(), frameon=False, loc="upper left", fontsize=8)
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    options: dict[str, Any] = {"loc": "outside lower center", "ncols": len(named), "fontsize": 8}
+    figure.legend(named.values(), named.keys(), frameon=False, **options)
     return figure
 
 
@@ -151,15 +166,14 @@ def save(
     predictor: Predictor, best: Prediction, run: LoadRun | None, target: Target
 ) -> tuple[Path, Decision]:
     """Write ``plan.json`` for the best deployment; return its path, and the plan as a decision."""
-    context, plan, batching = predictor.context, best.deployment.plan, best.deployment.batching
+    context, plan = predictor.context, best.deployment.plan
     request = Request.of(slo_ms=target.slo_ms)
     decision = Decision(context, request, plan, fat=None, thin=None)
     values = {
         **report.as_json(decision),
+        "deployment": TypeAdapter(Deployment).dump_python(best.deployment, mode="json"),
         "rate": best.rate,
         "percentile": target.percentile,
-        "max_batch": batching.max_batch,
-        "max_wait_ms": batching.max_wait_ms,
         "predicted_percentile_ms": best.reached_ms,
         "measured_percentile_ms": run and run.reached_ms,
     }

@@ -1,27 +1,45 @@
-"""From a rate and a latency limit to deployments, by simulating what was measured."""
+"""From a rate and a latency limit to deployments, simulated by what was measured; and their proof.
+
+What is seen under load is kept in the sweep's folder.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
-from math import exp
+from math import exp, inf, sqrt
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from scalebench_lib.config import Seconds, StrictModel
-from scalebench_lib.errors import RequestError
+from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.plan.arrivals import arrival_times
-from scalebench_lib.plan.decide import Context
-from scalebench_lib.plan.load_results import Deployment, LoadRun, Loads, requests_for
+from scalebench_lib.plan.decide import Context, Request
+from scalebench_lib.plan.load import (
+    PERCENTILES,
+    Deployment,
+    LoadRun,
+    LoadTest,
+    keep,
+    load_runs,
+    ready,
+)
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.profile import Instance
+from scalebench_lib.plan.profile import SHARED, Instance
+from scalebench_lib.plan.report import FILE
+from scalebench_lib.plan.runner import PlanRunner
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
-from scalebench_lib.record import load_records
+from scalebench_lib.record import Software, load_records
+from scalebench_lib.stats import supports_percentile
 from scalebench_lib.text import format_number, pluralize
 
 WAITS_MS = (0.0, 1.0, 2.0, 5.0, 10.0)
@@ -30,6 +48,15 @@ _STAGES = ((2_000, 50), (20_000, 5), (100_000, 5))
 
 _SEARCH_S = 15.0
 """For the first stage, which begins with those of most capacity."""
+
+_ENOUGH = 20
+"""Batches of a size under load, before their times count in simulations."""
+
+_PROVED = 3
+"""How many deployments a verification runs besides fat and thin."""
+
+_CLOSE, _TRIES = 1.05, 8
+"""The highest rate is known when one so much higher failed, or after so many tries."""
 
 _Kind = tuple[tuple[Any, ...], ...]
 _Samples = dict[int, np.ndarray]
@@ -104,13 +131,10 @@ class Predictor:
     @cached_property
     def runs(self) -> list[LoadRun]:
         """The load tests of this profile with the software of the sweep."""
-        software, shared = self.context.record and self.context.record.software, self._shared
-        every = [one for one in Loads.load(self.context.out).runs if one.shared == shared]
+        software = self.context.record and self.context.record.software
+        shared = self.context.profile.shared
+        every = [one for one in load_runs(self.context.out) if one.shared == shared]
         return [one for one in every if software and not one.software.differs_from(software)]
-
-    @property
-    def _shared(self) -> Mapping[str, Any]:
-        return self.context.profile.shared
 
     @cached_property
     def _together(self) -> Mapping[_Kind, _Samples]:
@@ -118,7 +142,7 @@ class Predictor:
         found: dict[_Kind, _Samples] = {}
         for run in self.runs:
             known = found.setdefault(_kind(run.deployment.plan.instances), {})
-            known |= {size: np.array(times) / 1e3 for size, times in run.service_ms.items()}
+            known |= {n: times for n, times in run.service_s.items() if len(times) >= _ENOUGH}
         return found
 
     def service(self, deployment: Deployment) -> tuple[list[ServiceTimes], float]:
@@ -175,7 +199,7 @@ class Predictor:
         able = [one for one in self.deployments() if self.capacity(one) > target.rate]
         able.sort(key=self.capacity, reverse=True)
         given_up, baselines = time.monotonic() + _SEARCH_S, list[Prediction]()
-        for requests, keep in _STAGES:
+        for requests, best in _STAGES:
             unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
             for one in able:
                 if baselines or time.monotonic() < given_up:
@@ -183,7 +207,7 @@ class Predictor:
                     found += self._predicted(one, target, unit, least)
             found.sort(key=lambda one: one.rank)
             baselines = baselines or self._first_of_each(found)
-            able = [one.deployment for one in found[: keep if target.rate else keep // 5]]
+            able = [one.deployment for one in found[: best if target.rate else best // 5]]
         if found and found[0].holds:
             known = {one.deployment for one in found}
             return [*found, *(one for one in baselines if one.deployment not in known)]
@@ -232,6 +256,93 @@ class Predictor:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Prover:
+    """Runs deployments under load; each run is kept in the sweep's folder, and `show` gets it."""
+
+    predictor: Predictor
+    runner: PlanRunner
+    target: Target
+    show: Callable[[LoadRun], None]
+    kind: str = "poisson"
+
+    def run(self, deployment: Deployment, times: np.ndarray) -> LoadRun:
+        """Return what `deployment` does with requests that arrive at `times`, in s."""
+        with ready(self.runner, deployment) as test:
+            return self._run(test, deployment, times)
+
+    def verify(self, found: Sequence[Prediction]) -> list[LoadRun]:
+        """Run the best three, and the best fat and thin; return the runs, the best first.
+
+        Where no rate was asked for, each has nine tenths of the highest that was predicted. Raises
+        `MeasurementError` if none could be started.
+        """
+        runs, reasons, cores = list[LoadRun](), list[str](), self.predictor.context.cores
+        baselines = (one for one in found[_PROVED:] if baseline(one.deployment, cores))
+        for one in (*found[:_PROVED], *baselines):
+            try:
+                times = self.times(self.target.rate or 0.9 * one.rate)
+                runs.append(self.run(one.deployment, times))
+            except MeasurementError as error:
+                reasons.append(f"{one.deployment}: {error}")
+        if not runs:
+            raise MeasurementError(f"nothing could be run: {'; '.join(reasons)}")
+        return sorted(runs, key=lambda run: (run.holds is False, -run.rate, run.reached_ms))
+
+    def highest(self, deployment: Deployment) -> list[LoadRun]:
+        """Find the highest rate that holds, by bracketing and bisection from the predicted on."""
+        held, failed, runs = 0.0, inf, list[LoadRun]()
+        rate = self.predictor.highest(deployment, self.target) or 1.0
+        with ready(self.runner, deployment) as test:
+            while failed > held * _CLOSE and len(runs) < _TRIES and not test.failures:
+                runs.append(self._run(test, deployment, self.times(rate)))
+                if runs[-1].reached_ms <= self.target.slo_ms:
+                    held = max(held, rate)
+                else:
+                    failed = min(failed, rate)
+                rate = held * 1.3 if failed == inf else sqrt(held * failed) if held else failed / 2
+        return runs
+
+    def times(self, rate: float) -> np.ndarray:
+        """Return the arrivals of a test at `rate`."""
+        return arrival_times(self.kind, rate, round(rate * self.target.seconds_at(rate)))
+
+    def _run(self, test: LoadTest, deployment: Deployment, times: np.ndarray) -> LoadRun:
+        """Run a test; what was seen is kept and shown, also where it is interrupted."""
+        self.runner.say(f"{len(times):,} requests in {times[-1]:.0f} s")
+        interrupted = True
+        try:
+            test.run(times)
+            interrupted = False
+        finally:
+            if len((log := test.log).arrivals):
+                run = self._found(log, deployment, len(times) / times[-1], interrupted, test)
+                keep(run, self.predictor.context.out)
+                self.show(run)
+        return run
+
+    def _found(
+        self, log: Log, deployment: Deployment, rate: float, interrupted: bool, test: LoadTest
+    ) -> LoadRun:
+        predicted_ms = 1e3 * self.predictor.simulate(deployment, log.arrivals).latency_s
+        wanted = {*PERCENTILES, self.target.percentile}
+        return LoadRun(
+            when=datetime.now(UTC),
+            software=Software.here(),
+            shared=dict(self.predictor.context.profile.shared),
+            deployment=deployment,
+            kind=self.kind,
+            rate=rate,
+            slo_ms=self.target.slo_ms,
+            percentile=self.target.percentile,
+            interrupted=interrupted,
+            failures=tuple(test.failures),
+            predicted_ms={q: float(np.percentile(predicted_ms, q)) for q in wanted},
+            arrivals_s=tuple(log.arrivals.tolist()),
+            batches=tuple(map(tuple, log.batches)),
+        )
+
+
 def baseline(one: Deployment, cores: int) -> str:
     """Return ``fat`` for one instance on all cores, ``thin`` for one of a thread on each."""
     if one.plan.cores < cores:
@@ -250,3 +361,32 @@ def _in_proportion(alone: _Samples, together: _Samples) -> _Samples:
     ratios = [np.median(together[n]) / np.median(alone[n]) for n in together if n in alone]
     factor = float(np.median(ratios)) if ratios else 1.0
     return {**{size: times * factor for size, times in alone.items()}, **together}
+
+
+def requests_for(q: float) -> int:
+    """Return how many requests the q-th percentile needs."""
+    return next(count for count in itertools.count(2) if supports_percentile(count, q))
+
+
+def load_planned(
+    out: Path, max_batch: int, max_wait_ms: float | None
+) -> tuple[Context, Deployment]:
+    """Return the deployment in ``plan.json``, with another batching if asked for.
+
+    Raises `RequestError` where there is none.
+    """
+    try:
+        values = json.loads((out / FILE).read_bytes())
+        planned = TypeAdapter(Deployment).validate_python(values["deployment"])
+    except (OSError, ValueError, KeyError):
+        raise RequestError(
+            f"{out / FILE} has no plan for requests: make one first, with 'scalebench plan {out} "
+            "--rate … --slo-ms …'"
+        ) from None
+    shared = {name: values[name] for name in SHARED if name in values}
+    context = Context.load(out, Request.of(batch_size=1, **shared))
+    most = max_batch or planned.batching.max_batch
+    wait = planned.batching.max_wait_ms if max_wait_ms is None else max_wait_ms
+    sizes = sorted({size for size in context.profile.batch_sizes if size < most} | {most})
+    asked = {"max_batch": most, "max_wait_ms": wait, "sizes": sizes}
+    return context, Deployment(planned.plan, Batching.from_input(asked))

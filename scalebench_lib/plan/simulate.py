@@ -98,6 +98,12 @@ class Log:
         columns = np.array(batches, dtype=float).reshape(-1, 4).T
         return cls(arrivals, *columns[:2].astype(int), *columns[2:])
 
+    @property
+    def batches(self) -> list[tuple[int, int, float, float]]:
+        """What `of` builds from."""
+        columns = self.instance, self.count, self.sent_s, self.ended_s
+        return list(zip(*(values.tolist() for values in columns), strict=True))
+
     @cached_property
     def latency_s(self) -> np.ndarray:
         """From each request's arrival to its answer; infinite where there is none."""
