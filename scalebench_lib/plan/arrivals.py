@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def arrival_times(kind: str, rate: float, count: int) -> np.ndarray:
 def read_trace(path: Path) -> np.ndarray:
     """Return the times in s in `path`, one a line; `RequestError` says what is wrong."""
     try:
-        times = np.loadtxt(path, ndmin=1)
+        with path.open() as file, warnings.catch_warnings(action="ignore"):
+            times = np.loadtxt(file, ndmin=1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise RequestError(f"trace: {path} must hold one time in s a line: {why}") from None

@@ -52,10 +52,15 @@ class Deployment:
     plan: Plan
     batching: Batching
 
-    def __str__(self) -> str:
+    @property
+    def instances(self) -> str:
+        """``2 × 4 threads, script``."""
         kinds = [(one.threads, one.optimization) for one in self.plan.instances]
-        instances = (f"{kinds.count(k)} × {pluralize(k[0], 'thread')}, {k[1]}" for k in kinds)
-        return f"{' + '.join(dict.fromkeys(instances))}, {self.batching}"
+        counted = (f"{kinds.count(k)} × {pluralize(k[0], 'thread')}, {k[1]}" for k in kinds)
+        return " + ".join(dict.fromkeys(counted))
+
+    def __str__(self) -> str:
+        return f"{self.instances}, {self.batching}"
 
 
 class LoadRun(StrictModel):
@@ -172,22 +177,22 @@ class LoadTest:
 
     @property
     def log(self) -> Log:
-        """What became of the requests so far; up to the first batch that is being computed."""
+        """What became of the requests; of a run that was interrupted, of those in the batches
+        before the first that was being computed.
+        """
         open_ = next((n for n, one in enumerate(self._batches) if isnan(one[3])), None)
         served = int(sum(one[1] for one in self._batches[:open_]))
-        arrived = int(np.searchsorted(self._arrivals, self._now_s(), side="right"))
-        seen = max(served, arrived) if open_ is None else served
-        return Log.of(self._arrivals[:seen], self._batches[:open_])
+        return Log.of(self._arrivals[: max(served, self._arrived)], self._batches[:open_])
 
     def run(self, arrivals: np.ndarray) -> Log:
         """Serve requests that arrive at `arrivals`, in s.
 
         It ends when all are answered, or none can be, or one has waited for `patience_s`.
         """
-        self._arrivals, self._batches = arrivals, list[list[float]]()
+        self._arrivals, self._batches, self._arrived = arrivals, list[list[float]](), 0
         ready_s, first = self.batching.ready_s(arrivals), 0
-        self._start_ns = time.perf_counter_ns() + round(_HEAD_START_S * 1e9)
         with _without_garbage_collection():
+            self._start_ns = time.perf_counter_ns() + round(_HEAD_START_S * 1e9)
             while self._busy or (self._free and first < len(arrivals)):
                 now = self._now_s()
                 if first < len(arrivals) and now - arrivals[first] > self.patience_s:
@@ -198,6 +203,7 @@ class LoadTest:
                     first += self._send(first, now)
                 else:
                     self._receive(due - now)
+        self._arrived = int(np.searchsorted(self._arrivals, self._now_s(), side="right"))
         return self.log
 
     def _now_s(self) -> float:

@@ -33,23 +33,25 @@ def ranking(
     context, q = predictor.context, f"p{target.percentile:g}"
     title = f"{context.profile.shared['model']}, {rate} with {q} within {target.slo_ms:g} ms"
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    columns = ["", "deployment", "requests/s", "median (ms)", f"{q} (ms)"]
-    for name in (*columns, *([f"measured {q} (ms)"] if runs else [])):
-        table.add_column(name, overflow="fold", justify="right" if "/s" in name else "left")
+    for name in ("", "instances", "batch", "wait", "rate", "median", q):
+        table.add_column(name, overflow="fold", justify="left" if len(name) != 4 else "right")
+    if runs:
+        table.add_column(f"measured {q}, ms", overflow="fold")
     measured = {run.deployment: run for run in runs}
     for one in found:
-        values = one.rate, 1e3 * float(np.median(one.log.latency_s)), one.reached_ms
-        cells = [baseline(one.deployment, context.cores), str(one.deployment)]
+        batching, median = one.deployment.batching, 1e3 * float(np.median(one.log.latency_s))
+        cells = [baseline(one.deployment, context.cores), one.deployment.instances]
+        cells += [str(batching.max_batch), f"{batching.max_wait_ms:g}"]
+        cells += map(format_number, (one.rate, median, one.reached_ms))
         seen = [_measured(measured[one.deployment])] if one.deployment in measured else []
-        table.add_row(*map(Text, [*cells, *map(format_number, values), *seen]))
+        table.add_row(*map(Text, [*cells, *seen]))
     return table
 
 
 def _measured(run: LoadRun) -> str:
     if run.log.overloaded:
         return "overload: the queue grew"
-    rate = f" at {format_number(run.rate)}/s"
-    return f"{_percentile(run, run.percentile)}{rate}" if run.percentiles else "too few requests"
+    return _percentile(run, run.percentile) if run.percentiles else "too few requests"
 
 
 def _percentile(run: LoadRun, q: float) -> str:
