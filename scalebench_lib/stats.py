@@ -274,12 +274,12 @@ def percentile_interval(series: ArrayLike, q: float) -> tuple[float, float, floa
     The interval is of order statistics. How far off the share below the percentile may be is told
     by the shares of 20 stretches of time (batch means); at least as far as if independent.
     """
-    values = np.asarray(series, dtype=float)
-    value, share = _quantile(values, q / 100), q / 100
-    parts = [float(np.mean(part <= value)) for part in np.array_split(values, _STRETCHES)]
-    correlated = float(np.var(parts, ddof=1)) / _STRETCHES
+    values, share = np.asarray(series, dtype=float), q / 100
+    value, stretches = _quantile(values, share), min(_STRETCHES, values.size)
+    below = [float(np.mean(part <= value)) for part in np.array_split(values, stretches)]
+    correlated = float(np.var(below, ddof=1)) / stretches
     independent = share * (1 - share) / values.size
-    reach = Variance(max(correlated, independent), _STRETCHES - 1).half_width
+    reach = Variance(max(correlated, independent), stretches - 1).half_width
     high = _quantile(values, share + reach) if share + reach < 1 else math.inf
     return value, _quantile(values, max(share - reach, 0.0)), high
 

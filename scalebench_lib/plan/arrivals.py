@@ -33,8 +33,8 @@ def arrival_times(kind: str, rate: float, count: int) -> np.ndarray:
 def read_trace(path: Path) -> np.ndarray:
     """Return the times in s in `path`, one a line; `RequestError` says what is wrong."""
     try:
-        with path.open() as file, warnings.catch_warnings(action="ignore"):
-            times = np.loadtxt(file, ndmin=1)
+        with warnings.catch_warnings(action="ignore"):  # of an empty file
+            times = np.loadtxt(path, ndmin=1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise RequestError(f"trace: {path} must hold one time in s a line: {why}") from None

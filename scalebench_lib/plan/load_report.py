@@ -92,7 +92,7 @@ def sentences(run: LoadRun) -> Iterator[str]:
 def _of_batches(run: LoadRun) -> Iterator[str]:
     log, done = run.log, np.isfinite(run.log.latency_s)
     if done.any():
-        queue, service = log.wait_s[done].mean(), (log.latency_s - log.wait_s)[done].mean()
+        queue, service = log.wait_s[done].mean(), (log.latency_s[done] - log.wait_s[done]).mean()
         sizes = ", ".join(
             f"{n}: {count}" for n, count in enumerate(np.bincount(log.count)) if count
         )

@@ -192,25 +192,26 @@ class Predictor:
                         yield Deployment(plan, batching)
 
     def search(self, target: Target) -> list[Prediction]:
-        """Return the best deployments, the best first, and the best fat and thin ones.
+        """Return the best deployments, the best fat and thin ones among them, the best first.
 
         Raises `RequestError`, with the highest rate that can be had, if none holds.
         """
         able = [one for one in self.deployments() if self.capacity(one) > target.rate]
         able.sort(key=self.capacity, reverse=True)
-        given_up, baselines = time.monotonic() + _SEARCH_S, list[Prediction]()
-        for requests, best in _STAGES:
+        given_up, baselines = time.monotonic() + _SEARCH_S, list[Deployment]()
+        for requests, most in _STAGES:
             unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
             for one in able:
                 if baselines or time.monotonic() < given_up:
-                    least = 0.8 * max((other.rate for other in found), default=0.0)
+                    highest = max((other.rate for other in found), default=0.0)
+                    least = 0.0 if one in baselines else 0.8 * highest
                     found += self._predicted(one, target, unit, least)
             found.sort(key=lambda one: one.rank)
             baselines = baselines or self._first_of_each(found)
-            able = [one.deployment for one in found[: best if target.rate else best // 5]]
+            best = [one.deployment for one in found[: most if target.rate else max(3, most // 5)]]
+            able = list(dict.fromkeys([*best, *baselines]))
         if found and found[0].holds:
-            known = {one.deployment for one in found}
-            return [*found, *(one for one in baselines if one.deployment not in known)]
+            return found
         raise RequestError(self._why_nothing(target))
 
     def _predicted(
@@ -234,9 +235,9 @@ class Predictor:
             rate = (low + high) / 2
         yield from best
 
-    def _first_of_each(self, found: Sequence[Prediction]) -> list[Prediction]:
+    def _first_of_each(self, found: Sequence[Prediction]) -> list[Deployment]:
         cores = self.context.cores
-        named = {baseline(one.deployment, cores): one for one in reversed(found)}
+        named = {baseline(one.deployment, cores): one.deployment for one in reversed(found)}
         return [one for name, one in named.items() if name]
 
     def _why_nothing(self, target: Target) -> str:

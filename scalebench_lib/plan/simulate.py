@@ -157,14 +157,14 @@ def simulate(
     times, ready = (values.tolist() for values in (arrivals, batching.ready_s(arrivals)))
     choices = min(len(values) for one in instances for values in one.by_size.values())
     draws = np.random.default_rng(seed).integers(choices, size=len(times)).tolist()
-    own = [exp(-slowdown * one.cores) for one in instances]
+    speeds = [exp(-slowdown * n) for n in range(sum(one.cores for one in instances) + 1)]
     free = [(0.0, number) for number in range(len(instances))]
     running: list[tuple[float, int, int]] = []
     batches: list[list[float]] = []
     now, work, busy, first = 0.0, 0.0, 0, 0
     while running or first < len(times):
         sent = max(ready[first], free[0][0]) if free and first < len(times) else inf
-        speed = exp(-slowdown * busy)
+        speed = speeds[busy]
         end = now + (running[0][0] - work) / speed if running else inf
         if end <= sent:
             work, number, batch = heappop(running)
@@ -176,7 +176,9 @@ def simulate(
             _, number = heappop(free)
             count = batching.count(times, first, now)
             alone = instances[number].by_size[batching.padded(count)][draws[len(batches)]]
-            heappush(running, (work + alone * own[number], number, len(batches)))
+            heappush(
+                running, (work + alone * speeds[instances[number].cores], number, len(batches))
+            )
             batches.append([number, count, now, inf])
             busy += instances[number].cores
             first += count

@@ -37,7 +37,7 @@ def test_other_arrivals_are_refused(kind: str) -> None:
         ("0.1\nnan\n", "number 2 is nan"),
         ("0.1\nsoon\n", "one time in s a line"),
         ("1 2\n3 4\n", "one time in s a line"),
-        (None, "No such file"),
+        (None, "not found"),
     ],
 )
 @pytest.mark.filterwarnings("error")

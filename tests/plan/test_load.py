@@ -23,6 +23,7 @@ from scalebench_lib.plan.simulate import Batching, Log
 from scalebench_lib.plan.worker import WorkerSpec
 from tests import factories
 from tests.standins import STAND_IN, instances
+from tests.waiting import wait_until
 
 SPEC = WorkerSpec(config=Config(model="bert-tiny"), cpus=(0,), batch_sizes=(1, 2, 4))
 ONE = Batching(max_batch=1, sizes=(1,))
@@ -140,7 +141,12 @@ def test_what_was_measured_before_an_interruption_is_there() -> None:
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with standing_in(1, ONE) as test:
-            threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+
+            def interrupt_later() -> None:
+                wait_until(lambda: len(getattr(test, "_batches", ())) > 20)
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+            threading.Thread(target=interrupt_later).start()
             with pytest.raises(KeyboardInterrupt):
                 test.run(arrival_times("constant", 100, 10_000))
             log = test.log
