@@ -289,7 +289,7 @@ def _plan_requests(
         runner = context.runner(Limits(), console.say)
         with lock_machine(f"a plan of {context.out}", if_busy):
             runs = Prover(predictor, runner, target, _show_load(context.out)).verify(found)
-    console.print(telling.ranking(predictor, target, found, runs))
+    console.say(*telling.ranking(predictor, found, runs), "")
     best = next((p for p in found if runs and p.deployment == runs[0].deployment), found[0])
     path, decision = telling.save(predictor, best, runs[0] if runs else None, target)
     console.say(*commands(decision), "", f"plan: {path}")
@@ -324,25 +324,25 @@ def load(
     Without a rate or a trace: find the highest rate within the limit.
     """
     from scalebench_lib.plan import load_report as telling
-    from scalebench_lib.plan.arrivals import read_trace
+    from scalebench_lib.plan.arrivals import arrival_times, read_trace
     from scalebench_lib.plan.runner import Limits
     from scalebench_lib.plan.search import Predictor, Prover, Target, load_planned
 
-    seconds = parse_duration("duration", duration)
-    asked = {"rate": rate or 0.0, "slo_ms": slo_ms, "percentile": percentile}
-    target = Target.from_input({**asked, "seconds": seconds or 20.0})
-    if bool(rate) + bool(trace) + bool(slo_ms) == 0 or (rate and trace):
+    if bool(rate) == bool(trace) and (rate or not slo_ms):
         raise RequestError("load: name a rate, or a trace, or a limit with --slo-ms")
-    times = read_trace(trace) if trace else None
+    seconds = parse_duration("duration", duration) or (math.inf if trace else 20.0)
+    asked = {"rate": rate or 0.0, "slo_ms": slo_ms, "percentile": percentile}
+    target = Target.from_input({**asked, "seconds": 20.0 if trace else seconds})
+    times = arrival_times(arrivals, rate or 1.0, max(1, round(target.rate * target.seconds)))
+    if trace:
+        times, arrivals = read_trace(trace), f"trace {trace.name}"
+        times = times[: max(1, int((times <= seconds).sum()))]
     context, deployment = load_planned(out, max_batch, max_wait_ms)
-    kind = f"trace {trace.name}" if trace else arrivals
     runner = context.runner(Limits(), console.say)
-    prover = Prover(Predictor(context), runner, target, _show_load(out), kind)
+    prover = Prover(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):
-        if times is not None:
-            prover.run(deployment, times[times <= seconds] if seconds else times)
-        elif rate:
-            prover.run(deployment, prover.times(rate))
+        if rate or trace:
+            prover.run(deployment, times)
         else:
             runs = prover.highest(deployment)
             (out / "load-rates.png").write_bytes(telling.by_rate(runs).png())

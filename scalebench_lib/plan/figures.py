@@ -78,7 +78,7 @@ def gains(context: Context) -> Picture:
         if (fat := context.fat(size))
     }
     figure, axes = canvas("The best plan against one instance on all cores, by batch size")
-    _logarithmic(axes, "x")
+    logarithmic(axes, "x")
     axes.set_xticks(context.profile.batch_sizes)
     axes.axhline(1, color=_PALE, linewidth=1)
     axes.plot(list(found), list(found.values()), marker="o", color=_MARK)
@@ -113,7 +113,7 @@ def frontier(context: Context) -> Picture:
     for name, plan in ends.items():
         point, side = (plan.latency_ms, plan.throughput), "left" if name == "soonest" else "right"
         _annotate(axes, f"batch {plan.batch_size}: {plan}", point, side)
-    _logarithmic(axes, "x")
+    logarithmic(axes, "x")
     axes.set(xlabel="latency of one batch (ms)", ylabel="throughput (inferences/s)")
     axes.set_ylim(0, 1.2 * max(throughput))
     axes.legend(loc="upper left", frameon=False)
@@ -142,7 +142,7 @@ def predictions(context: Context) -> Picture:
     for label, mark, which in (("one instance", "s", ~several), ("several", "o", several)):
         points = predicted[which], measured[which], reach[:, which]
         axes.errorbar(*points, fmt=mark, color=_MARK, label=label)
-    _logarithmic(axes, "x", "y")
+    logarithmic(axes, "x", "y")
     axes.set(xlim=ends, ylim=ends, xlabel="predicted (ms)", ylabel="measured (ms)")
     axes.legend(loc="lower right", frameon=False, title=f"band: ±{CLOSE:.0%}")
     off = measured / predicted - 1
@@ -169,7 +169,7 @@ def _annotate(axes: Axes, text: str, point: tuple[float, float], side: str) -> N
     axes.annotate(text, point, ha=side, fontsize=8, bbox=box, **above)
 
 
-def _logarithmic(axes: Axes, *names: str) -> None:
+def logarithmic(axes: Axes, *names: str) -> None:
     """Make axes logarithmic, with plain numbers at 1, 2, 5 of each power."""
     for name in names:
         axes.set(**{f"{name}scale": "log"})

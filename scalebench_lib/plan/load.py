@@ -191,7 +191,9 @@ class LoadTest:
         """
         self._arrivals, self._batches, self._arrived = arrivals, list[list[float]](), 0
         ready_s, first = self.batching.ready_s(arrivals), 0
-        with _without_garbage_collection():
+        gc.collect()
+        gc.disable()
+        try:
             self._start_ns = time.perf_counter_ns() + round(_HEAD_START_S * 1e9)
             while self._busy or (self._free and first < len(arrivals)):
                 now = self._now_s()
@@ -203,6 +205,8 @@ class LoadTest:
                     first += self._send(first, now)
                 else:
                     self._receive(due - now)
+        finally:
+            gc.enable()
         self._arrived = int(np.searchsorted(self._arrivals, self._now_s(), side="right"))
         return self.log
 
@@ -251,13 +255,3 @@ def ready(runner: PlanRunner, deployment: Deployment) -> Iterator[LoadTest]:
     with Workers(specs) as workers:
         workers.answers(runner.limits.setup_s)
         yield LoadTest(workers, deployment.batching, runner.limits.batch_s)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -1,57 +1,43 @@
-"""Deployments and load tests as a table, sentences, pictures and ``plan.json``."""
+"""Deployments and load tests as sentences, pictures and ``plan.json``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
 from scalebench_lib.files import write_atomically
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
 from scalebench_lib.plan.decide import Decision, Request
-from scalebench_lib.plan.figures import canvas
+from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
 from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline, requests_for
 from scalebench_lib.text import format_duration, format_number
 
-_LIMIT, _COLOURS = "#d55e00", {"p50": "#56b4e9", "p99": "#0072b2"}
+_LIMIT, _COLOURS = "#d55e00", ("#56b4e9", "#0072b2")
 
 
 def ranking(
-    predictor: Predictor, target: Target, found: Sequence[Prediction], runs: Sequence[LoadRun]
-) -> Table:
-    """Return the deployments as a table: predicted, and measured where they were run."""
-    rate = f"{target.rate:g} requests/s" if target.rate else "the most requests/s"
-    context, q = predictor.context, f"p{target.percentile:g}"
-    title = f"{context.profile.shared['model']}, {rate} with {q} within {target.slo_ms:g} ms"
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for name in ("", "instances", "batch", "wait", "rate", "median", q):
-        table.add_column(name, overflow="fold", justify="left" if len(name) != 4 else "right")
-    if runs:
-        table.add_column(f"measured {q}, ms", overflow="fold")
+    predictor: Predictor, found: Sequence[Prediction], runs: Sequence[LoadRun]
+) -> Iterator[str]:
+    """Yield the deployments, the best first: predicted, and measured where they were run."""
     measured = {run.deployment: run for run in runs}
-    for one in found:
-        batching, median = one.deployment.batching, 1e3 * float(np.median(one.log.latency_s))
-        cells = [baseline(one.deployment, context.cores), one.deployment.instances]
-        cells += [str(batching.max_batch), f"{batching.max_wait_ms:g}"]
-        cells += map(format_number, (one.rate, median, one.reached_ms))
-        seen = [_measured(measured[one.deployment])] if one.deployment in measured else []
-        table.add_row(*map(Text, [*cells, *seen]))
-    return table
-
-
-def _measured(run: LoadRun) -> str:
-    if run.log.overloaded:
-        return "overload: the queue grew"
-    return _percentile(run, run.percentile) if run.percentiles else "too few requests"
+    for number, one in enumerate(found, 1):
+        name, q = baseline(one.deployment, predictor.context.cores), f"p{one.target.percentile:g}"
+        yield f"{number}: {one.deployment}{f' ({name})' * bool(name)}"
+        times = format_number(1e3 * float(np.median(one.log.latency_s)))
+        line = f"   predicted median {times} ms, {q} {format_number(one.reached_ms)} ms"
+        if run := measured.get(one.deployment):
+            none = "overload: the queue grew" if run.log.overloaded else "of too few requests"
+            seen = _percentile(run, run.percentile) if run.percentiles else none
+            line += f"; measured {q} {seen}, at {format_number(run.rate)} requests/s"
+        yield f"{line}, at {format_number(one.rate)} requests/s" if not run else line
 
 
 def _percentile(run: LoadRun, q: float) -> str:
@@ -107,19 +93,16 @@ def _of_batches(run: LoadRun) -> Iterator[str]:
 def highest(runs: Sequence[LoadRun]) -> str:
     """Return in a sentence the highest rate that held, and between which it surely lies."""
     limit = f"p{runs[0].percentile:g} within {runs[0].slo_ms:g} ms"
-    held = [run.rate for run in runs if run.reached_ms <= run.slo_ms]
+    held = max((run.rate for run in runs if run.reached_ms <= run.slo_ms), default=0.0)
     if not held:
         least = format_number(min(run.rate for run in runs))
         return f"no rate held {limit}, down to {least} requests/s"
-    sure = [format_number(run.rate) for run in sorted(runs, key=_rate) if run.holds]
-    failed = [format_number(run.rate) for run in sorted(runs, key=_rate) if run.holds is False]
-    below = f"surely {sure[-1]}, " if sure else ""
-    above = f"surely below {failed[0]}" if failed else "more was not tried, or is not clear"
-    return f"highest rate with {limit}: {format_number(max(held))} requests/s ({below}{above})"
-
-
-def _rate(run: LoadRun) -> float:
-    return run.rate
+    failed = sorted(run.rate for run in runs if run.holds is False)
+    low = max((o.rate for o in runs if o.holds and o.rate < min(failed, default=inf)), default=0.0)
+    high = next((rate for rate in failed if rate > held), inf)
+    between = f"surely more than {format_number(low)}" if low else "how low is not clear"
+    between += f" and less than {format_number(high)}" if high < inf else ", or more"
+    return f"highest rate with {limit}: {format_number(held)} requests/s, {between}"
 
 
 def over_time(run: LoadRun) -> Picture:
@@ -129,35 +112,35 @@ def over_time(run: LoadRun) -> Picture:
     at, latency = log.arrivals[done], 1e3 * log.latency_s[done]
     axes.plot(at, latency, ".", markersize=2, color="0.7", rasterized=True)
     parts = [part for part in np.array_split(np.arange(at.size), 30) if part.size]
-    for name, q in (("p50", 50), ("p99", 99)):
+    for label, q in (("median of a thirtieth", 50), ("longest of a thirtieth", 100)):
         values = [np.percentile(latency[part], q) for part in parts]
-        label = f"{name} of a thirtieth"
-        axes.plot([at[part].mean() for part in parts], values, color=_COLOURS[name], label=label)
+        axes.plot([at[part].mean() for part in parts], values, color=_COLOURS[q > 50], label=label)
+    axes.set_ylim(bottom=0)
     return _finished(figure, axes, "arrival (s)", run.slo_ms)
 
 
 def by_rate(runs: Sequence[LoadRun]) -> Picture:
     """Draw p50 and p99 by rate with their intervals, as measured and as predicted."""
-    figure, axes = canvas(f"Latency by rate: {runs[0].deployment}")
+    figure, axes = canvas("Latency by rate, measured and predicted")
     known = sorted((run for run in runs if 99 in run.percentiles), key=lambda run: run.rate)
     rates = [run.rate for run in known]
     for name, q in (("p50", 50.0), ("p99", 99.0)):
         found = np.array([run.percentiles[q] for run in known]).reshape(-1, 3).T
         reach = np.nan_to_num(np.abs(found[1:] - found[0]), posinf=0.0)
-        axes.errorbar(rates, found[0], reach, fmt="o-", color=_COLOURS[name], label=name)
+        axes.errorbar(rates, found[0], reach, fmt="o-", color=_COLOURS[q > 50], label=name)
         predicted = [run.predicted_ms[q] for run in known]
-        axes.plot(rates, predicted, ":", color=_COLOURS[name], label=f"{name} predicted")
+        axes.plot(rates, predicted, ":", color=_COLOURS[q > 50], label=f"{name} predicted")
     for run in runs:
         if run.log.overloaded:
             axes.axvline(run.rate, color="0.8", label="the queue grew")
-    return _finished(figure, axes, "requests/s", runs[0].slo_ms)
+    logarithmic(axes, "y")
+    return _finished(figure, axes, f"requests/s to {runs[0].deployment}", runs[0].slo_ms)
 
 
 def _finished(figure: Picture, axes: Any, across: str, slo_ms: float) -> Picture:
     if slo_ms:
         axes.axhline(slo_ms, color=_LIMIT, linewidth=1, label=f"limit {slo_ms:g} ms")
     axes.set(xlabel=across, ylabel="latency of a request (ms)")
-    axes.set_ylim(bottom=0)
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     options: dict[str, Any] = {"loc": "outside lower center", "ncols": len(named), "fontsize": 8}
     figure.legend(named.values(), named.keys(), frameon=False, **options)

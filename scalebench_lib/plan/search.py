@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -97,12 +98,6 @@ class Prediction:
         """Whether it keeps to the limit, and the requests do not pile up."""
         return self.reached_ms <= self.target.slo_ms and not self.log.overloaded
 
-    @property
-    def rank(self) -> tuple[float, ...]:
-        """What to sort by: the highest rate, then the shortest latency, then fewest cores."""
-        deployment = self.deployment
-        return -self.rate, self.reached_ms, deployment.plan.cores, deployment.batching.max_wait_ms
-
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
@@ -114,36 +109,35 @@ class Predictor:
     @cached_property
     def _alone(self) -> Mapping[_Kind, _Samples]:
         """Times of a pass in s, by kind of instance and batch size; of an import the means."""
-        profile, found = self.context.profile, dict[_Kind, _Samples]()
-        for one in profile.instances:
-            found.setdefault(_kind([one]), {})[one.batch_size] = np.array([one.latency_ms / 1e3])
-        samples: dict[tuple[_Kind, int], list[int]] = {}
-        for record in load_records(self.context.out) if self.context.record else ():
+        context, found = self.context, defaultdict[_Kind, dict[int, list[float]]](dict)
+        for record in load_records(context.out) if context.record else ():
             config = record.config
-            for point in record.points if profile.holds(record) else ():
-                kind: _Kind = ((point.threads, config.optimization, config.smt, config.allocator),)
-                samples.setdefault((kind, config.batch_size), []).extend(point.samples_ns)
-        for (kind, size), some in samples.items():
-            if kind in found:
-                found[kind][size] = np.array(some) / 1e9
-        return found
-
-    @cached_property
-    def runs(self) -> list[LoadRun]:
-        """The load tests of this profile with the software of the sweep."""
-        software = self.context.record and self.context.record.software
-        shared = self.context.profile.shared
-        every = [one for one in load_runs(self.context.out) if one.shared == shared]
-        return [one for one in every if software and not one.software.differs_from(software)]
+            for point in record.points if context.profile.holds(record) else ():
+                kind = ((point.threads, config.optimization, config.smt, config.allocator),)
+                seconds = [ns / 1e9 for ns in point.samples_ns]
+                found[kind].setdefault(config.batch_size, []).extend(seconds)
+        for one in () if context.record else context.profile.instances:
+            found[_kind([one])][one.batch_size] = [one.latency_ms / 1e3]
+        return {kind: {n: np.array(s) for n, s in some.items()} for kind, some in found.items()}
 
     @cached_property
     def _together(self) -> Mapping[_Kind, _Samples]:
-        """Times in s that instances took under load beside each other, by the latest runs."""
-        found: dict[_Kind, _Samples] = {}
-        for run in self.runs:
-            known = found.setdefault(_kind(run.deployment.plan.instances), {})
-            known |= {n: times for n, times in run.service_s.items() if len(times) >= _ENOUGH}
-        return found
+        """Times in s that instances took under load beside each other, in runs of this profile."""
+        found, record = defaultdict[_Kind, dict[int, list[np.ndarray]]](dict), self.context.record
+        for run in load_runs(self.context.out) if record else ():
+            differs = record and run.software.differs_from(record.software)
+            if run.shared == self.context.profile.shared and not differs:
+                known = found[_kind(run.deployment.plan.instances)]
+                for size, times in run.service_s.items():
+                    known.setdefault(size, []).append(times)
+        return {
+            kind: {
+                n: every
+                for n, some in known.items()
+                if (every := np.concatenate(some)).size >= _ENOUGH
+            }
+            for kind, known in found.items()
+        }
 
     def service(self, deployment: Deployment) -> tuple[list[ServiceTimes], float]:
         """Return the instances' times, and their slow-down: 0 where they were measured together.
@@ -206,7 +200,7 @@ class Predictor:
                     highest = max((other.rate for other in found), default=0.0)
                     least = 0.0 if one in baselines else 0.8 * highest
                     found += self._predicted(one, target, unit, least)
-            found.sort(key=lambda one: one.rank)
+            found.sort(key=lambda one: (-one.rate, one.reached_ms, one.deployment.plan.cores))
             baselines = baselines or self._first_of_each(found)
             best = [one.deployment for one in found[: most if target.rate else max(3, most // 5)]]
             able = list(dict.fromkeys([*best, *baselines]))
@@ -317,31 +311,26 @@ class Prover:
             interrupted = False
         finally:
             if len((log := test.log).arrivals):
-                run = self._found(log, deployment, len(times) / times[-1], interrupted, test)
+                predicted_ms = 1e3 * self.predictor.simulate(deployment, log.arrivals).latency_s
+                wanted = {*PERCENTILES, self.target.percentile}
+                run = LoadRun(
+                    when=datetime.now(UTC),
+                    software=Software.here(),
+                    shared=dict(self.predictor.context.profile.shared),
+                    deployment=deployment,
+                    kind=self.kind,
+                    rate=len(times) / times[-1],
+                    slo_ms=self.target.slo_ms,
+                    percentile=self.target.percentile,
+                    interrupted=interrupted,
+                    failures=tuple(test.failures),
+                    predicted_ms={q: float(np.percentile(predicted_ms, q)) for q in wanted},
+                    arrivals_s=tuple(log.arrivals.tolist()),
+                    batches=tuple(log.batches),
+                )
                 keep(run, self.predictor.context.out)
                 self.show(run)
         return run
-
-    def _found(
-        self, log: Log, deployment: Deployment, rate: float, interrupted: bool, test: LoadTest
-    ) -> LoadRun:
-        predicted_ms = 1e3 * self.predictor.simulate(deployment, log.arrivals).latency_s
-        wanted = {*PERCENTILES, self.target.percentile}
-        return LoadRun(
-            when=datetime.now(UTC),
-            software=Software.here(),
-            shared=dict(self.predictor.context.profile.shared),
-            deployment=deployment,
-            kind=self.kind,
-            rate=rate,
-            slo_ms=self.target.slo_ms,
-            percentile=self.target.percentile,
-            interrupted=interrupted,
-            failures=tuple(test.failures),
-            predicted_ms={q: float(np.percentile(predicted_ms, q)) for q in wanted},
-            arrivals_s=tuple(log.arrivals.tolist()),
-            batches=tuple(map(tuple, log.batches)),
-        )
 
 
 def baseline(one: Deployment, cores: int) -> str:
