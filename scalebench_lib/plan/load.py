@@ -26,8 +26,9 @@ from pydantic import BeforeValidator, ValidationError
 from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import MeasurementError, ScalebenchError, one_line
 from scalebench_lib.files import write_atomically
+from scalebench_lib.machine import available_bytes
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.runner import PlanRunner, Workers
+from scalebench_lib.plan.runner import MEMORY_SHARE, PlanRunner, Workers
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
 from scalebench_lib.record import Software
 from scalebench_lib.stats import percentile_interval, supports_percentile
@@ -250,8 +251,11 @@ def ready(runner: PlanRunner, deployment: Deployment) -> Iterator[LoadTest]:
     Raises `MeasurementError` if one does not start.
     """
     runner.say(f"starting {deployment}")
-    sizes = {"batch_sizes": deployment.batching.sizes}
-    specs = [one.model_copy(update=sizes) for one in runner.specs(deployment.plan)]
+    sizes, plan = deployment.batching.sizes, deployment.plan
+    needed_mb, free_mb = sum(o.memory_mb or 0.0 for o in plan.instances), available_bytes() / 1e6
+    if needed_mb > MEMORY_SHARE * free_mb:
+        raise MeasurementError(f"its instances need {needed_mb:.0f} MB, {free_mb:.0f} MB are free")
+    specs = [one.model_copy(update={"batch_sizes": sizes}) for one in runner.specs(plan)]
     with Workers(specs) as workers:
-        workers.answers(runner.limits.setup_s)
+        workers.answers(runner.limits.setup_s * len(sizes))
         yield LoadTest(workers, deployment.batching, runner.limits.batch_s)

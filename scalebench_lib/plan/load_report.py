@@ -128,12 +128,13 @@ def by_rate(runs: Sequence[LoadRun]) -> Picture:
         found = np.array([run.percentiles[q] for run in known]).reshape(-1, 3).T
         reach = np.nan_to_num(np.abs(found[1:] - found[0]), posinf=0.0)
         axes.errorbar(rates, found[0], reach, fmt="o-", color=_COLOURS[q > 50], label=name)
-        predicted = [run.predicted_ms[q] for run in known]
-        axes.plot(rates, predicted, ":", color=_COLOURS[q > 50], label=f"{name} predicted")
+        every = sorted((run.rate, run.predicted_ms[q]) for run in runs if q in run.predicted_ms)
+        axes.plot(*zip(*every, strict=True), ":", color=_COLOURS[q > 50], label=f"{name} predicted")
     for run in runs:
         if run.log.overloaded:
             axes.axvline(run.rate, color="0.8", label="the queue grew")
-    logarithmic(axes, "y")
+    if known:
+        logarithmic(axes, "y")
     return _finished(figure, axes, f"requests/s to {runs[0].deployment}", runs[0].slo_ms)
 
 

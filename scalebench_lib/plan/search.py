@@ -64,19 +64,12 @@ _Samples = dict[int, np.ndarray]
 
 
 class Target(StrictModel):
-    """What is asked for: a percentile of latencies within a limit, at a `rate`; 0: at the most.
-
-    A load test lasts `seconds`, or half as long again as the percentile needs.
-    """
+    """What is asked for: a percentile of latencies within a limit, at a `rate`; 0: at the most."""
 
     rate: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     slo_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     percentile: Annotated[float, Field(ge=1, le=99.99)] = 99.0
     seconds: Seconds = 20.0
-
-    def seconds_at(self, rate: float) -> float:
-        """Return how long a load test lasts."""
-        return max(self.seconds, 1.5 * requests_for(self.percentile) / rate)
 
 
 @dataclass(frozen=True)
@@ -202,8 +195,8 @@ class Predictor:
                     found += self._predicted(one, target, unit, least)
             found.sort(key=lambda one: (-one.rate, one.reached_ms, one.deployment.plan.cores))
             baselines = baselines or self._first_of_each(found)
-            best = [one.deployment for one in found[: most if target.rate else max(3, most // 5)]]
-            able = list(dict.fromkeys([*best, *baselines]))
+            best = found[: most if target.rate else max(3, most // 5)]
+            able = list(dict.fromkeys([*(one.deployment for one in best), *baselines]))
         if found and found[0].holds:
             return found
         raise RequestError(self._why_nothing(target))
@@ -299,8 +292,9 @@ class Prover:
         return runs
 
     def times(self, rate: float) -> np.ndarray:
-        """Return the arrivals of a test at `rate`."""
-        return arrival_times(self.kind, rate, round(rate * self.target.seconds_at(rate)))
+        """Return the arrivals of a test: half as many again as the percentile needs, at least."""
+        needed = 1.5 * requests_for(self.target.percentile)
+        return arrival_times(self.kind, rate, round(max(rate * self.target.seconds, needed)))
 
     def _run(self, test: LoadTest, deployment: Deployment, times: np.ndarray) -> LoadRun:
         """Run a test; what was seen is kept and shown, also where it is interrupted."""
