@@ -53,15 +53,10 @@ class Deployment:
     plan: Plan
     batching: Batching
 
-    @property
-    def instances(self) -> str:
-        """``2 × 4 threads, script``."""
+    def __str__(self) -> str:
         kinds = [(one.threads, one.optimization) for one in self.plan.instances]
         counted = (f"{kinds.count(k)} × {pluralize(k[0], 'thread')}, {k[1]}" for k in kinds)
-        return " + ".join(dict.fromkeys(counted))
-
-    def __str__(self) -> str:
-        return f"{self.instances}, {self.batching}"
+        return f"{' + '.join(dict.fromkeys(counted))}, {self.batching}"
 
 
 class LoadRun(StrictModel):

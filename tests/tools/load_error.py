@@ -38,7 +38,7 @@ def error_ms(rate: float) -> float:
 
 
 if __name__ == "__main__":
-    assert SPINNING != STAND_IN[2], "the stand-in has changed"
+    assert STAND_IN[2] != SPINNING, "the stand-in has changed"
     runner._COMMAND = (*STAND_IN[:2], SPINNING)
     errors = [error_ms(float(sys.argv[1]) if sys.argv[1:] else 500.0) for _ in range(5)]
     print(", ".join(f"{error:.3f}" for error in errors), f"ms; median {median(errors):.3f} ms")
