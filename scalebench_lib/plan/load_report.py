@@ -38,6 +38,10 @@ def ranking(
             seen = _percentile(run, run.percentile) if run.percentiles else none
             line += f"; measured {q} {seen}, at {format_number(run.rate)} requests/s"
         yield f"{line}, at {format_number(one.rate)} requests/s" if not run else line
+    if not predictor.context.record:
+        yield "an import has mean times alone: the tails of requests are longer than predicted"
+    if predictor.slowdown_unknown(found[0].deployment):
+        yield "instances are assumed not to slow each other down: --verify measures it"
 
 
 def _percentile(run: LoadRun, q: float) -> str:
@@ -55,7 +59,12 @@ def sentences(run: LoadRun) -> Iterator[str]:
         f"{format_duration(log.arrivals[-1])}; {achieved}{', interrupted' * run.interrupted}"
     )
     if log.overloaded:
-        yield f"overload: the queue grew all the time, no percentile would last; {achieved}"
+        why = (
+            "after an instance failed requests piled up"
+            if run.failures
+            else ("overload: the queue grew all the time")
+        )
+        yield f"{why}: no percentile is given as if that were steady; {achieved}"
     replay_ms = 1e3 * run.replay.latency_s if run.percentiles else np.zeros(1)
     for q in run.percentiles:
         replayed = f"by this run's service times {format_number(np.percentile(replay_ms, q))}"

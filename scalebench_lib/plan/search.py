@@ -148,6 +148,11 @@ class Predictor:
             found.append(self._services[key])
         return found, 0.0 if together else self.context.planner.slowdown
 
+    def slowdown_unknown(self, deployment: Deployment) -> bool:
+        """Return whether several instances are assumed not to slow each other down."""
+        kinds = _kind(deployment.plan.instances)
+        return len(kinds) > 1 and kinds not in self._together and self.context.slowdown is None
+
     def simulate(self, deployment: Deployment, arrivals: np.ndarray) -> Log:
         """Return what would become of requests that arrive at `arrivals`."""
         times, slowdown = self.service(deployment)

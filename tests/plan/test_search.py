@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan import load_report, runner, search
@@ -19,6 +20,7 @@ from scalebench_lib.plan.search import Predictor, Prover, Target, baseline, load
 from scalebench_lib.plan.simulate import Batching, Log
 from scalebench_lib.record import Software
 from tests import factories
+from tests.plan.test_decide import PUBLISHED
 from tests.plan.test_load import run
 from tests.standins import STAND_IN, instances
 
@@ -234,6 +236,8 @@ def test_an_overloaded_run_is_said_to_be_so() -> None:
     assert "overload: the queue grew all the time" in said
     assert "p50" not in said
     assert "2,400 requests failed, or were not answered" in said
+    dead = run(Log.of(times, batches), failures=("an instance was killed",))
+    assert "after an instance failed requests piled up" in "\n".join(load_report.sentences(dead))
 
 
 def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:
@@ -242,3 +246,18 @@ def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:
     context = Context.load(out, request).narrowed(request)
     assert {one.plan.cores for one in Predictor(context).deployments()} == {1}
     assert replace(context, cores=2).cores == 2
+
+
+def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) -> None:
+    """It has no samples, and nobody saw its instances together."""
+    csv = tmp_path / "published.csv"
+    csv.write_text(PUBLISHED)
+    import_published(csv, tmp_path / "out", None)
+    made = predictor(tmp_path / "out")
+    found = made.search(target(rate=5.0, slo_ms=1000.0))
+    times, _ = made.service(found[0].deployment)
+    assert all(len(set(values)) == 1 for values in times[0].by_size.values())
+    told = list(load_report.ranking(made, found, []))
+    assert "an import has mean times alone" in " ".join(told)
+    several = [one for one in found if len(one.deployment.plan.instances) > 1]
+    assert made.slowdown_unknown(several[0].deployment)
