@@ -13,6 +13,7 @@ import pytest
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.machine import Machine
 from scalebench_lib.plan import runner
 from scalebench_lib.plan.arrivals import arrival_times
 from scalebench_lib.plan.load import FILE, Deployment, LoadRun, LoadTest, keep, load_runs
@@ -207,3 +208,21 @@ def test_the_time_that_passes_is_that_of_the_arrivals() -> None:
         began = time.monotonic()
         test.run(arrival_times("constant", 20, 10))
         assert time.monotonic() - began >= 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Machine.here().pinnable, reason="no affinity here")
+@pytest.mark.parametrize("optimization", ["none", "openvino"])
+def test_real_instances_take_batches_of_several_sizes(optimization: str) -> None:
+    """By one model for all sizes, or by one of each; a larger batch takes longer."""
+    config = Config(model="bert-tiny", batch_size=32, optimization=optimization)
+    spec = WorkerSpec(config=config, cpus=(0,), batch_sizes=(1, 32))
+    with Workers([spec]) as workers:
+        workers.answers(300)
+        log = LoadTest(workers, Batching(max_batch=32, max_wait_ms=50, sizes=(1, 32))).run(
+            np.array([0.0, *[0.5] * 32, *[2.0] * 32, 4.0])
+        )
+    assert log.count.tolist() == [1, 32, 32, 1]
+    took = log.ended_s - log.sent_s
+    assert min(took[1:3]) > min(took[[0, 3]])
+    assert instances() == []
