@@ -124,7 +124,7 @@ def over_time(run: LoadRun) -> Picture:
     for label, q in (("median of a thirtieth", 50), ("longest of a thirtieth", 100)):
         values = [np.percentile(latency[part], q) for part in parts]
         axes.plot([at[part].mean() for part in parts], values, color=_COLOURS[q > 50], label=label)
-    axes.set_ylim(bottom=0)
+    axes.set(xlim=(0, log.arrivals[-1]), ylim=(0, None))
     return _finished(figure, axes, "arrival (s)", run.slo_ms)
 
 
