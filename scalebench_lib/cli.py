@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -31,6 +31,8 @@ from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
+    from scalebench_lib.plan.decide import Context, Decision
+    from scalebench_lib.plan.load import LoadRun
     from scalebench_lib.sweep.run import SweepRun
 
 app = typer.Typer(
@@ -299,14 +301,20 @@ def plan(
     batch_size: Annotated[
         str | None, typer.Option(help="How many items to serve at once, such as 32.")
     ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Or how many requests a second to serve, such as 200.")
+    ] = None,
+    slo_ms: Annotated[
+        float | None, typer.Option(help="Serve within this many ms, such as 50.")
+    ] = None,
+    percentile: Annotated[
+        float, typer.Option(help="Of requests: so many percent are within the limit.")
+    ] = 99.0,
     threads: Annotated[
         str | None, typer.Option(help="How many physical cores to use, such as 4. [default: all]")
     ] = None,
     optimization: Annotated[
         str | None, typer.Option(help="Use only this one, such as openvino. [default: any]")
-    ] = None,
-    slo_ms: Annotated[
-        float | None, typer.Option(help="Serve within this many ms, such as 50.")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Run the best plans, and say what was measured.")
@@ -321,7 +329,7 @@ def plan(
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
-    """Say how to split a batch over instances of the model.
+    """Say how to serve requests, or how to split a batch, over instances of the model.
 
     With --verify the best plans are proved by running them.
     """
@@ -332,20 +340,106 @@ def plan(
     asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
     request = deciding.Request.of(**asked, **of, slo_ms=slo_ms)
     limits = Limits.from_input({"max_seconds": max_seconds})
-    decision = deciding.Context.load(out, request).decide(request)
-    if verify:
-        with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
-            decision = deciding.verify(decision, limits, line.update)
-    console.say(telling.comparison(decision), *telling.sentences(decision), "")
+    context = deciding.Context.load(out, request)
+    if rate and batch_size:
+        raise RequestError("rate: asks for requests, --batch-size for one batch: leave one out")
+    costs: Callable[[float], Iterable[str]]
+    if batch_size:
+        decision = context.decide(request)
+        if verify:
+            with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
+                decision = deciding.verify(decision, limits, line.update)
+        console.say(telling.comparison(decision), *telling.sentences(decision), "")
+        path, costs = telling.save(decision), partial(telling.costs, decision)
+    else:
+        target = {"rate": rate or 0.0, "percentile": percentile, "seconds": max_seconds}
+        target |= {"slo_ms": slo_ms} if slo_ms is not None else {}
+        decision, costs, path = _plan_requests(context.narrowed(request), target, verify, if_busy)
     console.print(*telling.commands(decision), "", sep="\n", soft_wrap=True)  # to be copied
     if price_per_hour is not None:
-        console.say(*telling.costs(decision, price_per_hour), "")
+        console.say(*costs(price_per_hour), "")
     if export:
         from scalebench_lib.measure.optimizations import engine_files
         from scalebench_lib.plan.export import export as write
 
         console.say(f"exported: {write(decision, export, engine_files)}")
-    console.say(f"plan: {telling.save(decision)}")
+    console.say(f"plan: {path}")
+
+
+def _plan_requests(
+    context: Context, asked: dict[str, Any], verify: bool, if_busy: str
+) -> tuple[Decision, Callable[[float], Iterable[str]], Path]:
+    """Say how to serve requests within a latency limit; return the plan, its costs and file."""
+    from scalebench_lib.plan import load_report as telling
+    from scalebench_lib.plan.runner import Limits
+    from scalebench_lib.plan.search import Predictor, Prover, Target
+
+    target, predictor = Target.from_input(asked), Predictor(context)
+    with console.status("simulating …"):
+        found, runs = predictor.search(target), []
+    if verify:
+        runner = context.runner(Limits(), console.say)
+        with lock_machine(f"a plan of {context.out}", if_busy):
+            runs = Prover(predictor, runner, target, _show_load(context.out)).verify(found)
+    console.say(*telling.ranking(predictor, found, runs), "")
+    best = next((p for p in found if runs and p.deployment == runs[0].deployment), found[0])
+    path, decision = telling.save(predictor, best, runs[0] if runs else None, target)
+    return decision, partial(telling.costs, predictor, found, target), path
+
+
+def _show_load(out: Path) -> Callable[[LoadRun], None]:
+    """Return what prints a load test, and draws it into ``load.png``."""
+    from scalebench_lib.plan import load_report as telling
+
+    def show(run: LoadRun) -> None:
+        console.say(*telling.sentences(run), "")
+        (out / "load.png").write_bytes(telling.over_time(run).png())
+
+    return show
+
+
+@app.command()
+def load(
+    out: Out,
+    rate: Annotated[float | None, typer.Option(help="Requests a second.")] = None,
+    arrivals: Annotated[str, typer.Option(help="poisson, constant or gamma:CV.")] = "poisson",
+    trace: Annotated[Path | None, typer.Option(help="A file of one time in s a line.")] = None,
+    duration: Annotated[str | None, typer.Option(help="Such as 60s.")] = None,
+    slo_ms: Annotated[float, typer.Option(help="The latency limit in ms.")] = 0.0,
+    percentile: Annotated[float, typer.Option(help="Of requests, within the limit.")] = 99.0,
+    max_batch: Annotated[int, typer.Option(help="Requests in a batch: the plan's.")] = 0,
+    max_wait_ms: Annotated[float | None, typer.Option(help="For a batch: the plan's.")] = None,
+    if_busy: IfBusyOption = "refuse",
+) -> None:
+    """Send requests to the plan of OUT, on time whatever happens, and say how long they take.
+
+    Without a rate or a trace: find the highest rate within the limit.
+    """
+    from scalebench_lib.plan import load_report as telling
+    from scalebench_lib.plan.arrivals import arrival_times, read_trace
+    from scalebench_lib.plan.runner import Limits
+    from scalebench_lib.plan.search import Predictor, Prover, Target, load_planned
+
+    if bool(rate) == bool(trace) and (rate or not slo_ms):
+        raise RequestError("load: name a rate, or a trace, or a limit with --slo-ms")
+    seconds = parse_duration("duration", duration) or (math.inf if trace else 20.0)
+    asked = {"rate": rate or 0.0, "slo_ms": slo_ms, "percentile": percentile}
+    target = Target.from_input({**asked, "seconds": 20.0 if trace else seconds})
+    times = arrival_times(arrivals, rate or 1.0, max(1, round(target.rate * target.seconds)))
+    if trace:
+        times, arrivals = read_trace(trace), f"trace {trace.name}"
+        times = times[: max(1, int((times <= seconds).sum()))]
+    context, deployment = load_planned(out, max_batch, max_wait_ms)
+    runner = context.runner(Limits(), console.say)
+    prover = Prover(Predictor(context), runner, target, _show_load(out), arrivals)
+    with lock_machine(f"a load test of {out}", if_busy):
+        if rate or trace:
+            prover.run(deployment, times)
+        else:
+            runs = prover.highest(deployment)
+            (out / "load-rates.png").write_bytes(telling.by_rate(runs).png())
+            console.say(telling.highest(runs), f"curve: {out / 'load-rates.png'}")
+    console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.jsonl'}")
 
 
 @app.command()

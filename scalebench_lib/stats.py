@@ -51,6 +51,7 @@ cases; with n - 1, those of 6 in 91 %.
 
 _SD_OVER_MAD = 1.4826  # of normal values
 _MEDIAN_OVER_MEAN = math.pi / 2  # variance of a median over that of a mean, of normal values
+_STRETCHES = 20  # of a series, for batch means
 _FARTHEST = 20.0  # a factor of 5e8 is as good as none
 
 TurnLogs = Sequence[np.ndarray]
@@ -259,8 +260,33 @@ def percentile(samples: ArrayLike, q: float) -> float | None:
     The 90th needs 64 passes, the 99th 662.
     """
     values = np.asarray(samples, dtype=float)
-    supported = special.bdtr(1, values.size, 1 - q / 100) <= 0.01
-    return float(np.percentile(values, q)) if supported else None
+    return float(np.percentile(values, q)) if supports_percentile(values.size, q) else None
+
+
+def supports_percentile(count: int, q: float) -> bool:
+    """Return whether so many samples have a q-th percentile, by the same bound."""
+    return bool(special.bdtr(1, count, 1 - q / 100) <= 0.01)
+
+
+def percentile_interval(series: ArrayLike, q: float) -> tuple[float, float, float]:
+    """Return the q-th percentile of a correlated `series` and its 95 % interval.
+
+    The interval is of order statistics. How far off the share below the percentile may be is told
+    by the shares of 20 stretches of time (batch means); at least as far as if independent.
+    """
+    values, share = np.asarray(series, dtype=float), q / 100
+    value, stretches = _quantile(values, share), min(_STRETCHES, values.size)
+    below = [float(np.mean(part <= value)) for part in np.array_split(values, stretches)]
+    correlated = float(np.var(below, ddof=1)) / stretches
+    independent = share * (1 - share) / values.size
+    reach = Variance(max(correlated, independent), stretches - 1).half_width
+    high = _quantile(values, share + reach) if share + reach < 1 else math.inf
+    return value, _quantile(values, max(share - reach, 0.0)), high
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    """An order statistic, which infinite values leave what it is."""
+    return float(np.quantile(values, share, method="inverted_cdf"))
 
 
 def _median(values: np.ndarray) -> float:

@@ -245,6 +245,7 @@ def test_no_estimator_but_a_median_is_exported() -> None:
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
     others = {"median_variance", "paired_differences", "unpaired", "outliers", "percentile"}
+    others |= {"supports_percentile", "percentile_interval"}
     functions = {
         name
         for name, found in inspect.getmembers(stats, inspect.isfunction)

@@ -92,12 +92,12 @@ class Context:
 
         Raises `RequestError` for what cannot be had, with the nearest that can.
         """
-        context = self._narrowed(request)
+        context = self.narrowed(request)
         best = context._best(request)
         size = best.batch_size
         return Decision(context, request, best, context.fat(size), context.thin(size))
 
-    def _narrowed(self, request: Request) -> Context:
+    def narrowed(self, request: Request) -> Context:
         """Keep only the cores and the optimization that `request` allows."""
         if request.threads > self.cores:
             raise RequestError(

@@ -42,7 +42,7 @@ def cores(decision: Decision) -> Picture:
     sockets = [list(some) for _, some in groupby(every, key=lambda core: core.socket)]
     rows = [one[start : start + _ROW] for one in sockets for start in range(0, len(one), _ROW)]
     title = f"{plan}: batch {plan.batch_size} on {plan.cores} of {len(every)} cores"
-    figure, axes = _canvas(title, height=1.0 + 0.8 * len(rows))
+    figure, axes = canvas(title, height=1.0 + 0.8 * len(rows))
     owner = {cpu: n for n, one in enumerate(decision.placed) for cpu in one.cpus}
     for y, row in enumerate(rows):
         for x, core in enumerate(row):
@@ -81,7 +81,7 @@ def gains(context: Context) -> Picture:
         for size in context.profile.batch_sizes
         if (fat := context.fat(size))
     }
-    figure, axes = _canvas("The best plan against one instance on all cores, by batch size")
+    figure, axes = canvas("The best plan against one instance on all cores, by batch size")
     bars = axes.bar(list(map(str, found)), list(found.values()), color=_MARK, width=0.6)
     axes.bar_label(bars, fmt="{:.2f}×", fontsize=8, padding=2)
     axes.axhline(1, color=_PALE, linewidth=1, zorder=0)
@@ -103,7 +103,7 @@ def _gains_sentence(gains: dict[int, float]) -> str:
 def frontier(context: Context) -> Picture:
     """Draw throughput over latency, of the plans that none beats and of the profiled points."""
     plans = context.frontier()
-    figure, axes = _canvas("What can be had: latency against throughput", height=4.2)
+    figure, axes = canvas("What can be had: latency against throughput", height=4.2)
     single = [context.known(Plan.of([one])) for one in context.profile.instances]
     points = [plan for plan in single if plan.cores <= context.cores]
     axes.plot(*_latency_throughput(points), "o", color="0.75", label="one instance")
@@ -114,7 +114,7 @@ def frontier(context: Context) -> Picture:
     for name, (plan, mark) in ends.items():
         label = f"{name}: batch {plan.batch_size}, {plan}"
         axes.plot(plan.latency_ms, plan.throughput, mark, color=_MARK, markersize=10, label=label)
-    _logarithmic(axes, "x")
+    logarithmic(axes, "x")
     axes.set(xlabel="latency of one batch (ms)", ylabel="throughput (inferences/s)")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower left", frameon=False, ncols=2, fontsize=9)
@@ -136,7 +136,7 @@ def predictions(context: Context) -> Picture:
         figure = Picture()
         figure.sentence = "no plan was run yet: 'scalebench plan OUT --batch-size … --verify' does"
         return figure
-    figure, axes = _canvas("Predicted against measured", height=4.6)
+    figure, axes = canvas("Predicted against measured", height=4.6)
     found = [(plan.predicted_ms, plan.interval_ms) for plan in runs]
     predicted, measured, low, high = np.array([(x, y.value, y.low, y.high) for x, y in found]).T
     ends = np.array([min(*predicted, *measured) / 1.3, max(*predicted, *measured) * 1.3])
@@ -147,7 +147,7 @@ def predictions(context: Context) -> Picture:
     for label, mark, which in (("one instance", "s", ~several), ("several", "o", several)):
         points = predicted[which], measured[which], reach[:, which]
         axes.errorbar(*points, fmt=mark, color=_MARK, label=label)
-    _logarithmic(axes, "x", "y")
+    logarithmic(axes, "x", "y")
     axes.set(xlim=ends, ylim=ends, xlabel="predicted (ms)", ylabel="measured (ms)")
     axes.legend(loc="lower right", frameon=False, title=f"band: ±{CLOSE:.0%}")
     off = measured / predicted - 1
@@ -158,7 +158,8 @@ def predictions(context: Context) -> Picture:
     return figure
 
 
-def _canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
+def canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
+    """Return a picture with its title, and its axes."""
     figure = Picture(figsize=(8.4, height), dpi=110, layout="constrained")
     figure.alt = title
     axes = figure.add_subplot()
@@ -167,7 +168,7 @@ def _canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
     return figure, axes
 
 
-def _logarithmic(axes: Axes, *names: str) -> None:
+def logarithmic(axes: Axes, *names: str) -> None:
     """Make axes logarithmic, with plain numbers at 1, 2, 5 of each power."""
     for name in names:
         axes.set(**{f"{name}scale": "log"})

@@ -51,12 +51,12 @@ class Workers(ExitStack):
 
     def __init__(self, specs: Iterable[WorkerSpec]) -> None:
         super().__init__()
-        self._workers: dict[Connection, _Worker] = {}
+        self.by_pipe: dict[Connection, _Worker] = {}
         try:
             for spec in specs:
                 worker = _Worker(spec)
                 self.callback(worker.close)
-                self._workers[worker.pipe] = worker
+                self.by_pipe[worker.pipe] = worker
         except BaseException:
             self.close()
             raise
@@ -66,12 +66,12 @@ class Workers(ExitStack):
 
         Raises `MeasurementError` if one dies, or does not answer within `limit_s`.
         """
-        deadline, left, answers = time.monotonic() + limit_s, dict(self._workers), []
+        deadline, left, answers = time.monotonic() + limit_s, dict(self.by_pipe), []
         while left:
             heard = wait(list(left), timeout=max(0.0, deadline - time.monotonic()))
             if not heard:
                 raise MeasurementError(
-                    f"{len(left)} of {len(self._workers)} instances did not answer "
+                    f"{len(left)} of {len(self.by_pipe)} instances did not answer "
                     f"within {limit_s:.3g} s"
                 )
             answers += [left.pop(pipe).receive() for pipe in heard]  # type: ignore[call-overload]
@@ -82,9 +82,9 @@ class Workers(ExitStack):
 
         Raises `MeasurementError` as `answers`.
         """
-        ahead = _HEAD_START_NS + _HEAD_START_EACH_NS * len(self._workers)
+        ahead = _HEAD_START_NS + _HEAD_START_EACH_NS * len(self.by_pipe)
         start = time.perf_counter_ns() + ahead
-        for worker in self._workers.values():
+        for worker in self.by_pipe.values():
             worker.send({"start_ns": start})
         return max(int(answer["ended_ns"]) for answer in self.answers(limit_s)) - start
 
@@ -220,7 +220,7 @@ class PlanRunner:
         """Start the instances of a plan, and wait until they are ready."""
         self.say(f"starting {timing.plan}")
         with _failing(timing):
-            timing.workers = stack.enter_context(Workers(self._specs(timing.plan)))
+            timing.workers = stack.enter_context(Workers(self.specs(timing.plan)))
             timing.workers.answers(self.limits.setup_s)
 
     def _enough(self, timings: Sequence[PlanTiming]) -> bool:
@@ -246,7 +246,8 @@ class PlanRunner:
             timing.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(batches)))
         timing.spent_s += (time.perf_counter_ns() - began) / 1e9
 
-    def _specs(self, plan: Plan) -> Iterator[WorkerSpec]:
+    def specs(self, plan: Plan) -> Iterator[WorkerSpec]:
+        """Yield how to start each instance of `plan`, on its CPUs."""
         names = ("batch_size", "optimization", "smt", "allocator")
         for one in place(plan, self.machine, self.config.placement):
             changed = {name: getattr(one.instance, name) for name in names}

@@ -2,8 +2,8 @@
 
 Runs as ``python -m scalebench_lib.plan.worker FD``. The first JSON message on that pipe is its
 `WorkerSpec`. It answers with ``{"ready": seconds}``, and from then on each ``{"start_ns": n}`` with
-``{"ended_ns": n}`` on the clock that all processes share. Between messages it sleeps. It ends
-with its parent, or with the pipe.
+``{"ended_ns": n}`` on the clock that all processes share; a ``batch_size`` beside it chooses one
+of several. Between messages it sleeps. It ends with its parent, or with the pipe.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from scalebench_lib.config import Config, StrictModel
 from scalebench_lib.processes import die_with_parent
+
+if TYPE_CHECKING:
+    from scalebench_lib.measure.executor import Executor
+    from scalebench_lib.measure.inputs import Inputs
+    from scalebench_lib.measure.models import Model
 
 _AWAKE_NS = 300_000
 """A sleep ends up to this late; the rest of the wait is spent awake, on a CPU of one's own."""
@@ -29,11 +37,12 @@ _WARMUP_S = 1.0
 
 
 class WorkerSpec(StrictModel):
-    """The config of the instance, and its CPU numbers, one a thread."""
+    """The config of the instance, its CPU numbers, one a thread, and other batch sizes it takes."""
 
     config: Config
     cpus: tuple[int, ...]
     pinnable: bool = True
+    batch_sizes: tuple[int, ...] = ()
 
 
 def serve(pipe: Connection) -> None:
@@ -45,43 +54,63 @@ def serve(pipe: Connection) -> None:
     import torch
 
     with torch.inference_mode():
-        pass_once = _warm_model(spec)
+        passes = _warm_model(spec)
         answer: dict[str, float] = {"ready": time.perf_counter() - began}
         while True:
             pipe.send_bytes(json.dumps(answer).encode())
             try:
-                start_ns = json.loads(pipe.recv_bytes())["start_ns"]
+                message = json.loads(pipe.recv_bytes())
             except EOFError:
                 return
+            start_ns = message["start_ns"]
             time.sleep(max(0.0, (start_ns - time.perf_counter_ns() - _AWAKE_NS) / 1e9))
             while time.perf_counter_ns() < start_ns:
                 pass
-            pass_once()
+            passes[message.get("batch_size", spec.config.batch_size)]()
             answer = {"ended_ns": time.perf_counter_ns()}
 
 
-def _warm_model(spec: WorkerSpec) -> Callable[[], object]:
-    """Return the optimized model, on its CPUs and warm: a call is a pass."""
+def _warm_model(spec: WorkerSpec) -> dict[int, Callable[[], object]]:
+    """Return by batch size the optimized model, on its CPUs and warm: a call is a pass."""
     from scalebench_lib import allocators
     from scalebench_lib.measure import models
+    from scalebench_lib.optimizations import OPTIMIZATIONS
+
+    allocators.require_loaded(spec.config.allocator)
+    model = models.build(spec.config)
+    sizes = sorted({spec.config.batch_size, *spec.batch_sizes}, reverse=True)
+    any_batch = OPTIMIZATIONS[spec.config.optimization].any_batch
+    passes: dict[int, Callable[[], object]] = {}
+    for together in [sizes] if any_batch else [[size] for size in sizes]:
+        passes |= _passes(spec, model, together)
+    for pass_once in passes.values():
+        end = time.perf_counter() + _WARMUP_S / len(sizes)
+        while time.perf_counter() < end:
+            pass_once()
+    return passes
+
+
+def _passes(spec: WorkerSpec, model: Model, sizes: list[int]) -> dict[int, Callable[[], object]]:
+    """Return passes of `sizes`, the largest first, all by the model optimized for that."""
     from scalebench_lib.measure.executor import Executor
     from scalebench_lib.measure.optimizations.base import Target
     from scalebench_lib.optimizations import OPTIMIZATIONS
 
-    config, threads = spec.config, len(spec.cpus)
-    allocators.require_loaded(config.allocator)
-    executor = Executor((threads,), lambda _: spec.cpus, spec.pinnable)
-    executor.set_num_threads(threads)
-    model = models.build(config)
-    batches = [model.inputs(config.batch_size, config.seed + k) for k in range(_ROTATION)]
-    target = Target(model, batches[0], config)
+    config = spec.config.model_copy(update={"batch_size": sizes[0]})
+    executor = Executor((len(spec.cpus),), lambda _: spec.cpus, spec.pinnable)
+    executor.set_num_threads(len(spec.cpus))
+    seeds = [config.seed + k for k in range(_ROTATION)]
+    batches = {size: [model.inputs(size, seed) for seed in seeds] for size in sizes}
+    target = Target(model, batches[sizes[0]][0], config)
     apply = OPTIMIZATIONS[config.optimization].apply
-    executor.load(lambda: apply(target), batches)
+    executor.load(lambda: apply(target), batches[sizes[0]])
     executor.team.run_and_check(executor.pass_once)
-    end = time.perf_counter() + _WARMUP_S
-    while time.perf_counter() < end:
-        executor.pass_once()
-    return executor.pass_once
+    turns = {size: cycle(some) for size, some in batches.items()}
+    return {size: partial(_run_next, executor, turn) for size, turn in turns.items()}
+
+
+def _run_next(executor: Executor, batches: Iterator[Inputs]) -> None:
+    executor.runner(*next(batches))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,384 @@
+"""From a rate and a latency limit to deployments, simulated by what was measured; and their proof.
+
+What is seen under load is kept in the sweep's folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import groupby
+from math import exp, inf, sqrt
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, TypeAdapter
+
+from scalebench_lib.config import Seconds, StrictModel
+from scalebench_lib.cost import MARGIN, fleet
+from scalebench_lib.errors import MeasurementError, RequestError
+from scalebench_lib.plan.arrivals import arrival_times
+from scalebench_lib.plan.decide import Context, Request
+from scalebench_lib.plan.load import (
+    PERCENTILES,
+    Deployment,
+    LoadRun,
+    LoadTest,
+    keep,
+    load_runs,
+    ready,
+)
+from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.profile import SHARED, Instance
+from scalebench_lib.plan.report import FILE
+from scalebench_lib.plan.runner import PlanRunner
+from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
+from scalebench_lib.record import Software, load_records
+from scalebench_lib.stats import Interval, Variance, supports_percentile
+from scalebench_lib.text import format_number, pluralize
+
+WAITS_MS = (0.0, 1.0, 2.0, 5.0, 10.0)
+_STAGES = ((2_000, 50), (20_000, 5), (100_000, 5))
+"""Requests that candidates are simulated with, and how many of the best go on."""
+
+_SEARCH_S = 15.0
+"""For the first stage, which begins with those of most capacity."""
+
+_ENOUGH = 20
+"""Batches of a size under load, before their times count in simulations."""
+
+_PROVED = 3
+"""How many deployments a verification runs besides fat and thin."""
+
+_CLOSE, _TRIES = 1.05, 8
+"""The highest rate is known when one so much higher failed, or after so many tries."""
+
+_Kind = tuple[tuple[Any, ...], ...]
+_Samples = dict[int, np.ndarray]
+
+
+class Target(StrictModel):
+    """What is asked for: a percentile of latencies within a limit, at a `rate`; 0: at the most."""
+
+    rate: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    slo_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    percentile: Annotated[float, Field(ge=1, le=99.99)] = 99.0
+    seconds: Seconds = 20.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A deployment at a rate, simulated."""
+
+    deployment: Deployment
+    rate: float
+    log: Log
+    target: Target
+
+    @cached_property
+    def reached_ms(self) -> float:
+        """The percentile that was asked about."""
+        return 1e3 * float(np.percentile(self.log.latency_s, self.target.percentile))
+
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps to the limit, and the requests do not pile up."""
+        return self.reached_ms <= self.target.slo_ms and not self.log.overloaded
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """Simulates deployments by the samples of the profile, and by load tests that were run."""
+
+    context: Context
+    _services: dict[Any, ServiceTimes] = field(default_factory=dict)
+
+    @cached_property
+    def _alone(self) -> Mapping[_Kind, _Samples]:
+        """Times of a pass in s, by kind of instance and batch size; of an import the means."""
+        context, found = self.context, defaultdict[_Kind, dict[int, list[float]]](dict)
+        for record in load_records(context.out) if context.record else ():
+            config = record.config
+            for point in record.points if context.profile.holds(record) else ():
+                kind = ((point.threads, config.optimization, config.smt, config.allocator),)
+                seconds = [ns / 1e9 for ns in point.samples_ns]
+                found[kind].setdefault(config.batch_size, []).extend(seconds)
+        for one in () if context.record else context.profile.instances:
+            found[_kind([one])][one.batch_size] = [one.latency_ms / 1e3]
+        return {kind: {n: np.array(s) for n, s in some.items()} for kind, some in found.items()}
+
+    @cached_property
+    def _together(self) -> Mapping[_Kind, _Samples]:
+        """Times in s that instances took under load beside each other, in runs of this profile."""
+        found, record = defaultdict[_Kind, dict[int, list[np.ndarray]]](dict), self.context.record
+        for run in load_runs(self.context.out) if record else ():
+            differs = record and run.software.differs_from(record.software)
+            if run.shared == self.context.profile.shared and not differs:
+                known = found[_kind(run.deployment.plan.instances)]
+                for size, times in run.service_s.items():
+                    known.setdefault(size, []).append(times)
+        return {
+            kind: {
+                n: every
+                for n, some in known.items()
+                if (every := np.concatenate(some)).size >= _ENOUGH
+            }
+            for kind, known in found.items()
+        }
+
+    def service(self, deployment: Deployment) -> tuple[list[ServiceTimes], float]:
+        """Return the instances' times, and their slow-down: 0 where they were measured together.
+
+        Raises `RequestError` if an instance was not profiled.
+        """
+        sizes, kinds = deployment.batching.sizes, _kind(deployment.plan.instances)
+        together, found = self._together.get(kinds, {}), []
+        for one in deployment.plan.instances:
+            if not (alone := self._alone.get(_kind([one]))):
+                raise RequestError(f"{one.optimization}, {one.threads} threads: not profiled")
+            if (key := (kinds, _kind([one]), sizes)) not in self._services:
+                samples = _in_proportion(alone, together)
+                self._services[key] = ServiceTimes.of(samples, sizes, one.cores)
+            found.append(self._services[key])
+        return found, 0.0 if together else self.context.planner.slowdown
+
+    def slowdown_unknown(self, deployment: Deployment) -> bool:
+        """Return whether several instances are assumed not to slow each other down."""
+        kinds = _kind(deployment.plan.instances)
+        return len(kinds) > 1 and kinds not in self._together and self.context.slowdown is None
+
+    def simulate(self, deployment: Deployment, arrivals: np.ndarray) -> Log:
+        """Return what would become of requests that arrive at `arrivals`."""
+        times, slowdown = self.service(deployment)
+        return simulate(arrivals, deployment.batching, times, slowdown)
+
+    def capacity(self, deployment: Deployment) -> float:
+        """Return the requests/s that instances serve which are always busy, with full batches."""
+        times, slowdown = self.service(deployment)
+        busy = deployment.plan.cores
+        return sum(one.capacity * exp(-slowdown * (busy - one.cores)) for one in times)
+
+    def highest(self, deployment: Deployment, target: Target, requests: int = 20_000) -> float:
+        """Return the highest rate that is predicted to hold; 0 if none does."""
+        most, unit = target.model_copy(update={"rate": 0.0}), arrival_times("poisson", 1, requests)
+        return max((one.rate for one in self._predicted(deployment, most, unit, 0.0)), default=0.0)
+
+    def deployments(self) -> Iterator[Deployment]:
+        """Yield equal instances, as many as fit, a half, a quarter …, with every batching."""
+        every = sorted(self.context.profile.instances, key=lambda o: (_kind([o]), o.batch_size))
+        for _, group in groupby(every, key=lambda one: _kind([one])):
+            sizes: tuple[int, ...] = ()
+            for one in group:
+                sizes, most = (*sizes, one.batch_size), self.context.cores // one.cores
+                waits = WAITS_MS if one.batch_size > 1 else WAITS_MS[:1]
+                for count in {most >> halved for halved in range(most.bit_length())}:
+                    plan = Plan.of([one] * count, self.context.planner.slowdown)
+                    for wait in waits:
+                        batching = Batching(max_batch=sizes[-1], max_wait_ms=wait, sizes=sizes)
+                        yield Deployment(plan, batching)
+
+    def search(self, target: Target) -> list[Prediction]:
+        """Return the best deployments, the best fat and thin ones among them, the best first.
+
+        Raises `RequestError`, with the highest rate that can be had, if none holds.
+        """
+        able = [one for one in self.deployments() if self.capacity(one) > target.rate]
+        able.sort(key=self.capacity, reverse=True)
+        given_up, baselines = time.monotonic() + _SEARCH_S, list[Deployment]()
+        for requests, most in _STAGES:
+            unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
+            for one in able:
+                if baselines or time.monotonic() < given_up:
+                    highest = max((other.rate for other in found), default=0.0)
+                    least = 0.0 if one in baselines else 0.8 * highest
+                    found += self._predicted(one, target, unit, least)
+            found.sort(key=lambda one: (-one.rate, one.reached_ms, one.deployment.plan.cores))
+            baselines = baselines or self._first_of_each(found)
+            best = found[: most if target.rate else max(3, most // 5)]
+            able = list(dict.fromkeys([*(one.deployment for one in best), *baselines]))
+        if found and found[0].holds:
+            return found
+        raise RequestError(self._why_nothing(target))
+
+    def _predicted(
+        self, one: Deployment, target: Target, unit: np.ndarray, least: float
+    ) -> Iterator[Prediction]:
+        """Yield the deployment at the target's rate; or at its highest, found by bisection."""
+        if target.rate:
+            log = self.simulate(one, unit / target.rate)
+            yield Prediction(one, target.rate, log, target)
+            return
+        best, low, capacity = list[Prediction](), least, self.capacity(one)
+        rate, high = low or capacity / 2, capacity
+        while rate < high and high - low > 0.01 * high > 1e-5 * capacity:
+            found = Prediction(one, rate, self.simulate(one, unit / rate), target)
+            if found.holds:
+                low, best = rate, [found]
+            elif rate == least:
+                return
+            else:
+                high = rate
+            rate = (low + high) / 2
+        yield from best
+
+    def _first_of_each(self, found: Sequence[Prediction]) -> list[Deployment]:
+        cores = self.context.cores
+        named = {baseline(one.deployment, cores): one.deployment for one in reversed(found)}
+        return [one for name, one in named.items() if name]
+
+    def _why_nothing(self, target: Target) -> str:
+        limit = f"p{target.percentile:g} within {target.slo_ms:g} ms"
+        cores = pluralize(self.context.cores, "core")
+        if not target.rate:
+            fastest = min(self.context.profile.instances, key=lambda one: one.latency_ms)
+            return (
+                f"slo_ms: no rate has {limit} on {cores}: the fastest pass, batch "
+                f"{fastest.batch_size}, takes {format_number(fastest.latency_ms)} ms in the median"
+            )
+        best = self.search(target.model_copy(update={"rate": 0.0}))[0]
+        machines, _ = fleet(Interval(best.rate, Variance(0.0)), 0.0, target.rate)
+        return (
+            f"rate: nothing serves {target.rate:g} requests/s with {limit} on {cores}: the highest "
+            f"is {format_number(best.rate)}, by {best.deployment}; always busy it would serve "
+            f"{format_number(self.capacity(best.deployment))}, but requests would wait too long. "
+            f"It takes {pluralize(machines, 'machine')}, {MARGIN:.0%} of each left unused"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prover:
+    """Runs deployments under load; each run is kept in the sweep's folder, and `show` gets it."""
+
+    predictor: Predictor
+    runner: PlanRunner
+    target: Target
+    show: Callable[[LoadRun], None]
+    kind: str = "poisson"
+
+    def run(self, deployment: Deployment, times: np.ndarray) -> LoadRun:
+        """Return what `deployment` does with requests that arrive at `times`, in s."""
+        with ready(self.runner, deployment) as test:
+            return self._run(test, deployment, times)
+
+    def verify(self, found: Sequence[Prediction]) -> list[LoadRun]:
+        """Run the best three, and the best fat and thin; return the runs, the best first.
+
+        Where no rate was asked for, each has nine tenths of the highest that was predicted. Raises
+        `MeasurementError` if none could be started.
+        """
+        runs, reasons, cores = list[LoadRun](), list[str](), self.predictor.context.cores
+        baselines = (one for one in found[_PROVED:] if baseline(one.deployment, cores))
+        for one in (*found[:_PROVED], *baselines):
+            try:
+                times = self.times(self.target.rate or 0.9 * one.rate)
+                runs.append(self.run(one.deployment, times))
+            except MeasurementError as error:
+                reasons.append(f"{one.deployment}: {error}")
+        if not runs:
+            raise MeasurementError(f"nothing could be run: {'; '.join(reasons)}")
+        return sorted(runs, key=lambda run: (run.holds is False, -run.rate, run.reached_ms))
+
+    def highest(self, deployment: Deployment) -> list[LoadRun]:
+        """Find the highest rate that holds, by bracketing and bisection from the predicted on."""
+        held, failed, runs = 0.0, inf, list[LoadRun]()
+        rate = self.predictor.highest(deployment, self.target) or 1.0
+        with ready(self.runner, deployment) as test:
+            while failed > held * _CLOSE and len(runs) < _TRIES and not test.failures:
+                runs.append(self._run(test, deployment, self.times(rate)))
+                if runs[-1].reached_ms <= self.target.slo_ms:
+                    held = max(held, rate)
+                else:
+                    failed = min(failed, rate)
+                rate = held * 1.3 if failed == inf else sqrt(held * failed) if held else failed / 2
+        return runs
+
+    def times(self, rate: float) -> np.ndarray:
+        """Return the arrivals of a test: half as many again as the percentile needs, at least."""
+        needed = 1.5 * requests_for(self.target.percentile)
+        return arrival_times(self.kind, rate, round(max(rate * self.target.seconds, needed)))
+
+    def _run(self, test: LoadTest, deployment: Deployment, times: np.ndarray) -> LoadRun:
+        """Run a test; what was seen is kept and shown, also where it is interrupted."""
+        self.runner.say(f"{len(times):,} requests in {times[-1]:.0f} s")
+        interrupted = True
+        try:
+            test.run(times)
+            interrupted = False
+        finally:
+            if len((log := test.log).arrivals):
+                predicted_ms = 1e3 * self.predictor.simulate(deployment, log.arrivals).latency_s
+                wanted = {*PERCENTILES, self.target.percentile}
+                run = LoadRun(
+                    when=datetime.now(UTC),
+                    software=Software.here(),
+                    shared=dict(self.predictor.context.profile.shared),
+                    deployment=deployment,
+                    kind=self.kind,
+                    rate=len(times) / times[-1],
+                    slo_ms=self.target.slo_ms,
+                    percentile=self.target.percentile,
+                    interrupted=interrupted,
+                    failures=tuple(test.failures),
+                    predicted_ms={q: float(np.percentile(predicted_ms, q)) for q in wanted},
+                    arrivals_s=tuple(log.arrivals.tolist()),
+                    batches=tuple(log.batches),
+                )
+                keep(run, self.predictor.context.out)
+                self.show(run)
+        return run
+
+
+def baseline(one: Deployment, cores: int) -> str:
+    """Return ``fat`` for one instance on all cores, ``thin`` for one of a thread on each."""
+    if one.plan.cores < cores:
+        return ""
+    thin = {(each.threads, each.smt) for each in one.plan.instances} == {(1, False)}
+    return "thin" if thin else "fat" if len(one.plan.instances) == 1 else ""
+
+
+def _kind(instances: Iterable[Instance]) -> _Kind:
+    """Return how instances are run, whatever their batches."""
+    return tuple((one.threads, one.optimization, one.smt, one.allocator) for one in instances)
+
+
+def _in_proportion(alone: _Samples, together: _Samples) -> _Samples:
+    """Return times `together`; of other sizes those `alone`, slower in proportion."""
+    ratios = [np.median(together[n]) / np.median(alone[n]) for n in together if n in alone]
+    factor = float(np.median(ratios)) if ratios else 1.0
+    return {**{size: times * factor for size, times in alone.items()}, **together}
+
+
+def requests_for(q: float) -> int:
+    """Return how many requests the q-th percentile needs."""
+    return next(count for count in itertools.count(2) if supports_percentile(count, q))
+
+
+def load_planned(
+    out: Path, max_batch: int, max_wait_ms: float | None
+) -> tuple[Context, Deployment]:
+    """Return the deployment in ``plan.json``, with another batching if asked for.
+
+    Raises `RequestError` where there is none.
+    """
+    try:
+        values = json.loads((out / FILE).read_bytes())
+        planned = TypeAdapter(Deployment).validate_python(values["deployment"])
+    except (OSError, ValueError, KeyError):
+        raise RequestError(
+            f"{out / FILE} has no plan for requests: make one first, with 'scalebench plan {out} "
+            "--rate … --slo-ms …'"
+        ) from None
+    shared = {name: values[name] for name in SHARED if name in values}
+    context = Context.load(out, Request.of(batch_size=1, **shared))
+    most = max_batch or planned.batching.max_batch
+    wait = planned.batching.max_wait_ms if max_wait_ms is None else max_wait_ms
+    sizes = sorted({size for size in context.profile.batch_sizes if size < most} | {most})
+    asked = {"max_batch": most, "max_wait_ms": wait, "sizes": sizes}
+    return context, Deployment(planned.plan, Batching.from_input(asked))

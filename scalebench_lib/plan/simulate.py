@@ -1,0 +1,185 @@
+"""Discrete-event simulation of requests, a batcher, and instances that slow each other down.
+
+A load test and a simulation share the `Batching` and leave the same `Log`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from heapq import heappop, heappush
+from math import exp, inf
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from scalebench_lib.config import PositiveInt, StrictModel
+
+_QUANTILES = (np.arange(1000) + 0.5) / 1000
+
+
+class Batching(StrictModel):
+    """When waiting requests go to an instance: first come, first served.
+
+    They go when `max_batch` of them wait, or the oldest has waited for `max_wait_ms`; a batch is
+    padded to the next of `sizes`, ascending, the last of which is `max_batch`.
+    """
+
+    max_batch: PositiveInt
+    max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    sizes: tuple[int, ...]
+
+    def ready_s(self, arrivals: np.ndarray) -> np.ndarray:
+        """Return for each request when a batch that it is the first of may go to an instance."""
+        full = np.full(len(arrivals), inf)
+        full[: max(0, len(arrivals) - self.max_batch + 1)] = arrivals[self.max_batch - 1 :]
+        ready: np.ndarray = np.minimum(full, arrivals + self.max_wait_ms / 1e3)
+        return ready
+
+    def count(self, arrivals: Sequence[float] | np.ndarray, first: int, now_s: float) -> int:
+        """Return how many requests from `first` on make a batch at `now_s`."""
+        last = min(first + self.max_batch, len(arrivals))
+        return bisect_right(arrivals, now_s, first, last) - first
+
+    def padded(self, count: int) -> int:
+        """Return the size of the batch that `count` requests are padded to."""
+        return self.sizes[bisect_left(self.sizes, count)]
+
+    def __str__(self) -> str:
+        waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_batch > 1)
+        return f"batches of up to {self.max_batch}{waits}"
+
+
+@dataclass(frozen=True)
+class ServiceTimes:
+    """Equally likely times in s that an instance on `cores` takes alone, by size of the batch."""
+
+    by_size: Mapping[int, Sequence[float]]
+    cores: int = 1
+
+    @classmethod
+    def of(
+        cls, samples: Mapping[int, np.ndarray], sizes: Sequence[int], cores: int
+    ) -> ServiceTimes:
+        """Return the times of batches of `sizes` from `samples`; quantiles are interpolated.
+
+        A batch below the smallest size measured takes as long as that.
+        """
+        known = sorted(samples)
+        curves = np.array([np.quantile(samples[size], _QUANTILES) for size in known])
+        found = np.array([np.interp(sizes, known, curve) for curve in curves.T])
+        return cls(dict(zip(sizes, found.T.tolist(), strict=True)), cores)
+
+    @property
+    def capacity(self) -> float:
+        """Requests/s that it serves alone, if it is always busy."""
+        return float(max(size / np.mean(times) for size, times in self.by_size.items()))
+
+
+@dataclass(frozen=True)
+class Log:
+    """What became of requests: `arrivals` in s, and a value for each batch, in order.
+
+    A batch that was not answered ends at infinity; requests behind the last batch never began.
+    """
+
+    arrivals: np.ndarray
+    instance: np.ndarray
+    count: np.ndarray
+    sent_s: np.ndarray
+    ended_s: np.ndarray
+
+    @classmethod
+    def of(cls, arrivals: np.ndarray, batches: Sequence[Sequence[float]]) -> Log:
+        """Build from batches as (instance, count, sent, ended)."""
+        columns = np.array(batches, dtype=float).reshape(-1, 4).T
+        return cls(arrivals, *columns[:2].astype(int), *columns[2:])
+
+    @property
+    def batches(self) -> list[tuple[int, int, float, float]]:
+        """What `of` builds from."""
+        columns = self.instance, self.count, self.sent_s, self.ended_s
+        return list(zip(*(values.tolist() for values in columns), strict=True))
+
+    @cached_property
+    def latency_s(self) -> np.ndarray:
+        """From each request's arrival to its answer; infinite where there is none."""
+        return self._since_arrival(self.ended_s)
+
+    @cached_property
+    def wait_s(self) -> np.ndarray:
+        """From each request's arrival to its batch's start; infinite where it never began."""
+        return self._since_arrival(self.sent_s)
+
+    @property
+    def seconds(self) -> float:
+        """From the start to the last answer, or the last arrival."""
+        ended = self.ended_s[np.isfinite(self.ended_s)]
+        return float(max(ended.max(initial=0.0), self.arrivals[-1]))
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether requests waited longer in each third of the time, or some to no end."""
+        if len(self.arrivals) < 3 or np.isinf(self.wait_s).any():
+            return bool(np.isinf(self.wait_s).any())
+        first, middle, last = (float(part.mean()) for part in np.array_split(self.wait_s, 3))
+        service = float(np.median(self.latency_s - self.wait_s))
+        return first < middle < last and last - first > 2 * (first + service)
+
+    def busy(self, instance: int) -> float:
+        """Return the share of the time in which `instance` had a batch that it answered."""
+        mine = (self.instance == instance) & np.isfinite(self.ended_s)
+        return float((self.ended_s - self.sent_s)[mine].sum() / self.seconds)
+
+    def _since_arrival(self, of_batches: np.ndarray) -> np.ndarray:
+        found = np.full(len(self.arrivals), inf)
+        found[: self.count.sum()] = np.repeat(of_batches, self.count)
+        found -= self.arrivals
+        return found
+
+
+def simulate(
+    arrivals: np.ndarray,
+    batching: Batching,
+    instances: Sequence[ServiceTimes],
+    slowdown: float = 0.0,
+    seed: int = 0,
+) -> Log:
+    """Serve requests that arrive at `arrivals`, in s; the instance that idles longest is next.
+
+    With `busy` cores an instance on `own` takes ``exp(slowdown * (busy - own))`` times its time
+    alone. So all advance alike in a work of speed ``exp(-slowdown * busy)``, and the first to end
+    is known whenever a batch begins or ends.
+    """
+    times, ready = (values.tolist() for values in (arrivals, batching.ready_s(arrivals)))
+    choices = min(len(values) for one in instances for values in one.by_size.values())
+    draws = np.random.default_rng(seed).integers(choices, size=len(times)).tolist()
+    speeds = [exp(-slowdown * n) for n in range(sum(one.cores for one in instances) + 1)]
+    free = [(0.0, number) for number in range(len(instances))]
+    running: list[tuple[float, int, int]] = []
+    batches: list[list[float]] = []
+    now, work, busy, first = 0.0, 0.0, 0, 0
+    while running or first < len(times):
+        sent = max(ready[first], free[0][0]) if free and first < len(times) else inf
+        speed = speeds[busy]
+        end = now + (running[0][0] - work) / speed if running else inf
+        if end <= sent:
+            work, number, batch = heappop(running)
+            now = batches[batch][3] = end
+            heappush(free, (now, number))
+            busy -= instances[number].cores
+        else:
+            work, now = work + (sent - now) * speed, sent
+            _, number = heappop(free)
+            count = batching.count(times, first, now)
+            alone = instances[number].by_size[batching.padded(count)][draws[len(batches)]]
+            heappush(
+                running, (work + alone * speeds[instances[number].cores], number, len(batches))
+            )
+            batches.append([number, count, now, inf])
+            busy += instances[number].cores
+            first += count
+    return Log.of(arrivals, batches)

@@ -1,0 +1,263 @@
+"""From a rate and a limit to deployments, on made-up sweeps; and their proof, on stand-ins."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalebench_lib.analysis.published import import_published
+from scalebench_lib.errors import MeasurementError, RequestError
+from scalebench_lib.machine import Machine
+from scalebench_lib.plan import load_report, runner, search
+from scalebench_lib.plan.arrivals import arrival_times
+from scalebench_lib.plan.decide import Context, Request
+from scalebench_lib.plan.load import Deployment, LoadRun, keep, load_runs
+from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.runner import Limits
+from scalebench_lib.plan.search import Predictor, Prover, Target, baseline, load_planned
+from scalebench_lib.plan.simulate import Batching, Log
+from scalebench_lib.record import Software
+from tests import factories
+from tests.plan.test_decide import PUBLISHED
+from tests.plan.test_load import run
+from tests.standins import STAND_IN, instances
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of 2 cores, batch 1, 4 and 8; a pass of one item takes about 30 ms."""
+    records = factories.small_records((1, 4, 8))
+    return factories.save_sweep(tmp_path_factory.mktemp("search"), records)
+
+
+@pytest.fixture(autouse=True)
+def _few_requests(monkeypatch) -> None:
+    """The stages of the search, with a tenth of the requests."""
+    monkeypatch.setattr(search, "_STAGES", ((500, 10), (2_000, 5), (5_000, 5)))
+
+
+def predictor(out: Path) -> Predictor:
+    """What simulates for `out`."""
+    return Predictor(Context.load(out, Request.of(slo_ms=1.0)))
+
+
+def target(**asked: float) -> Target:
+    """A question."""
+    return Target.from_input({"slo_ms": 200.0, **asked})
+
+
+def test_the_answer_is_the_shortest_tail_at_the_rate_that_was_asked_for(out: Path) -> None:
+    """It is predicted to hold; the others follow, fat and thin among them."""
+    found = predictor(out).search(target(rate=30.0))
+    assert found[0].holds
+    assert found[0].rate == 30.0
+    assert [one.reached_ms for one in found] == sorted(one.reached_ms for one in found)
+    assert {"fat", "thin"} <= {baseline(one.deployment, 2) for one in found}
+    assert all(one.deployment.plan.cores <= 2 for one in found)
+
+
+def test_without_a_rate_it_is_the_most_that_holds(out: Path) -> None:
+    """A little more than the highest rate does not hold; what is asked for the rate, does."""
+    made = predictor(out)
+    best = made.search(target())[0]
+    assert best.holds
+    assert not list(made._predicted(best.deployment, target(), np.arange(3.0), 1e9))
+    times = arrival_times("poisson", 1, 5_000)
+    over = made.simulate(best.deployment, times / (1.1 * best.rate))
+    assert 1e3 * np.percentile(over.latency_s, 99) > 200
+    assert made.search(target(rate=0.9 * best.rate))[0].holds
+
+
+def test_a_rate_that_nothing_holds_is_answered_with_the_highest(out: Path) -> None:
+    """And with what bounds it; a limit below any pass, with the fastest pass."""
+    with pytest.raises(RequestError, match=r"nothing serves 5000 .* the highest is \d+.* busy"):
+        predictor(out).search(target(rate=5000.0))
+    with pytest.raises(RequestError, match=r"no rate has p99 within 2 ms on 2 cores: the fastest"):
+        predictor(out).search(target(rate=10.0, slo_ms=2.0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"rate": -1}, "rate"),
+        ({"rate": float("nan")}, "rate"),
+        ({"percentile": 100}, "percentile"),
+        ({"slo_ms": -1}, "slo_ms"),
+        ({"seconds": 0}, "seconds"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(asked: dict, why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        target(**asked)
+
+
+def deployed(out: Path, threads: int = 1, count: int = 2, **batching: object) -> Deployment:
+    """Instances of eager in the profile of `out`."""
+    profile = predictor(out).context.profile.only("none")
+    one = next(o for o in profile.instances if (o.threads, o.batch_size) == (threads, 8))
+    asked = {"max_batch": 8, "sizes": (1, 4, 8), **batching}
+    return Deployment(Plan.of([one] * count), Batching(**asked))
+
+
+def test_service_times_are_the_samples_of_the_sweep(out: Path) -> None:
+    """Of instances that nobody saw together, without a slow-down."""
+    (one, _), slowdown = predictor(out).service(deployed(out))
+    record = next(r for r in factories.small_records((8,)) if r.config.optimization == "none")
+    point = next(point for point in record.points if point.threads == 1)
+    assert slowdown == 0
+    assert np.median(one.by_size[8]) == pytest.approx(point.median_ns / 1e9, rel=1e-3)
+
+
+def test_what_was_seen_under_load_counts_from_then_on(tmp_path: Path) -> None:
+    """For the same instances: of sizes seen, their times; of others in proportion."""
+    factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
+    deployment, before = deployed(tmp_path), predictor(tmp_path)
+    alone = {n: np.median(before.service(deployment)[0][0].by_size[n]) for n in (1, 4, 8)}
+    batches = [(n % 2, 1, n * 1.0, n + 2 * alone[1]) for n in range(50)]
+    seen = run(
+        Log.of(np.arange(50.0), batches),
+        deployment.batching,
+        deployment=deployment,
+        shared=dict(before.context.profile.shared),
+    )
+    keep(seen, tmp_path)
+    after = predictor(tmp_path).service(deployment)[0][0].by_size
+    assert {n: np.median(after[n]) / alone[n] for n in alone} == pytest.approx(
+        {1: 2, 4: 2, 8: 2}, rel=0.01
+    )
+    fat = deployed(tmp_path, threads=2, count=1)
+    same = [p.service(fat)[0][0].by_size for p in (before, predictor(tmp_path))]
+    assert same[0] == same[1]
+    other = seen.model_copy(update={"software": Software.here()})
+    (tmp_path / "load.jsonl").unlink()
+    keep(other, tmp_path)
+    assert predictor(tmp_path)._together == {}
+
+
+def test_capacity_is_that_of_full_batches(out: Path) -> None:
+    (one, _), _ = predictor(out).service(deployed(out))
+    most = max(size / np.mean(times) for size, times in one.by_size.items())
+    assert predictor(out).capacity(deployed(out)) == pytest.approx(2 * most)
+
+
+def test_a_plan_is_saved_and_load_finds_it(out: Path) -> None:
+    """With another batching if that is asked for."""
+    made, asked = predictor(out), target(rate=30.0)
+    best = made.search(asked)[0]
+    path, decision = load_report.save(made, best, None, asked)
+    found = json.loads(path.read_text())
+    assert (found["rate"], found["percentile"]) == (30.0, 99.0)
+    assert found["predicted_percentile_ms"] == best.reached_ms
+    assert len(found["instances"]) == len(best.deployment.plan.instances)
+    assert len(decision.placed) == len(best.deployment.plan.instances)
+    assert load_planned(out, 0, None)[1] == best.deployment
+    changed = load_planned(out, 6, 3.0)[1].batching
+    assert (changed.max_batch, changed.max_wait_ms, changed.sizes) == (6, 3.0, (1, 4, 6))
+    path.write_text('{"instances": []}')
+    with pytest.raises(RequestError, match="has no plan for requests: make one first"):
+        load_planned(out, 0, None)
+
+
+def prover(out: Path, monkeypatch, **asked: float) -> Prover:
+    """A prover on stand-ins that take 5 ms for everything, one at a time."""
+    monkeypatch.setattr(runner, "_COMMAND", STAND_IN)
+    config = factories.small_records((1,))[0].config
+    machine = Machine.here().model_copy(update={"pinnable": False})
+    running = runner.PlanRunner(config, machine, Limits())
+    return Prover(predictor(out), running, target(**asked), lambda _: None)
+
+
+def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> None:
+    """Of a server that holds the limit up to 100 requests a second; every rate is kept."""
+    factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
+    made = prover(tmp_path, monkeypatch, seconds=0.01, percentile=50)
+
+    def served(self: Prover, test: object, deployment: Deployment, times: np.ndarray) -> LoadRun:
+        rate = len(times) / times[-1]
+        took = 0.1 if rate <= 100 else 0.3
+        batches = [(0, 1, at, at + took) for at in times]
+        seen = run(Log.of(times, batches), slo_ms=200.0, percentile=50.0, rate=rate)
+        keep(seen, tmp_path)
+        return seen
+
+    monkeypatch.setattr(Prover, "_run", served)
+    runs = made.highest(deployed(tmp_path, max_batch=1, sizes=(1,)))
+    held = max(one.rate for one in runs if one.holds)
+    assert 90 < held <= 100
+    assert min(one.rate for one in runs if not one.holds) <= 1.06 * held
+    assert len(load_runs(tmp_path)) == len(runs) <= 8
+    assert "requests/s, surely more than" in load_report.highest(runs)
+    assert "no rate held" in load_report.highest([one for one in runs if not one.holds])
+    assert load_report.by_rate(runs).png()
+    assert instances() == []
+
+
+def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The best three, fat and thin; predicted is kept beside measured."""
+    factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
+    made = prover(tmp_path, monkeypatch, rate=40.0, seconds=1.0, percentile=50)
+    found = made.predictor.search(made.target)
+    runs = made.verify(found)
+    names = {baseline(one.deployment, 2) for one in runs}
+    assert {"fat", "thin"} <= names
+    assert 3 <= len(runs) <= 5
+    assert [one.reached_ms for one in runs] == sorted(one.reached_ms for one in runs)
+    assert all(50.0 in one.predicted_ms for one in runs)
+    assert [one.kind for one in load_runs(tmp_path)] == ["poisson"] * len(runs)
+    told = list(load_report.ranking(made.predictor, found, runs))
+    assert sum("predicted" in line for line in told) == len(found)
+    assert sum("measured" in line for line in told) == len(runs)
+    said = "\n".join(load_report.sentences(runs[0]))
+    assert "p50:" in said
+    assert "p99.9 needs 6,636 requests" in said
+    assert "goodput" in said
+    assert load_report.over_time(runs[0]).png()
+    assert instances() == []
+
+
+def test_where_nothing_starts_it_says_why(tmp_path: Path, monkeypatch) -> None:
+    factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
+    made = prover(tmp_path, monkeypatch, rate=40.0)
+    monkeypatch.setattr(runner, "_COMMAND", (STAND_IN[0], "-c", "exit('no luck')"))
+    found = made.predictor.search(made.target)[:1]
+    with pytest.raises(MeasurementError, match=r"nothing could be run: .*no luck"):
+        made.verify(found)
+
+
+def test_an_overloaded_run_is_said_to_be_so() -> None:
+    """No percentile is given."""
+    times = np.arange(3000) * 0.001
+    batches = [(0, 1, n * 0.005, n * 0.005 + 0.005) for n in range(600)]
+    said = "\n".join(load_report.sentences(run(Log.of(times, batches))))
+    assert "overload: the queue grew all the time" in said
+    assert "p50" not in said
+    assert "2,400 requests failed, or were not answered" in said
+    dead = run(Log.of(times, batches), failures=("an instance was killed",))
+    assert "after an instance failed requests piled up" in "\n".join(load_report.sentences(dead))
+
+
+def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:
+    """One core: no deployment takes two."""
+    request = Request.of(slo_ms=200.0, threads=1)
+    context = Context.load(out, request).narrowed(request)
+    assert {one.plan.cores for one in Predictor(context).deployments()} == {1}
+    assert replace(context, cores=2).cores == 2
+
+
+def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) -> None:
+    """It has no samples, and nobody saw its instances together."""
+    csv = tmp_path / "published.csv"
+    csv.write_text(PUBLISHED)
+    import_published(csv, tmp_path / "out", None)
+    made = predictor(tmp_path / "out")
+    found = made.search(target(rate=5.0, slo_ms=1000.0))
+    times, _ = made.service(found[0].deployment)
+    assert all(len(set(values)) == 1 for values in times[0].by_size.values())
+    told = list(load_report.ranking(made, found, []))
+    assert "an import has mean times alone" in " ".join(told)
+    several = [one for one in found if len(one.deployment.plan.instances) > 1]
+    assert made.slowdown_unknown(several[0].deployment)
