@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +23,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target
+from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target, quiet
 from scalebench_lib.measure.optimizations.export_cache import (
     LOOKUPS,
     cache_folder,
@@ -71,7 +71,6 @@ def compile_module(
         setattr(torch._inductor.config, name, name in settings)
     before = _compilations()["graphs"]
     runner = torch.compile(module, fullgraph=True, dynamic=False)
-
     return OptimizedModel(
         lambda _: _compile_now(runner, target, before),
         {**TORCH, "backend": "inductor", **dict.fromkeys(settings, "on")},
@@ -85,7 +84,7 @@ def _compile_now(module: Runner, target: Target, graphs_before: int) -> Runner:
     before = counters["inductor"].copy()
     frozen = mock.patch.object(freezing, "freeze", wraps=freezing.freeze)
     try:
-        with frozen as freeze, warnings.catch_warnings(action="ignore"):  # torch's, of its own code
+        with frozen as freeze, quiet(), redirect_stderr(StringIO()):  # it prints what it tries
             module(*target.inputs)
     except TorchDynamoException as error:
         require_space(error, Path(os.environ[_FOLDER]))
