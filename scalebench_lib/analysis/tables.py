@@ -109,9 +109,6 @@ def pairing_label(hows: Iterable[str]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
-_PUBLISHED = {"inception": "Inception"}
-"""Titles of models that only published files have."""
-
 _MODEL_SIZES = {
     "bert": "BERT-base, 110 M parameters",
     "distilbert": "DistilBERT, 66 M parameters",
@@ -127,7 +124,8 @@ def model_line(model: str) -> str:
 
 def model_title(model: str) -> str:
     """Return ``BERT`` for ``bert``; of a folder or hub id, its last part."""
-    return {**MODELS, **_PUBLISHED}.get(model) or slug(model)
+    published = {"inception": "Inception"}
+    return {**published, **MODELS}.get(model) or slug(model)
 
 
 def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
