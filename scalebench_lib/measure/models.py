@@ -269,9 +269,10 @@ def _model_class(config: Config, architecture: Any) -> Any:
 
 def _classes(architecture: Any, task: str) -> dict[str, Any]:
     """The classes that transformers has for `task`, by name."""
-    wanted = f"automodelfor{task}".replace("-", "")
-    auto = next((one for name, one in vars(modeling_auto).items() if name.lower() == wanted), None)
-    found = (auto._model_mapping if auto else MODEL_MAPPING).get(type(architecture), ())
+    wanted = "automodelfor" + task.replace("-", "")
+    autos = [one for name, one in vars(modeling_auto).items() if name.lower() == wanted]
+    mappings = [MODEL_MAPPING] if task == "none" else [auto._model_mapping for auto in autos]
+    found = mappings[0].get(type(architecture), ()) if mappings else ()
     return {one.__name__: one for one in (found if isinstance(found, tuple) else (found,))}
 
 
@@ -284,9 +285,8 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         found |= {"input_ids": tokens, "attention_mask": None}
         found |= {"token_type_ids": None} if tokens.types else {}
     if "pixel_values" in takes:
-        found["pixel_values"] = _pixels(
-            config, getattr(architecture, "vision_config", architecture)
-        )
+        vision = getattr(architecture, "vision_config", architecture)
+        found["pixel_values"] = _pixels(config.image_size, vision)
     if "input_values" in takes:
         found["input_values"] = values(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_S)
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
@@ -489,7 +489,7 @@ def _outputs(one: dict[Place, Any], two: dict[Place, Any]) -> tuple[tuple[Place,
             left_out[place] = str(getattr(part, "dtype", type(part).__name__))
         elif not part.dim() or two[place].shape != (2, *part.shape[1:]):
             left_out[place] = "not of single items"
-    named = (f"{'.'.join(map(str, place))} ({why})" for place, why in left_out.items())
+    named = (f"{'.'.join(map(str, place)) or 'it'} ({why})" for place, why in left_out.items())
     note = f"left out of the outputs: {', '.join(named)}" if left_out else ""
     return tuple(place for place in one if place not in left_out), note
 
@@ -503,7 +503,7 @@ def _scaled(module: nn.Module) -> Iterator[None]:
     """
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
-        largest = float(output.abs().max())
+        largest = float(output.abs().max()) if output.numel() else 0
         if not largest or not math.isfinite(largest) or _LEAST <= largest <= 1 / _LEAST:
             return output
         factor = 2.0 ** -round(math.log2(largest))  # exact, and the same everywhere
