@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.bert import BertModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
@@ -253,8 +252,6 @@ def _model_class(config: Config, architecture: Any) -> Any:
     """What transformers has for the config's task: the class that a folder names, if it does."""
     named = (getattr(architecture, "architectures", None) or [None])[0]
     task = resolved_task(config.model, config.task)
-    if task == "auto":
-        task = task_of(named) if named else "none"
     found = _classes(architecture, task)
     if named and task_of(named) == task:
         found = {name: one for name, one in found.items() if name == named}
@@ -269,10 +266,9 @@ def _model_class(config: Config, architecture: Any) -> Any:
 
 def _classes(architecture: Any, task: str) -> dict[str, Any]:
     """The classes that transformers has for `task`, by name."""
-    wanted = "automodelfor" + task.replace("-", "")
+    wanted = "automodel" + f"for{task}".replace("-", "") * (task != "none")
     autos = [one for name, one in vars(modeling_auto).items() if name.lower() == wanted]
-    mappings = [MODEL_MAPPING] if task == "none" else [auto._model_mapping for auto in autos]
-    found = mappings[0].get(type(architecture), ()) if mappings else ()
+    found = autos[0]._model_mapping.get(type(architecture), ()) if autos else ()
     return {one.__name__: one for one in (found if isinstance(found, tuple) else (found,))}
 
 
@@ -286,7 +282,10 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         found |= {"token_type_ids": None} if tokens.types else {}
     if "pixel_values" in takes:
         vision = getattr(architecture, "vision_config", architecture)
-        found["pixel_values"] = _pixels(config.image_size, vision)
+        shape = getattr(vision, "num_channels", 3), config.image_size, config.image_size
+        item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
+        videos = (f"{frames} frames of {item}", frames, *shape)
+        found["pixel_values"] = values(*videos) if frames else values(item, *shape)
     if "input_values" in takes:
         found["input_values"] = values(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_S)
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
@@ -294,18 +293,10 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         item = f"{frames / 100:g} s of audio"
         found["input_features"] = values(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
-        start = getattr(architecture, "decoder_start_token_id", None)
-        words = architecture.vocab_size
-        found["decoder_input_ids"] = Tokens(config.seq_len, words, start=start, decoder=True)
+        how = {"start": getattr(architecture, "decoder_start_token_id", None), "decoder": True}
+        found["decoder_input_ids"] = Tokens(config.seq_len, architecture.vocab_size, **how)
     _require_taken(config, found, model_class.main_input_name)
     return joined([kind for kind in found.values() if kind]), tuple(found)
-
-
-def _pixels(size: int, architecture: Any) -> Kind:
-    frames = getattr(architecture, "num_frames", None)
-    shape = getattr(architecture, "num_channels", 3), size, size
-    item = f"{size} × {size} pixels"
-    return values(f"{frames} frames of {item}", frames, *shape) if frames else values(item, *shape)
 
 
 def _require_taken(config: Config, names: Iterable[str], main: str) -> None:
@@ -317,19 +308,12 @@ def _require_taken(config: Config, names: Iterable[str], main: str) -> None:
     for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
         given = getattr(config, size) != Config.model_fields[size].default
         if given and not any(one.endswith(name) for one in names):
-            taken = " and ".join(names)
-            raise MeasurementError(f"{size}: {config.model!r} takes {taken}: leave {size} out")
+            raise MeasurementError(f"{size}: {config.model!r} takes {main}: leave {size} out")
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
-    vocabulary: int | None = getattr(architecture, "vocab_size", None)
-    if hasattr(architecture, "num_hash_buckets"):
-        vocabulary = _CODE_POINTS
-    if vocabulary is None:
-        raise MeasurementError(
-            f"model: {config.model!r} is {architecture.model_type!r}, which has no vocabulary to "
-            "make a text of"
-        )
+    characters = hasattr(architecture, "num_hash_buckets")
+    vocabulary: int = _CODE_POINTS if characters else architecture.vocab_size
 
     def special(name: str) -> int | None:
         value = getattr(architecture, f"{name}_token_id", None)
@@ -453,7 +437,7 @@ def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
     """
     batches = ([part.to(device) for part in kind.make(n, config.seed, False)] for n in (1, 2))
     sizes = {"input_ids": "seq_len", "pixel_values": "image_size"}
-    size = sizes.get(" ".join(plain.names[:1]), "model")
+    size = sizes.get(next(iter(plain.names), ""), "model")
     files = own_files(config.model) if is_own(config.model) else []
     drawn = config.weights == "random" and device == "cpu" and not files
     left_out = ""

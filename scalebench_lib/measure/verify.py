@@ -187,8 +187,7 @@ class _Expected:
         self.items = spread(len(batch[0]), items)
         self.inputs = tuple(part[self.items] for part in batch)
         named = dict(zip(getattr(model.module, "names", ()), self.inputs, strict=False))
-        mask = named.get("attention_mask")
-        self.mask = None if mask is None else mask.bool()  # (items, tokens)
+        self.mask = named.get("attention_mask")  # (items, tokens)
         self.eager: Outputs = model.module(*self.inputs)
         self.reference = self.eager
 
@@ -209,7 +208,7 @@ class _Expected:
     def _unmasked(self, output: Tensor) -> Tensor:
         """As float64 (items, values), zero where padding is."""
         if self.mask is not None and output.dim() == 3 and output.shape[:2] == self.mask.shape:
-            output = output.where(self.mask.unsqueeze(-1), 0.0)
+            output = output.where(self.mask.bool().unsqueeze(-1), 0.0)
         return output.flatten(1).double()
 
 

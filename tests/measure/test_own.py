@@ -145,9 +145,15 @@ def test_a_function_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch
         ("def make():\n    return {}['a']", r"KeyError: 'a' \(mine\.py, line 2\)"),
         ("def make():\n    raise SystemExit(3)", r"SystemExit: 3 \(mine\.py, line 2\)"),
         ("def make(): return print", r"returns a builtin.*, not \(model, inputs\)"),
-        ("def make(): pass", r"returns nothing, not \(model, inputs\)"),
-        ("def make(): return print, lambda n, seed: 1", "returns a int, not a tuple or dict"),
-        ("def make(): return print, lambda n, seed: ('x',)", "returns a str among them, not a"),
+        ("def make(): pass", r"returns a NoneType, not \(model, inputs\)"),
+        (
+            "def make(): return print, lambda n, seed: 1",
+            "returns a int for a batch of 1, not a tuple or dict",
+        ),
+        (
+            "def make(): return print, lambda n, seed: ('x',)",
+            "returns a str for a batch of 1, not a",
+        ),
         (
             "import torch\ndef make(): return print, lambda n, seed: (torch.ones(3),)",
             r"returns shape \(3,\) for a batch of 1",
@@ -166,7 +172,7 @@ def test_a_function_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch
         (returning("linear(x)", "x += 1"), "changes its inputs"),
         (returning("x[:, :2]"), "returns memory of its inputs"),
         (returning("kept[:len(x)].copy_(linear(x))"), "returns the same memory as the pass before"),
-        (returning("linear(x)", "threading.Thread(target=len).start()"), "a pass starts a thread"),
+        (returning("linear(x)", "threading.Thread(target=list).start()"), "a pass starts a thread"),
         (
             returning("linear(x)").replace("return Model()", "waiting().start(); return Model()"),
             r"starts threads \(mine\)",
