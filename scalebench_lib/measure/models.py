@@ -293,8 +293,9 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         item = f"{frames / 100:g} s of audio"
         found["input_features"] = values(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
-        how = {"start": getattr(architecture, "decoder_start_token_id", None), "decoder": True}
-        found["decoder_input_ids"] = Tokens(config.seq_len, architecture.vocab_size, **how)
+        start = getattr(architecture, "decoder_start_token_id", None)
+        tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
+        found["decoder_input_ids"] = tokens
     _require_taken(config, found, model_class.main_input_name)
     return joined([kind for kind in found.values() if kind]), tuple(found)
 

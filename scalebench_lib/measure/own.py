@@ -85,7 +85,7 @@ def _checked(name: str, made: Any, size: int) -> dict[Any, Tensor]:
     ]
     if wrong:
         raise MeasurementError(
-            f"model: inputs(batch_size, seed) of {name!r} returns {wrong[0]} for a batch of {size}, "
-            "not a tuple or dict of tensors with an item a row"
+            f"model: inputs({size}, seed) of {name!r} returns {wrong[0]}, not a tuple or dict of "
+            "tensors with an item a row"
         )
     return dict(parts)
