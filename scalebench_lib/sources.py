@@ -18,10 +18,7 @@ def is_own(model: str) -> bool:
 
 
 def own_files(model: str) -> list[Path]:
-    """Return the Python files of a function of one's own: none where it is not there.
-
-    They are its file and what that imports from its folder; of a module, those of its package.
-    """
+    """Return a function's file and what that imports from beside it, or its package's files."""
     source = Path(model.rpartition(":")[0])
     if source.suffix == ".py":
         finder = ModuleFinder([str(source.parent)])

@@ -11,7 +11,7 @@ import inspect
 import math
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,20 +296,15 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         start = getattr(architecture, "decoder_start_token_id", None)
         tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
         found["decoder_input_ids"] = tokens
-    _require_taken(config, found, model_class.main_input_name)
-    return joined([kind for kind in found.values() if kind]), tuple(found)
-
-
-def _require_taken(config: Config, names: Iterable[str], main: str) -> None:
-    """Raise `MeasurementError` where `main` cannot be made, or a size means nothing to a model."""
-    if main not in names:
+    if (main := model_class.main_input_name) not in found:
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
     for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
         given = getattr(config, size) != Config.model_fields[size].default
-        if given and not any(one.endswith(name) for one in names):
+        if given and name not in " ".join(found):  # no axis to measure along
             raise MeasurementError(f"{size}: {config.model!r} takes {main}: leave {size} out")
+    return joined([kind for kind in found.values() if kind]), tuple(found)
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
@@ -432,10 +427,7 @@ def _require_positions(config: Config, plain: Plain) -> None:
 
 
 def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
-    """Run one item, and two: some models take items of one size alone, and only they know which.
-
-    Return the model, with the outputs of which every item has its own.
-    """
+    """Run one item, and two, of which only the model knows whether it takes them; return it."""
     batches = ([part.to(device) for part in kind.make(n, config.seed, False)] for n in (1, 2))
     sizes = {"input_ids": "seq_len", "pixel_values": "image_size"}
     size = sizes.get(next(iter(plain.names), ""), "model")
@@ -507,10 +499,7 @@ def _scaled(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(what: str, files: Sequence[Path] = ()) -> Iterator[None]:
-    """Turn whatever libraries raise over a strange model into a `MeasurementError`.
-
-    It says the last line of `files` that was on the way to the error.
-    """
+    """Turn whatever is raised into a `MeasurementError`, with the place in `files` if any."""
     try:
         yield
     except MeasurementError:

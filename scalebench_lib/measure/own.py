@@ -1,7 +1,4 @@
-"""A model of one's own: a function that returns it, and a function that makes its inputs.
-
-It runs people's own code, because they asked for it by its name.
-"""
+"""A model of one's own: people's own code, run because they asked for it by its name."""
 
 from __future__ import annotations
 

@@ -76,12 +76,12 @@ class Verifier:
         self._measured = _Expected(model, inputs, self.items)
         self._padded = _Expected(model, self.padded, padded_items)
         self.eager_db: float | None = None
-        notes = [model.note]
+        self.note = model.note or None
         if thorough:
             require_function(model.module, self._padded.inputs)
             self._require_repeatable(model.module)
-            notes.append(self._use_float64(model.module))
-        self.note = "; ".join(filter(None, notes)) or None
+            notes = filter(None, (self.note, self._use_float64(model.module)))
+            self.note = "; ".join(notes) or None
 
     def check(self, runner: Runner, outputs: Outputs | None = None) -> Verification:
         """Compare `runner` on both batches; `outputs` are its answer to `inputs`, if known.

@@ -223,7 +223,7 @@ def test_a_sweep_of_it_goes_on_until_it_changes(tmp_path: Path) -> None:
     """By a relative path, from a kernel; then the model is another, and the folder is not its."""
     write(tmp_path, RIGHT)
     scalebench = [sys.executable, "-m", "scalebench_lib"]
-    limits = ["--rounds", "1", "--max-seconds", "0.5", "--threads", "1", "--if-busy", "ignore"]
+    limits = ["--rounds", "1", "--max-seconds", "3", "--threads", "1", "--if-busy", "ignore"]
     sweep = [*scalebench, "sweep", "out", "--model", "mine.py:make", "--batch-sizes", "2", *limits]
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
