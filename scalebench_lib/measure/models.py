@@ -304,7 +304,7 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         given = getattr(config, size) != Config.model_fields[size].default
         if given and name not in " ".join(found):  # no axis to measure along
             raise MeasurementError(f"{size}: {config.model!r} takes {main}: leave {size} out")
-    return joined([kind for kind in found.values() if kind]), tuple(found)
+    return joined(list(filter(None, found.values()))), tuple(found)
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
