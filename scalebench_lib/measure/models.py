@@ -300,10 +300,6 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
-        given = getattr(config, size) != Config.model_fields[size].default
-        if given and name not in " ".join(found):  # no axis to measure along
-            raise MeasurementError(f"{size}: {config.model!r} takes {main}: leave {size} out")
     return joined(list(filter(None, found.values()))), tuple(found)
 
 
@@ -412,7 +408,13 @@ def _require_safetensors(source: str) -> None:
 
 
 def _require_positions(config: Config, plain: Plain) -> None:
-    """Raise `MeasurementError` if the model has fewer positions than the config's tokens."""
+    """Raise `MeasurementError` if the model has no such size, or fewer positions than tokens."""
+    for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
+        given = getattr(config, size) != Config.model_fields[size].default
+        if given and name not in " ".join(plain.names):  # no axis to measure along
+            raise MeasurementError(
+                f"{size}: {config.model!r} takes {plain.names[0]}: leave {size} out"
+            )
     for name, layer in plain.named_modules():
         if isinstance(layer, nn.Embedding) and name.endswith(_POSITIONS):
             # Positions of RoBERTa's kind begin behind the padding id, of OPT's at an offset.
