@@ -61,19 +61,17 @@ TASKS = (
     "speech-seq2seq", "text-encoding", "token-classification", "universal-segmentation",
     "video-classification", "zero-shot-image-classification",
 )
-# fmt: on
 """Heads that a model may have, as the names of transformers' ``AutoModelFor…``."""
+
+_CLASSES = {
+    "LMHeadModel": "causal-lm", "T5EncoderModel": "text-encoding",
+    "WhisperForConditionalGeneration": "speech-seq2seq", "ForConditionalGeneration": "seq2seq-lm",
+}
+# fmt: on
+"""Tasks of classes that are not named by them, by how their names end."""
 
 _DEFAULT_TASKS = {"gpt2": "causal-lm"}
 """Of the models known by name; the others are bodies, as on the published page."""
-
-_CLASSES = {
-    "LMHeadModel": "causal-lm",
-    "WhisperForConditionalGeneration": "speech-seq2seq",
-    "ForConditionalGeneration": "seq2seq-lm",
-    "T5EncoderModel": "text-encoding",
-}
-"""Tasks of classes that are not named by them, by how their names end."""
 
 Allocator = Literal["default", "glibc-keep", "thp", "tcmalloc", "jemalloc"]
 """What serves malloc, and how it is set up (`allocators`)."""
@@ -297,7 +295,7 @@ class Config(StrictModel):
     def _one_kind_of_size(self) -> Self:
         """A size that a model does not know would measure the same thing twice."""
         own = is_own(self.model)
-        if own and (self.task, self.weights) != ("none", "random"):
+        if own and (self.task not in ("none", "auto") or self.weights != "random"):
             raise ValueError(f"{self.model} is what it makes: leave task and weights out")
         kind = "images" if self.model in TAKES_IMAGES else "its own inputs" if own else "text"
         for name, axis in AXES.items() if own or self.model in MODELS else ():
@@ -439,11 +437,10 @@ class Trial(StrictModel):
         for name in values:
             if name not in known:
                 raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
-        given = {k: v for k, v in values.items() if k in Config.model_fields}
+        given = {"task": "auto"} | {k: v for k, v in values.items() if k in Config.model_fields}
         config = Config.from_input(given)
         require_model(config.model)
-        task = resolved_task(config.model, str(values.get("task", "auto")))
-        config = Config.from_input({**given, "task": task})
+        config = config.model_copy(update={"task": resolved_task(config.model, config.task)})
         rule = _Threads.from_input({"threads": values.get("threads", "auto")}).threads
         return cls.from_input(
             {

@@ -16,7 +16,7 @@ import platform
 import re
 import runpy
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -119,27 +119,20 @@ def model_files(config: Config | Sweep) -> str | None:
     None where there is none, as of a known name with random weights, and where they are not here,
     as of a hub id that was never downloaded.
     """
-    if is_own(config.model):
-        files = own_files(config.model)
-    else:
-        files = [path for name, pattern in _files_read(config) for path in _files_of(name, pattern)]
+    files = own_files(config.model) if is_own(config.model) else []
+    sources = [(config.model, "config.json")] * (config.model not in MODELS)
+    if config.weights != "random":
+        own = config.weights == "pretrained"
+        sources.append((config.model if own else config.weights, "*.safetensors*"))
+    files += [path for name, pattern in sources for path in _files_of(name, pattern)]
     if not files:
         return None
     checksums = [f"{path.name} {_checksum(path)}" for path in files]
     return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:12]
 
 
-def _files_read(config: Config | Sweep) -> Iterator[tuple[str, str]]:
-    if config.model not in MODELS:
-        yield config.model, "config.json"
-    if config.weights != "random":
-        own = config.weights == "pretrained"
-        yield config.model if own else config.weights, "*.safetensors*"
-
-
 def _files_of(source: str, pattern: str) -> list[Path]:
-    folder = folder_of(source)
-    return sorted(folder.glob(pattern)) if folder else []
+    return sorted(folder.glob(pattern)) if (folder := folder_of(source)) else []
 
 
 def _checksum(path: Path) -> int:

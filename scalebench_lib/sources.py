@@ -18,27 +18,19 @@ def is_own(model: str) -> bool:
 
 
 def own_files(model: str) -> list[Path]:
-    """Return the Python files of a function of one's own: none where it is not there.
-
-    They are its file and what that imports from its folder; of a module, those of its package.
-    """
+    """Return a function's file and what that imports from beside it, or its package's files."""
     source = Path(model.rpartition(":")[0])
     if source.suffix == ".py":
-        return _with_imported(source) if source.is_file() else []
+        finder = ModuleFinder([str(source.parent)])
+        with suppress(SyntaxError, ValueError, OSError):  # whoever imports it says where
+            finder.run_script(str(source))  # which reads it, and runs nothing
+        found: list[dict[str, Any]] = [vars(module) for module in finder.modules.values()]
+        files = {source, *(Path(one["__file__"]) for one in found if one["__file__"])}
+        return sorted(files) if source.is_file() else []
     spec = find_spec(source.name.partition(".")[0])
-    if spec and spec.submodule_search_locations:
-        return sorted(
-            p for place in spec.submodule_search_locations for p in Path(place).rglob("*.py")
-        )
+    if spec and (folders := spec.submodule_search_locations):
+        return sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
     return [Path(spec.origin)] if spec and spec.origin else []
-
-
-def _with_imported(source: Path) -> list[Path]:
-    finder = ModuleFinder([str(source.parent)])
-    with suppress(SyntaxError, ValueError):  # whoever imports it says where
-        finder.run_script(str(source))  # which reads it, and runs nothing
-    modules: list[dict[str, Any]] = [vars(module) for module in finder.modules.values()]
-    return sorted({source, *(Path(one["__file__"]) for one in modules if one["__file__"])})
 
 
 def folder_of(source: str) -> Path | None:

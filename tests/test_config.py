@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scalebench_lib.config import Config, Sweep, Trial, base_of
+from scalebench_lib.config import Config, Sweep, Trial, base_of, task_of
 from scalebench_lib.errors import RequestError
 from tests.factories import machine
 
@@ -228,3 +228,52 @@ def test_a_folder_is_the_same_model_however_it_is_written(tmp_path: Path, monkey
     (tmp_path / "links" / "deep").symlink_to(tmp_path / "mine")  # …/.. is tmp_path, not links
     (tmp_path / "links" / "mine").mkdir()
     assert Config(model="links/deep/../mine").model == "links/deep/../mine"
+
+
+def test_a_task_is_part_of_the_name_and_the_title() -> None:
+    """Records of before are of bodies, and keep their names."""
+    body, head = Config(), Config(task="sequence-classification")
+    assert body.id == Config(task="none").id == "bert-none-smt_off-bs1-44136f" != head.id
+    assert str(head).startswith("BERT, sequence classification, batch 1 of 16 tokens")
+    assert str(body).startswith("BERT, batch 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("BertForMaskedLM", "masked-lm"),
+        ("BertModel", "none"),
+        ("GPT2LMHeadModel", "causal-lm"),
+        ("T5ForConditionalGeneration", "seq2seq-lm"),
+        ("WhisperForConditionalGeneration", "speech-seq2seq"),
+        ("Wav2Vec2ForCTC", "ctc"),
+        ("T5EncoderModel", "text-encoding"),
+        ("BertForMultipleChoice", ""),
+    ],
+)
+def test_a_class_of_transformers_tells_its_task(name: str, task: str) -> None:
+    """Its name ends with it, but for a few."""
+    assert task_of(name) == task
+
+
+def test_the_task_that_nobody_names_is_the_models_own(tmp_path) -> None:
+    """Of a folder, what its config says; of our names, bodies, and gpt2 with its head."""
+    model = f"{tmp_path}/mine"
+    (tmp_path / "mine").mkdir()
+    config = tmp_path / "mine" / "config.json"
+    config.write_text('{"architectures": ["BertForMaskedLM"]}', encoding="utf-8")
+    for name, task in {model: "masked-lm", "bert": "none", "gpt2": "causal-lm"}.items():
+        sweep = Sweep(model=name)
+        assert {trial.config.task for trial in sweep.trials(SMALL)} == {task}
+        assert Trial.from_parameters({"model": name, "threads": [1]}, SMALL).config.task == task
+        assert {t.config.task for t in Sweep(model=name, task="none").trials(SMALL)} == {"none"}
+    config.write_text('{"architectures": ["BertForMultipleChoice"]}', encoding="utf-8")
+    with pytest.raises(RequestError, match="task: 'BertForMultipleChoice' has none of"):
+        Sweep(model=model).trials(SMALL)
+    config.write_text("{}", encoding="utf-8")
+    assert Sweep(model=model).trials(SMALL)[0].config.task == "none"
+
+
+def test_an_unknown_task_gets_the_nearest() -> None:
+    with pytest.raises(RequestError, match="unknown task 'masked-ml': did you mean 'masked-lm'"):
+        Sweep.from_input({"task": "masked-ml"})

@@ -344,13 +344,8 @@ def _about(results: Results) -> str:
     """Return what was measured: the models, their inputs and weights."""
     table = results.table.sort_values(["model", "seq_len", "image_size"])
     weights = sorted({f"{record.config.weights} weights" for record in results.records})
-    return ", ".join(
-        [
-            *(model_line(*names) for names, _ in by_values(table, ["model", "task"])),
-            *filter(None, table["item"].unique()),
-            *weights,
-        ]
-    )
+    models = (model_line(*names) for names, _ in by_values(table, ["model", "task"]))
+    return ", ".join([*models, *filter(None, table["item"].unique()), *weights])
 
 
 def _provenance(results: Results) -> list[tuple[str, list[str]]]:

@@ -11,7 +11,7 @@ import inspect
 import math
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.bert import BertModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
@@ -258,8 +257,6 @@ def _model_class(config: Config, architecture: Any) -> Any:
     """What transformers has for the config's task: the class that a folder names, if it does."""
     named = (getattr(architecture, "architectures", None) or [None])[0]
     task = resolved_task(config.model, config.task)
-    if task == "auto":
-        task = task_of(named) if named else "none"
     found = _classes(architecture, task)
     if named and task_of(named) == task:
         found = {name: one for name, one in found.items() if name == named}
@@ -274,9 +271,9 @@ def _model_class(config: Config, architecture: Any) -> Any:
 
 def _classes(architecture: Any, task: str) -> dict[str, Any]:
     """The classes that transformers has for `task`, by name."""
-    wanted = f"automodelfor{task}".replace("-", "")
-    auto = next((one for name, one in vars(modeling_auto).items() if name.lower() == wanted), None)
-    found = (auto._model_mapping if auto else MODEL_MAPPING).get(type(architecture), ())
+    wanted = "automodel" + f"for{task}".replace("-", "") * (task != "none")
+    autos = [one for name, one in vars(modeling_auto).items() if name.lower() == wanted]
+    found = autos[0]._model_mapping.get(type(architecture), ()) if autos else ()
     return {one.__name__: one for one in (found if isinstance(found, tuple) else (found,))}
 
 
@@ -289,9 +286,11 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         found |= {"input_ids": tokens, "attention_mask": None}
         found |= {"token_type_ids": None} if tokens.types else {}
     if "pixel_values" in takes:
-        found["pixel_values"] = _pixels(
-            config, getattr(architecture, "vision_config", architecture)
-        )
+        vision = getattr(architecture, "vision_config", architecture)
+        shape = getattr(vision, "num_channels", 3), config.image_size, config.image_size
+        item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
+        videos = (f"{frames} frames of {item}", frames, *shape)
+        found["pixel_values"] = values(*videos) if frames else values(item, *shape)
     if "input_values" in takes:
         found["input_values"] = values(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_S)
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
@@ -300,41 +299,18 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         found["input_features"] = values(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
         start = getattr(architecture, "decoder_start_token_id", None)
-        words = architecture.vocab_size
-        found["decoder_input_ids"] = Tokens(config.seq_len, words, start=start, decoder=True)
-    _require_taken(config, found, model_class.main_input_name)
-    return joined([kind for kind in found.values() if kind]), tuple(found)
-
-
-def _pixels(size: int, architecture: Any) -> Kind:
-    frames = getattr(architecture, "num_frames", None)
-    shape = getattr(architecture, "num_channels", 3), size, size
-    item = f"{size} × {size} pixels"
-    return values(f"{frames} frames of {item}", frames, *shape) if frames else values(item, *shape)
-
-
-def _require_taken(config: Config, names: Iterable[str], main: str) -> None:
-    """Raise `MeasurementError` where `main` cannot be made, or a size means nothing to a model."""
-    if main not in names:
+        tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
+        found["decoder_input_ids"] = tokens
+    if (main := model_class.main_input_name) not in found:
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
-        given = getattr(config, size) != Config.model_fields[size].default
-        if given and not any(one.endswith(name) for one in names):
-            taken = " and ".join(names)
-            raise MeasurementError(f"{size}: {config.model!r} takes {taken}: leave {size} out")
+    return joined(list(filter(None, found.values()))), tuple(found)
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
-    vocabulary: int | None = getattr(architecture, "vocab_size", None)
-    if hasattr(architecture, "num_hash_buckets"):
-        vocabulary = _CODE_POINTS
-    if vocabulary is None:
-        raise MeasurementError(
-            f"model: {config.model!r} is {architecture.model_type!r}, which has no vocabulary to "
-            "make a text of"
-        )
+    characters = hasattr(architecture, "num_hash_buckets")
+    vocabulary: int = _CODE_POINTS if characters else architecture.vocab_size
 
     def special(name: str) -> int | None:
         value = getattr(architecture, f"{name}_token_id", None)
@@ -451,7 +427,13 @@ def _require_safetensors(source: str) -> None:
 
 
 def _require_positions(config: Config, plain: Plain) -> None:
-    """Raise `MeasurementError` if the model has fewer positions than the config's tokens."""
+    """Raise `MeasurementError` if the model has no such size, or fewer positions than tokens."""
+    for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
+        given = getattr(config, size) != Config.model_fields[size].default
+        if given and name not in " ".join(plain.names):  # no axis to measure along
+            raise MeasurementError(
+                f"{size}: {config.model!r} takes {plain.names[0]}: leave {size} out"
+            )
     for name, layer in plain.named_modules():
         if isinstance(layer, nn.Embedding) and name.endswith(_POSITIONS):
             # Positions of RoBERTa's kind begin behind the padding id, of OPT's at an offset.
@@ -466,13 +448,10 @@ def _require_positions(config: Config, plain: Plain) -> None:
 
 
 def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
-    """Run one item, and two: some models take items of one size alone, and only they know which.
-
-    Return the model, with the outputs of which every item has its own.
-    """
+    """Run one item, and two, of which only the model knows whether it takes them; return it."""
     batches = ([part.to(device) for part in kind.make(n, config.seed, False)] for n in (1, 2))
     sizes = {"input_ids": "seq_len", "pixel_values": "image_size"}
-    size = sizes.get(" ".join(plain.names[:1]), "model")
+    size = sizes.get(next(iter(plain.names), ""), "model")
     files = own_files(config.model) if is_own(config.model) else []
     drawn = config.weights == "random" and device == "cpu" and not files
     left_out = ""
@@ -508,7 +487,7 @@ def _outputs(one: dict[Place, Any], two: dict[Place, Any]) -> tuple[tuple[Place,
             left_out[place] = str(getattr(part, "dtype", type(part).__name__))
         elif not part.dim() or two[place].shape != (2, *part.shape[1:]):
             left_out[place] = "not of single items"
-    named = (f"{'.'.join(map(str, place))} ({why})" for place, why in left_out.items())
+    named = (f"{'.'.join(map(str, place)) or 'it'} ({why})" for place, why in left_out.items())
     note = f"left out of the outputs: {', '.join(named)}" if left_out else ""
     return tuple(place for place in one if place not in left_out), note
 
@@ -522,7 +501,7 @@ def _scaled(module: nn.Module) -> Iterator[None]:
     """
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
-        largest = float(output.abs().max())
+        largest = float(output.abs().max()) if output.numel() else 0
         if not largest or not math.isfinite(largest) or _LEAST <= largest <= 1 / _LEAST:
             return output
         factor = 2.0 ** -round(math.log2(largest))  # exact, and the same everywhere
@@ -541,10 +520,7 @@ def _scaled(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(what: str, files: Sequence[Path] = ()) -> Iterator[None]:
-    """Turn whatever libraries raise over a strange model into a `MeasurementError`.
-
-    It says the last line of `files` that was on the way to the error.
-    """
+    """Turn whatever is raised into a `MeasurementError`, with the place in `files` if any."""
     try:
         yield
     except MeasurementError:

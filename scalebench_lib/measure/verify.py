@@ -77,12 +77,12 @@ class Verifier:
         self._measured = _Expected(model, inputs, self.items)
         self._padded = _Expected(model, self.padded, padded_items)
         self.eager_db: float | None = None
-        notes = [model.note]
+        self.note = model.note or None
         if thorough:
             require_function(model.module, self._padded.inputs)
             self._require_repeatable(model.module)
-            notes.append(self._use_float64(model.module))
-        self.note = "; ".join(filter(None, notes)) or None
+            notes = filter(None, (self.note, self._use_float64(model.module)))
+            self.note = "; ".join(notes) or None
 
     def check(self, runner: Runner, outputs: Outputs | None = None) -> Verification:
         """Compare `runner` on both batches; `outputs` are its answer to `inputs`, if known.
@@ -192,8 +192,7 @@ class _Expected:
         self.items = spread(len(batch[0]), items)
         self.inputs = tuple(part[self.items] for part in batch)
         named = dict(zip(getattr(model.module, "names", ()), self.inputs, strict=False))
-        mask = named.get("attention_mask")
-        self.mask = None if mask is None else mask.bool()  # (items, tokens)
+        self.mask = named.get("attention_mask")  # (items, tokens)
         self.eager: Outputs = model.module(*self.inputs)
         self.reference = self.eager
 
@@ -214,7 +213,7 @@ class _Expected:
     def _unmasked(self, output: Tensor) -> Tensor:
         """Return outputs as float64 (items, values), with zeros at padding."""
         if self.mask is not None and output.dim() == 3 and output.shape[:2] == self.mask.shape:
-            output = output.where(self.mask.unsqueeze(-1), 0.0)
+            output = output.where(self.mask.bool().unsqueeze(-1), 0.0)
         return output.flatten(1).double()
 
 

@@ -203,7 +203,6 @@ class SweepRun:
             )
 
     def _require_model(self, found: Record, path: Path) -> None:
-        # Weights of one's own code are in no file that is known.
         field = "model_hash" if is_own(self.sweep.model) else "model_files"
         before = next((getattr(one, field) for one in self.records if getattr(one, field)), None)
         if before and getattr(found, field) not in (before, None):

@@ -226,7 +226,7 @@ def test_a_folder_of_a_vision_model_takes_pixels(tmp_path) -> None:
     (pixels,) = model.inputs(2, seed=0)
     assert pixels.shape == (2, 3, 64, 64)
     assert str(model.kind) == "64 × 64 pixels"
-    with pytest.raises(MeasurementError, match=r"seq_len: .* takes images"):
+    with pytest.raises(MeasurementError, match=r"seq_len: .* takes pixel_values"):
         build(Config(model=str(tmp_path), seq_len=32))
 
 
@@ -242,10 +242,10 @@ def test_positions_of_roberta_begin_behind_its_padding(tmp_path) -> None:
         build(Config(model=str(tmp_path), seq_len=33))
 
 
-def test_what_is_neither_text_nor_images_is_told_in_one_line(tmp_path) -> None:
-    """Translation needs two texts."""
-    CONFIG_MAPPING["t5"]().save_pretrained(tmp_path)
-    with pytest.raises(MeasurementError, match="is 't5', which is no encoder"):
+def test_what_cannot_be_made_up_is_told_in_one_line(tmp_path) -> None:
+    """A series of times is neither text nor images nor audio."""
+    CONFIG_MAPPING["patchtst"]().save_pretrained(tmp_path)
+    with pytest.raises(MeasurementError, match="takes no text, images or audio that can be made"):
         build(Config(model=str(tmp_path)))
 
 

@@ -54,7 +54,6 @@ def folder(tmp_path: Path) -> Folder:
     ("kind", "values", "asked", "reason"),
     [
         ("opt", OPT, {"seq_len": 25}, "seq_len: 25 tokens are more than the 24 that this model"),
-        ("canine", {}, {}, "is 'canine', which has no vocabulary to make a text of"),
         ("bert", {"pad_token_id": 99_999}, {}, "cannot be built: Padding_idx must be within"),
         ("bert", {"_attn_implementation": "flash_attention_2"}, {}, "cannot be built: FlashAtt"),
         ("bert", {"hidden_act": "nope"}, {}, "cannot be built: KeyError: 'nope'"),
@@ -63,14 +62,19 @@ def folder(tmp_path: Path) -> Folder:
         ("bert", {"auto_map": {"AutoModel": "x.X"}}, {}, "'bert' in fp32 would be measured inst"),
         ("bert", {"quantization_config": {"quant_method": "gptq"}}, {}, "take 'quantization_conf"),
         ("bert", {"compression_config": {"bits": 4}}, {}, "has quantized weights"),
-        ("whisper", {}, {}, "is 'whisper', which is no encoder"),
-        ("bart", {}, {}, "is 'bart', which is no encoder"),
+        ("gpt2", {}, {"task": "ctc"}, "build for task 'ctc'; of its kind there are: none,"),
+        (
+            "bert",
+            {"architectures": ["BertGenerationEncoder"]},
+            {},
+            "'BertGenerationEncoder', which",
+        ),
         ("vit", VISION, {"image_size": 48}, "image_size: "),
         ("vit_mae", VISION, {"image_size": 32}, "answers the same input differently: cannot be v"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_line(
-    folder: Folder, kind: str, values: dict[str, Any], asked: dict[str, int], reason: str
+    folder: Folder, kind: str, values: dict[str, Any], asked: dict[str, Any], reason: str
 ) -> None:
     found = reason_against([Config(model=folder(kind, values), **asked)])
     assert found is not None
@@ -138,7 +142,7 @@ def test_memory_that_ends_is_not_called_the_models_fault(
     def allocate(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 3 bytes")
 
-    monkeypatch.setattr(models.Plain, "forward", allocate)
+    monkeypatch.setattr(models.Plain, "answer", allocate)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         models.build(Config(model=folder("bert")))
 
