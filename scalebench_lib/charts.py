@@ -256,6 +256,17 @@ class Dots:
         return f"{len(self.passes):,} passes, {int(self.outlier.sum()):,} of them outliers"
 
 
+def ceiling(columns: Sequence[Dots]) -> float:
+    """Return up to where dots are drawn in place on a linear axis.
+
+    It is the largest 99th percentile of a column where the slowest pass takes more than twice as
+    long: it would press all others flat.
+    """
+    usual = max(float(np.percentile(one.passes, 99, method="lower")) for one in columns)
+    most = max(float(one.passes.max()) for one in columns)
+    return usual if most > 2 * usual else most
+
+
 @dataclass(frozen=True, eq=False)
 class Chart:
     """A figure as data: `lines`, `cells` or `dots`; `rows` are those of the table that it shows.
@@ -332,11 +343,12 @@ class Chart:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """The least and the largest of its values, intervals included."""
+        """The least and the largest of its values, intervals included; of dots up to `ceiling`."""
         marks = [line.marks for line in self.lines]
         values = [bound for one in marks for bound in (one.y, one.low, one.high)]
         every = np.concatenate([*values, *(dots.passes for dots in self.dots)])
-        return float(np.nanmin(every)), float(np.nanmax(every))
+        most = ceiling(self.dots) if self.dots and not self.log else np.nanmax(every)
+        return float(np.nanmin(every)), float(most)
 
     @property
     def alt(self) -> str:
@@ -360,6 +372,7 @@ def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
     """Return `charts` with one y axis, so that heights can be compared; of cells, as they are."""
     if len(charts) < 2 or any(chart.cells for chart in charts):
         return list(charts)
-    lows, highs = zip(*(chart.extent for chart in charts), strict=True)
     scale: Scale = "log" if any(chart.log for chart in charts) else "linear"
-    return [replace(chart, scale=scale, span=(min(lows), max(highs))) for chart in charts]
+    alike = [replace(chart, scale=scale) for chart in charts]
+    lows, highs = zip(*(chart.extent for chart in alike), strict=True)
+    return [replace(chart, span=(min(lows), max(highs))) for chart in alike]

@@ -258,8 +258,7 @@ def status(out: Out) -> None:
         sum(len(getattr(one, word)) for one in schedules.values())
         for word in ("done", "failed", "left")
     )
-    finished = sum(len(schedule.records) for schedule in schedules.values())
-    trials = pluralize(finished, "trial")
+    trials = pluralize(sum(one.finished for one in schedules.values()), "trial")
     console.say(f"configs: {done} done, {failed} failed, {left} left; {trials} finished")
     if doing := in_flight(out):
         console.say(f"running: {doing}")

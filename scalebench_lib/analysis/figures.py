@@ -42,6 +42,7 @@ from scalebench_lib.charts import (
     Line,
     Marks,
     batch_colours,
+    ceiling,
     style_of,
     title_of,
 )
@@ -209,8 +210,18 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
         rows=chosen,
         dots=dots,
         scale="linear",
-        note=f"{many}; bars: medians of all.",
+        note=f"{many}; bars: medians of all.{_beyond(chosen, dots)}",
         **_captions(chosen),
+    )
+
+
+def _beyond(chosen: pd.DataFrame, dots: list[Dots]) -> str:
+    top = ceiling(dots)
+    if not (beyond := int((chosen["latency_ms"] > top).sum())):
+        return ""
+    slowest = format_number(chosen["latency_ms"].max())
+    return (
+        f" {beyond} of them above {format_number(top)} ms, up to {slowest} ms: at the upper edge."
     )
 
 

@@ -61,6 +61,11 @@ class Schedule:
         """Those that need another trial in this round or a later one."""
         return self._by_state["left"]
 
+    @property
+    def finished(self) -> int:
+        """How many trials of its configs have ended, well or not."""
+        return sum(len(self._by_config.get(trial.config.id, ())) for trial in self.trials)
+
     def pending(self, number: int) -> list[Trial]:
         """What is left of round `number`, in the order to set it up: smaller batches first, in
         each batch size the bases first, the rest shuffled."""

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     VIEWS,
     Choices,
@@ -21,7 +22,7 @@ from scalebench_lib.analysis.figures import (
     scaling,
     speedup_over_eager,
 )
-from scalebench_lib.charts import Chart, Line
+from scalebench_lib.charts import Chart, Line, on_one_axis
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
 from scalebench_lib.results import Results
@@ -261,15 +262,34 @@ def test_a_heat_map_has_a_cell_for_each_point(failed: pd.DataFrame) -> None:
     assert cells.shades.tolist() == [0, 1]
 
 
-def test_outliers_are_marked_in_their_distribution() -> None:
-    """One spike among quiet passes, and it alone; passes stand in the order made."""
+def spiked(factor: int) -> tuple[pd.DataFrame, tuple[int, ...]]:
+    """The passes of a batch of 4, with a last one at 1 thread that took `factor` times as long."""
     records = factories.small_records([4])
     point = records[0].points[0]
-    slow = (*point.samples_ns[:-1], 3 * point.samples_ns[-1])
-    spiked = factories.with_turns(point, factories.turns(slow))
-    points = (spiked, *records[0].points[1:])
+    slow = (*point.samples_ns[:-1], factor * point.samples_ns[-1])
+    points = (factories.with_turns(point, factories.turns(slow)), *records[0].points[1:])
     records[0] = records[0].model_copy(update={"points": points})
-    table = samples_table(Results(records))
+    return samples_table(Results(records)), slow
+
+
+def test_an_outlier_does_not_press_all_other_passes_flat() -> None:
+    """On a linear axis it stands at the upper edge, as the caption says; on a log one in place."""
+    table, slow = spiked(100)
+    chart = distribution(table, batch(4))
+    least, most = chart.axes["linear"].low, chart.axes["linear"].high
+    assert (least, most) == (0, pytest.approx(1.1 * max(slow[:-1]) / 1e6))
+    assert chart.axes["log"].high > slow[-1] / 1e6
+    assert "1 of them above" in chart.caption[1]
+    (cross,) = [line for line in draw(chart).axes[0].lines if line.get_gid() == "outlier"][:1]
+    assert cross.get_ydata().tolist() == [most]
+    quiet = distribution(spiked(1)[0], batch(4))
+    assert "of them above" not in quiet.caption[1]
+    assert len({one.y.high for one in on_one_axis([chart, quiet])}) == 1
+
+
+def test_outliers_are_marked_in_their_distribution() -> None:
+    """One spike among quiet passes, and it alone; passes stand in the order made."""
+    table, slow = spiked(3)
     assert table.loc[table["outlier"], "latency_ms"].tolist() == [slow[-1] / 1e6]
     one, two = distribution(table, batch(4)).dots
     assert (one.label, two.label) == ("1 thread", "2 threads")
