@@ -12,7 +12,7 @@ from pathlib import Path
 from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
 
-LIBRARIES: dict[Allocator, tuple[str, ...]] = {
+LIBRARIES = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"),
     "jemalloc": ("libjemalloc.so.2",),
 }

@@ -28,6 +28,9 @@ LOG_FROM = 10
 """A y axis whose values span more than this factor is logarithmic: on a linear one the small
 values would lie on one another."""
 
+LOG_DOTS_FROM = 3
+"""Of dots, of which a single outlier would press all others flat."""
+
 MANY = 16
 """More values than this get a logarithmic x axis."""
 
@@ -256,17 +259,6 @@ class Dots:
         return f"{len(self.passes):,} passes, {int(self.outlier.sum()):,} of them outliers"
 
 
-def ceiling(columns: Sequence[Dots]) -> float:
-    """Return up to where dots are drawn in place on a linear axis.
-
-    It is the largest 99th percentile of a column where the slowest pass takes more than twice as
-    long: it would press all others flat.
-    """
-    usual = max(float(np.percentile(one.passes, 99, method="lower")) for one in columns)
-    most = max(float(one.passes.max()) for one in columns)
-    return usual if most > 2 * usual else most
-
-
 @dataclass(frozen=True, eq=False)
 class Chart:
     """A figure as data: `lines`, `cells` or `dots`; `rows` are those of the table that it shows.
@@ -337,18 +329,18 @@ class Chart:
     def log(self) -> bool:
         """Whether the y axis is logarithmic: ``auto`` asks whether the values span much."""
         if self.scale == "auto":
-            values = np.concatenate([line.marks.y for line in self.lines] or [np.ones(1)])
-            return bool(values.max() / values.min() > LOG_FROM)
+            lines = [line.marks.y for line in self.lines] or [np.ones(1)]
+            values = np.concatenate([dots.passes for dots in self.dots] or lines)
+            return bool(values.max() / values.min() > (LOG_DOTS_FROM if self.dots else LOG_FROM))
         return self.scale == "log"
 
     @property
     def extent(self) -> tuple[float, float]:
-        """The least and the largest of its values, intervals included; of dots up to `ceiling`."""
+        """The least and the largest of its values, intervals included."""
         marks = [line.marks for line in self.lines]
         values = [bound for one in marks for bound in (one.y, one.low, one.high)]
         every = np.concatenate([*values, *(dots.passes for dots in self.dots)])
-        most = ceiling(self.dots) if self.dots and not self.log else np.nanmax(every)
-        return float(np.nanmin(every)), float(most)
+        return float(np.nanmin(every)), float(np.nanmax(every))
 
     @property
     def alt(self) -> str:
@@ -372,7 +364,6 @@ def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
     """Return `charts` with one y axis, so that heights can be compared; of cells, as they are."""
     if len(charts) < 2 or any(chart.cells for chart in charts):
         return list(charts)
+    lows, highs = zip(*(chart.extent for chart in charts), strict=True)
     scale: Scale = "log" if any(chart.log for chart in charts) else "linear"
-    alike = [replace(chart, scale=scale) for chart in charts]
-    lows, highs = zip(*(chart.extent for chart in alike), strict=True)
-    return [replace(chart, span=(min(lows), max(highs))) for chart in alike]
+    return [replace(chart, scale=scale, span=(min(lows), max(highs))) for chart in charts]

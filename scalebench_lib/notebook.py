@@ -93,7 +93,7 @@ def say(*lines: object) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[..., None]]:
-    """Show what is being done, and which share of it is done, while it lasts; headless nothing."""
+    """Show what is being done, and which share of it is done, while it lasts; only to people."""
     line = display(HTML(""), display_id=True) if is_interactive() else None
 
     def show(doing: str, share: float | None = None) -> None:

@@ -70,7 +70,7 @@ def draw(chart: Chart) -> Picture:
             _draw_cells(axes, chart.cells)
             axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
         elif chart.dots:
-            _draw_dots(axes, chart.dots, chart.y.high)
+            _draw_dots(axes, chart.dots)
             _scale(axes, "y", chart.y)
         else:
             _draw_lines(axes, chart)
@@ -172,12 +172,12 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
         axes.plot(middles, np.full(columns, place + 0.5), "x", color=_GREY, gid="missing")
 
 
-def _draw_dots(axes: Axes, columns: Sequence[Dots], edge: float) -> None:
+def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     for place, dots in enumerate(columns):
         x = place + np.linspace(-SPREAD, SPREAD, len(dots.passes))
-        odd, y = dots.outlier, np.minimum(dots.passes, edge)
+        odd, y = dots.outlier, dots.passes
         axes.plot(x[~odd], y[~odd], ".", color=dots.colour, markersize=4, alpha=0.55)
-        axes.plot(x[odd], y[odd], "x", color=_OUTLIER, markersize=5, clip_on=False, gid="outlier")
+        axes.plot(x[odd], y[odd], "x", color=_OUTLIER, markersize=5, gid="outlier")
         axes.hlines(dots.median, place - 0.4, place + 0.4, color="0.2", linewidth=1.2)
     names = [dots.label for dots in columns]
     axes.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=8)

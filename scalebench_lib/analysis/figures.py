@@ -42,7 +42,6 @@ from scalebench_lib.charts import (
     Line,
     Marks,
     batch_colours,
-    ceiling,
     style_of,
     title_of,
 )
@@ -209,19 +208,8 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
         unit="ms",
         rows=chosen,
         dots=dots,
-        scale="linear",
-        note=f"{many}; bars: medians of all.{_beyond(chosen, dots)}",
+        note=f"{many}; bars: medians of all.",
         **_captions(chosen),
-    )
-
-
-def _beyond(chosen: pd.DataFrame, dots: list[Dots]) -> str:
-    top = ceiling(dots)
-    if not (beyond := int((chosen["latency_ms"] > top).sum())):
-        return ""
-    slowest = format_number(chosen["latency_ms"].max())
-    return (
-        f" {beyond} of them above {format_number(top)} ms, up to {slowest} ms: at the upper edge."
     )
 
 

@@ -143,10 +143,11 @@ function drawCells(chart, _scale, width) {
 }
 
 function drawDots(chart, scale, width) {
-  const {dots} = chart, y = yOf(chart, scale), passes = dots.flatMap((column, i) => {
+  const {dots} = chart, passes = dots.flatMap((column, i) => {
     const odd = new Set(column.outlier), last = column.passes.length - 1 || 1, {tip} = columnOf(column, chart.unit);
-    return column.passes.map((ms, k) => ({x: i + 0.56 * k / last - 0.28, y: Math.min(ms, y.high), odd: odd.has(k), colour: column.colour, tip}));
+    return column.passes.map((y, k) => ({x: i + 0.56 * k / last - 0.28, y, odd: odd.has(k), colour: column.colour, tip}));
   });
+  const y = yOf(chart, scale);
   return Plot.plot({...base(width, 16), marginBottom: 80, height: 420, y: scaleOf(y),
     x: {label: null, domain: [-0.6, dots.length - 0.4], ticks: d3.range(dots.length), tickFormat: i => dots[i].label, tickRotate: -50},
     marks: [yAxis(y), Plot.dot(passes, {x: "x", y: "y", r: 2, fill: "colour", fillOpacity: 0.6, filter: d => !d.odd}),
