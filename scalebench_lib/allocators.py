@@ -14,7 +14,7 @@ from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import search_file
 
-LIBRARIES: dict[Allocator, tuple[str, ...]] = {
+LIBRARIES = {
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"),
     "jemalloc": ("libjemalloc.so.2",),
 }

@@ -28,6 +28,9 @@ LOG_FROM = 10
 """A y axis whose values span more than this factor is logarithmic: on a linear one the small
 values would lie on one another."""
 
+LOG_DOTS_FROM = 3
+"""Of dots, of which a single outlier would press all others flat."""
+
 MANY = 16
 """More values than this get a logarithmic x axis."""
 
@@ -333,8 +336,9 @@ class Chart:
     def log(self) -> bool:
         """Whether the y axis is logarithmic: ``auto`` asks whether the values span much."""
         if self.scale == "auto":
-            values = np.concatenate([line.marks.y for line in self.lines] or [np.ones(1)])
-            return bool(values.max() / values.min() > LOG_FROM)
+            lines = [line.marks.y for line in self.lines] or [np.ones(1)]
+            values = np.concatenate([dots.passes for dots in self.dots] or lines)
+            return bool(values.max() / values.min() > (LOG_DOTS_FROM if self.dots else LOG_FROM))
         return self.scale == "log"
 
     @property

@@ -6,10 +6,11 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import webbrowser
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -44,23 +45,11 @@ app = typer.Typer(
 )
 
 
-_PIPE_WIDTH = 1000
-
-
 class _Output(Console):
     """Standard output: no text is taken for markup, and where nobody reads on, the command ends."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, markup=False)
-
-    @property
-    def width(self) -> int:
-        """That of the terminal; a pipe has none, and nothing is cut there."""
-        return super().width if self.is_terminal else max(super().width, _PIPE_WIDTH)
-
-    @width.setter
-    def width(self, width: int) -> None:
-        self._width = width
 
     def say(self, *lines: object) -> None:
         """Print lines; a terminal's are wrapped between words, but for links and tables."""
@@ -77,9 +66,8 @@ class _Output(Console):
 
 console = _Output()
 
-Out = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
-]
+_OUT = typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
+Out = Annotated[Path, _OUT]
 IfBusyOption = Annotated[
     Literal["refuse", "wait", "ignore", "beside"],
     typer.Option(
@@ -89,23 +77,55 @@ IfBusyOption = Annotated[
     ),
 ]
 """``beside`` is what ``ignore`` was called."""
-OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")]
-PriceOption = Annotated[
-    float | None,
-    typer.Option(min=0, help="What this machine costs, such as 1.53, for the cost of requests."),
-]
+_HELP = {
+    "preset": f"Where to start from: {' or '.join(PRESETS)}.",
+    "spec": "A YAML file with lines like 'batch_sizes: 1,8', in place of a preset.",
+    "time_budget": "End with what is done after so long, such as 10m.",
+    "kernels": "How processes start: warm (forked, fast) or fresh.",
+    "trial_timeout": "End a trial that hangs for so long, such as 10m.",
+    "retry_failed": "Try again what failed before.",
+    "against": "Another Python to measure in turn with this, such as old/bin/python.",
+    "dry_run": "Only list what would be run.",
+    "scheduler": "Measure on the hosts of this dask cluster, such as tcp://one:8786.",
+    "any_host": "Measure each config on any one of those hosts, all alike.",
+    "open_page": "Open the page in a browser at the end.",
+    "any_machine": "Render it though the records are of several machines.",
+    "machine": "What to call its machine, such as 'Xeon 8480'.",
+    "batch_size": "How many items to serve at once, such as 32.",
+    "threads": "How many physical cores to use, such as 4. [default: all]",
+    "optimization": "Use only this one, such as openvino. [default: any]",
+    "rate": "How many requests come in a second, such as 200.",
+    "slo_ms": "Serve within this many ms, such as 50.",
+    "percentile": "Which percentile of the requests has to be within the limit.",
+    "verify": "Run the best plans, and say what was measured.",
+    "max_seconds": "With --verify: how many seconds each plan is run.",
+    "price_per_hour": "What this machine costs, such as 1.53, for the cost of requests.",
+    "export": "Write what runs the plan into this new folder.",
+    "arrivals": "How requests come: poisson, constant or gamma:CV, such as gamma:2.",
+    "trace": "Requests come at the times in this file, one in s a line.",
+    "duration": "Send requests for so long, such as 60s. [default: 20s, or the trace]",
+    "max_batch": "At most so many requests in a batch. [default: the plan's]",
+    "max_wait_ms": "A batch waits so long for more requests. [default: the plan's]",
+    "threshold": "Take changes up to this share for none, such as 0.02.",
+    "anyway": "Compare though machine or software differ.",
+    "model_a": "Which model of OUT_A to compare, such as bert.",
+    "model_b": "What OUT_B calls that model, such as ./mine.",
+    "markdown": "Print Markdown, for a comment or a page.",
+    "to": "Write compare.md, .png and .csv into this folder, too.",
+}
+_NOT_SAID = re.compile(r"[\s'()]|,(?=\))")
 _OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
 
 
 _Command = Callable[..., None]
 
 
-def _with_options(helps: Mapping[str, str]) -> Callable[[_Command], _Command]:
-    """Give a command options that take text, each with its help."""
+def _with_options(**helps: str) -> Callable[[_Command], _Command]:
+    """Give a command's own options their `_HELP`, and it more that take text, with theirs."""
 
     def give(command: _Command) -> _Command:
         own = signature(command, eval_str=True).parameters.values()
-        parameters = [one for one in own if one.kind is not Parameter.VAR_KEYWORD]
+        parameters = [_helped(one) for one in own if one.kind is not Parameter.VAR_KEYWORD]
         for name, text in helps.items():
             names = [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
             kind = Annotated[str | None, typer.Option(*names, help=text)]
@@ -119,12 +139,16 @@ def _with_options(helps: Mapping[str, str]) -> Callable[[_Command], _Command]:
     return give
 
 
-def _default(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _helped(parameter: Parameter) -> Parameter:
+    """Return `parameter` as an option with its help, if there is one; a flag has no opposite."""
+    if not (text := _HELP.get(parameter.name)):
+        return parameter
+    option = typer.Option(f"--{parameter.name.removesuffix('_page').replace('_', '-')}", help=text)
+    return parameter.replace(annotation=Annotated[parameter.annotation, option])
 
 
 _SWEEP_OPTIONS = {
-    name: f"{field.description} [default: {_default(field.default)}]"
+    name: f"{field.description} [default: {_NOT_SAID.sub('', str(field.default))}]"
     for name, field in Sweep.model_fields.items()
     if field.description
 }
@@ -146,51 +170,23 @@ def _start(
 
 
 @app.command()
-@_with_options(_SWEEP_OPTIONS)
+@_with_options(**_SWEEP_OPTIONS)
 def sweep(
     context: typer.Context,
     out: Out,
-    preset: Annotated[
-        str, typer.Option(help=f"Where to start from: {' or '.join(PRESETS)}.")
-    ] = "page",
-    spec: Annotated[
-        Path | None,
-        typer.Option(help="A YAML file with lines like 'batch_sizes: 1,8', in place of a preset."),
-    ] = None,
-    time_budget: Annotated[
-        str | None, typer.Option(help="End with what is done after so long, such as 10m.")
-    ] = None,
-    kernels: Annotated[
-        Literal["warm", "fresh"],
-        typer.Option(help="How processes start: warm (forked, fast) or fresh."),
-    ] = "warm",
+    preset: str = "page",
+    spec: Path | None = None,
+    time_budget: str | None = None,
+    kernels: Literal["warm", "fresh"] = "warm",
     if_busy: IfBusyOption = "refuse",
-    trial_timeout: Annotated[
-        str | None,
-        typer.Option("--trial-timeout", help="End a trial that hangs for so long, such as 10m."),
-    ] = None,
+    trial_timeout: str | None = None,
     visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed before.")
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option(help="Another Python to measure in turn with this, such as old/bin/python."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be run.")
-    ] = False,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(help="Measure on the hosts of this dask cluster, such as tcp://one:8786."),
-    ] = None,
-    any_host: Annotated[
-        bool,
-        typer.Option(
-            "--any-host", help="Measure each config on any one of those hosts, all alike."
-        ),
-    ] = False,
-    show: OpenOption = False,
+    retry_failed: bool = False,
+    against: str | None = None,
+    dry_run: bool = False,
+    scheduler: str | None = None,
+    any_host: bool = False,
+    open_page: bool = False,
     **options: str | None,
 ) -> None:
     """Measure a sweep into OUT, or go on with it, and render its page."""
@@ -225,19 +221,17 @@ def sweep(
     progress.announce(runs, console)
     if dry_run:
         _list_left(runs)
-    elif not _measured_well(runs, measure, out if against else None, show):
+    elif not _measured_well(runs, measure, out if against else None, open_page):
         raise typer.Exit(1)
 
 
 @app.command()
+@_with_options()
 def report(
     out: Out,
-    any_machine: Annotated[
-        bool,
-        typer.Option("--any-machine", help="Render it though the records are of several machines."),
-    ] = False,
-    show: OpenOption = False,
-    price_per_hour: PriceOption = None,
+    any_machine: bool = False,
+    price_per_hour: float | None = None,
+    open_page: bool = False,
 ) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
     from scalebench_lib.analysis.findings import answers  # seaborn and pandas take a second
@@ -249,7 +243,7 @@ def report(
         console.say(*answer.lines)
     link = page.absolute().as_uri()
     console.say(f"page: {link}")
-    if show and not webbrowser.open(link):
+    if open_page and not webbrowser.open(link):
         _complain("there is no browser here: open that link in one")
 
 
@@ -265,8 +259,7 @@ def status(out: Out) -> None:
         sum(len(getattr(one, word)) for one in schedules.values())
         for word in ("done", "failed", "left")
     )
-    finished = sum(len(schedule.records) for schedule in schedules.values())
-    trials = pluralize(finished, "trial")
+    trials = pluralize(sum(one.finished for one in schedules.values()), "trial")
     console.say(f"configs: {done} done, {failed} failed, {left} left; {trials} finished")
     if doing := in_flight(out):
         console.say(f"running: {doing}")
@@ -275,14 +268,13 @@ def status(out: Out) -> None:
 
 
 @app.command("import")
+@_with_options()
 def import_(
     csv: Annotated[
         list[Path], typer.Argument(metavar="CSV…", help="Published files of one machine.")
     ],
     out: Annotated[Path, typer.Option(help="The new sweep's folder, such as outputs/published.")],
-    machine: Annotated[
-        str | None, typer.Option(help="What to call its machine, such as 'Xeon 8480'.")
-    ] = None,
+    machine: str | None = None,
 ) -> None:
     """Take published latencies into OUT.
 
@@ -295,37 +287,19 @@ def import_(
 
 
 @app.command()
-@_with_options(_PLAN_OPTIONS)
+@_with_options(**_PLAN_OPTIONS)
 def plan(
     out: Out,
-    batch_size: Annotated[
-        str | None, typer.Option(help="How many items to serve at once, such as 32.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Or how many requests a second to serve, such as 200.")
-    ] = None,
-    slo_ms: Annotated[
-        float | None, typer.Option(help="Serve within this many ms, such as 50.")
-    ] = None,
-    percentile: Annotated[
-        float, typer.Option(help="Of requests: so many percent are within the limit.")
-    ] = 99.0,
-    threads: Annotated[
-        str | None, typer.Option(help="How many physical cores to use, such as 4. [default: all]")
-    ] = None,
-    optimization: Annotated[
-        str | None, typer.Option(help="Use only this one, such as openvino. [default: any]")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Run the best plans, and say what was measured.")
-    ] = False,
-    max_seconds: Annotated[
-        float, typer.Option(help="With --verify: how many seconds each plan is run.")
-    ] = 10.0,
-    price_per_hour: PriceOption = None,
-    export: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder for what runs the plan.")
-    ] = None,
+    batch_size: str | None = None,
+    rate: float | None = None,
+    slo_ms: float | None = None,
+    percentile: float = 99.0,
+    threads: str | None = None,
+    optimization: str | None = None,
+    verify: bool = False,
+    max_seconds: float = 10.0,
+    price_per_hour: float | None = None,
+    export: Path | None = None,
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
@@ -399,16 +373,17 @@ def _show_load(out: Path) -> Callable[[LoadRun], None]:
 
 
 @app.command()
+@_with_options()
 def load(
     out: Out,
-    rate: Annotated[float | None, typer.Option(help="Requests a second.")] = None,
-    arrivals: Annotated[str, typer.Option(help="poisson, constant or gamma:CV.")] = "poisson",
-    trace: Annotated[Path | None, typer.Option(help="A file of one time in s a line.")] = None,
-    duration: Annotated[str | None, typer.Option(help="Such as 60s.")] = None,
-    slo_ms: Annotated[float, typer.Option(help="The latency limit in ms.")] = 0.0,
-    percentile: Annotated[float, typer.Option(help="Of requests, within the limit.")] = 99.0,
-    max_batch: Annotated[int, typer.Option(help="Requests in a batch: the plan's.")] = 0,
-    max_wait_ms: Annotated[float | None, typer.Option(help="For a batch: the plan's.")] = None,
+    rate: float | None = None,
+    arrivals: str = "poisson",
+    trace: Path | None = None,
+    duration: str | None = None,
+    slo_ms: float = 0.0,
+    percentile: float = 99.0,
+    max_batch: int = 0,
+    max_wait_ms: float | None = None,
     if_busy: IfBusyOption = "refuse",
 ) -> None:
     """Send requests to the plan of OUT, on time whatever happens, and say how long they take.
@@ -443,27 +418,16 @@ def load(
 
 
 @app.command()
+@_with_options()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="OUT_A", help="The sweep to compare with.")],
     b: Annotated[Path, typer.Argument(metavar="OUT_B", help="The sweep in question.")],
-    threshold: Annotated[
-        float, typer.Option(help="Take changes up to this share for none, such as 0.02.")
-    ] = 0.05,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="Compare though machine or software differ.")
-    ] = (False),
-    model_a: Annotated[
-        str | None, typer.Option(help="Which model of OUT_A to compare, such as bert.")
-    ] = None,
-    model_b: Annotated[
-        str | None, typer.Option(help="What OUT_B calls that model, such as ./mine.")
-    ] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown, for a comment or a page.")
-    ] = False,
-    to: Annotated[
-        Path | None, typer.Option(help="Write compare.md, .png and .csv into this folder, too.")
-    ] = None,
+    threshold: float = 0.05,
+    anyway: bool = False,
+    model_a: str | None = None,
+    model_b: str | None = None,
+    markdown: bool = False,
+    to: Path | None = None,
 ) -> None:
     """Compare OUT_B with OUT_A, point by point.
 
@@ -558,8 +522,8 @@ def _as_typed(message: str) -> str:
     """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
     name, colon, rest = message.partition(": ")
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = {option.name for command in commands for option in command.params}
-    return f"--{name.replace('_', '-')}{colon}{rest}" if name in known else message
+    known = any(option.name == name for command in commands for option in command.params)
+    return f"--{name.replace('_', '-')}{colon}{rest}" if known else message
 
 
 _UsageError: Any = typer.BadParameter.mro()[1]
@@ -582,10 +546,7 @@ def _print_import(imported: Imported) -> None:
 
 def _list_left(runs: list[SweepRun]) -> None:
     for run in runs:
-        where = (
-            f"{' on ' + run.host if run.host else ''}{f' in {run.out}' if len(runs) > 1 else ''}"
-        )
-        _print_schedule(run.schedule, where)
+        _print_schedule(run.schedule, f" on {run.host or run.out}" if len(runs) > 1 else "")
 
 
 def _print_schedule(schedule: Schedule, where: str) -> None:
@@ -606,7 +567,7 @@ def _is_slower(out: Path) -> bool:
 
 
 def _measured_well(
-    runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None, show: bool
+    runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None, open_page: bool
 ) -> bool:
     """Measure, render the pages, and say what there is to say.
 
@@ -617,7 +578,7 @@ def _measured_well(
     for trouble in (troubles := measure()):
         _complain(trouble)
     for folder in dict.fromkeys(run.out for run in runs if run.records):
-        report(folder, show=show)
+        report(folder, open_page=open_page)
     slower = pair is not None and _is_slower(pair)
     if complaints := [line for run in runs for line in progress.summary(run, console)]:
         _complain("; ".join(complaints))

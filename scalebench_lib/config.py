@@ -480,11 +480,7 @@ class Sweep(StrictModel):
     """
 
     model: Annotated[
-        ModelName,
-        Field(
-            description="The model: bert, distilbert, gpt2, resnet50, a folder, a hub id, or "
-            "file.py:function."
-        ),
+        ModelName, Field(description="A name like gpt2, a folder, a hub id, or file.py:function.")
     ] = "bert"
     weights: Annotated[
         Weights, Field(description="Its weights: random, pretrained, a hub id or a folder.")
@@ -500,40 +496,29 @@ class Sweep(StrictModel):
         Several[OptimizationName],
         Field(description="What makes it faster, such as none,script; 'doctor' lists all."),
     ] = ("none", "script")
-    threads: Annotated[
-        ThreadRule, Field(description="At how many threads: auto, all, or such as 1,2,4.")
-    ] = "auto"
+    threads: Annotated[ThreadRule, Field(description="How many: auto, all, or 1,2,4.")] = "auto"
     smt: Annotated[
         Literal["auto", "off", "on", "both"],
         BeforeValidator(_on_or_off),
         Field(description="Hyper-threading: auto (both, if there is any), off, on or both."),
     ] = "auto"
-    seq_lens: Annotated[
-        Several[PositiveInt], Field(description="How many tokens an item has, such as 16,128.")
-    ] = (16,)
+    seq_lens: Annotated[Several[PositiveInt], Field(description="Tokens, such as 16,128.")] = (16,)
     image_sizes: Annotated[
-        Several[PositiveInt],
-        Field(description="How many pixels a side an image has, such as 160,224."),
+        Several[PositiveInt], Field(description="How many pixels a side, such as 160,224.")
     ] = (DEFAULT_IMAGE_SIZE,)
     allocators: Annotated[
-        Several[Allocator],
-        Field(description="What serves malloc, such as default,glibc-keep,tcmalloc."),
+        Several[Allocator], Field(description="What serves malloc, such as default,glibc-keep.")
     ] = ("default",)
     placement: Annotated[
         Literal["sequential", "interleave"],
         Field(description="How cores are filled: sequential, or interleave over NUMA nodes."),
     ] = "sequential"
     target_ci: Annotated[
-        Fraction,
-        Field(description="Stop at intervals of this share to each side, such as 0.01."),
+        Fraction, Field(description="Stop at intervals of this share to each side, such as 0.01.")
     ] = 0.02
-    max_seconds: Annotated[
-        Seconds,
-        Field(description="Stop where a point has computed for so many seconds, such as 4."),
-    ] = 10.0
+    max_seconds: Annotated[Seconds, Field(description="Most seconds a point, such as 4.")] = 10.0
     rounds: Annotated[
-        PositiveInt,
-        Field(le=100, description="How many fresh processes measure each config, such as 3."),
+        PositiveInt, Field(le=100, description="How many fresh processes for each, such as 3.")
     ] = 2
     hosts: Literal["one", "each", "any"] = "one"
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from scalebench_lib.notebook import NOTEBOOKS
+from tests.waiting import wait_until
 
 PATIENCE_S = 120
 EXPLORER = ".scalebench-explorer"
@@ -114,7 +116,14 @@ def _address(told: Path, server: subprocess.Popen[bytes]) -> str:
         time.sleep(0.2)
     found = json.loads(told.read_text(encoding="utf-8"))
     assert found["token"]
+    wait_until(lambda: _listens(found["port"]), PATIENCE_S)  # it says so a moment before
     return f"{found['url']}lab/tree/analysis.ipynb?token={found['token']}"
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 class Lab:

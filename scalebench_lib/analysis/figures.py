@@ -215,7 +215,6 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
         unit="ms",
         rows=chosen,
         dots=dots,
-        scale="linear",
         note=f"{many}; bars: medians of all.",
         **_captions(chosen),
     )

@@ -296,9 +296,11 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
             write_atomically(figures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
     context |= {"answers": answers(results, price), "price": price, "margin": MARGIN}
+    configs = {r.name: f"{r.config}, trial {r.trial}" for r in results.records}
     context["files"] = {
-        folder: sorted(path.name for path in (out / folder).glob("*.*"))
+        folder: {path.name: configs.get(path.stem, path.name) for path in sorted(found)}
         for folder in ("records", "notebooks")
+        if (found := list((out / folder).glob("*.*")))
     }
     page = _TEMPLATES.get_template("index.html.j2").render(context)
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))

@@ -18,9 +18,7 @@ from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, ended_by
 from scalebench_lib.record import Turn
 from scalebench_lib.stats import MIN_TURNS, turns_interval
 
-Say = Callable[[str, float | None], None]
-"""Told what is being done, and which share of it is done, if that is known."""
-
+Say = Callable[[str, float | None], None]  # what is being done, and which share of it is done
 _NS = 1_000_000_000
 
 MEAN_BELOW_NS = 1_000_000

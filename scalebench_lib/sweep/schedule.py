@@ -61,6 +61,11 @@ class Schedule:
         """Trials of configs that need another one, in this round or a later one."""
         return self._by_state["left"]
 
+    @property
+    def finished(self) -> int:
+        """How many trials of its configs have ended, well or not."""
+        return sum(len(self._by_config.get(trial.config.id, ())) for trial in self.trials)
+
     def pending(self, number: int) -> list[Trial]:
         """Return the trials left in round `number`, in the order of set-up: by batch size, in each
         the bases first, the rest shuffled."""

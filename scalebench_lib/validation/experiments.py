@@ -87,7 +87,7 @@ class Validation:
                     hog.suspend()
 
         trials = self._trials(max_seconds=86_400.0)
-        return self._in_one_block(trials, {"hogged": TrialProcess.start}, run, cycles)[0]
+        return self._in_one_block(trials, {"hogged": TrialProcess.start}, run)[0]
 
     def _trials(self, **change: object) -> list[Trial]:
         return self.sweep.model_copy(update=change).trials(Machine.here())
@@ -97,21 +97,19 @@ class Validation:
         trials: Sequence[Trial],
         members: dict[str, Start],
         run: Callable[[Block], None] = Block.run,
-        cycles: int | None = None,
     ) -> list[Results]:
         """Let each of `trials` take turns once by each of `members`; return their results.
 
-        Those of one batch size have equally many turns: `cycles`, where `run` takes so many. Raises
-        `MeasurementError` where any fails.
+        Those of one batch size have equally many turns. Raises `MeasurementError` where any fails.
         """
         block = Block(secrets.token_hex(4), "validation")
         with Kernels(warm=True) as kernels, progress() as say:
-            block.changed = lambda: say(f"cycle {block.cycle}", _share_done(block, cycles))
+            block.changed = lambda: say(f"cycle {block.cycle}")
             try:
                 for trial in trials:
                     named = trial.model_copy(update={"block": block.name})
                     for name, start in members.items():
-                        say(f"setting up {trial} ({name})", None)
+                        say(f"setting up {trial} ({name})")
                         process = start(named, self.out / name, kernels)
                         block.add(process, trial.config.batch_size)
                 run(block)
@@ -121,14 +119,6 @@ class Validation:
             finally:
                 block.kill()
         return [Results.load(self.out / name) for name in members]
-
-
-def _share_done(block: Block, cycles: int | None) -> float:
-    """Return the share of `cycles`, else of the time of all points, that the block has had."""
-    if cycles:
-        return block.cycle / cycles
-    spent = sum(point.spent_s for member in block.members for point in member.points.values())
-    return spent / sum(m.trial.max_seconds * len(m.points) for m in block.members)
 
 
 def is_hogged(cycle: int) -> bool:

@@ -264,15 +264,28 @@ def test_a_heat_map_has_a_cell_for_each_point(failed: pd.DataFrame) -> None:
     assert cells.shades.tolist() == [0, 1]
 
 
-def test_outliers_are_marked_in_their_distribution() -> None:
-    """One spike among quiet passes, and it alone; passes stand in the order made."""
+def spiked(factor: int) -> tuple[pd.DataFrame, tuple[int, ...]]:
+    """The passes of a batch of 4, with a last one at 1 thread that took `factor` times as long."""
     records = factories.small_records([4])
     point = records[0].points[0]
-    slow = (*point.samples_ns[:-1], 3 * point.samples_ns[-1])
-    spiked = factories.with_turns(point, factories.turns(slow))
-    points = (spiked, *records[0].points[1:])
+    slow = (*point.samples_ns[:-1], factor * point.samples_ns[-1])
+    points = (factories.with_turns(point, factories.turns(slow)), *records[0].points[1:])
     records[0] = records[0].model_copy(update={"points": points})
-    table = samples_table(Results(records))
+    return samples_table(Results(records)), slow
+
+
+def test_an_outlier_does_not_press_all_other_passes_flat() -> None:
+    """The axis is logarithmic then, and holds it."""
+    table, slow = spiked(100)
+    chart = distribution(table, batch(4))
+    assert chart.y.log
+    assert chart.y.high > slow[-1] / 1e6
+    assert not distribution(spiked(1)[0], batch(4)).y.log
+
+
+def test_outliers_are_marked_in_their_distribution() -> None:
+    """One spike among quiet passes, and it alone; passes stand in the order made."""
+    table, slow = spiked(3)
     assert table.loc[table["outlier"], "latency_ms"].tolist() == [slow[-1] / 1e6]
     one, two = distribution(table, batch(4)).dots
     assert (one.label, two.label) == ("1 thread", "2 threads")
