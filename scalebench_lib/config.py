@@ -41,6 +41,7 @@ MODELS = {
 """Model names and their titles; `measure.models` builds them, and any folder or hub id."""
 
 TAKES_IMAGES = ("resnet50",)
+DECODERS = ("gpt2",)
 LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 """Most tokens of the models known by name; others tell when they are built."""
 
@@ -60,6 +61,10 @@ OPTIMIZATIONS = {
 
 All are for device ``cpu``. `measure.optimizations` applies them, or says why one does not apply.
 """
+
+Phase = Literal["forward", "prefill", "decode"]
+"""``forward`` is a pass without a cache, ``prefill`` one that fills a static cache with `seq_len`
+tokens, ``decode`` one token a sequence after `seq_len` tokens in that cache."""
 
 Allocator = Literal["default", "tcmalloc", "jemalloc"]
 """What serves malloc; all but the system's own are preloaded (`allocators`)."""
@@ -216,6 +221,7 @@ class Config(StrictModel):
         Field(ge=32, le=4096),
         Axis("Image size", several="image_sizes", suffix="px", label="{} pixels", kind="images"),
     ] = DEFAULT_IMAGE_SIZE
+    phase: Annotated[Phase, Axis("Phase", several="phases")] = "forward"
     batch_size: Annotated[
         BatchSize, Axis("Batch size", several="batch_sizes", splits=False, label="batch {}")
     ] = 1
@@ -238,7 +244,9 @@ class Config(StrictModel):
         for name, axis in AXES.items() if self.model in MODELS else ():
             if axis.kind not in (None, kind) and getattr(self, name) != DEFAULTS[name]:
                 raise ValueError(f"{name}: {self.model} takes {kind}: leave {name} out")
-        if self.seq_len > (longest := LONGEST.get(self.model, self.seq_len)):
+        if self.phase != "forward" and self.model in MODELS and self.model not in DECODERS:
+            raise ValueError(f"phase: {self.model} generates no tokens: leave phase out")
+        if self.positions > (longest := LONGEST.get(self.model, self.positions)):
             raise ValueError(f"seq_len: {self.model} takes {longest} tokens at most")
         return self
 
@@ -266,8 +274,15 @@ class Config(StrictModel):
         return self.model_copy(update=within)
 
     @property
+    def positions(self) -> int:
+        """How many tokens a sequence has, with the one that is decoded."""
+        return self.seq_len + (self.phase == "decode")
+
+    @property
     def item(self) -> str:
         """What an item of the batch is, as far as the config tells: ``16 tokens``."""
+        if self.phase == "decode":
+            return f"1 token after {self.seq_len}"
         if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
             return f"{self.image_size} × {self.image_size} pixels"
         return f"{self.seq_len} tokens"
@@ -423,6 +438,9 @@ class Sweep(StrictModel):
     image_sizes: Annotated[Several[PositiveInt], Field(description="Pixels, such as 224.")] = (
         DEFAULT_IMAGE_SIZE,
     )
+    phases: Annotated[
+        Several[Phase], Field(description="forward; prefill, decode (with a cache).")
+    ] = ("forward",)
     allocators: Annotated[Several[Allocator], Field(description="Such as default,tcmalloc.")] = (
         "default",
     )

@@ -31,6 +31,7 @@ from transformers.utils.hub import has_file
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.measure import generation
 from scalebench_lib.measure.inputs import Inputs, Pixels, Tokens
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 
@@ -95,7 +96,13 @@ class Model:
     """
 
     module: nn.Module
-    kind: Tokens | Pixels
+    kind: Tokens | Pixels | generation.Sequences
+
+    @property
+    def reference(self) -> Callable[..., tuple[Tensor, ...]]:
+        """What computes the same as `module`: itself, or, with a cache, a pass without one."""
+        found: Callable[..., tuple[Tensor, ...]] = getattr(self.module, "reference", self.module)
+        return found
 
     def inputs(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
         """Make a seeded batch; `padded` gives texts lengths of their own, as real batches have."""
@@ -113,6 +120,8 @@ class Plain(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the last hidden state (batch, tokens, hidden), and the pooled output if any."""
         output = self.model(**dict(zip(self.names, inputs, strict=True)))
+        if "logits" in output:
+            return (output.logits,)
         pooled = getattr(output, "pooler_output", None)
         return (output.last_hidden_state,) if pooled is None else (output.last_hidden_state, pooled)
 
@@ -133,6 +142,8 @@ def build(config: Config, shapes_only: bool = False) -> Model:
     model = Model(Plain(weights.requires_grad_(False), names).eval(), kind)
     _require_positions(config, model)
     _run_once(config, model, "meta" if shapes_only else "cpu")
+    if config.phase != "forward" and isinstance(kind, Tokens):
+        return Model(*generation.generating(config, weights, kind))
     return model
 
 
@@ -210,6 +221,8 @@ def _require_hub(what: str, source: str) -> None:
 
 
 def _model_class(config: Config, architecture: Any) -> Any:
+    if config.phase != "forward":
+        return generation.model_class(config, architecture)
     found = MODEL_MAPPING.get(type(architecture), None)
     if found is None or architecture.is_encoder_decoder:
         raise MeasurementError(

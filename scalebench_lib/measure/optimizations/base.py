@@ -6,12 +6,12 @@ import importlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,8 +45,9 @@ class OptimizedModel:
     `engine` names what computes it, for the record. By default torch's threads compute it. With
     `own_threads` the engine has a pool of its own; if it also `pins_itself`, it binds its threads,
     in each pass, to the CPUs that the caller was allowed when the runner was made. With
-    `per_thread_count` runners are costly, and made before the turns. `guarded` is entered around
-    the turns; it raises `MeasurementError` if something else was timed than was prepared.
+    `per_thread_count` runners are costly, and made before the turns. `prepare` makes what batches
+    keep from pass to pass (a cache) fit for it. `guarded` is entered around the turns; it raises
+    `MeasurementError` if something else was timed than was prepared.
     """
 
     runner: Callable[[int], Runner]
@@ -54,12 +55,13 @@ class OptimizedModel:
     own_threads: bool = False
     per_thread_count: bool = False
     pins_itself: bool = False
+    prepare: Callable[[Sequence[Inputs]], Sequence[Inputs]] = list
     guarded: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def by_torch(run: Runner) -> OptimizedModel:
+def by_torch(run: Runner, **more: Any) -> OptimizedModel:
     """Return `run` as a model that any number of torch's threads computes."""
-    return OptimizedModel(lambda _: run, TORCH)
+    return OptimizedModel(lambda _: run, TORCH, **more)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import (
     OptimizedModel,
     Outputs,
@@ -59,4 +61,10 @@ def bf16(target: Target) -> OptimizedModel:
     kinds = {part.dtype for part in (*module.parameters(), *run(*one_item))}
     if kinds != {torch.bfloat16}:
         raise MeasurementError(f"optimization 'bf16' did not take effect: found {kinds}")
-    return by_torch(run)
+    return by_torch(run, prepare=list if target.config.phase == "forward" else _cast_caches)
+
+
+def _cast_caches(batches: Sequence[Inputs]) -> list[Inputs]:
+    """A decoder keeps its cache in its own type: cast once, and shared as before."""
+    cast = {id(part): part.bfloat16() for batch in batches for part in batch[1:]}
+    return [(batch[0], *(cast[id(part)] for part in batch[1:])) for batch in batches]
