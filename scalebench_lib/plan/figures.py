@@ -101,7 +101,7 @@ def _gains_sentence(gains: dict[int, float]) -> str:
 
 def frontier(context: Context) -> Picture:
     """Draw throughput over latency, of the plans that none beats and of the profiled points."""
-    plans = context.frontier()
+    plans, unit = context.frontier(), context.profile.unit
     figure, axes = _canvas("What can be had: latency against throughput")
     points = [one for one in context.profile.instances if one.cores <= context.cores]
     alone = [one.latency_ms for one in points]
@@ -114,11 +114,11 @@ def frontier(context: Context) -> Picture:
         point, side = (plan.latency_ms, plan.throughput), "left" if name == "soonest" else "right"
         _annotate(axes, f"batch {plan.batch_size}: {plan}", point, side)
     _logarithmic(axes, "x")
-    axes.set(xlabel="latency of one batch (ms)", ylabel="throughput (inferences/s)")
+    axes.set(xlabel="latency of one batch (ms)", ylabel=f"throughput ({unit})")
     axes.set_ylim(0, 1.2 * max(throughput))
     axes.legend(loc="upper left", frameon=False)
     figure.sentence = "\n".join(
-        f"{name}: {plan.summary}, {format_number(plan.throughput, 4)} inferences/s"
+        f"{name}: {plan.summary}, {format_number(plan.throughput, 4)} {unit}"
         for name, plan in ends.items()
     )
     return figure
