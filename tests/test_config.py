@@ -219,3 +219,27 @@ def test_a_folder_is_the_same_model_however_it_is_written(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     written = ("mine", "mine/", "./mine", "./mine//")
     assert {Config(model=name).model for name in written} == {"./mine"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"model": "bert"}, "phase: bert generates no tokens: leave phase out"),
+        ({"model": "resnet50"}, "phase: resnet50 generates no tokens: leave phase out"),
+        ({"model": "gpt2", "seq_len": 1024}, "seq_len: gpt2 takes 1024 tokens at most"),
+        ({"model": "gpt2", "phase": "decoding"}, "phase: "),
+    ],
+)
+def test_a_phase_is_of_decoders_with_room_for_a_token(asked: dict, reason: str) -> None:
+    with pytest.raises(RequestError, match=f"^{reason}"):
+        Config.from_input({"phase": "decode", **asked})
+
+
+def test_a_phase_is_told_and_makes_groups() -> None:
+    """A forward pass, the default, is not told: ids of records stay."""
+    forward, decode = (Config(model="gpt2", phase=phase) for phase in ("forward", "decode"))
+    assert str(decode) == "GPT-2, batch 1 of 1 token after 16, decode, none, SMT off"
+    assert "forward" not in str(forward)
+    assert forward.id == Config(model="gpt2").id != decode.id
+    assert forward.group != decode.group
+    assert Config(model="gpt2", phase="prefill", seq_len=1024).positions == 1024
