@@ -438,9 +438,7 @@ class Sweep(StrictModel):
     image_sizes: Annotated[Several[PositiveInt], Field(description="Pixels, such as 224.")] = (
         DEFAULT_IMAGE_SIZE,
     )
-    phases: Annotated[
-        Several[Phase], Field(description="forward; prefill, decode (with a cache).")
-    ] = ("forward",)
+    phases: Annotated[Several[Phase], Field(description="Such as prefill,decode.")] = ("forward",)
     allocators: Annotated[Several[Allocator], Field(description="Such as default,tcmalloc.")] = (
         "default",
     )

@@ -529,13 +529,11 @@ def _peaks(records: Iterable[Record]) -> _Peaks:
     over the whole sweep."""
     peaks: dict[tuple[Any, ...], float] = {}
     for record in records:
-        every = [
-            (n, *peak) for n, by_type in record.peak_gflops.items() for peak in by_type.items()
-        ]
-        every += [(threads, "read", rate) for threads, rate in record.read_gb_per_s.items()]
-        for threads, name, rate in every:
-            key = _peak_key(record, threads, name)
-            peaks[key] = max(rate, peaks.get(key, 0.0))
+        for threads, by_type in record.peak_gflops.items():
+            rates = by_type | {"read": record.read_gb_per_s.get(threads, 0.0)}
+            for name, rate in rates.items():
+                key = _peak_key(record, threads, name)
+                peaks[key] = max(rate, peaks.get(key, 0.0))
     return peaks
 
 

@@ -148,13 +148,12 @@ def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     The peak is that of a large matrix product on as many threads, in the type that the
     optimization computes in; of a decoder, the rate at which they read memory.
     """
-    what, share = _LIMITS[_limit(rows)]
-    known = measured_only(rows).dropna(subset=_limit(rows))
+    share, known = _LIMITS[_limit(rows)], measured_only(rows).dropna(subset=_limit(rows))
     if known.empty:
         raise RequestError("the machine's peak is not known for any of these points")
     found = _compared(known, choices)
     lines = _config_lines(rows, _with_missing(found, rows), "batch_size", share)
-    title = f"share of this machine's {what}, {choices.at}"
+    title = f"{share.axis.removesuffix(' (%)')}, {choices.at}"
     chart = _chart(rows, found, title, "batch size", share, lines)
     return replace(chart, scale="linear")
 
@@ -257,14 +256,8 @@ _speedups = partial(with_bounds, name="speedup")
 _OVER_EAGER = Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
 _OVER_ONE_THREAD = Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
 _LIMITS = {
-    "peak_fraction": (
-        "peak in its own type",
-        Metric("share of peak (%)", "% of the peak", _shares),
-    ),
-    "bandwidth_fraction": (
-        "read bandwidth",
-        Metric("share of read bandwidth (%)", "% of the read bandwidth", _shares),
-    ),
+    "peak_fraction": Metric("share of peak in its own type (%)", "% of peak", _shares),
+    "bandwidth_fraction": Metric("share of read bandwidth (%)", "% of read bandwidth", _shares),
 }
 
 

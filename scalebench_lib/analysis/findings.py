@@ -146,12 +146,10 @@ def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -
     text = pd.DataFrame([_cells(row, rows) for row in _records(found)])
     kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
     kept["Batch size"] = all_sizes
-    kept[["Optimization", "Latency, ms", _throughput_title(rows)]] = True
+    kept[["Optimization", "Latency, ms", f"Throughput, {metric_of(rows, 'throughput').unit}"]] = (
+        True
+    )
     return text.loc[:, kept]
-
-
-def _throughput_title(rows: pd.DataFrame) -> str:
-    return f"Throughput, {metric_of(rows, 'throughput').unit}"
 
 
 def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
@@ -167,7 +165,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Optimization": _config(row, rows),
         "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
         "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1),
-        _throughput_title(rows): number("throughput"),
+        f"Throughput, {metric_of(rows, 'throughput').unit}": number("throughput"),
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
         "Memory, GB": number("peak_memory_mb", 1e-3),

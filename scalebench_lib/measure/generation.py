@@ -103,14 +103,11 @@ class Sequences:
     def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
         """Make a seeded batch; nothing is padded, but `padded` has another past."""
         past, cache = self._past(batch_size, self.seed + padded)
-        tokens = self._draw(batch_size, seed)
+        tokens = self.tokens.make(batch_size, seed)[0]
         return torch.cat([past, tokens[:, self.generator.past :]], 1), *cache
 
-    def _draw(self, batch_size: int, seed: int) -> Tensor:
-        return self.tokens.make(batch_size, seed)[0]
-
     def _make_past(self, batch_size: int, seed: int) -> tuple[Tensor, Inputs]:
-        tokens = self._draw(batch_size, seed)
+        tokens = self.tokens.make(batch_size, seed)[0]
         return tokens[:, : self.generator.past], self.generator.filled_cache(tokens)
 
 
@@ -128,15 +125,15 @@ def generating(config: Config, model: nn.Module, kind: Tokens) -> tuple[Generato
     return generator, Sequences(tokens, generator, config.seed)
 
 
-def bytes_to_read(model: nn.Module, precision: str, cache: Inputs) -> int | None:
+def bytes_to_read(generator: Any, precision: str, cache: Inputs) -> int | None:
     """Return how many bytes a pass of decoding reads at least: weights and `cache`.
 
     Of tables of embeddings it looks up a row. None for a mixture of experts: which of them are
     read depends on the tokens.
     """
-    if getattr(getattr(model, "config", None), "num_experts_per_tok", None):
+    if getattr(generator.model.config, "num_experts_per_tok", None):
         return None
-    layers = [layer for layer in model.modules() if not isinstance(layer, nn.Embedding)]
-    weights = {part for layer in layers for part in layer.parameters(recurse=False)}
+    layers = [layer for layer in generator.modules() if not isinstance(layer, nn.Embedding)]
+    weights: set[Tensor] = {part for layer in layers for part in layer.parameters(recurse=False)}
     cached = sum(part.nbytes for part in cache)
     return sum(part.numel() for part in weights) * _BYTES[precision] + cached

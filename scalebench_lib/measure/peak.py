@@ -21,8 +21,6 @@ _CPUS = Path("/sys/devices/system/cpu")
 _LEAST_READ = 256 << 20
 """Bytes, where the system does not tell how large its caches are."""
 
-_READ_REPEATS = 5
-
 
 def peak_gflops(precision: Precision) -> dict[str, float]:
     """Return the best GFLOP/s of a matrix product in `precision`, by its name.
@@ -59,7 +57,7 @@ def read_gb_per_s() -> float | None:
         return None
     matrix, vector = torch.ones(size // 4 // 4096, 4096), torch.ones(4096)  # by these threads
     times = []
-    for _ in range(_READ_REPEATS):
+    for _ in range(1 + _REPEATS):
         for read in (lambda: torch.mv(matrix, vector), lambda: matrix.sum()):
             start = time.perf_counter_ns()
             read()

@@ -145,9 +145,8 @@ def _set_up(
     )
     found["engine"] = {"precision": optimization.precision, **optimized.engine}
     if config.phase == "decode":
-        cache = executor.first_batch[1:]
-        need = generation.bytes_to_read(model.module, optimization.precision, cache)
-        found["bytes_to_read"] = need
+        cache, precision = executor.first_batch[1:], optimization.precision
+        found["bytes_to_read"] = generation.bytes_to_read(model.module, precision, cache)
     passes: list[tuple[float, Outputs]] = []
     executor.team.run_and_check(lambda: passes.append(_timed(lambda: executor.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]

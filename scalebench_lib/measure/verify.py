@@ -116,10 +116,8 @@ class Verifier:
     def _affordable_items(self, model: Model) -> int:
         if self.flops is None:
             return 1
-        items, work = min(self.batch_size, MAX_ITEMS), self.flops
-        if model.reference is not model.module:
-            work = count_flops(model.reference, self.inputs)
-        if work:
+        items, alone = min(self.batch_size, MAX_ITEMS), model.reference is model.module
+        if work := self.flops if alone else count_flops(model.reference, self.inputs):
             items = min(items, int(FP64_FLOPS / 2 / (work / self.batch_size)))
         return max(items, 1)
 

@@ -162,7 +162,7 @@ def test_a_trial_records_what_each_pass_reads(tiny) -> None:
 
 def test_which_experts_are_read_is_not_known(tiny) -> None:
     model = models.build(tiny("mixtral"))
-    assert bytes_to_read(model.module.model, "fp32", model.inputs(1, 0)[1:]) is None
+    assert bytes_to_read(model.module, "fp32", model.inputs(1, 0)[1:]) is None
 
 
 def test_a_phase_changes_no_weights(tiny) -> None:

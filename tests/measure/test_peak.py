@@ -86,15 +86,15 @@ def test_a_decoder_is_held_against_memory_and_gives_tokens(tmp_path) -> None:
     """On the page, in its figures and in what they come to."""
     results = Results(decoding())
     chart = VIEWS["peak"].chart(results.table, Choices())
-    assert chart.title.startswith("GPT-2 share of this machine's read bandwidth")
-    assert "% of the read bandwidth" in VIEWS["peak"].sentence(results, chart, Choices())
+    assert chart.title.startswith("GPT-2 share of read bandwidth")
+    assert "% of read bandwidth" in VIEWS["peak"].sentence(results, chart, Choices())
     throughput = VIEWS["sizes"].chart(results.table, Choices("throughput"))
     assert throughput.unit == "tokens/s"
     told = " ".join(findings(results))
     assert "tokens/s" in told
     assert "inferences/s" not in told
     page = write_page(save_sweep(tmp_path, decoding())).read_text()
-    assert "% of the read bandwidth" in page
+    assert "% of read bandwidth" in page
     assert {"Throughput, tokens/s", "Read bandwidth, %"} <= set(answers(results)[0].best)
     assert "inferences/s" not in page
 
