@@ -446,8 +446,10 @@ class Record(StrictModel):
     @property
     def conditions(self) -> dict[str, str | None]:
         """What decides the speed beside config and machine, by name; None where not known."""
+        forward = self.config.phase == "forward"  # the others have a head, which it may lack
         return {
-            "model's structure and weights": self.model_hash,
+            "model's structure and weights": self.model_hash if forward else None,
+            "decoder's structure and weights": None if forward else self.model_hash,
             "model's files": self.model_files,
             "OS kernel": self.machine.kernel,
             "governor": self.machine.governor,

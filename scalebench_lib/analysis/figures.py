@@ -1,8 +1,8 @@
 """The figures of a sweep: each a function of rows of its table, and of what was chosen.
 
 All make a `Chart` of one context (`tables.CONTEXT`), and raise `RequestError` where nothing of it
-was measured. Latency is in ms, throughput in inferences/s, of decoding in tokens/s. `VIEWS` names
-them, for the explorer and for the page.
+was measured. Latency is in ms, throughput in inferences/s, or tokens/s. `VIEWS` names them, for
+the explorer and for the page.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 def model_class(config: Config, architecture: Any) -> Any:
     """Return the decoder with a language head; `MeasurementError` where there is none."""
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(architecture), None)
-    is_decoder = getattr(architecture, "is_decoder", True)  # only what may be either says so
-    if found is None or architecture.is_encoder_decoder or not is_decoder:
+    encodes = architecture.is_encoder_decoder or not getattr(architecture, "is_decoder", True)
+    if found is None or encodes:
         raise MeasurementError(
             f"phase: {config.model!r} is {architecture.model_type!r}, which is no decoder that "
             "generates tokens from text alone: leave phase out"
@@ -97,8 +97,7 @@ class Sequences:
         self._past = lru_cache(maxsize=1)(self._make_past)
 
     def __str__(self) -> str:
-        past = self.generator.past
-        return f"1 token after {past}" if past else str(self.tokens)
+        return f"1 token after {n}" if (n := self.generator.past) else str(self.tokens)
 
     def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
         """Make a seeded batch; nothing is padded, but `padded` has another past."""

@@ -1,5 +1,4 @@
-"""The machine's peaks, on the threads that torch uses now: how fast it multiplies large matrices,
-and how fast it reads its memory."""
+"""The machine's peaks on the threads that torch uses now: of arithmetic and of reading memory."""
 
 from __future__ import annotations
 
