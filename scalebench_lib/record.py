@@ -360,12 +360,14 @@ class Record(StrictModel):
     ``16 tokens``. `model_hash` is of the model's structure and weights, as built, `model_files`
     of what they were read from. `flops` are those of one pass of the batch. `peak_gflops` is
     what the machine itself reaches in a large matrix product, by thread count and type
-    (``fp32``, ``bf16``). `engine` is what ran the model: its ``name``, ``version``,
-    ``precision``, and what else decides its speed. `peak_memory_bytes` is the most that the
-    process held, `resident_bytes` what it held between turns. `governor_after` is that of the
-    CPUs at its end, where it changed meanwhile. `operators` says where the time of a pass goes, or
-    `not_profiled` why that is not known. In a sweep of several hosts `host` names the
-    one that measured; with `any_host` they were alike, and count as one machine.
+    (``fp32``, ``bf16``). Of a decoder `bytes_to_read` are weights and cache, which each pass
+    reads, and `read_gb_per_s` is how fast the machine itself reads memory, by thread count.
+    `engine` is what ran the model: its ``name``, ``version``, ``precision``, and what else decides
+    its speed. `peak_memory_bytes` is the most that the process held, `resident_bytes` what it held
+    between turns. `governor_after` is that of the CPUs at its end, where it changed meanwhile.
+    `operators` says where the time of a pass goes, or `not_profiled` why that is not known. In a
+    sweep of several hosts `host` names the one that measured; with `any_host` they were alike, and
+    count as one machine.
     """
 
     schema_version: Literal[1, 2] = SCHEMA
@@ -394,6 +396,8 @@ class Record(StrictModel):
     governor_after: str | None = None
     flops: int | None = None
     peak_gflops: dict[int, dict[str, float]] = Field(default={})
+    bytes_to_read: int | None = None
+    read_gb_per_s: dict[int, float] = Field(default={})
     engine: dict[str, str] = Field(default={})
     operators: OperatorTimes | None = None
     not_profiled: Annotated[str, AfterValidator(plain)] | None = None
@@ -449,8 +453,9 @@ class Record(StrictModel):
     @property
     def conditions(self) -> dict[str, str | None]:
         """Return the conditions that decide the speed besides config and machine, by name."""
+        head = "" if self.config.task == "none" else f", {self.config.task}"
         return {
-            "model's structure and weights": self.model_hash,
+            f"model's structure and weights{head}": self.model_hash,
             "model's files": self.model_files,
             "OS kernel": self.machine.kernel,
             "governor": self.machine.governor,

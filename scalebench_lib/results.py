@@ -82,7 +82,7 @@ _SCHEMA = (
     ("latency_ms_p90 latency_ms_p99 throughput", _NUMBER),
     ("speedup speedup_low speedup_high scaling", "float64"),
     ("paired", _TEXT),
-    ("gflops peak_fraction sqnr_db max_abs_error", _NUMBER),
+    ("gflops peak_fraction bandwidth_fraction sqnr_db max_abs_error", _NUMBER),
     ("coarse pinned", _FLAG),
     ("cpus_utilized", _NUMBER),
     ("trials turns shared throttled", _COUNT),
@@ -318,16 +318,17 @@ class Results:
     def table(self) -> pd.DataFrame:
         """One row a point: the columns of ``results.csv``, and `RATIO_COLUMNS`.
 
-        Times are in ms, throughput in inferences/s, gflops in GFLOP/s. ``latency_ms_min``, ``_p90``
-        and ``_p99`` are empty where samples are means of several passes. ``speedup`` and
-        ``same_threads`` are over eager, empty in a group without it, ``scaling`` over the config's
-        own one thread; ``…_paired`` is how the two were compared. ``is_base`` are the rows of
-        eager on the default allocator with SMT off. ``peak_fraction`` is the share of the
-        machine's peak in the config's own type; ``cpus_utilized`` is CPU time / wall time.
-        ``shared`` counts the shared turns (`Point.shared`), ``throttled`` the periods in which a
-        quota stopped the process; ``stolen`` is the hypervisor's share of the CPU time. A config
-        that failed or was skipped, and never succeeded, is one row with its reason and no thread
-        count.
+        Times are in ms, throughput in inferences/s, of a decoder in tokens/s, gflops in GFLOP/s.
+        ``latency_ms_min``, ``_p90`` and ``_p99`` are empty where samples are means of several
+        passes. ``speedup`` and ``same_threads`` are over eager, empty in a group without it,
+        ``scaling`` over the config's own one thread; ``…_paired`` is how the two were compared.
+        ``is_base`` are the rows of eager on the default allocator with SMT off. ``peak_fraction``
+        is the share of the machine's peak in the config's own type, ``bandwidth_fraction`` that of
+        its rate of reading memory, of weights and cache once a pass; ``cpus_utilized`` is CPU
+        time / wall time. ``shared`` counts the shared turns (`Point.shared`), ``throttled`` the
+        periods in which a quota stopped the process; ``stolen`` is the hypervisor's share of the
+        CPU time. A config that failed or was skipped, and never succeeded, is one row with its
+        reason and no thread count.
         """
         table = self._rows.copy()
         for name in RATIO_COLUMNS[:8]:
@@ -539,13 +540,15 @@ _Peaks = Mapping[tuple[Any, ...], float]
 
 
 def _peaks(records: Iterable[Record]) -> _Peaks:
-    """The machine's best GFLOP/s by placement of threads and type, over the whole sweep."""
+    """The machine's best GFLOP/s by placement of threads and type, and its best GB/s of ``read``,
+    over the whole sweep."""
     peaks: dict[tuple[Any, ...], float] = {}
     for record in records:
         for threads, by_type in record.peak_gflops.items():
-            for dtype, gflops in by_type.items():
-                key = _peak_key(record, threads, dtype)
-                peaks[key] = max(gflops, peaks.get(key, 0.0))
+            rates = by_type | {"read": record.read_gb_per_s.get(threads, 0.0)}
+            for name, rate in rates.items():
+                key = _peak_key(record, threads, name)
+                peaks[key] = max(rate, peaks.get(key, 0.0))
     return peaks
 
 
@@ -564,7 +567,8 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
     single = all(one.passes_per_sample == 1 for one in points)
     wall_ns = sum(point.wall_ns for point in points)
     dtype = record.engine.get("precision", "fp32")
-    peak = peaks.get(_peak_key(record, measured.threads, dtype))
+    peak, read = (peaks.get(_peak_key(record, measured.threads, n)) for n in (dtype, "read"))
+    need = record.bytes_to_read
     return {
         **_identity(record),
         **_verified([record for record, _ in measured.trials]),
@@ -585,6 +589,7 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
         "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
         "gflops": gflops,
         "peak_fraction": gflops / peak if gflops and peak else None,
+        "bandwidth_fraction": need / latency_ns / read if need and read else None,
         "pinned": all(point.pinned for point in points),
         "cpus_utilized": sum(point.cpus_utilized * point.wall_ns for point in points) / wall_ns,
         "trials": len(measured.trials),

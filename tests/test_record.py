@@ -12,6 +12,7 @@ from scalebench_lib.record import (
     Point,
     Record,
     Turn,
+    conditions,
     load_records,
     next_trial,
     require_one_machine,
@@ -209,3 +210,14 @@ def test_records_of_several_machines_are_told(record: Record) -> None:
     require_one_machine([record, record])
     with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
         require_one_machine([record, other])
+
+
+def test_a_decoder_s_head_is_no_other_model() -> None:
+    """A forward pass may be of the body alone: that is not a condition in which records differ."""
+    digests = {"forward": "a", "decode": "b"}
+    found = conditions(
+        measured(Config(model="gpt2", phase=phase), SMALL).model_copy(update={"model_hash": digest})
+        for phase, digest in digests.items()
+    )
+    assert found["model's structure and weights"] == {"a"}
+    assert found["model's structure and weights, causal-lm"] == {"b"}

@@ -1,8 +1,8 @@
 """The figures of a sweep: each a function of rows of its table, and of what was chosen.
 
 All make a `Chart` of one context (`tables.CONTEXT`), and raise `RequestError` where nothing of it
-was measured. Latency is in ms, throughput in inferences/s. `VIEWS` names them, for the explorer
-and for the page.
+was measured. Latency is in ms, throughput in inferences/s, or tokens/s. `VIEWS` names them, for
+the explorer and for the page.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from scalebench_lib.analysis.tables import (
     by_values,
     config_label,
     measured_only,
+    metric_of,
     missing_lines,
     only_value,
     over_eager,
@@ -92,7 +93,7 @@ class Choices:
 def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one batch size over cores: a line for each optimization and SMT."""
     chosen = select(rows, batch_size=choices.batch_size)
-    found, metric = measured_only(chosen), METRICS[choices.metric]
+    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
     lines = _config_lines(rows, chosen, "cores", metric)
     title = f"{choices.metric}: batch size {choices.batch_size}, by cores"
     return _chart(chosen, found, title, "cores", metric, lines)
@@ -101,7 +102,7 @@ def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
 def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization over threads: a line for each batch size."""
     chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = measured_only(chosen), METRICS[choices.metric]
+    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
     title = f"{choices.metric}: {choices.config}, by threads"
     lines = _batch_lines(chosen, metric)
     return _chart(chosen, found, title, "threads", metric, lines)
@@ -121,7 +122,7 @@ def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric by batch size: a line for each optimization and SMT."""
-    found, metric = _compared(measured_only(rows), choices), METRICS[choices.metric]
+    found, metric = _compared(measured_only(rows), choices), metric_of(rows, choices.metric)
     lines = _config_lines(rows, _with_missing(found, rows), "batch_size", metric)
     title = f"{choices.metric} by batch size, {choices.at}"
     return _chart(rows, found, title, "batch size", metric, lines)
@@ -152,15 +153,15 @@ def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the share of the machine's peak by batch size, in percent.
 
     The peak is that of a large matrix product on as many threads, in the type that the
-    optimization computes in.
+    optimization computes in; of a decoder, the rate at which they read memory.
     """
-    known = measured_only(rows).dropna(subset="peak_fraction")
+    share, known = _LIMITS[_limit(rows)], measured_only(rows).dropna(subset=_limit(rows))
     if known.empty:
         raise RequestError("the machine's peak is not known for any of these points")
     found = _compared(known, choices)
-    lines = _config_lines(rows, _with_missing(found, rows), "batch_size", _PEAK_SHARE)
-    title = f"share of this machine's peak in its own type, {choices.at}"
-    chart = _chart(rows, found, title, "batch size", _PEAK_SHARE, lines)
+    lines = _config_lines(rows, _with_missing(found, rows), "batch_size", share)
+    title = f"{share.axis.removesuffix(' (%)')}, {choices.at}"
+    chart = _chart(rows, found, title, "batch size", share, lines)
     return replace(chart, scale="linear")
 
 
@@ -170,7 +171,7 @@ def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
     A cross is a config that failed or was skipped, an empty cell was not asked for.
     """
     chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = measured_only(chosen), METRICS[choices.metric]
+    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
     cells = Cells(
         rows=sorted(chosen["batch_size"].unique().tolist()),
         row=found["batch_size"].to_numpy(int),
@@ -362,8 +363,13 @@ def _samples(results: Results) -> Iterator[pd.DataFrame]:
         )
 
 
+def _limit(rows: pd.DataFrame) -> str:
+    """The column of what limits `rows`: decoding is limited by memory."""
+    return "bandwidth_fraction" if (rows["phase"] == "decode").all() else "peak_fraction"
+
+
 def _shares(rows: pd.DataFrame) -> Values:
-    share = 100 * rows["peak_fraction"].to_numpy(float)
+    share = 100 * rows[_limit(rows)].to_numpy(float)
     middle, low, high = METRICS["latency"].of(rows)
     return share, share * middle / high, share * middle / low
 
@@ -371,7 +377,10 @@ def _shares(rows: pd.DataFrame) -> Values:
 _speedups = partial(with_bounds, name="speedup")
 _OVER_EAGER = Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
 _OVER_ONE_THREAD = Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
-_PEAK_SHARE = Metric("share of peak (%)", "% of peak", _shares)
+_LIMITS = {
+    "peak_fraction": Metric("share of peak in its own type (%)", "% of peak", _shares),
+    "bandwidth_fraction": Metric("share of read bandwidth (%)", "% of read bandwidth", _shares),
+}
 
 
 def _compared(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
@@ -531,9 +540,9 @@ def _largest_scaling(_results: Results, chart: Chart, _choices: Choices) -> str:
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
-    top = chart.rows.sort_values("peak_fraction").iloc[-1]
-    share = format_number(100 * top["peak_fraction"])
-    return f"Largest share: {share} % of the peak, with {point_label(chart.rows, top)}."
+    top = chart.rows.sort_values(_limit(chart.rows)).iloc[-1]
+    share = f"{format_number(100 * top[_limit(chart.rows)])} {chart.unit}"
+    return f"Largest share: {share}, with {point_label(chart.rows, top)}."
 
 
 def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:
@@ -568,7 +577,7 @@ VIEWS: dict[str, View] = {
         ("threads",),
         peak_share,
         _largest_share,
-        lambda rows: bool(rows["peak_fraction"].notna().any()),
+        lambda rows: bool(rows[_limit(rows)].notna().any()),
     ),
     **{
         name: View(

@@ -24,6 +24,7 @@ from scalebench_lib.analysis.tables import (
     config_label,
     context_label,
     measured_only,
+    metric_of,
     over_eager,
     pairing_label,
     with_bounds,
@@ -156,7 +157,9 @@ def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -
     text = pd.DataFrame([_cells(row, rows) for row in _records(found)])
     kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
     kept["Batch size"] = all_sizes
-    kept[["Optimization", "Latency, ms", "Throughput, inferences/s"]] = True
+    kept[["Optimization", "Latency, ms", f"Throughput, {metric_of(rows, 'throughput').unit}"]] = (
+        True
+    )
     return text.loc[:, kept]
 
 
@@ -175,7 +178,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Optimization": _config(row, rows),
         "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
         "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1),
-        "Throughput, inferences/s": number("throughput"),
+        f"Throughput, {metric_of(rows, 'throughput').unit}": number("throughput"),
         "Cost, per million": number("cost"),
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
@@ -184,6 +187,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Made anew, s": number("anew_s"),
         "Error, dB": decibels(row["sqnr_db"]),
         "Peak, %": number("peak_fraction", 100),
+        "Read bandwidth, %": number("bandwidth_fraction", 100),
     }
 
 
@@ -315,7 +319,8 @@ def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> Fact:
         mean = f"mean {format_number(best.latency_ms_mean)} ms"
     else:
         best = rows.sort_values("throughput").iloc[-1]
-        title, value = "Highest throughput", f"{format_number(best.throughput)} inferences/s"
+        unit = metric_of(rows, metric).unit
+        title, value = "Highest throughput", f"{format_number(best.throughput)} {unit}"
         mean = f"{format_number(_sustained(best))} sustained"
     ties = ", ".join(_config(row, rows) for row in _ties(results, rows, best))
     alike = f"no measurable difference to {ties}" if ties else ""
@@ -355,7 +360,7 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
         f"their median by more than its interval and {100 * MEAN_OFF:.0f} %: some stood still "
         f"(throttled), or were disturbed. Most with {point_label(rows, worst)}: mean "
         f"{format_number(worst.latency_ms_mean)} ms, median {format_number(worst.latency_ms)} ms; "
-        f"sustained {format_number(_sustained(worst))} inferences/s."
+        f"sustained {format_number(_sustained(worst))} {metric_of(rows, 'throughput').unit}."
     )
 
 

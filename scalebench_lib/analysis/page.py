@@ -80,7 +80,7 @@ _COLUMNS = {
     "latency_ms": "Latency, ms",
     "speedup": "× eager",
     "speedup_paired": "Ratio",
-    "throughput": "Inferences/s",
+    "throughput": "Throughput, 1/s",
     "error_db": "Error, dB",
     "cpus_utilized": "CPU / wall time",
     "samples": "Samples",

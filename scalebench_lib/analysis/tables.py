@@ -67,6 +67,15 @@ METRICS: dict[MetricName, Metric] = {
     "latency": Metric("latency of one batch (ms)", "ms", _latencies),
     "throughput": Metric("throughput (inferences/s)", "inferences/s", _throughputs),
 }
+_OF_DECODING: dict[MetricName, Metric] = {
+    "latency": Metric("time per output token of one batch (ms)", "ms", _latencies),
+    "throughput": Metric("throughput (tokens/s)", "tokens/s", _throughputs),
+}
+
+
+def metric_of(rows: pd.DataFrame, name: MetricName) -> Metric:
+    """Return a metric as `rows`, of one phase, have it: a pass that decodes gives tokens."""
+    return (_OF_DECODING if (rows["phase"] == "decode").all() else METRICS)[name]
 
 
 def over_eager(rows: pd.DataFrame, threads: int | None = None) -> pd.DataFrame:

@@ -20,12 +20,13 @@ class Executor:
 
     `threads` are the thread counts that will be used, `place` maps one of them to its CPU
     numbers; without `pinnable` the system has no affinity. `team` are the threads that compute
-    now. `first_outputs` are those of the last pass over the first batch, if `keep_outputs` is set.
+    now. `first_outputs` are those of the last pass over `first_batch`, if `keep_outputs` is set.
     It took `open_s` seconds to make the first runner, `ready_s` with optimizing the model.
     """
 
     runner: Runner
     batches: Iterator[Inputs]
+    first_batch: Inputs
     optimized: OptimizedModel | None = None
     keep_outputs = False
     first_outputs: Outputs | None = None
@@ -89,7 +90,8 @@ class Executor:
         with self._roaming(self.team.cpus):
             self.optimized = optimized = make()
         made_s = time.perf_counter() - start
-        self.batches, self._first = itertools.cycle(batches), batches[0]
+        batches = optimized.prepare(batches)
+        self.batches, self.first_batch = itertools.cycle(batches), batches[0]
         if optimized.own_threads:
             self.teams.clear()
         if optimized.per_thread_count:  # most threads first: engines look at their CPUs only once
@@ -104,7 +106,7 @@ class Executor:
         """Compute one pass over the next batch."""
         batch = next(self.batches)
         outputs = self.runner(*batch)
-        if self.keep_outputs and batch is self._first:
+        if self.keep_outputs and batch is self.first_batch:
             self.first_outputs = outputs
 
     def reopened(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:

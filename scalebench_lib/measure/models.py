@@ -33,7 +33,7 @@ from transformers.utils.hub import has_file
 
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.measure import own
+from scalebench_lib.measure import generation, own
 from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, joined, values
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 from scalebench_lib.record import model_files
@@ -116,9 +116,15 @@ class Model:
     """
 
     module: nn.Module
-    kind: Kind
+    kind: Kind | generation.Sequences
     note: str = ""
     source: str | None = None
+
+    @property
+    def reference(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The same function computed in another way: with a cache, by a pass without one."""
+        found: Callable[..., tuple[Tensor, ...]] = getattr(self.module, "reference", self.module)
+        return found
 
     def inputs(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
         """Make a seeded batch; `padded` gives texts lengths of their own, as real batches have."""
@@ -177,7 +183,11 @@ def build(config: Config, shapes_only: bool = False) -> Model:
     # Nothing is trained: what counts operations would look for gradients that there are not.
     plain = Plain(weights.requires_grad_(False), names).eval()
     _require_positions(config, plain)
-    return _run(config, plain, kind, "meta" if shapes_only else "cpu")
+    model = _run(config, plain, kind, "meta" if shapes_only else "cpu")
+    if config.phase != "forward":
+        tokens = _tokens(config, architecture.get_text_config(), takes_types=False)
+        return Model(*generation.generating(config, weights, tokens))
+    return model
 
 
 def digest(model: Model) -> str:
@@ -255,6 +265,8 @@ def _require_hub(what: str, source: str) -> None:
 
 def _model_class(config: Config, architecture: Any) -> Any:
     """What transformers has for the config's task: the class that a folder names, if it does."""
+    if config.phase != "forward":
+        return generation.model_class(config, architecture)
     named = (getattr(architecture, "architectures", None) or [None])[0]
     task = resolved_task(config.model, config.task)
     found = _classes(architecture, task)

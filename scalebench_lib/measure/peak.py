@@ -1,9 +1,11 @@
-"""The machine's peak: how fast it multiplies large matrices, on the threads that torch uses now."""
+"""The machine's peaks on the threads that torch uses now: of arithmetic and of reading memory."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+import psutil
 import torch
 
 from scalebench_lib.measure.optimizations.base import has_bfloat16, has_float16
@@ -19,6 +21,10 @@ _TYPES = {
     "int8": torch.int8,
 }
 _REPEATS = 2
+
+_CPUS = Path("/sys/devices/system/cpu")
+_LEAST_READ = 256 << 20
+"""Bytes, where the system does not tell how large its caches are."""
 
 
 def peak_gflops(precision: Precision) -> dict[str, float]:
@@ -45,3 +51,31 @@ def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
         product(left, right)
         times.append(time.perf_counter_ns() - start)
     return 2 * rows * inner * columns / min(times[1:])
+
+
+def read_gb_per_s() -> float | None:
+    """Return the best GB/s (1e9 bytes/s) at which a matrix is read from memory.
+
+    In a product with a vector, or a sum: which is faster differs. The matrix is four times as
+    large as all last-level caches together; None where the memory for it is not free.
+    """
+    size = max(_LEAST_READ, 4 * last_level_bytes())
+    if size > psutil.virtual_memory().available / 2:
+        return None
+    matrix, vector = torch.ones(size // 4 // 4096, 4096), torch.ones(4096)  # by these threads
+    times = []
+    for _ in range(1 + _REPEATS):
+        for read in (lambda: torch.mv(matrix, vector), lambda: matrix.sum()):
+            start = time.perf_counter_ns()
+            read()
+            times.append(time.perf_counter_ns() - start)
+    return matrix.nbytes / min(times)
+
+
+def last_level_bytes() -> int:
+    """Return the size of all third-level caches together; 0 where the system does not tell."""
+    sizes = {}
+    for cache in _CPUS.glob("cpu[0-9]*/cache/index3"):
+        size = (cache / "size").read_text().strip()
+        sizes[(cache / "shared_cpu_list").read_text()] = int(size.removesuffix("K")) << 10
+    return sum(sizes.values())

@@ -20,11 +20,11 @@ from scalebench_lib import allocators, protocol
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
-from scalebench_lib.measure import models
+from scalebench_lib.measure import generation, models
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
 from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
-from scalebench_lib.measure.peak import peak_gflops
+from scalebench_lib.measure.peak import peak_gflops, read_gb_per_s
 from scalebench_lib.measure.pinning import set_affinity, thread_times
 from scalebench_lib.measure.profiling import operator_times
 from scalebench_lib.measure.turns import (
@@ -37,7 +37,7 @@ from scalebench_lib.measure.turns import (
     take_alone,
 )
 from scalebench_lib.measure.verify import Verifier
-from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.record import Point, Record, Setup, Software, model_files
 
@@ -151,13 +151,19 @@ def _set_up(
         any_batch=optimization.any_batch,
     )
     if trial.thorough:  # later trials would find the same
-        peaks = _peaks(executor, optimization.precision)
+        peaks = _by_threads(executor, lambda: peak_gflops(optimization.precision))
         found |= {"flops": verifier.flops or None, "peak_gflops": peaks}
+        if config.phase == "decode":
+            rates = _by_threads(executor, read_gb_per_s)
+            found["read_gb_per_s"] = {n: rate for n, rate in rates.items() if rate}
     target, lookups = Target(model, batches[0], config), LOOKUPS.copy()
     optimize_s, optimized = _timed(
         lambda: executor.load(lambda: optimization.apply(target), batches)
     )
     found["engine"] = {"precision": optimization.precision, **optimized.engine}
+    if config.phase == "decode":
+        cache, precision = executor.first_batch[1:], optimization.precision
+        found["bytes_to_read"] = generation.bytes_to_read(model.module, precision, cache)
     passes: list[tuple[float, Outputs]] = []
     executor.team.run_and_check(lambda: passes.append(_timed(lambda: executor.runner(*batches[0]))))
     first_pass_s, outputs = passes[0]
@@ -172,13 +178,13 @@ def _set_up(
     return optimized, verifier, first_pass_s
 
 
-def _peaks(executor: Executor, precision: Precision) -> dict[int, dict[str, float]]:
-    """The machine's own GFLOP/s in `precision`, by number of threads."""
-    peaks = {}
+def _by_threads(executor: Executor, measure: Callable[[], T]) -> dict[int, T]:
+    """What `measure` finds of the machine itself, by number of threads."""
+    found = {}
     for threads in executor.threads:
         executor.set_num_threads(threads)
-        peaks[threads] = peak_gflops(precision)
-    return peaks
+        found[threads] = measure()
+    return found
 
 
 def _take_turns(

@@ -1,7 +1,8 @@
 """Does the optimized model compute the same function as eager? If not, its speed means nothing.
 
 Outputs are compared with those of the model itself, computed in float64, as a signal-to-noise
-ratio (SQNR, in dB): on items of the batch that is timed, and on items with padding.
+ratio (SQNR, in dB): on items of the batch that is timed, and on items with padding. A decoder with
+a cache is compared with a full pass without one.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Verifier:
     ) -> None:
         self.inputs, self.precision, self.batch_size = inputs, precision, len(inputs[0])
         self.flops = count_flops(model.module, inputs) if thorough else None
-        self.items = self._affordable_items()
+        self.items = self._affordable_items(model)
         padded_items = max(self.items, 1 + thorough)  # padding is mixed among two at least
         padded_size = padded_items if any_batch else self.batch_size
         self.padded = model.inputs(padded_size, seed + 1, padded=True)
@@ -79,9 +80,10 @@ class Verifier:
         self.eager_db: float | None = None
         self.note = model.note or None
         if thorough:
-            require_function(model.module, self._padded.inputs)
-            self._require_repeatable(model.module)
-            notes = filter(None, (self.note, self._use_float64(model.module)))
+            if model.reference is model.module:  # others write to a cache among their inputs
+                require_function(model.module, self._padded.inputs)
+            self._require_repeatable(model)
+            notes = filter(None, (self.note, self._use_float64(model)))
             self.note = "; ".join(notes) or None
 
     def check(self, runner: Runner, outputs: Outputs | None = None) -> Verification:
@@ -116,32 +118,32 @@ class Verifier:
         least = REQUIRED_DB[self.precision]
         return least if self.eager_db is None else min(least, self.eager_db - NEAR_EAGER_DB)
 
-    def _affordable_items(self) -> int:
+    def _affordable_items(self, model: Model) -> int:
         if self.flops is None:
             return 1
-        items = min(self.batch_size, MAX_ITEMS)
-        if self.flops:
-            items = min(items, int(FP64_FLOPS / 2 / (self.flops / self.batch_size)))
+        items, alone = min(self.batch_size, MAX_ITEMS), model.reference is model.module
+        if work := self.flops if alone else count_flops(model.reference, self.inputs):
+            items = min(items, int(FP64_FLOPS / 2 / (work / self.batch_size)))
         return max(items, 1)
 
-    def _require_repeatable(self, module: nn.Module) -> None:
+    def _require_repeatable(self, model: Model) -> None:
         """Raise `MeasurementError` where eager draws lots: outputs would be compared with these."""
-        if self._padded.sqnr_db(module(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
+        if self._padded.sqnr_db(model.reference(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
             raise MeasurementError(
                 "the model answers the same input differently: cannot be verified; it draws at "
-                f"random, or keeps state, in {first_different(module, self._padded.inputs)}"
+                f"random, or keeps state, in {first_different(model.module, self._padded.inputs)}"
             )
 
-    def _use_float64(self, module: nn.Module) -> str:
+    def _use_float64(self, model: Model) -> str:
         """Take float64 as the reference; return why not, if it cannot be had."""
-        need = 3 * 8 * max((p.numel() for p in module.parameters()), default=0)
+        need = 3 * 8 * max((p.numel() for p in model.module.parameters()), default=0)
         available = psutil.virtual_memory().available
         if need > MEMORY_SHARE * available:
             return f"float64 would need {need / 2**30:.1f} GiB, {available / 2**30:.1f} free"
         both = (self._measured, self._padded)
         try:
             with Float64():
-                both[0].reference, both[1].reference = (module(*one.inputs) for one in both)
+                both[0].reference, both[1].reference = (model.reference(*b.inputs) for b in both)
         except Exception as error:  # a kernel, or people's own code, that knows no float64
             return f"float64 does not run: {first_line(error)}"
         self.eager_db = min(one.sqnr_db(one.eager) for one in both)
@@ -193,7 +195,7 @@ class _Expected:
         self.inputs = tuple(part[self.items] for part in batch)
         named = dict(zip(getattr(model.module, "names", ()), self.inputs, strict=False))
         self.mask = named.get("attention_mask")  # (items, tokens)
-        self.eager: Outputs = model.module(*self.inputs)
+        self.eager: Outputs = model.reference(*self.inputs)
         self.reference = self.eager
 
     def compare(self, outputs: Outputs) -> tuple[float, float]:
@@ -250,7 +252,7 @@ def _widen(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
-def count_flops(module: nn.Module, inputs: Inputs) -> int:
+def count_flops(module: Runner, inputs: Inputs) -> int:
     """Floating-point operations of one pass over the whole batch, counted on its first item."""
     one = tuple(part[:1] for part in inputs)
     # The counter does not know the fused attention of CPUs; spelled out it is matrix products.

@@ -102,7 +102,7 @@ def _gains_sentence(gains: dict[int, float]) -> str:
 
 def frontier(context: Context) -> Picture:
     """Draw throughput over latency, of the plans that none beats and of the profiled points."""
-    plans = context.frontier()
+    plans, unit = context.frontier(), context.profile.unit
     figure, axes = canvas("What can be had: latency against throughput", height=4.2)
     single = [context.known(Plan.of([one])) for one in context.profile.instances]
     points = [plan for plan in single if plan.cores <= context.cores]
@@ -115,11 +115,11 @@ def frontier(context: Context) -> Picture:
         label = f"{name}: batch {plan.batch_size}, {plan}"
         axes.plot(plan.latency_ms, plan.throughput, mark, color=_MARK, markersize=10, label=label)
     logarithmic(axes, "x")
-    axes.set(xlabel="latency of one batch (ms)", ylabel="throughput (inferences/s)")
+    axes.set(xlabel="latency of one batch (ms)", ylabel=f"throughput ({unit})")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower left", frameon=False, ncols=2, fontsize=9)
     figure.sentence = "\n".join(
-        f"{name}: {plan.summary}, {format_number(plan.throughput, 4)} inferences/s"
+        f"{name}: {plan.summary}, {format_number(plan.throughput, 4)} {unit}"
         for name, (plan, _) in ends.items()
     )
     return figure

@@ -71,6 +71,11 @@ class Profile:
         """Every batch size that was measured, ascending."""
         return tuple(sorted({one.batch_size for one in self.instances}))
 
+    @property
+    def unit(self) -> str:
+        """Of throughput: passes that decode give tokens."""
+        return "tokens/s" if self.shared.get("phase") == "decode" else "inferences/s"
+
     def only(self, optimization: str) -> Profile:
         """Return the instances with this optimization; `RequestError` if there are none."""
         found = tuple(one for one in self.instances if one.optimization == optimization)

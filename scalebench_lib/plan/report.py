@@ -181,7 +181,7 @@ def sentences(decision: Decision) -> Iterator[str]:
     how = "predicted" if not best.measured_ms else "measured" if decision.timings else before
     yield (
         f"{best} serves batch {best.batch_size} in {_ms(best.latency_ms)} ms ({how}), "
-        f"{format_number(best.throughput, 4)} inferences/s"
+        f"{format_number(best.throughput, 4)} {decision.context.profile.unit}"
     )
     if 0 < decision.request.slo_ms < best.latency_ms:
         yield (

@@ -26,8 +26,8 @@ def require_measurable(run: SweepRun) -> None:
         raise RequestError(why_not)
 
 
-def _size(config: Config) -> tuple[int, int]:
-    return config.seq_len, config.image_size
+def _size(config: Config) -> tuple[int, int, str]:
+    return config.seq_len, config.image_size, config.phase
 
 
 def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:

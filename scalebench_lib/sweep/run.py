@@ -277,7 +277,7 @@ def _differing(
     record: Record, sweep: Sweep, machine: Machine, software: Software, files: str | None
 ) -> Iterator[str]:
     """Return the conditions of `record` that a trial of `sweep` would not have here and now."""
-    asked = {"task": resolved_task(sweep.model, sweep.task)}
+    asked = {"task": resolved_task(sweep.model, sweep.task, record.config.phase)}
     for name in ("model", "task", "weights", "seed", "placement"):
         theirs, mine = getattr(record.config, name), asked.get(name, getattr(sweep, name))
         if theirs != mine:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from scalebench_lib.analysis.figures import VIEWS, Choices
+from scalebench_lib.analysis.findings import answers, findings
 from scalebench_lib.analysis.page import overviews, write_page
 from scalebench_lib.measure import peak
 from scalebench_lib.results import Results
@@ -64,3 +66,53 @@ def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:
     page = write_page(save_sweep(tmp_path, with_peaks())).read_text()
     assert "How close to the limit" in page
     assert (tmp_path / "figures/bert-peak.png").exists()
+
+
+def decoding():
+    """A sweep of a decoder, which reads 1 GB a pass of the 10 or 15 GB/s that there are."""
+    known = {"bytes_to_read": 10**9, "read_gb_per_s": {1: 10.0, 2: 15.0}, "peak_gflops": PEAKS}
+    records = small_records(model="gpt2", phase="decode")
+    return [record.model_copy(update=known) for record in records]
+
+
+def test_each_point_of_a_decoder_knows_its_share_of_the_read_bandwidth() -> None:
+    table = Results(decoding()).table
+    share = 1000 / table["latency_ms"] / table["threads"].map({1: 10.0, 2: 15.0})
+    assert table["bandwidth_fraction"].to_numpy(float) == pytest.approx(share.to_numpy(float))
+    assert Results(with_peaks()).table["bandwidth_fraction"].isna().all()
+
+
+def test_a_decoder_is_held_against_memory_and_gives_tokens(tmp_path) -> None:
+    """On the page, in its figures and in what they come to."""
+    results = Results(decoding())
+    chart = VIEWS["peak"].chart(results.table, Choices())
+    assert chart.title.startswith("GPT-2 share of read bandwidth")
+    assert "% of read bandwidth" in VIEWS["peak"].sentence(results, chart, Choices())
+    throughput = VIEWS["sizes"].chart(results.table, Choices("throughput"))
+    assert throughput.unit == "tokens/s"
+    told = " ".join(findings(results))
+    assert "tokens/s" in told
+    assert "inferences/s" not in told
+    page = write_page(save_sweep(tmp_path, decoding())).read_text()
+    assert "% of read bandwidth" in page
+    assert {"Throughput, tokens/s", "Read bandwidth, %"} <= set(answers(results)[0].best)
+    assert "inferences/s" not in page
+
+
+def test_memory_is_read_from_more_than_the_caches_hold(monkeypatch, tmp_path) -> None:
+    """Two caches of two CPUs each; where the memory is not free, no rate is known."""
+    for cpu in range(4):
+        cache = tmp_path / f"cpu{cpu}/cache/index3"
+        cache.mkdir(parents=True)
+        (cache / "size").write_text("16384K\n")
+        (cache / "shared_cpu_list").write_text("0-1\n" if cpu < 2 else "2-3\n")
+    monkeypatch.setattr(peak, "_CPUS", tmp_path)
+    assert peak.last_level_bytes() == 2 * 16 << 20
+    made = []
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *shape: made.append(shape) or ones(8, 8))
+    monkeypatch.setattr(torch, "mv", lambda matrix, _: matrix)
+    assert peak.read_gb_per_s() > 0
+    assert 4 * made[0][0] * made[0][1] == 256 << 20
+    monkeypatch.setattr(peak, "last_level_bytes", lambda: 1 << 50)
+    assert peak.read_gb_per_s() is None

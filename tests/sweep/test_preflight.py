@@ -90,3 +90,11 @@ def test_why_it_cannot_be_measured_is_told_in_one_line(
     with pytest.raises(RequestError, match=reason) as told:
         require_measurable(run)
     assert "\n" not in str(told.value)
+
+
+def test_each_phase_is_asked_for(prepared: Prepared, tmp_path: Path) -> None:
+    run = prepared("echo null")
+    run.sweep = Sweep(model="gpt2", batch_sizes=(1,), phases=("forward", "decode"))
+    require_measurable(run)
+    asked = json.loads((tmp_path / "asked").read_text())
+    assert [config["phase"] for config in asked] == ["decode", "forward"]

@@ -9,12 +9,13 @@ import platform
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
@@ -56,8 +57,9 @@ class OptimizedModel:
     `engine` names what computes it, for the record. By default torch's threads compute it. With
     `own_threads` the engine has a pool of its own; if it also `pins_itself`, it binds its threads,
     in each pass, to the CPUs that the caller was allowed when the runner was made. With
-    `per_thread_count` runners are costly, and made before the turns. `guarded` is entered around
-    the turns; it raises `MeasurementError` if something else was timed than was prepared.
+    `per_thread_count` runners are costly, and made before the turns. `prepare` makes what batches
+    keep from pass to pass (a cache) fit for it. `guarded` is entered around the turns; it raises
+    `MeasurementError` if something else was timed than was prepared.
     `profile(threads, batch, passes)` does passes under the engine's profiler, in another session.
     `files` is the folder of what the engine reads.
     """
@@ -67,14 +69,15 @@ class OptimizedModel:
     own_threads: bool = False
     per_thread_count: bool = False
     pins_itself: bool = False
+    prepare: Callable[[Sequence[Inputs]], Sequence[Inputs]] = list
     guarded: Callable[[], AbstractContextManager[None]] = nullcontext
     profile: Callable[[int, Inputs, int], Profile] | None = None
     files: Path | None = None
 
 
-def by_torch(run: Runner) -> OptimizedModel:
+def by_torch(run: Runner, **more: Any) -> OptimizedModel:
     """Return `run` as a model that any number of torch's threads computes."""
-    return OptimizedModel(lambda _: run, TORCH)
+    return OptimizedModel(lambda _: run, TORCH, **more)
 
 
 @cache

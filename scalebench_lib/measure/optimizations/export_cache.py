@@ -22,7 +22,7 @@ import filelock
 import platformdirs
 
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.measure.models import Plain, digest
+from scalebench_lib.measure.models import digest
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.record import CacheState, package_version
 
@@ -77,7 +77,8 @@ def cache_key(target: Target, kind: str, *packages: str) -> str:
     """Return a name for the export of kind `kind` that `packages` make: readable, with a hash."""
     versions = {name: package_version(name) for name in ("torch", "transformers", *packages)}
     shapes = [(str(part.dtype), *part.shape[1:]) for part in target.inputs]
-    made_of = [kind, versions, shapes, digest(target.model), inspect.getsource(Plain)]
+    source, phase = inspect.getsource(type(target.model.module)), target.config.phase
+    made_of = [kind, versions, shapes, digest(target.model), source, phase]
     hashed = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:24]
     return f"{target.config.model.replace('/', '_')}-{kind}-{hashed}"
 

@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -29,7 +30,7 @@ from scalebench_lib.measure.optimizations.export_cache import (
     cache_folder,
     require_space,
 )
-from scalebench_lib.measure.optimizations.native import lowered
+from scalebench_lib.measure.optimizations.native import casting, lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -42,8 +43,11 @@ _MOST_THREAD_COUNTS = 1024
 def compiled(target: Target) -> OptimizedModel:
     """``compile``, or with all of `_MOST` ``compile-max``; either also in bfloat16."""
     name = target.config.optimization
-    module = lowered(target, torch.bfloat16) if "bf16" in name else target.model.module
-    return compile_module(target, module, _MOST if "-max" in name else ())
+    settings = _MOST if "-max" in name else ()
+    if "bf16" not in name:
+        return compile_module(target, target.model.module, settings)
+    made = compile_module(target, lowered(target, torch.bfloat16), settings)
+    return replace(made, **casting(target, torch.bfloat16))
 
 
 def compile_module(

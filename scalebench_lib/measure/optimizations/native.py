@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scalebench_lib.errors import MeasurementError
+from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import (
     OptimizedModel,
     Outputs,
@@ -44,12 +47,12 @@ def _require_script(made: object) -> None:
 
 def bf16(target: Target) -> OptimizedModel:
     """Weights, computation and outputs in bfloat16."""
-    return by_torch(lowered(target, torch.bfloat16))
+    return by_torch(lowered(target, torch.bfloat16), **casting(target, torch.bfloat16))
 
 
 def fp16(target: Target) -> OptimizedModel:
     """Weights, computation and outputs in float16."""
-    return by_torch(lowered(target, torch.float16))
+    return by_torch(lowered(target, torch.float16), **casting(target, torch.float16))
 
 
 class Lowered(nn.Module):
@@ -79,3 +82,15 @@ def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
     if kinds != {dtype}:
         raise MeasurementError(f"optimization {name!r} did not take effect: found {kinds}")
     return module
+
+
+def casting(target: Target, dtype: torch.dtype) -> dict[str, Any]:
+    """Return how batches are prepared: a decoder keeps its cache in its own type."""
+    if target.config.phase == "forward":
+        return {}
+
+    def cast_caches(batches: Sequence[Inputs]) -> list[Inputs]:
+        cast = {id(part): part.to(dtype) for batch in batches for part in batch[1:]}
+        return [(batch[0], *(cast[id(part)] for part in batch[1:])) for batch in batches]
+
+    return {"prepare": cast_caches}
