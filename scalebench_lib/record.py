@@ -453,9 +453,10 @@ class Record(StrictModel):
     @property
     def conditions(self) -> dict[str, str | None]:
         """Return the conditions that decide the speed besides config and machine, by name."""
-        head = "" if self.config.task == "none" else f", {self.config.task}"
+        forward = self.config.phase == "forward"  # other phases have a head, which it may lack
         return {
-            f"model's structure and weights{head}": self.model_hash,
+            "model's structure and weights": self.model_hash if forward else None,
+            "generating model's structure and weights": None if forward else self.model_hash,
             "model's files": self.model_files,
             "OS kernel": self.machine.kernel,
             "governor": self.machine.governor,

@@ -67,7 +67,7 @@ def test_an_installed_package_lends_itself_to_no_other_python(
     """All that is installed beside it, torch too, would come along, and be compared with itself."""
     asked = ("sweep", "out", "--preset", "quick", "--against", sys.executable)
     ran = run(installed, tmp_path, "-m", "scalebench_lib", *asked)
-    complaint = "against: needs a checkout of scalebench, not an installed wheel"
+    complaint = "--against: needs a checkout of scalebench, not an installed wheel"
     assert (ran.returncode, ran.stderr) == (2, f"scalebench: {complaint}\n")
 
 

@@ -220,4 +220,4 @@ def test_a_decoder_s_head_is_no_other_model() -> None:
         for phase, digest in digests.items()
     )
     assert found["model's structure and weights"] == {"a"}
-    assert found["model's structure and weights, causal-lm"] == {"b"}
+    assert found["generating model's structure and weights"] == {"b"}

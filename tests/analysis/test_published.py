@@ -14,7 +14,7 @@ from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import sweeps
 from scalebench_lib.results import CSV, FILE, Results
 from tests import factories
-from tests.analysis.test_analysis_notebook import NOTEBOOK, outputs, printed
+from tests.analysis.test_analysis_notebook import NOTEBOOK, outputs, said
 
 START = "benchmark,topology,pinning"
 END = "allocator,instance_id,interop_threads,intraop_threads,batch_size"
@@ -282,10 +282,10 @@ def test_it_is_shown_beside_ones_own_on_one_axis(tmp_path: Path, capsys) -> None
     own = factories.save_sweep(tmp_path / "own", factories.small_records([1, 4, 16]))
     both = Results.load(own), Results.load(tmp_path / "out")
     show("scaling", *both)
-    assert capsys.readouterr().out.count("Largest speed-up") == 2
+    assert capsys.readouterr().out.count("<p>Largest speed-up") == 2
     show("batch", *both, batch_size=16)
     said = capsys.readouterr().out
-    assert (said.count("Lowest latency"), said.count("nothing has batch_size 16")) == (1, 1)
+    assert (said.count("<p>Lowest latency"), said.count("<p>nothing has batch_size 16")) == (1, 1)
 
 
 def test_the_command_imports_tells_and_is_not_swept_into(scalebench, tmp_path: Path) -> None:
@@ -349,4 +349,6 @@ def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
         if "metadata" in o and "image/png" in o["metadata"]
     ]
     assert pictures[-2:] == 2 * ["BERT speed-up over 1 thread: TorchScript, SMT off"]
-    assert printed(executed).count("Largest speed-up") == 3  # of the import by itself, and of both
+    assert (
+        said(*executed.cells).count("Largest speed-up") == 3
+    )  # of the import by itself, and of both

@@ -10,13 +10,14 @@ from transformers.cache_utils import StaticLayer
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.measure import models, optimizations
+from scalebench_lib.measure import models
 from scalebench_lib.measure.generation import bytes_to_read
 from scalebench_lib.measure.optimizations import native
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.measure.preflight import reason_against
 from scalebench_lib.measure.trial import measure
 from scalebench_lib.measure.verify import Verifier
+from scalebench_lib.optimizations import OPTIMIZATIONS
 
 SMALL = {
     "hidden_size": 32,
@@ -57,7 +58,7 @@ def _inference():
 
 def verified(config: Config, model: models.Model, batch_size: int = 3) -> None:
     """Verify what the optimization of `config` makes of `model`."""
-    inputs, chosen = model.inputs(batch_size, 0), optimizations.REGISTRY[config.optimization]
+    inputs, chosen = model.inputs(batch_size, 0), OPTIMIZATIONS[config.optimization]
     verifier = Verifier(model, inputs, chosen.precision, thorough=True, any_batch=chosen.any_batch)
     optimized = chosen.apply(Target(model, inputs, config))
     verifier.check(optimized.runner(torch.get_num_threads()))

@@ -12,7 +12,7 @@ from torch import nn
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.inputs import Pixels
+from scalebench_lib.measure.inputs import values
 from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations import base, native
 from scalebench_lib.measure.optimizations.base import Target, by_torch
@@ -122,7 +122,11 @@ def test_torchao_quantizes_linear_layers_alone() -> None:
     if OPTIMIZATIONS["torchao-int8"].missing:
         pytest.skip("an extra")
     config = Config(model="resnet50", optimization="torchao-int8")
-    target = Target(Model(nn.Conv2d(3, 8, 3), Pixels(32)), (torch.ones(1, 3, 32, 32),), config)
+    target = Target(
+        Model(nn.Conv2d(3, 8, 3), values("32 × 32 pixels", 3, 32, 32)),
+        (torch.ones(1, 3, 32, 32),),
+        config,
+    )
     with pytest.raises(MeasurementError, match="does not apply to resnet50: 0% of its weights"):
         OPTIMIZATIONS["torchao-int8"].apply(target)
 
@@ -155,7 +159,7 @@ def test_an_engine_that_is_not_installed_names_its_extra(monkeypatch, name: str)
     package = name.partition("-")[0]
     missing = {"torchao": "torchao.quantization"}.get(package, package)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MeasurementError, match=rf"pip install 'scalebench\[{package}\]'"):
+    with pytest.raises(MeasurementError, match=rf"pip install -e '.\[{package}\]'"):
         OPTIMIZATIONS[name].apply(TARGET)
 
 

@@ -58,7 +58,9 @@ def test_low_precision_is_held_against_its_own_peak() -> None:
 
 def test_without_a_peak_there_is_no_figure() -> None:
     """And no share."""
-    assert {spec.view for spec in overviews(Results(small_records()).table)} == {"eager"}
+    views = {spec.view for spec in overviews(Results(small_records()).table)}
+    assert "eager" in views
+    assert "peak" not in views
 
 
 def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:
@@ -71,7 +73,7 @@ def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:
 def decoding():
     """A sweep of a decoder, which reads 1 GB a pass of the 10 or 15 GB/s that there are."""
     known = {"bytes_to_read": 10**9, "read_gb_per_s": {1: 10.0, 2: 15.0}, "peak_gflops": PEAKS}
-    records = small_records(model="gpt2", phase="decode")
+    records = small_records(model="gpt2", task="causal-lm", phase="decode")
     return [record.model_copy(update=known) for record in records]
 
 
@@ -86,7 +88,7 @@ def test_a_decoder_is_held_against_memory_and_gives_tokens(tmp_path) -> None:
     """On the page, in its figures and in what they come to."""
     results = Results(decoding())
     chart = VIEWS["peak"].chart(results.table, Choices())
-    assert chart.title.startswith("GPT-2 share of read bandwidth")
+    assert chart.title.startswith("GPT-2, causal LM share of read bandwidth")
     assert "% of read bandwidth" in VIEWS["peak"].sentence(results, chart, Choices())
     throughput = VIEWS["sizes"].chart(results.table, Choices("throughput"))
     assert throughput.unit == "tokens/s"

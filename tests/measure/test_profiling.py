@@ -11,11 +11,11 @@ from torch import Tensor
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.measure import optimizations
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Target, Times, by_torch
 from scalebench_lib.measure.profiling import LEAST, operator_times
+from scalebench_lib.optimizations import OPTIMIZATIONS
 
 MACHINE = Machine.here()
 TINY = Config(model="bert-tiny", batch_size=2)
@@ -109,7 +109,7 @@ def test_engines_tell_the_times_of_their_own_operators(
     """Of the passes that count: a first one, which is slow, does not."""
     pytest.importorskip(package)
     config = TINY.model_copy(update={"optimization": name})
-    optimized = optimizations.REGISTRY[name].apply(Target(MODEL, BATCH, config))
+    optimized = OPTIMIZATIONS[name].apply(Target(MODEL, BATCH, config))
     wall_ns, times = optimized.profile(1, BATCH, 3)
     assert operators <= times.keys()
     assert 0 < sum(times.values()) < 1.1 * wall_ns

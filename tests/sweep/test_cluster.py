@@ -377,7 +377,7 @@ def test_a_wrong_address_is_told_in_one_line(address: str, monkeypatch) -> None:
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """What to install, in one line."""
     monkeypatch.setitem(sys.modules, "distributed", None)
-    missing = r"pip install 'scalebench\[cluster\]'"
+    missing = r"pip install -e '.\[cluster\]'"
     with pytest.raises(RequestError, match=missing), client_of("tcp://x"):
         pass
 
@@ -552,9 +552,9 @@ def test_a_worker_is_quiet_during_a_block() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--any-host"], "any_host: needs a cluster"),
-        (["--scheduler", "tcp://x:1", "--against", "python"], "against: takes turns on one mach"),
-        (["--scheduler", "nowhere://x"], "scheduler: none at 'nowhere://x'"),
+        (["--any-host"], "--any-host: needs a cluster"),
+        (["--scheduler", "tcp://x:1", "--against", "python"], "--against: takes turns on one mach"),
+        (["--scheduler", "nowhere://x"], "none at 'nowhere://x'"),
     ],
 )
 def test_the_command_refuses_in_one_line(scalebench, tmp_path, options, complaint) -> None:
@@ -570,7 +570,7 @@ def test_the_command_tells_hosts_blocks_and_records(
 ) -> None:
     """A line each, and a page in the end; what failed is exit code 1."""
     pages = list[Path]()
-    monkeypatch.setattr(cli, "report", pages.append)
+    monkeypatch.setattr(cli, "report", lambda out, **_: pages.append(out))
     trials.happens = at("end", "script 4", MeasurementError("no luck"))
     options = ("--batch-sizes", "1,4", "--optimizations", "none,script", "--if-busy", "ignore")
     where = ("--scheduler", local.scheduler_address)
@@ -582,7 +582,7 @@ def test_the_command_tells_hosts_blocks_and_records(
     assert complaint == f"scalebench: 1 config failed: 'scalebench status {tmp_path}' says why\n"
     assert pages == [tmp_path]
     code, told, _ = scalebench("status", tmp_path)
-    assert (code, told.splitlines()[0]) == (0, "7 done, 1 failed, 0 left")
+    assert (code, told.splitlines()[0]) == (0, "configs: 7 done, 1 failed, 0 left; 15 trials finished")
     assert "SMT off on " in told
     code, told, _ = scalebench("sweep", tmp_path, *options, *where, "--dry-run")
     assert (code, "left: 0 configs to measure" in told) == (0, True)

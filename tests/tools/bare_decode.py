@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from scalebench_lib.config import Config
 from scalebench_lib.machine import Machine
-from scalebench_lib.measure import models, optimizations
+from scalebench_lib.measure import models
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.measure.turns import TurnTaker
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.protocol import TURN_S
 
 WITHIN = (0.95, 1.05)
@@ -68,7 +69,7 @@ def ratios(config: Config, machine: Machine, cycles: int) -> dict[int, list[floa
     executor.set_num_threads(max(counts))
     batches = [model.inputs(config.batch_size, seed) for seed in range(4)]
     target = Target(model, batches[0], config)
-    executor.load(lambda: optimizations.REGISTRY["none"].apply(target), batches)
+    executor.load(lambda: OPTIMIZATIONS["none"].apply(target), batches)
     bare = bare_loop(model.module.model, batches[0][0])
     torch.testing.assert_close(bare(), executor.runner(*batches[0])[0])
     taker = TurnTaker(executor.pass_once, executor.set_num_threads, counts)
