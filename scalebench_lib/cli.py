@@ -21,8 +21,8 @@ import typer
 from rich.console import Console
 
 from scalebench_lib import __version__
-from scalebench_lib.config import AXES, PRESETS, Sweep
-from scalebench_lib.errors import RequestError, ScalebenchError, nearest
+from scalebench_lib.config import AXES, PRESETS, Sweep, preset
+from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
@@ -603,11 +603,9 @@ def _print_comparison(found: Comparison) -> None:
     console.say(*printed(found))
 
 
-def _request(preset: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
-    if preset not in PRESETS:
-        raise RequestError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
-    start = Sweep.load(spec).model_dump() if spec else PRESETS[preset]
-    return Sweep.from_input({**start, **given})
+def _request(start: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
+    begun = Sweep.load(spec).model_dump() if spec else preset(start)
+    return Sweep.from_input({**begun, **given})
 
 
 if __name__ == "__main__":

@@ -623,8 +623,24 @@ def _merged_rule(one: Any, other: Any) -> Any:
 SPEC = "sweep.yaml"
 """The file of a sweep's folder that says what it was asked for."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"batch_sizes": (1, 4, 16, 64), "max_seconds": 4.0},
-    "page": {},
-}
-"""What each preset changes of a `Sweep`'s defaults."""
+PRESETS = ("page", "quick")
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Return what a preset changes of a `Sweep`'s defaults.
+
+    ``quick`` takes the fastest engines that are installed. Raises `RequestError` if unknown.
+    """
+    if name not in PRESETS:
+        raise RequestError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
+    if name == "page":
+        return {}
+    usable = [one for one in _QUICK if OPTIMIZATIONS[one].is_usable]
+    sizes = (1, 4, 16, 64)
+    return {"batch_sizes": sizes, "optimizations": usable, "max_seconds": 2.0, "rounds": 1}
+
+
+_QUICK = (
+    *("none", "script", "bf16", "onnxruntime-int8"),
+    *("openvino", "openvino-bf16", "openvino-int8"),
+)

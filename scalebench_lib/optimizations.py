@@ -10,15 +10,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
 from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.machine import search_file
 
 PLUGINS = "scalebench.optimizations"
 """The group of entry points by which other packages bring optimizations."""
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+_CPUINFO = Path("/proc/cpuinfo")
+_FLAGS = {"bf16": "avx512_bf16|amx_bf16|bf16", "fp16": "avx512_fp16|asimdhp"}
+"""What CPUs list, on x86 and on Arm, that compute in a type."""
+
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 
@@ -49,6 +55,13 @@ class Optimization:
     def missing(self) -> list[str]:
         """The packages that it needs and that are not installed."""
         return [package for package in self.needs if not is_installed(package)]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its packages are installed, and the CPU lists its type of numbers."""
+        flags = _FLAGS.get(self.precision)
+        listed = rf"^(?:flags|Features)\b.*\b({flags})\b"
+        return not self.missing and not (flags and not search_file(_CPUINFO, listed))
 
     def apply(self, target: Any) -> Any:
         """Return the `OptimizedModel` of `target`; its module is imported only now."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scalebench_lib.config import Config, Sweep, Trial, base_of, task_of
+from scalebench_lib import optimizations
+from scalebench_lib.config import Config, Sweep, Trial, base_of, preset, task_of
 from scalebench_lib.errors import RequestError
 from tests.factories import machine
 
@@ -304,3 +305,23 @@ def test_a_phase_is_told_and_makes_groups() -> None:
     assert forward.id == Config(model="gpt2").id != decode.id
     assert forward.group != decode.group
     assert Config(model="gpt2", phase="prefill", seq_len=1024).positions == 1024
+
+
+@pytest.mark.parametrize(
+    ("flags", "installed", "taken"),
+    [
+        ("avx2", (), ["none", "script"]),
+        ("avx512_bf16", (), ["none", "script", "bf16"]),
+        ("avx2", ("openvino",), ["none", "script", "openvino"]),
+        ("amx_bf16", ("openvino", "nncf"), ["bf16", "openvino", "openvino-bf16", "openvino-int8"]),
+    ],
+)
+def test_a_quick_sweep_takes_the_engines_that_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, installed: tuple, taken: list
+) -> None:
+    """And types of numbers that the CPU lists."""
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags} sse\n")
+    monkeypatch.setattr(optimizations, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(optimizations, "is_installed", lambda package: package in installed)
+    assert preset("quick")["optimizations"][-len(taken) :] == taken
+    assert preset("page") == {}
