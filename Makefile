@@ -7,6 +7,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 READY := .venv/.ready
+# Two processes, a file of tests in one of them: all that is started has a folder of its own.
+TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep page validate lab test test-slow test-stress test-lowest lint format clean
@@ -40,10 +42,10 @@ lab: $(READY) $(COPIES) ## explore in JupyterLab
 	  --LabApp.default_url=/lab/tree/outputs/analysis.ipynb $(LAB)
 
 test: $(READY) ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(TWO)
 
 test-slow: $(READY) ## run the slow tests: faults that are caused for real
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest $(TWO) -m slow
 
 test-stress: $(READY) ## run what takes minutes: kills by the dozen, hosts of a cluster, a clock that jumps
 	$(BIN)/pytest -m stress
@@ -54,7 +56,7 @@ test-lowest: ## run the tests with the lowest versions that pyproject.toml allow
 	$(LOWEST)/pip install -q --no-deps -c constraints.txt --extra-index-url '$(TORCH_INDEX)' torch
 	$(LOWEST)/uv pip install -q --python $(LOWEST)/python --resolution lowest-direct \
 	  -e '.[cluster,dev,onnxruntime,openvino,torchao]' "$$(grep '^torch==' constraints.txt)"
-	$(LOWEST)/pytest
+	$(LOWEST)/pytest $(TWO)
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
@@ -120,6 +121,14 @@ def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def kernels_for_all(warm: "Kernels", monkeypatch: pytest.MonkeyPatch, any_model: None) -> None:
     """The command, in this process, takes the kernels that are there."""
     monkeypatch.setattr("scalebench_lib.sweep.progress.Kernels", lambda *_: nullcontext(warm))
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Pages whose PNG files are empty: to draw them takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalebench_lib.analysis.page.draw", lambda chart: mock.Mock(png=bytes))
+        yield
 
 
 @pytest.fixture(scope="module")

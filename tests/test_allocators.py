@@ -138,6 +138,7 @@ def test_elsewhere_than_on_linux_there_is_the_default_only(monkeypatch) -> None:
         require_loaded("jemalloc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [True, False])
 def test_kernels_are_started_with_their_allocator(warm: bool, tmp_path: Path) -> None:
     """Forked kernels as well: from a process that was started with it."""

@@ -205,6 +205,7 @@ def test_a_sweep_measures_renders_and_is_resumed_by_the_same_command(
     code, first, err = scalebench(*arguments)
     assert code == 0, err
     assert f"page: {(out / 'index.html').as_uri()}" in first.splitlines()
+    assert all(path.read_bytes()[1:4] == b"PNG" for path in (out / "figures").iterdir())
     records = load_records(out)
     assert {record.config.optimization for record in records} == {"none", "script"}
     assert {record.status for record in records} == {"ok"}

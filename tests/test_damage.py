@@ -8,6 +8,8 @@ import pytest
 from scalebench_lib.analysis import page
 from tests.factories import save_sweep, small_records
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 DAMAGE = {
     "nothing": b"",
     "noise": bytes(range(256)),

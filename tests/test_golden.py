@@ -14,6 +14,8 @@ from scalebench_lib import cli
 from tests import simulated
 from tests.factories import configs, machine, measured, missing, save_sweep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 GOLDEN = Path(__file__).parent / "golden"
 _NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?")
 

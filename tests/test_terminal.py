@@ -15,6 +15,8 @@ from tests.factories import configs, disturbed, machine, measured, missing, save
 from tests.fake_workers import FakeTrials
 from tests.sweep.test_progress import SWEEP
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 REASON = "needs 70 GiB of memory, and this machine has only 23 GiB for all its processes together"
 
 
@@ -94,6 +96,7 @@ def test_a_pipe_gets_a_line_each(scalebench, folder: Path, monkeypatch) -> None:
     assert "…" not in plan.replace(" … ", "")
 
 
+@pytest.mark.slow
 def test_the_page_is_opened_where_there_is_a_browser(scalebench, folder: Path, monkeypatch) -> None:
     """And where there is none, that is said: it was asked for."""
     opened: list[str] = []

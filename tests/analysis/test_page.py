@@ -23,6 +23,8 @@ from scalebench_lib.text import format_number
 from tests import factories
 from tests.analysis.test_compare import with_passes
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 BATCH_SIZES = [2**k for k in range(11)]
 
 
@@ -91,8 +93,6 @@ def test_the_whole_page_has_its_figures_by_name(full: Path) -> None:
     kinds = [*BATCH_SIZES, "script-False", "script-True"]
     named = {f"bert-{m}-{k}.png" for m in ("latency", "throughput") for k in kinds}
     assert figures(full) == {*named, *BARS, "bert-speedup.png"}
-    for path in (full / "figures").iterdir():
-        assert path.read_bytes().startswith(b"\x89PNG"), path.name
 
 
 def test_the_markdown_page_has_the_published_order(full: Path) -> None:

@@ -113,6 +113,7 @@ def test_a_wrong_cache_is_noticed(tiny, broken: str, monkeypatch) -> None:
         verifier.check(model.module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "phase", "needed"),
     [

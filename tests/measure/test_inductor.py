@@ -40,6 +40,7 @@ def target(module: nn.Module) -> Target:
     )
 
 
+@pytest.mark.slow
 def test_it_computes_the_same_and_nothing_is_compiled_while_it_is_watched() -> None:
     """The other shape is what static shapes mean."""
     with torch.inference_mode():

@@ -99,6 +99,7 @@ def verified(model: Model, quantized: nn.Module) -> Verification:
         return Verifier(model, inputs, "int8", seed=4).check(runner)
 
 
+@pytest.mark.slow
 @needs_nncf
 def test_int8_quantizes_once_without_a_word(monkeypatch, capfd, tmp_path) -> None:
     """With an empty cache, then with a full one; its bars of progress stay off the console."""

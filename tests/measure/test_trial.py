@@ -152,6 +152,7 @@ def test_a_model_that_cannot_be_built_fails_the_config() -> None:
         found.require_ok()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino"])
 def test_an_engine_is_measured_at_each_thread_count_and_named(name: str) -> None:
     """Its own threads, each on its CPU; and what it is is in the record."""

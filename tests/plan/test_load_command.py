@@ -40,8 +40,8 @@ def test_a_plan_for_a_rate_is_made_and_then_run_under_load(scalebench, out: Path
     assert "taskset -c" in said
     planned = json.loads((out / "plan.json").read_text())
     assert planned["rate"] == 20
-    _, said, _ = scalebench("load", out, "--rate", 40, "--duration", "2s", "--max-batch", 1)
-    assert "80 requests, poisson" in said
+    _, said, trouble = scalebench("load", out, "--rate", 40, "--duration", "2s", "--max-batch", 1)
+    assert "80 requests, poisson" in said, trouble
     assert "p50: " in said
     assert "p99 needs 662 requests: --duration 1" in said
     trace = out / "trace.txt"

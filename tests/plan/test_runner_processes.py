@@ -46,6 +46,7 @@ def test_an_instance_that_never_gets_ready_is_told(code: str, reason: str, monke
     assert instances() == []
 
 
+@pytest.mark.slow
 def test_instances_end_with_the_command_however_it_ends() -> None:
     """A command that is killed cannot end them: they end by themselves."""
     code = (

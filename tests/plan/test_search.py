@@ -194,6 +194,7 @@ def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> 
     assert instances() == []
 
 
+@pytest.mark.slow
 def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -252,7 +253,7 @@ def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) ->
     """It has no samples, and nobody saw its instances together."""
     csv = tmp_path / "published.csv"
     csv.write_text(PUBLISHED)
-    import_published(csv, tmp_path / "out", None)
+    import_published([csv], tmp_path / "out", None)
     made = predictor(tmp_path / "out")
     found = made.search(target(rate=5.0, slo_ms=1000.0))
     times, _ = made.service(found[0].deployment)

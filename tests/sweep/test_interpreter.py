@@ -38,6 +38,7 @@ def test_its_environment_is_that_of_its_command(changed: Interpreter, monkeypatc
     assert os.environ.get("MALLOC_TOP_PAD_") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [True, False])
 def test_its_kernels_have_its_environment(
     changed: Interpreter, warm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
