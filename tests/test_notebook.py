@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -112,7 +113,10 @@ def test_make_lab_opens_copies_and_keeps_token_and_localhost(tmp_path: Path) -> 
     )
     try:
         address = next(line for line in running.stderr if "http://" in line).split()[-1]
-        server = json.loads(next(told.glob("jpserver-*.json")).read_text())
+        end = time.monotonic() + 30  # the file follows the address
+        while not (files := list(told.glob("jpserver-*.json"))) and time.monotonic() < end:
+            time.sleep(0.1)
+        server = json.loads(files[0].read_text())
         asked = f"{server['url']}api/contents/outputs/analysis.ipynb?token={server['token']}"
         wait_until(lambda: _opens(asked), 120)
     finally:

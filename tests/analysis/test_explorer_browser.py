@@ -124,7 +124,7 @@ def test_the_picture_follows_every_control(themed: Lab) -> None:
     """In each view those that were not there before."""
     view = themed.control("widget-dropdown", "View").locator("select")
     names, done = view.locator("option").all_inner_texts(), {"Sweep", "View"}
-    assert len(names) == 8
+    assert len(names) == 11
     for name in names:
         view.select_option(label=name)
         themed.settle()
@@ -179,7 +179,8 @@ def test_what_is_seen_is_saved(themed: Lab) -> None:
     for name in ("Save picture (PNG)", "Save data (CSV)"):
         themed.page.get_by_role("button", name=name).click()
         themed.settle()
-        assert "Saved: many/explored/" in themed.page.locator("[role=status]").last.inner_text()
+        saved = themed.page.locator("[role=status]", has_text="Saved: many/explored/")
+        saved.wait_for()
 
 
 def test_the_explorer_passes_an_accessibility_check(themed: Lab) -> None:

@@ -13,7 +13,7 @@ from scalebench_lib.record import Record
 from tests import factories
 from tests.tools.scale import varied
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.stress
 SAMPLES = 40
 
 

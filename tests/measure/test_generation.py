@@ -142,7 +142,7 @@ def test_bf16_keeps_the_cache_in_bf16(tiny, monkeypatch: pytest.MonkeyPatch) -> 
     assert all(a is b for a, b in zip(one[1:], other[1:], strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_compile_does_not_compile_anew_from_pass_to_pass(tiny) -> None:
     config = tiny("llama", optimization="compile")
     record = measure(Trial(config=config, threads=(1,), max_seconds=0.5), Machine.here())

@@ -50,7 +50,7 @@ def test_a_trace_that_is_wrong_gets_one_line(text: str | None, why: str, tmp_pat
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_trace_of_ten_million_lines_is_read(tmp_path: Path) -> None:
     path = tmp_path / "trace.txt"
     path.write_text("".join(f"{n / 1000}\n" for n in range(10_000_000)))

@@ -210,7 +210,7 @@ def test_the_time_that_passes_is_that_of_the_arrivals() -> None:
         assert time.monotonic() - began >= 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.skipif(not Machine.here().pinnable, reason="no affinity here")
 @pytest.mark.parametrize("optimization", ["none", "openvino"])
 def test_real_instances_take_batches_of_several_sizes(optimization: str) -> None:

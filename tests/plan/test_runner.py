@@ -39,7 +39,7 @@ def hit(victims: dict[int, signal.Signals]) -> Callable[[str], None]:
     return say
 
 
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.stress)])
 def test_an_instance_that_dies_or_hangs_fails_its_plan_only(real: bool, monkeypatch) -> None:
     """The third plan is measured, and no process is left."""
     if not real:
@@ -55,7 +55,7 @@ def test_an_instance_that_dies_or_hangs_fails_its_plan_only(real: bool, monkeypa
     assert instances() == []
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_plan_is_verified_and_its_slow_down_kept(tmp_path: Path) -> None:
     """The answer is the best measured, now and next time; fat is always among those run."""
     configs = [TINY.model_copy(update={"batch_size": size}) for size in (1, 2)]

@@ -31,7 +31,8 @@ def test_the_formula_is_that_of_one_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requests", "within"), [(100_000, 0.06), pytest.param(1_000_000, 0.02, marks=pytest.mark.slow)]
+    ("requests", "within"),
+    [(100_000, 0.06), pytest.param(1_000_000, 0.02, marks=pytest.mark.stress)],
 )
 @pytest.mark.parametrize("load", [0.5, 0.8])
 @pytest.mark.parametrize("queue", ["M/M/1", "M/D/1", "M/D/2"])

@@ -118,7 +118,7 @@ def test_a_folder_that_holds_a_sweep_takes_no_pair(trials: FakeTrials, tmp_path:
         pair(trials, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_command_measures_both_environments_and_judges_every_point(
     scalebench, tmp_path: Path
 ) -> None:

@@ -652,7 +652,7 @@ TINY = Sweep(
 """20 configs of moments."""
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_worker_that_is_killed_costs_its_block(processes, tmp_path) -> None:
     """20 configs, one of two workers killed in the middle: all records, none twice but bases."""
     address, start = processes

@@ -305,7 +305,7 @@ def test_kills_at_random_moments_lose_double_and_halve_nothing(tmp_path: Path) -
     assert set(counts.values()) == {0}, counts
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.usefixtures("kernels_for_all")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 def test_a_disk_that_is_really_full(scalebench, tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def in_turn(out: Path) -> bool:
     return "in turn" in (in_flight(out) or "")
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_an_interrupt_keeps_what_is_seen(tmp_path: Path) -> None:
     """And leaves no process; the same command goes on, and may be interrupted again."""
     out, kept = tmp_path / "sweep", dict[Path, bytes]()
@@ -358,7 +358,7 @@ def test_an_interrupt_keeps_what_is_seen(tmp_path: Path) -> None:
     assert all(path.read_bytes() == text for path, text in kept.items())
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_second_interrupt_ends_the_sweep_at_once(tmp_path: Path) -> None:
     """Without a record of the block in flight, and without a process."""
     out = tmp_path / "sweep"
@@ -373,7 +373,7 @@ def test_a_second_interrupt_ends_the_sweep_at_once(tmp_path: Path) -> None:
     assert len(load_records(out)) < 3
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
 def test_a_kernel_that_is_moved_or_killed_fails_its_config_alone(tmp_path: Path) -> None:
     """The others of its block go on."""

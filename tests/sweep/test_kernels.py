@@ -133,7 +133,7 @@ def test_nobody_else_can_enter_the_folder_of_the_sockets(tmp_path: Path) -> None
     assert found == ["0o700", True, []]
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_sweep_does_not_wake_up_while_a_kernel_computes(tmp_path: Path) -> None:
     """What polls would disturb what is timed."""
     code = (
