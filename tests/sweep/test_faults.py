@@ -404,7 +404,7 @@ def move(kernel: psutil.Process) -> None:
             os.sched_setaffinity(thread.id, ALLOWED)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_kernel_that_runs_out_of_memory_is_told_and_the_sweep_goes_on(tmp_path: Path) -> None:
     """The system kills it, in a control group with little memory."""
     options = ("--batch-sizes", "1,40000,50000", "--optimizations", "none", *QUICK)

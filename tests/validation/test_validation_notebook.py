@@ -10,7 +10,7 @@ import pytest
 from scalebench_lib.notebook import NOTEBOOKS
 from tests.notebooks import said
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.stress
 
 
 def test_every_experiment_ends_in_a_verdict(tmp_path: Path) -> None:
