@@ -44,9 +44,12 @@ def _exports_of_our_own(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def _the_environment_is_put_back() -> Iterator[None]:
-    """Engines set variables when they are imported, which later tests would find recorded."""
-    before = dict(os.environ)
+    """Engines set variables when they are imported, which later tests would find recorded; and
+    what was pinned would be another machine to them."""
+    before, cpus = dict(os.environ), getattr(os, "sched_getaffinity", lambda _: ())(0)
     yield
+    if cpus:
+        os.sched_setaffinity(0, cpus)
     for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
     os.environ.update({n: v for n, v in before.items() if n != "PYTEST_CURRENT_TEST"})

@@ -10,7 +10,7 @@ from scalebench_lib.analysis.figures import VIEWS
 from scalebench_lib.analysis.page import write_page
 from tests import factories
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

@@ -131,6 +131,7 @@ def test_torchao_quantizes_linear_layers_alone() -> None:
         OPTIMIZATIONS["torchao-int8"].apply(target)
 
 
+@pytest.mark.slow
 def test_a_cpu_that_emulates_bfloat16_has_none() -> None:
     """Any with AVX-512 says that it is supported; a product in it is slower than in fp32."""
     code = "from scalebench_lib.measure.optimizations import base; print(base.has_bfloat16())"

@@ -49,6 +49,7 @@ def test_a_kernel_that_is_killed_is_noticed_and_the_next_one_starts(warm, tmp_pa
     assert run_cells(warm, tmp_path, "print(7)") == 7
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_has_computed_refuses_to_serve(tmp_path) -> None:
     """Its OpenMP pool would be lost in a fork."""
     code = (
@@ -74,6 +75,7 @@ def test_without_a_fork_server_kernels_are_fresh_and_it_is_said(tmp_path, monkey
         assert kernels.warning == "no warm kernels: just because"
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_cannot_import_says_why(tmp_path, monkeypatch) -> None:
     """By the last line of its error."""
     code = "from scalebench_lib.sweep import forkserver as f; f.IMPORTS = ('nowhere',); f.main()"
@@ -91,6 +93,7 @@ def test_what_a_kernel_prints_to_its_own_stdout_is_no_answer(light_fork_server, 
         assert kernels.warning is None
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_dies_under_a_running_kernel_takes_it_along(
     light_fork_server, tmp_path
 ) -> None:
@@ -103,6 +106,7 @@ def test_a_fork_server_that_dies_under_a_running_kernel_takes_it_along(
             run_cells(kernels, tmp_path, "print(7)")
 
 
+@pytest.mark.slow
 def test_no_orphan_is_left_when_the_sweep_is_killed(light_fork_server, tmp_path) -> None:
     """Fork server and kernel go with it."""
     source = notebook(tmp_path / "in.ipynb", "open('begun', 'w')", "import time; time.sleep(600)")

@@ -11,6 +11,8 @@ from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from tests.notebooks import notebook, run_notebook
 
+pytestmark = pytest.mark.slow
+
 
 def fake_python(folder: Path, script: str) -> str:
     """An executable that behaves like a Python which says so."""

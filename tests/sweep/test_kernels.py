@@ -56,6 +56,7 @@ def test_no_socket_and_no_thread_stays_behind(tmp_path: Path) -> None:
         wait_until(lambda: here.num_threads() == threads, seconds=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.usefixtures("light_fork_server")
 def test_neither_the_user_s_profile_nor_the_folder_at_hand_has_a_part(
@@ -94,6 +95,7 @@ def test_a_kernel_that_is_killed_is_noticed(tmp_path: Path) -> None:
     assert time.time() - last_words.stat().st_mtime < 5
 
 
+@pytest.mark.slow
 def test_a_kernel_that_hangs_is_ended_with_all_it_has_started(tmp_path: Path) -> None:
     """At its time limit, or a few seconds later."""
     hang = (

@@ -197,6 +197,7 @@ def test_a_trial_that_hangs_is_ended_at_its_limit(warm, tmp_path, notebook, wher
     wait_until(lambda: not psutil.pid_exists(pid), seconds=20)
 
 
+@pytest.mark.slow
 def test_a_turn_may_take_as_long_as_its_first_pass_lets_expect(
     warm, tmp_path, notebook, monkeypatch
 ) -> None:
@@ -280,6 +281,7 @@ def test_the_system_kills_the_trial_that_works_where_memory_runs_out(
         assert wanted_dead(process.pid) == 0
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_dies_takes_its_trials_along_and_the_next_is_fresh(
     light_fork_server, tmp_path: Path, notebook
 ) -> None:
@@ -299,6 +301,7 @@ def test_a_fork_server_that_dies_takes_its_trials_along_and_the_next_is_fresh(
             assert "does not answer" in kernels.warning
 
 
+@pytest.mark.slow
 def test_a_kernel_that_cannot_be_forked_is_started_afresh(
     light_fork_server, tmp_path: Path, notebook, monkeypatch
 ) -> None:

@@ -12,6 +12,8 @@ from scalebench_lib.sweep.block import Block
 from scalebench_lib.validation.bare_loop import BareLoop
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 TINY = Config(model="bert-tiny", optimization="script")
 
 
