@@ -18,7 +18,7 @@ help: ## list these targets
 
 setup: $(READY) ## install into .venv, nothing else
 
-sweep: $(READY) ## measure this machine's quick BERT page (about 6 minutes on 2 cores)
+sweep: $(READY) ## measure this machine's quick BERT page (6 to 8 minutes on 2 cores)
 	$(BIN)/scalebench sweep outputs/quick --preset quick
 
 page: $(READY) ## measure the whole BERT page, batch 1 to 1024
