@@ -32,8 +32,9 @@ from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
-    from scalebench_lib.plan.decide import Context, Decision
+    from scalebench_lib.plan.decide import Context, Decision, Request
     from scalebench_lib.plan.load import LoadRun
+    from scalebench_lib.plan.runner import Limits
     from scalebench_lib.sweep.run import SweepRun
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ class _Output(Console):
         """End as after an error: rich would exit without a word."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ScalebenchError("stopped: standard output was closed; the same command goes on")
+        raise ScalebenchError("stopped: standard output was closed; what was measured is kept")
 
 
 console = _Output()
@@ -195,34 +196,44 @@ def sweep(
         require_free(folder)
     from scalebench_lib.sweep import progress  # papermill takes seconds to import
     from scalebench_lib.sweep.cluster import HostsRun, client_of
-    from scalebench_lib.sweep.preflight import require_measurable
-    from scalebench_lib.sweep.run import SweepRun, prepare_pair
 
     given = {name: value for name, value in options.items() if value is not None}
     budget = parse_duration("time_budget", time_budget) or math.inf
     timeout = parse_duration("trial_timeout", trial_timeout or visit_timeout)
-    request, runs = _request(preset, spec, {**given, "hosts": hosts}), list[SweepRun]()
-    warm = kernels == "warm"
-    measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
+    request, warm = _request(preset, spec, {**given, "hosts": hosts}), kernels == "warm"
     if scheduler:
         client = context.with_resource(client_of(scheduler))
         across = HostsRun(request, out, client, retry_failed, warm, if_busy)
         console.say(across)
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
-    elif against:
-        runs += prepare_pair(request, out, against, retry_failed)
+        for run in runs:
+            run.trial_timeout = timeout
     else:
-        runs.append(SweepRun.prepare(request, out, retry_failed))
-    for run in runs:
-        run.trial_timeout = timeout
-        if not scheduler:  # the hosts' own trials tell
-            with console.status(f"{run.sweep.model} is built and run once …"):
-                require_measurable(run)
+        runs = _prepared(request, out, against, retry_failed, timeout)
+        measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
     progress.announce(runs, console)
     if dry_run:
         _list_left(runs)
     elif not _measured_well(runs, measure, out if against else None, open_page):
         raise typer.Exit(1)
+
+
+def _prepared(
+    request: Sweep, out: Path, against: str | None, retry_failed: bool, timeout: float | None
+) -> list[SweepRun]:
+    """Return the runs of a sweep on this machine, whose models were built and run once."""
+    from scalebench_lib.sweep.preflight import require_measurable
+    from scalebench_lib.sweep.run import SweepRun, prepare_pair
+
+    if against:
+        runs = list(prepare_pair(request, out, against, retry_failed))
+    else:
+        runs = [SweepRun.prepare(request, out, retry_failed)]
+    for run in runs:
+        run.trial_timeout = timeout
+        with console.status(f"{run.sweep.model} is built and run once …"):
+            require_measurable(run)
+    return runs
 
 
 @app.command()
@@ -307,29 +318,24 @@ def plan(
 
     With --verify the best plans are proved by running them.
     """
-    from scalebench_lib.plan import decide as deciding
-    from scalebench_lib.plan import report as telling
+    from scalebench_lib.plan.decide import Context, Request
+    from scalebench_lib.plan.report import commands
     from scalebench_lib.plan.runner import Limits
 
     asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
-    request = deciding.Request.of(**asked, **of, slo_ms=slo_ms)
+    request = Request.of(**asked, **of, slo_ms=slo_ms)
     limits = Limits.from_input({"max_seconds": max_seconds})
-    context = deciding.Context.load(out, request)
+    context = Context.load(out, request)
     if rate and batch_size:
         raise RequestError("rate: asks for requests, --batch-size for one batch: leave one out")
-    costs: Callable[[float], Iterable[str]]
     if batch_size:
-        decision = context.decide(request)
-        if verify:
-            with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
-                decision = deciding.verify(decision, limits, line.update)
-        console.say(telling.comparison(decision), *telling.sentences(decision), "")
-        path, costs = telling.save(decision), partial(telling.costs, decision)
+        found = _plan_batch(context, request, limits if verify else None, if_busy)
     else:
         target = {"rate": rate or 0.0, "percentile": percentile, "seconds": max_seconds}
         target |= {"slo_ms": slo_ms} if slo_ms is not None else {}
-        decision, costs, path = _plan_requests(context.narrowed(request), target, verify, if_busy)
-    console.print(*telling.commands(decision), "", sep="\n", soft_wrap=True)  # to be copied
+        found = _plan_requests(context.narrowed(request), target, verify, if_busy)
+    decision, costs, path = found
+    console.print(*commands(decision), "", sep="\n", soft_wrap=True)  # to be copied
     if price_per_hour is not None:
         console.say(*costs(price_per_hour), "")
     if export:
@@ -340,10 +346,27 @@ def plan(
     console.say(f"plan: {path}")
 
 
-def _plan_requests(
-    context: Context, asked: dict[str, Any], verify: bool, if_busy: str
-) -> tuple[Decision, Callable[[float], Iterable[str]], Path]:
-    """Say how to serve requests within a latency limit; return the plan, its costs and file."""
+_Planned = tuple["Decision", Callable[[float], Iterable[str]], Path]
+"""A plan, what says its costs at a price per hour, and its file."""
+
+
+def _plan_batch(
+    context: Context, request: Request, limits: Limits | None, if_busy: str
+) -> _Planned:
+    """Say how to split a batch; with `limits` prove it by running the best plans."""
+    from scalebench_lib.plan import report as telling
+    from scalebench_lib.plan.decide import verify
+
+    decision = context.decide(request)
+    if limits:
+        with lock_machine(f"a plan of {context.out}", if_busy), console.status("") as line:
+            decision = verify(decision, limits, line.update)
+    console.say(telling.comparison(decision), *telling.sentences(decision), "")
+    return decision, partial(telling.costs, decision), telling.save(decision)
+
+
+def _plan_requests(context: Context, asked: dict[str, Any], verify: bool, if_busy: str) -> _Planned:
+    """Say how to serve requests within a latency limit."""
     from scalebench_lib.plan import load_report as telling
     from scalebench_lib.plan.runner import Limits
     from scalebench_lib.plan.search import Predictor, Prover, Target
@@ -511,8 +534,9 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             return f"stopped: {error.strerror or error}{where}", 1
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
-            go_on = "'scalebench report' shows what there is, the same command goes on"
-            return f"{word}: {go_on}", 128 + error.args[0]
+            kept = "what was measured is kept, 'scalebench report' shows it"
+            go_on = "and a sweep goes on by the same command"
+            return f"{word}: {kept}, {go_on}", 128 + error.args[0]
         case _:
             message = error.format_message()  # type: ignore[attr-defined]
             return message.replace("Value error, ", ""), 2

@@ -145,9 +145,11 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 def test_who_only_looks_or_is_refused_changes_nothing(scalebench, tmp_path: Path) -> None:
-    """Neither in a copy of the example, nor in a folder with a damaged record and a lock of old."""
-    example, own = tmp_path / "example", tmp_path / "own"
+    """Neither in a copy of the example, nor in a sweep of the old schema, nor in a folder with a
+    damaged record and a lock of old."""
+    example, old, own = (tmp_path / name for name in ("example", "old", "own"))
     shutil.copytree(PROJECT / "outputs" / "bert-example", example)
+    shutil.copytree(PROJECT / "tests" / "old_sweep", old)
     here = {"machine": MACHINE, "software": Software.here()}
     records = [one.model_copy(update=here) for one in small_records((1,), model="bert-tiny")]
     save_sweep(own, records)
@@ -155,7 +157,8 @@ def test_who_only_looks_or_is_refused_changes_nothing(scalebench, tmp_path: Path
         (own / name).write_text("")
     before = times(tmp_path)
     for arguments, code in (
-        (("sweep", example, "--dry-run"), 2),
+        (("sweep", example, "--dry-run", "--seed", "1"), 2),  # whatever machine this is
+        (("sweep", old, "--dry-run"), 2),
         (("sweep", own, "--dry-run", *QUICK), 0),
         (("sweep", own, "--dry-run", "--retry-failed", *QUICK), 0),
         (("sweep", own), 2),
@@ -243,7 +246,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     run.send_signal(sent)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == code
-    assert errors.splitlines()[-1].endswith("shows what there is, the same command goes on")
+    assert errors.splitlines()[-1].endswith("and a sweep goes on by the same command")
     assert not (out / "records").exists()
     assert psutil.wait_procs(family, timeout=10)[1] == []
 
@@ -322,7 +325,7 @@ def test_a_closed_pipe_ends_the_command_with_a_word(tmp_path: Path) -> None:
     os.close(write)
     assert found.returncode == 1
     assert found.stderr == (
-        "scalebench: stopped: standard output was closed; the same command goes on\n"
+        "scalebench: stopped: standard output was closed; what was measured is kept\n"
     )
 
 

@@ -41,8 +41,8 @@ from scalebench_lib.text import decibels, format_number, pluralize, with_margin
 EXACT_DB = 60.0
 """An error of less, a thousandth, is that of other fp32 arithmetic."""
 
-LEAST_SHARE = 0.01
-"""Less of a pass is not worth a sentence."""
+MUCH_QUANTIZING = 0.1
+"""A smaller share of a pass, such as eager's conversion of its mask, is not worth a sentence."""
 
 MEAN_OFF = 0.05
 """A mean is given with its median where it differs from it by more than this, and its interval."""
@@ -292,11 +292,13 @@ def time_sentence(rows: pd.DataFrame) -> str:
     rows = rows.sort_values("latency_ms")
     shares = rows[list(SHARES.values())].astype(float).set_axis(list(SHARES), axis=1)
     most, quantizing = str(shares.iloc[0].idxmax()), int(shares[QUANTIZING].argmax())
+    wanted = [(0, most)]
+    if shares[QUANTIZING].iloc[quantizing] >= MUCH_QUANTIZING:
+        wanted.append((quantizing, QUANTIZING))
     said = [
         f"{_config(rows.iloc[place], rows)} spends {100 * shares[kind].iloc[place]:.0f} %"
         f"{'' if kind == BETWEEN else ' on'} {kind}"
-        for place, kind in dict.fromkeys([(0, most), (quantizing, QUANTIZING)])
-        if shares[kind].iloc[place] >= LEAST_SHARE
+        for place, kind in dict.fromkeys(wanted)
     ]
     return f"Of a pass at batch {rows['batch_size'].iloc[0]}, {', '.join(said)}."
 

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import IO, Any, TypeVar
 
 import psutil
 import torch
 
 from scalebench_lib import allocators, protocol
-from scalebench_lib.config import Trial
+from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
 from scalebench_lib.measure import generation, models
@@ -151,11 +152,7 @@ def _set_up(
         any_batch=optimization.any_batch,
     )
     if trial.thorough:  # later trials would find the same
-        peaks = _by_threads(executor, lambda: peak_gflops(optimization.precision))
-        found |= {"flops": verifier.flops or None, "peak_gflops": peaks}
-        if config.phase == "decode":
-            rates = _by_threads(executor, read_gb_per_s)
-            found["read_gb_per_s"] = {n: rate for n, rate in rates.items() if rate}
+        found |= {"flops": verifier.flops or None, **_limits(executor, config)}
     target, lookups = Target(model, batches[0], config), LOOKUPS.copy()
     optimize_s, optimized = _timed(
         lambda: executor.load(lambda: optimization.apply(target), batches)
@@ -164,9 +161,7 @@ def _set_up(
     if config.phase == "decode":
         cache, precision = executor.first_batch[1:], optimization.precision
         found["bytes_to_read"] = generation.bytes_to_read(model.module, precision, cache)
-    passes: list[tuple[float, Outputs]] = []
-    executor.team.run_and_check(lambda: passes.append(_timed(lambda: executor.runner(*batches[0]))))
-    first_pass_s, outputs = passes[0]
+    first_pass_s, outputs = _first_pass(executor)
     found["setup"] = Setup(
         build_s=build_s,
         optimize_s=optimize_s,
@@ -176,6 +171,24 @@ def _set_up(
     )
     found["verification"] = verifier.check(executor.runner, outputs)
     return optimized, verifier, first_pass_s
+
+
+def _limits(executor: Executor, config: Config) -> _Found:
+    """What the machine itself reaches, by number of threads."""
+    precision = OPTIMIZATIONS[config.optimization].precision
+    found: _Found = {"peak_gflops": _by_threads(executor, lambda: peak_gflops(precision))}
+    if config.phase == "decode":
+        rates = _by_threads(executor, read_gb_per_s)
+        found["read_gb_per_s"] = {threads: rate for threads, rate in rates.items() if rate}
+    return found
+
+
+def _first_pass(executor: Executor) -> tuple[float, Outputs]:
+    """Compute the first batch; return the seconds and the outputs of its first pass."""
+    passes: list[tuple[float, Outputs]] = []
+    run = partial(executor.runner, *executor.first_batch)
+    executor.team.run_and_check(lambda: passes.append(_timed(run)))
+    return passes[0]
 
 
 def _by_threads(executor: Executor, measure: Callable[[], T]) -> dict[int, T]:

@@ -28,7 +28,8 @@ from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
 REQUIRED_DB: dict[Precision, float] = {"fp32": 90.0, "fp16": 45.0, "bf16": 30.0, "int8": 20.0}
-"""Least SQNR of the worst item; BERT has 116–128, 55–65, 38–47, 28–40 dB, a layer dropped 7–8."""
+"""Least SQNR of the worst item. BERT-base has 116–128 dB in fp32, 38–47 in bf16, 25–40 in int8, and
+7–8 with a layer dropped; fp16 was seen of bert-tiny alone, emulated: 62."""
 
 NEAR_EAGER_DB = 10.0
 """Where eager fp32 itself is imprecise, this much less than eager's SQNR is enough."""

@@ -16,7 +16,7 @@ from scalebench_lib.plan.report import sentences
 from scalebench_lib.text import format_number
 from scalebench_lib.widgets import buttons, dropdown, slider, status
 
-FASTEST, MOST = "the fastest for a batch", "the most within a limit"
+FASTEST, MOST = "the fastest for a batch", "the most with a median within a limit"
 
 
 def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Request]:

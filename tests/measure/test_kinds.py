@@ -14,20 +14,9 @@ from scalebench_lib.config import TASKS, Config, resolved_task
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.preflight import reason_against
 from scalebench_lib.record import model_files
+from tests.architectures import SMALL, VISION
 
-SMALL = {
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 64,
-    "vocab_size": 200,
-    "max_position_embeddings": 66,
-}
 GROUPED = SMALL | {"num_key_value_heads": 2, "layer_types": None}
-VISION = {name: SMALL[name] for name in SMALL if name.startswith(("hidden", "num", "inter"))} | {
-    "image_size": 32,
-    "patch_size": 8,
-}
 BOTH = {
     "d_model": 32,
     **{f"{side}_layers": 1 for side in ("encoder", "decoder")},

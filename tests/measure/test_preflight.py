@@ -14,24 +14,13 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from scalebench_lib.config import Config
 from scalebench_lib.measure import models, preflight
 from scalebench_lib.measure.preflight import reason_against
+from tests.architectures import SMALL, VISION
 
-SMALL = {
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 64,
-    "vocab_size": 200,
-    "max_position_embeddings": 64,
-}
 OPT = SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 24}
 DEBERTA = SMALL | {
     "relative_attention": True,
     "pos_att_type": ["c2p", "p2c"],
     "position_biased_input": False,
-}
-VISION = {name: value for name, value in SMALL.items() if name != "vocab_size"} | {
-    "image_size": 32,
-    "patch_size": 8,
 }
 
 Folder = Callable[..., str]
@@ -114,8 +103,8 @@ def test_of_large_models_the_shapes_alone_are_looked_at(
     monkeypatch.setattr(models, "_tiled_random", lambda seed: pytest.fail("weights are drawn"))
     bert = folder("bert")
     assert reason_against([Config(model=bert)]) is None
-    reason = "seq_len: 65 tokens are more than the 64 that this model takes"
-    assert reason_against([Config(model=bert, seq_len=65)]) == reason
+    reason = "seq_len: 67 tokens are more than the 66 that this model takes"
+    assert reason_against([Config(model=bert, seq_len=67)]) == reason
     assert reason_against([Config(model=bert, weights="pretrained")]) == (
         f"weights: cannot load {bert!r}: no safetensors"
     )
