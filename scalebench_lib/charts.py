@@ -60,10 +60,18 @@ def title_of(optimization: str) -> str:
 
 
 def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
-    """Return colour and marker of an optimization: for those that we know, the same everywhere."""
-    unknown = sorted(set(table["optimization"].unique()) - set(OPTIMIZATIONS))
-    place = [*OPTIMIZATIONS, *unknown].index(optimization) % len(_COLOURS)
-    return _COLOURS[place], _MARKERS[place]
+    """Return colour and marker of an optimization: the built-in ones have theirs everywhere.
+
+    The others of `table` (of plugins, or with an allocator) get those that it leaves free.
+    """
+    known, shown = list(OPTIMIZATIONS)[: len(_COLOURS)], set(table["optimization"].unique())
+    if optimization in known:
+        place, again = known.index(optimization), 0
+    else:
+        free = [n for n in range(len(_COLOURS)) if known[n] not in shown] or range(len(_COLOURS))
+        again, number = divmod(sorted(shown - set(known)).index(optimization), len(free))
+        place = free[number]
+    return _COLOURS[place], _MARKERS[(place + again) % len(_MARKERS)]
 
 
 def batch_colours(batch_size: int) -> tuple[str, str]:

@@ -344,8 +344,7 @@ class Config(StrictModel):
     @property
     def group(self) -> Config:
         """The config with the axes within groups at their defaults: equal for what is compared."""
-        within = {name: DEFAULTS[name] for name, axis in AXES.items() if axis.within}
-        return self.model_copy(update=within)
+        return self.model_copy(update={name: DEFAULTS[name] for name in WITHIN})
 
     @property
     def positions(self) -> int:
@@ -376,6 +375,9 @@ the results table and of their parameter in the notebooks."""
 DEFAULTS: dict[str, Any] = {name: Config.model_fields[name].default for name in AXES}
 """The value of each axis where nobody asks for another; within a group, that of its base."""
 
+WITHIN = tuple(name for name, axis in AXES.items() if axis.within)
+"""The axes in which points of a group differ, but for their threads."""
+
 
 def axis_label(name: str, value: object) -> str:
     """``128 tokens``, ``batch 8``, ``SMT on``: the value of an axis, as texts say it."""
@@ -383,16 +385,17 @@ def axis_label(name: str, value: object) -> str:
 
 
 def base_of(configs: Iterable[Config]) -> Config:
-    """What the speed-ups of a group refer to: eager, default allocator, SMT off.
+    """Return the config to which a group's speed-ups refer: eager, default allocator, SMT off.
 
-    Where the group lacks one of these, the first known value that it has. Raises ValueError
-    where there is no config.
+    Where the group lacks a default, the first known value that it has. Raises ValueError where
+    there is no config.
     """
     order = {name: place for place, name in enumerate((*OPTIMIZATIONS, *get_args(Allocator)))}
 
-    def place(config: Config) -> tuple[int, int, bool]:
-        last = len(order)  # words of published files may be unknown
-        return order.get(config.optimization, last), order.get(config.allocator, last), config.smt
+    def place(config: Config) -> list[tuple[bool, int]]:
+        values = {name: getattr(config, name) for name in WITHIN}
+        # Published files may have values that are not known here: they come last.
+        return [(v != DEFAULTS[n], order.get(v, len(order))) for n, v in values.items()]
 
     return min(configs, key=place)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 import yaml
 
 import scalebench_lib
+from scalebench_lib.config import WITHIN
+from scalebench_lib.plan.profile import Instance
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "scalebench_lib"
@@ -144,3 +147,8 @@ def test_jupyterlab_keeps_its_token_and_to_this_machine() -> None:
 @pytest.mark.parametrize("name", scalebench_lib.__all__)
 def test_public_names_are_documented(name: str) -> None:
     assert getattr(scalebench_lib, name).__doc__
+
+
+def test_an_instance_of_a_plan_has_every_axis_within_groups() -> None:
+    """Else instances that differ in it would be taken for the same."""
+    assert set(WITHIN) <= {field.name for field in fields(Instance)}

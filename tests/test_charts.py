@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench_lib.charts import Chart, Line, Marks, on_one_axis, tick_label, x_axis, y_axis
+from scalebench_lib.charts import (
+    Chart,
+    Line,
+    Marks,
+    on_one_axis,
+    style_of,
+    tick_label,
+    x_axis,
+    y_axis,
+)
+from scalebench_lib.optimizations import OPTIMIZATIONS
 
 
 def chart(*values: float) -> Chart:
@@ -68,3 +78,18 @@ def test_numbers_at_ticks_have_no_exponent() -> None:
     assert [tick_label(value) for value in (0.0001, 2.5, 1e4, 12345678)] == [
         *("0.0001", "2.5", "10,000", "12,345,678")
     ]
+
+
+def test_optimizations_of_others_take_the_colours_that_are_free() -> None:
+    """Ours have theirs everywhere; an allocator's line is not that of another optimization."""
+    ours, others = list(OPTIMIZATIONS)[:8], [f"none, {name}" for name in ("thp", "tcmalloc")]
+    table = pd.DataFrame({"optimization": [*ours, *others]})
+    styles = [style_of(table, name) for name in table["optimization"]]
+    assert len({colour for colour, _ in styles}) == len(styles)
+    assert [style_of(table[:1], name) for name in ours] == styles[:8]
+
+
+def test_more_optimizations_than_colours_differ_in_their_marks() -> None:
+    table = pd.DataFrame({"optimization": ["none", *(f"plugin{n:02}" for n in range(20))]})
+    styles = [style_of(table, name) for name in table["optimization"]]
+    assert len(set(styles)) == len(styles)

@@ -330,6 +330,6 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
 
 def _even(like: Plan, instances: int, threads: int) -> Plan:
     """Return the batch of `like` split evenly, to be run without having been profiled."""
-    kind = {name: getattr(like.instances[0], name) for name in ("optimization", "allocator")}
+    kind = like.instances[0].settings | {"smt": False}
     sizes = even_split(like.batch_size, instances)
     return Plan.of(Instance(threads, size, nan, cores=threads, **kind) for size in sizes)

@@ -64,10 +64,9 @@ def export(decision: Decision, folder: Path, files_of: Callable[[Config], Path |
         raise RequestError(f"export: {folder} is already there: choose a new folder")
     folder.mkdir(parents=True)
     record, placed, summary = decision.context.record, decision.placed, decision.best.summary
-    names = ("optimization", "batch_size", "smt", "allocator")
     for one, count in Counter(decision.best.instances).items():
         if record and one.optimization.partition("-")[0] in _PARAMETERS:
-            config = record.config.model_copy(update={name: getattr(one, name) for name in names})
+            config = record.config.model_copy(update={"batch_size": one.batch_size, **one.settings})
             if files := files_of(config):
                 _write_model(config, one.threads, count, folder / "triton", files)
     variables = record.software.environment if record else {}

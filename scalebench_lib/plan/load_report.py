@@ -37,7 +37,7 @@ def ranking(
         line = f"   predicted median {times} ms, {q} {format_number(one.reached_ms)} ms"
         if run := measured.get(one.deployment):
             none = "overload: the queue grew" if run.log.overloaded else "of too few requests"
-            seen = _percentile(run, run.percentile) if run.percentiles else none
+            seen = _percentile(run, run.percentile) if run.percentile in run.percentiles else none
             line += f"; measured {q} {seen}, at {format_number(run.rate)} requests/s"
         yield f"{line}, at {format_number(one.rate)} requests/s" if not run else line
     if not predictor.context.record:

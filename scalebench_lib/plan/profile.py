@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BeforeValidator
 
-from scalebench_lib.config import AXES
+from scalebench_lib.config import AXES, WITHIN
 from scalebench_lib.errors import RequestError, nearest
 from scalebench_lib.record import Record
 from scalebench_lib.stats import Variance
@@ -43,6 +43,11 @@ class Instance:
     smt: bool = False
     allocator: str = "default"
     memory_mb: float | None = field(default=None, compare=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its values of the axes `WITHIN` groups."""
+        return {name: getattr(self, name) for name in WITHIN}
 
     @property
     def variance(self) -> Variance:
@@ -130,8 +135,6 @@ def instance_of(row: Mapping[Any, Any]) -> Instance:
         batch_size=int(row["batch_size"]),
         latency_ms=float(row["latency_ms"]),
         cores=ceil(row["cores"]),
-        optimization=row["optimization"],
-        smt=bool(row["smt"]),
-        allocator=row["allocator"],
+        **{name: row[name] for name in WITHIN},
         **{name: None if pd.isna(value) else float(value) for name, value in optional.items()},
     )

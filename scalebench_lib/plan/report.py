@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from scalebench_lib.config import WITHIN
 from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
@@ -32,7 +33,7 @@ BASELINES = {"fat": "one copy on all cores (fat)", "thin": "one copy per core (t
 NOISY = 0.2
 """A ratio whose interval is of this half-width, or more, is no verdict."""
 
-_RUN_BY = ("threads", "batch_size", "optimization", "smt", "allocator")
+_RUN_BY = ("threads", "batch_size", *WITHIN)
 
 
 def save(decision: Decision) -> Path:

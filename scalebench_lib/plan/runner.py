@@ -248,9 +248,8 @@ class PlanRunner:
 
     def specs(self, plan: Plan) -> Iterator[WorkerSpec]:
         """Yield how to start each instance of `plan`, on its CPUs."""
-        names = ("batch_size", "optimization", "smt", "allocator")
         for one in place(plan, self.machine, self.config.placement):
-            changed = {name: getattr(one.instance, name) for name in names}
+            changed = {"batch_size": one.instance.batch_size, **one.instance.settings}
             yield WorkerSpec(
                 config=self.config.model_copy(update=changed),
                 cpus=one.cpus,

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter
 
-from scalebench_lib.config import Seconds, StrictModel
+from scalebench_lib.config import WITHIN, Seconds, StrictModel
 from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.plan.arrivals import arrival_times
@@ -107,7 +107,7 @@ class Predictor:
         for record in load_records(context.out) if context.record else ():
             config = record.config
             for point in record.points if context.profile.holds(record) else ():
-                kind = ((point.threads, config.optimization, config.smt, config.allocator),)
+                kind = ((point.threads, *(getattr(config, name) for name in WITHIN)),)
                 seconds = [ns / 1e9 for ns in point.samples_ns]
                 found[kind].setdefault(config.batch_size, []).extend(seconds)
         for one in () if context.record else context.profile.instances:
@@ -191,11 +191,11 @@ class Predictor:
         """
         able = [one for one in self.deployments() if self.capacity(one) > target.rate]
         able.sort(key=self.capacity, reverse=True)
-        given_up, baselines = time.monotonic() + _SEARCH_S, list[Deployment]()
-        for requests, most in _STAGES:
+        give_up_at, baselines = time.monotonic() + _SEARCH_S, list[Deployment]()
+        for stage, (requests, most) in enumerate(_STAGES):
             unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
             for one in able:
-                if baselines or time.monotonic() < given_up:
+                if stage or time.monotonic() < give_up_at:
                     highest = max((other.rate for other in found), default=0.0)
                     least = 0.0 if one in baselines else 0.8 * highest
                     found += self._predicted(one, target, unit, least)
@@ -345,7 +345,7 @@ def baseline(one: Deployment, cores: int) -> str:
 
 def _kind(instances: Iterable[Instance]) -> _Kind:
     """Return how instances are run, whatever their batches."""
-    return tuple((one.threads, one.optimization, one.smt, one.allocator) for one in instances)
+    return tuple((one.threads, *one.settings.values()) for one in instances)
 
 
 def _in_proportion(alone: _Samples, together: _Samples) -> _Samples:
