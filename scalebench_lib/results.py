@@ -572,6 +572,7 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
     return {
         **_identity(record),
         **_verified([record for record, _ in measured.trials]),
+        **_memory([record for record, _ in measured.trials]),
         **_setup_times([record.setup for record, _ in measured.trials if record.setup]),
         **_shares(measured),
         "threads": measured.threads,
@@ -609,10 +610,26 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
     }
 
 
+_ANEW = ("empty", "partly full")
+"""The export caches of trials that had to export."""
+
+
+def _memory(records: Sequence[Record]) -> Row:
+    """Return the memory of trials that found their export on disk; of all, where none did."""
+    cached = [one for one in records if not (one.setup and one.setup.export_cache in _ANEW)]
+    used = cached or records
+    peak = [one.peak_memory_bytes / 1e6 for one in used if one.peak_memory_bytes]
+    resident = [one.resident_bytes / 1e6 for one in used if one.resident_bytes]
+    return {
+        "peak_memory_mb": max(peak, default=None),
+        "resident_memory_mb": float(np.median(resident)) if resident else None,
+    }
+
+
 def _setup_times(setups: Sequence[Setup]) -> Row:
-    """The medians of `_SETUP`: what is exported or compiled comes from disk, or is made anew."""
+    """Return the medians of `_SETUP`, of trials with a cached export and of those that exported."""
     known = [one for one in setups if one.ready_s is not None]  # not of an older scalebench
-    anew = [one for one in known if one.export_cache in ("empty", "partly full")]
+    anew = [one for one in known if one.export_cache in _ANEW]
     cached = [one for one in known if one not in anew]
     values: dict[str, list[Any]] = {
         "build_s": [one.build_s for one in known],

@@ -326,7 +326,7 @@ STACKS = {
         "For one thread count, without starting Python. Made anew: exporting what was not on disk.",
     ),
     "memory": Stack(
-        "Peak memory",
+        "Memory",
         "peak_memory_mb",
         _memory_bars,
         *("GB", "GB", 1e-3),

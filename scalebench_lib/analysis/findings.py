@@ -133,14 +133,21 @@ def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[
 def _run(row: Any, rows: pd.DataFrame) -> str:
     """``TorchScript, 2 threads: 4.5 ms at batch 1, 2.1× as fast as eager (1.8–2.2), 1.6 GB``."""
     gain = row["optimization"] != EAGER and pd.notna(row["speedup"])
+    memory = _memory_mb(row)
     merits = [
         f"{format_number(row['latency_ms'])} ms at batch {row['batch_size']}",
         speedup_label(row) if gain else "",
-        "" if pd.isna(row["peak_memory_mb"]) else f"{row['peak_memory_mb'] / 1e3:.1f} GB",
+        "" if pd.isna(memory) else f"{memory / 1e3:.1f} GB of memory",
         "" if pd.isna(row["sqnr_db"]) or not gain else f"error {decibels(row['sqnr_db'])} dB",
     ]
     where = f"{_config(row, rows)}, {pluralize(row['threads'], 'thread')}"
     return f"{where}: {', '.join(filter(None, merits))}"
+
+
+def _memory_mb(row: Any) -> float:
+    """Return the memory held between turns; of older records, which lack it, the peak."""
+    resident: float = row["resident_memory_mb"]
+    return row["peak_memory_mb"] if pd.isna(resident) else resident
 
 
 def _config(row: Any, rows: pd.DataFrame) -> str:
@@ -173,7 +180,8 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
 
     setup = row["build_s"] + row["first_pass_s"]
     row = row | {"cached_s": setup + row["optimize_s"], "anew_s": setup + row["optimize_anew_s"]}
-    anew = number("anew_s")
+    row["memory_mb"] = _memory_mb(row)
+    exported = " anew" * bool(number("anew_s") and not number("cached_s"))
     return {
         "Batch size": str(row["batch_size"]),
         "Optimization": _config(row, rows),
@@ -183,8 +191,8 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Cost, per million": number("cost"),
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
-        "Memory, GB": number("peak_memory_mb", 1e-3),
-        "Cold start, s": number("cached_s") or (anew and f"{anew} anew"),
+        "Memory, GB": number("memory_mb", 1e-3) + exported,
+        "Cold start, s": (number("cached_s") or number("anew_s")) + exported,
         "Error, dB": decibels(row["sqnr_db"]),
         "Peak, %": number("peak_fraction", 100),
         "Read bandwidth, %": number("bandwidth_fraction", 100),
