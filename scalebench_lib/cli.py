@@ -214,8 +214,8 @@ def sweep(
     progress.announce(runs, console)
     if dry_run:
         _list_left(runs)
-    elif not _measured_well(runs, measure, out if against else None, open_page):
-        raise typer.Exit(1)
+    else:
+        _measure_and_report(runs, measure, out if against else None, open_page)
 
 
 def _prepared(
@@ -580,22 +580,22 @@ def _print_schedule(schedule: Schedule, where: str) -> None:
         console.say(f"left: {trial}{where}, threads {', '.join(map(str, trial.threads))}")
 
 
-def _is_slower(out: Path) -> bool:
-    """Write ``against.csv`` and print it; return whether B is slower, or has lost anything."""
+def _report_against(out: Path) -> Comparison:
+    """Compare the two sweeps of ``--against``, write ``against.csv`` and print it."""
     from scalebench_lib.analysis import compare as comparing
 
     found = comparing.against(out / "a", out / "b")
     comparing.save_against(found, out / "against.csv")
     _print_comparison(found)
-    return found.has_regressions
+    return found
 
 
-def _measured_well(
+def _measure_and_report(
     runs: list[SweepRun], measure: Callable[[], list[str]], pair: Path | None, open_page: bool
-) -> bool:
-    """Measure, render the pages, and say what there is to say.
+) -> None:
+    """Measure, and render the pages; compare the two sweeps in folder `pair`, if there is one.
 
-    Returns whether nothing failed, and nothing is slower in B of a `pair` in that folder.
+    Exits with 1 where a config failed, a host was lost, or B of the pair is slower than A.
     """
     from scalebench_lib.sweep import progress
 
@@ -603,11 +603,12 @@ def _measured_well(
         _complain(trouble)
     for folder in dict.fromkeys(run.out for run in runs if run.records):
         report(folder, open_page=open_page)
-    slower = pair is not None and _is_slower(pair)
+    slower = pair is not None and _report_against(pair).has_regressions
     if complaints := [line for run in runs for line in progress.summary(run, console)]:
         _complain("; ".join(complaints))
     lost = bool(troubles) and any(r.schedule.left for r in runs if r.sweep.hosts != "one")
-    return not (complaints or slower or lost)
+    if complaints or slower or lost:
+        raise typer.Exit(1)
 
 
 def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
