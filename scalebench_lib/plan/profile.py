@@ -130,11 +130,12 @@ def _chosen(rows: pd.DataFrame, column: str, wanted: Any) -> Any:
 def instance_of(row: Mapping[Any, Any]) -> Instance:
     """Return the instance of a row of the results table."""
     optional = {"high_ms": row["latency_ms_high"], "memory_mb": row["peak_memory_mb"]}
+    others: dict[str, Any] = {n: None if pd.isna(v) else float(v) for n, v in optional.items()}
+    others |= {name: row[name] for name in WITHIN}
     return Instance(
         threads=int(row["threads"]),
         batch_size=int(row["batch_size"]),
         latency_ms=float(row["latency_ms"]),
         cores=ceil(row["cores"]),
-        **{name: row[name] for name in WITHIN},
-        **{name: None if pd.isna(value) else float(value) for name, value in optional.items()},
+        **others,
     )

@@ -254,7 +254,7 @@ def test_a_search_whose_time_is_up_ranks_what_it_has_seen(out: Path, monkeypatch
     made, seconds = predictor(out), iter([0.0, 0.0])
     monkeypatch.setattr(search, "baseline", lambda *_: "")
     monkeypatch.setattr(search.time, "monotonic", lambda: next(seconds, 1e9))
-    assert len(made.search(target(rate=30.0))) == 1
+    assert len(made.search(target(rate=5.0, slo_ms=2000.0))) == 1
 
 
 def test_a_run_of_too_few_requests_for_its_percentile_is_ranked_and_says_so(out: Path) -> None:
