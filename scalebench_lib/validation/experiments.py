@@ -32,7 +32,7 @@ Start = Callable[[Trial, Path, Kernels], Process]
 
 
 class TwoTurns(TrialProcess):
-    """A trial that takes two turns on end each time, in the same cycle."""
+    """A trial that takes two turns in a row each time, in the same cycle."""
 
     def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
         """Take both; returns the answer to the second."""
@@ -64,7 +64,7 @@ class Validation:
         return a, b, bare
 
     def two_turns(self) -> Results:
-        """Let every point take two turns on end each time."""
+        """Let every point take two turns in a row each time."""
         return self._in_one_block(self._trials(), {"two-turns": TwoTurns.start})[0]
 
     def fewer_layers(self) -> tuple[Results, Results]:
