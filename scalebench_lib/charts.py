@@ -48,7 +48,7 @@ _COLOURS = (
     *("#6e7681", "#c05c00", "#b0389b", "#d03a4a", "#1a78c2", "#0f8a8f", "#3c8a2e", "#8a7400"),
     *("#7a5cd6", "#a0603c", "#4f6fb5", "#c2407a", "#5f8a1f", "#2b7a9b"),
 )
-_MARKERS = "osD^vPX*<>dpHh"
+_MARKERS = "osD^vPp*<>dhH8"  # not x: a cross is a config that failed
 _FAINT = "#6e7681"
 
 

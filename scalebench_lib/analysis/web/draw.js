@@ -3,8 +3,14 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const INK = "var(--ink)", SOFT = "var(--soft)", PAPER = "var(--paper)";
-const SYMBOLS = {o: "circle", s: "square", D: "diamond2", "^": "triangle", v: "triangle2", P: "plus",
-  X: "times", "*": "star", "<": "hexagon", ">": "wye", d: "diamond", p: "cross"};
+// Matplotlib's markers, all of which can be hollow.
+const regular = (corners, turn) => ({draw(context, size) {
+  const angles = Array.from({length: corners}, (_, i) => Math.PI * (turn + 2 * i / corners)), r = 1.2 * Math.sqrt(size / Math.PI);
+  angles.forEach((angle, i) => context[i ? "lineTo" : "moveTo"](r * Math.cos(angle), r * Math.sin(angle)));
+  context.closePath();
+}});
+const SYMBOLS = {o: "circle", s: "square", D: regular(4, 0), "^": regular(3, -0.5), v: regular(3, 0.5), P: "cross", p: regular(5, -0.5),
+  "*": "star", "<": regular(3, 1), ">": regular(3, 0), d: "diamond", h: regular(6, 0.5), H: regular(6, 0), 8: regular(8, 0.125)};
 const PITCH = 15, FOOT = 42, LEFT = 66;
 
 // Points as Python tells them: each with what its tip says.
