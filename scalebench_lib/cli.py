@@ -154,9 +154,10 @@ _SWEEP_OPTIONS = {
     if field.description
 }
 _GROUPS = [name for name, axis in AXES.items() if axis.splits and not axis.within]
-_PLAN_OPTIONS = dict.fromkeys(
-    ("machine", "model", *_GROUPS), "Which one to plan with, where OUT has several."
-)
+_PLAN_OPTIONS = {
+    name: f"Which {name.replace('_', ' ')} to plan with, where OUT has several."
+    for name in ("machine", "model", *_GROUPS)
+}
 
 
 @app.callback()
@@ -314,9 +315,10 @@ def plan(
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
-    """Say how to serve requests, or how to split a batch, over instances of the model.
+    """Find what to run: copies that serve requests, or share one batch.
 
-    With --verify the best plans are proved by running them.
+    With --rate or --slo-ms it is for requests, with --batch-size for one batch. With --verify the
+    best plans are proved by running them.
     """
     from scalebench_lib.plan.decide import Context, Request
     from scalebench_lib.plan.report import commands
@@ -403,15 +405,16 @@ def load(
     arrivals: str = "poisson",
     trace: Path | None = None,
     duration: str | None = None,
-    slo_ms: float = 0.0,
+    slo_ms: float | None = None,
     percentile: float = 99.0,
-    max_batch: int = 0,
+    max_batch: int | None = None,
     max_wait_ms: float | None = None,
     if_busy: IfBusyOption = "refuse",
 ) -> None:
-    """Send requests to the plan of OUT, on time whatever happens, and say how long they take.
+    """Load-test the plan of OUT by requests that come on time.
 
-    Without a rate or a trace: find the highest rate within the limit.
+    However late the answers are. Without a rate or a trace it finds the highest rate within the
+    limit.
     """
     from scalebench_lib.plan import load_report as telling
     from scalebench_lib.plan.arrivals import arrival_times, read_trace
@@ -421,13 +424,13 @@ def load(
     if bool(rate) == bool(trace) and (rate or not slo_ms):
         raise RequestError("load: name a rate, or a trace, or a limit with --slo-ms")
     seconds = parse_duration("duration", duration) or (math.inf if trace else 20.0)
-    asked = {"rate": rate or 0.0, "slo_ms": slo_ms, "percentile": percentile}
+    asked = {"rate": rate or 0.0, "slo_ms": slo_ms or 0.0, "percentile": percentile}
     target = Target.from_input({**asked, "seconds": 20.0 if trace else seconds})
     times = arrival_times(arrivals, rate or 1.0, max(1, round(target.rate * target.seconds)))
     if trace:
         times, arrivals = read_trace(trace), f"trace {trace.name}"
         times = times[: max(1, int((times <= seconds).sum()))]
-    context, deployment = load_planned(out, max_batch, max_wait_ms)
+    context, deployment = load_planned(out, max_batch or 0, max_wait_ms)
     runner = context.runner(Limits(), console.say)
     prover = Prover(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):
@@ -454,7 +457,7 @@ def compare(
 ) -> None:
     """Compare OUT_B with OUT_A, point by point.
 
-    Exit code 1 where all points are slower, or any, or OUT_B has lost one.
+    Exit code 1 if any point, or what is common to all, is slower, or OUT_B lacks a config of OUT_A.
     """
     from scalebench_lib.analysis import compare as comparing
     from scalebench_lib.analysis import compare_report
@@ -489,7 +492,7 @@ def render(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine can measure, what is installed, and how noisy it is now."""
+    """Say what this machine can measure, and how noisy it is."""
     from scalebench_lib.doctor import topics
     from scalebench_lib.measure.noise import PROBE_SECONDS, probe_noise
 

@@ -513,20 +513,23 @@ class Sweep(StrictModel):
         ModelName, Field(description="A name like gpt2, a folder, a hub id, or file.py:function.")
     ] = "bert"
     weights: Annotated[
-        Weights, Field(description="Its weights: random, pretrained, a hub id or a folder.")
+        Weights, Field(description="The model's weights: random, pretrained, a hub id or a folder.")
     ] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Annotated[TaskName, Field(description="Its head: auto, none, or such as masked-lm.")] = (
-        "auto"
-    )
+    task: Annotated[
+        TaskName, Field(description="The model's head: auto, none, or such as masked-lm.")
+    ] = "auto"
     batch_sizes: Annotated[
         Several[BatchSize], Field(description="How many items a pass has, such as 1,8,64.")
     ] = PAGE_BATCH_SIZES
     optimizations: Annotated[
         Several[OptimizationName],
-        Field(description="What makes it faster, such as none,script; 'doctor' lists all."),
+        Field(description="Ways to run it, such as none,script; 'doctor' lists all."),
     ] = ("none", "script")
-    threads: Annotated[ThreadRule, Field(description="How many: auto, all, or 1,2,4.")] = "auto"
+    threads: Annotated[
+        ThreadRule,
+        Field(description="Numbers of threads: auto (some from 1 to all), all, or 1,2,4."),
+    ] = "auto"
     smt: Annotated[
         Literal["auto", "off", "on", "both"],
         BeforeValidator(_on_or_off),
@@ -547,11 +550,15 @@ class Sweep(StrictModel):
         Field(description="How cores are filled: sequential, or interleave over NUMA nodes."),
     ] = "sequential"
     target_ci: Annotated[
-        Fraction, Field(description="Stop at intervals of this share to each side, such as 0.01.")
+        Fraction,
+        Field(description="Stop when every 95 % interval is within ± this share, such as 0.01."),
     ] = 0.02
-    max_seconds: Annotated[Seconds, Field(description="Most seconds a point, such as 4.")] = 10.0
+    max_seconds: Annotated[
+        Seconds, Field(description="Computing time of each point, over all rounds, such as 4.")
+    ] = 10.0
     rounds: Annotated[
-        PositiveInt, Field(le=100, description="How many fresh processes for each, such as 3.")
+        PositiveInt,
+        Field(le=100, description="How many fresh processes for each config, such as 3."),
     ] = 2
     hosts: Literal["one", "each", "any"] = "one"
 

@@ -21,7 +21,7 @@ _TURBO = {"intel_pstate/no_turbo": ("on", "off"), "cpufreq/boost": ("off", "on")
 
 def topics(machine: Machine, root: Path = Path("/")) -> dict[str, list[str]]:
     """Return lines on `machine`, whose files are under `root`, by topic."""
-    gib = f"{machine.memory_bytes / 2**30:.1f} GiB, of them {available_bytes() / 2**30:.1f} free"
+    gib = f"{machine.memory_bytes / 2**30:.1f} GiB, {available_bytes() / 2**30:.1f} free"
     huge_pages = f"transparent huge pages: {machine.huge_pages or 'not known'}"
     return {
         "CPU": list(_cpu(machine, root)),
@@ -78,5 +78,8 @@ def _installed() -> Iterator[str]:
 
 
 def _about(one: Optimization) -> str:
-    lacking = f"; not installed: pip install -e '.[{one.needs[0]}]'" if one.missing else ""
+    if one.missing:
+        lacking = f"; not installed: pip install -e '.[{one.needs[0]}]'"
+    else:
+        lacking = "" if one.is_usable else f"; this CPU has no {one.precision}"
     return f"{one.name}: {one.description}{lacking}"
