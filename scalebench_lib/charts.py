@@ -91,7 +91,6 @@ class Axis:
 
     @property
     def texts(self) -> list[str]:
-        """What stands at the ticks."""
         return [tick_label(tick) for tick in self.ticks]
 
 
@@ -140,7 +139,6 @@ class Marks:
 
     @property
     def bounded(self) -> np.ndarray:
-        """Which values have an interval."""
         bounded: np.ndarray = np.isfinite(self.high - self.low) & (self.high > self.low)
         return bounded
 
@@ -202,7 +200,6 @@ class Cells:
 
     @property
     def columns(self) -> list[float]:
-        """The columns, in order."""
         return sorted(set(self.marks.x.tolist()))
 
     @property
@@ -215,12 +212,10 @@ class Cells:
 
     @property
     def colours(self) -> list[str]:
-        """The colour of each cell."""
         return [to_hex(colormaps["viridis"](shade)) for shade in self.shades]
 
     @property
     def missing(self) -> list[int]:
-        """The rows without a cell."""
         return [row for row in self.rows if row not in self.row]
 
 
@@ -235,17 +230,14 @@ class Dots:
 
     @property
     def median(self) -> float:
-        """Their median."""
         return float(np.median(self.passes))
 
     @property
     def value(self) -> str:
-        """Their median in words."""
         return format_number(self.median)
 
     @property
     def detail(self) -> str:
-        """How many there are."""
         return f"{len(self.passes):,} passes, {int(self.outlier.sum()):,} of them outliers"
 
 
@@ -313,13 +305,11 @@ class Chart:
 
     @property
     def x(self) -> Axis:
-        """The x axis of `lines`."""
         every = [np.asarray(v) for line in self.lines for v in (line.marks.x, line.missing_at)]
         return x_axis(self.x_label, np.concatenate(every), self.doubling)
 
     @property
     def y(self) -> Axis:
-        """The y axis of `lines` or `dots`, on `scale`."""
         return y_axis(self.y_label, *(self.span or self.extent), self.log)
 
     @property

@@ -353,7 +353,6 @@ def _governor(root: Path) -> str | None:
 
 
 def _identity(root: Path) -> str | None:
-    """Return a digest of machine id and boot id."""
     files = (root / "etc/machine-id", root / "proc/sys/kernel/random/boot_id")
     texts = [text for path in files if (text := _text(path))]
     if not texts:

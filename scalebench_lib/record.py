@@ -65,7 +65,6 @@ class Verification(StrictModel):
 
     @property
     def passed(self) -> bool:
-        """True if the outputs are near enough."""
         if self.sqnr_db is None or self.required_db is None:
             return True
         return self.sqnr_db >= self.required_db
@@ -251,7 +250,6 @@ class Turn(StrictModel):
 
     @property
     def median_ns(self) -> float:
-        """The median of its samples."""
         return float(median(self.samples_ns))
 
 
@@ -273,17 +271,14 @@ class Point(StrictModel):
 
     @cached_property
     def samples_ns(self) -> tuple[int, ...]:
-        """Every sample of every turn."""
         return tuple(chain.from_iterable(turn.samples_ns for turn in self.turns))
 
     @property
     def median_ns(self) -> float:
-        """The median of all samples."""
         return float(median(self.samples_ns))
 
     @property
     def wall_ns(self) -> int:
-        """The time of all samples."""
         return sum(self.samples_ns) * self.passes_per_sample
 
     @property
@@ -342,7 +337,6 @@ class Setup(StrictModel):
 
     @property
     def seconds(self) -> float:
-        """All of it."""
         return self.build_s + self.optimize_s + self.first_pass_s
 
     def __str__(self) -> str:

@@ -132,7 +132,6 @@ class Imported(StrictModel):
 
     @property
     def source(self) -> str:
-        """The source of the numbers, for captions."""
         machine = self.machine or "an unknown machine"
         return f"Imported from {self.file}: published means, no intervals · {machine}"
 
@@ -172,7 +171,6 @@ class PublishedPoint:
 
     @cached_property
     def group(self) -> _Group:
-        """The group that the point is compared within."""
         return self.config.group, None
 
 
@@ -186,33 +184,27 @@ class MeasuredPoint:
 
     @property
     def config(self) -> Config:
-        """The config of all trials."""
         return self.trials[0][0].config
 
     @property
     def threads(self) -> int:
-        """The thread count."""
         return self.trials[0][1].threads
 
     @property
     def key(self) -> PointKey:
-        """Its name among the points of a sweep."""
         return self.trials[0][0].point_key, self.threads
 
     @cached_property
     def group(self) -> _Group:
-        """The group that the point is compared within."""
         return _group_of(self.trials[0][0])
 
     @cached_property
     def samples_ns(self) -> np.ndarray:
-        """Every sample of every trial, in the order made."""
         every = chain.from_iterable(point.samples_ns for _, point in self.trials)
         return np.fromiter(every, float)
 
     @cached_property
     def outlier(self) -> np.ndarray:
-        """Which samples are outliers of their trial."""
         return np.concatenate([outliers(point.samples_ns) for _, point in self.trials])
 
     @cached_property
@@ -223,7 +215,6 @@ class MeasuredPoint:
 
     @property
     def turns(self) -> int:
-        """The number of turns of all trials."""
         return sum(len(point.turns) for _, point in self.trials)
 
     @cached_property

@@ -97,12 +97,10 @@ class Interval:
 
     @property
     def low(self) -> float:
-        """The lower end."""
         return self.value / self._factor
 
     @property
     def high(self) -> float:
-        """The upper end."""
         return self.value * self._factor
 
     @property

@@ -118,7 +118,6 @@ class Comparison:
     asked: frozenset[str] = frozenset()
 
     def count(self, verdict: Verdict) -> int:
-        """Return how many points got `verdict`."""
         return int((self.table["verdict"] == verdict).sum())
 
     @property
@@ -191,7 +190,6 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """Reservations, a sentence each."""
         sides = (self.before, self.after)
         machines = ([record.machine for record in side.records] for side in sides)
         notes = [note] if (note := perhaps_another_host(*machines)) else []

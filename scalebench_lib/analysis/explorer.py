@@ -180,7 +180,6 @@ class Explorer(widgets.Box):  # type: ignore[misc]
 
     @property
     def controls(self) -> list[Any]:
-        """All controls, from top to bottom."""
         where = [self.sweep, self.beside, *self.filters.values(), self.view]
         return [*where, *self.choices.values(), *self.some.values(), self.thread_range, self.scale]
 

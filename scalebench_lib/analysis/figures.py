@@ -74,7 +74,6 @@ class Choices:
 
     @classmethod
     def of(cls, config: Config) -> Choices:
-        """Return the choice of one config."""
         return cls("latency", config.batch_size, config.optimization, config.smt)
 
     @property
@@ -84,7 +83,6 @@ class Choices:
 
     @property
     def at(self) -> str:
-        """At which thread count configs are compared."""
         if self.threads is None:
             return "each at its best thread count"
         return pluralize(self.threads, "thread")

@@ -112,7 +112,6 @@ class FigureSpec:
 
     @property
     def alt(self) -> str:
-        """Its alternative text."""
         return " ".join([model_title(self.context["model"], self.context["task"]), *self.words])
 
     @property
@@ -135,7 +134,6 @@ class FigureSpec:
 
     @property
     def key(self) -> str:
-        """The name of its chart among all of the page."""
         return chart_key(self.context, self.view, self.choices)
 
     @property

@@ -103,7 +103,6 @@ class Executor:
         return optimized
 
     def pass_once(self) -> None:
-        """Compute one pass over the next batch."""
         batch = next(self.batches)
         outputs = self.runner(*batch)
         if self.keep_outputs and batch is self.first_batch:

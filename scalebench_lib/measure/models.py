@@ -146,7 +146,6 @@ class Plain(nn.Module):
         self.names = names
 
     def answer(self, *inputs: Tensor) -> Any:
-        """Return whatever the model returns."""
         named = dict(zip(self.names, inputs, strict=True)) if self.names else {}
         return self.model(**named) if named else self.model(*inputs)
 

@@ -59,7 +59,6 @@ class ThreadTeam:
 
     @property
     def is_pinned(self) -> bool:
-        """True if each thread has a CPU of its own."""
         return bool(self.tids)
 
     @property
@@ -68,7 +67,6 @@ class ThreadTeam:
         return all((_TASKS / str(tid)).exists() for tid in self.tids)
 
     def pin(self) -> None:
-        """Put each thread on its CPU."""
         for tid, cpu in zip(self.tids, self.cpus, strict=False):
             os.sched_setaffinity(tid, {cpu})
 

@@ -115,7 +115,6 @@ class Verifier:
 
     @property
     def required_db(self) -> float:
-        """Least SQNR of the worst item, in dB."""
         least = REQUIRED_DB[self.precision]
         return least if self.eager_db is None else min(least, self.eager_db - NEAR_EAGER_DB)
 

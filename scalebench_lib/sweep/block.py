@@ -56,7 +56,6 @@ class Member:
 
     @property
     def trial(self) -> Trial:
-        """The trial that the process runs."""
         return self.process.trial
 
 
@@ -140,6 +139,5 @@ class Block:
             return str(error)
 
     def kill(self) -> None:
-        """End all members at once."""
         for member in self.members:
             member.process.kill()

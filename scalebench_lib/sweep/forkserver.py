@@ -161,7 +161,6 @@ class KernelProvisioner(LocalProvisioner):
         process.wait()
 
     def exit_reason(self, oom_kills_before: int) -> str:
-        """Return why the kernel has died."""
         code = self.process and self.process.poll()
         if self.fork_server is not None and self.fork_server.is_gone:
             return "the process that kernels are forked from died"

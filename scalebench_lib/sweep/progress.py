@@ -83,7 +83,6 @@ class _Shown:
         self._next = 0.0
 
     def say(self, line: str) -> None:
-        """Print `line`, which stays."""
         _print(self._console, line)
 
     def __call__(self, step: Step) -> None:

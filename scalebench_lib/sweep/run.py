@@ -98,7 +98,6 @@ class SweepRun:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule, by the records so far."""
         others = None if self.other is None else tuple(self.other.records)
         records, retry = tuple(self.records), frozenset(self.retry)
         return Schedule(self.sweep, self.machine, records, retry, others)

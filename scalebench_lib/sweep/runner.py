@@ -104,7 +104,6 @@ class Stop:
         self.signum: int | None = None
 
     def __call__(self) -> bool:
-        """Return whether to end."""
         return self.asked() or time.monotonic() > self.deadline
 
     def asked(self) -> bool:

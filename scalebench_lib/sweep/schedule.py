@@ -76,7 +76,6 @@ class Schedule:
         )
 
     def base(self, trial: Trial) -> Trial:
-        """The trial of the base of the group of `trial`."""
         return self._bases[trial.config.group]
 
     def skip_reason(self, trial: Trial) -> str | None:
@@ -193,7 +192,6 @@ class Pace:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Pace:
-        """Return the pace of `records`."""
         pace = cls()
         for record in records:
             size = record.config.batch_size
@@ -204,7 +202,6 @@ class Pace:
         return pace
 
     def trial_s(self, trial: Trial) -> float:
-        """Seconds of `trial`, at most."""
         return self.setup_s(trial) + self.turns_s(trial)
 
     def setup_s(self, trial: Trial) -> float:

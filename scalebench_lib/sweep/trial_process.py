@@ -90,11 +90,9 @@ class TrialProcess(NotebookRun):
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that it has held so far."""
         return peak_bytes(self.pid)
 
     def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
-        """Let it take a turn; `MeasurementError` where it fails, dies or hangs."""
         slowest = self.first_pass_s * max(self.trial.threads) / threads
         limit_s = self._limit_s or TURN_LIMIT_S + seconds + SLOWER_THAN_FIRST * slowest
         self._wake(protocol.Request(cycle=cycle, threads=threads, seconds=seconds))
@@ -103,7 +101,6 @@ class TrialProcess(NotebookRun):
         return answer
 
     def end(self, reason: EndedBy) -> Record:
-        """Let it recheck, write its record and draw; `MeasurementError` where that fails."""
         self._wake(protocol.End(end=reason))
         return self._ended(self._limit_s or END_LIMIT_S)
 

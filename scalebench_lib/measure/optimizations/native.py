@@ -63,7 +63,6 @@ class Lowered(nn.Module):
         self.module, self.dtype = copy.deepcopy(module).to(dtype), dtype
 
     def forward(self, *inputs: Tensor) -> Outputs:
-        """Return the outputs of `module`, in `dtype`."""
         cast = (part.to(self.dtype) if part.is_floating_point() else part for part in inputs)
         return tuple(self.module(*cast))
 
