@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -36,7 +36,7 @@ from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchErro
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.operators import OperatorTimes
-from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision, is_installed
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.sources import folder_of, is_own, own_files
 from scalebench_lib.text import format_number, pluralize
@@ -85,27 +85,26 @@ class Verification(StrictModel):
 
 _LIBRARIES = ("numpy", "torch", "transformers")
 _ENGINES = sorted({package for one in OPTIMIZATIONS.values() for package in one.needs})
-"""What else computes, where it is installed."""
-_DECIDING = re.compile(
+_SPEED_VARIABLES = re.compile(
     "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|PYTORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC"
     "|TCMALLOC|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES|LRU_CACHE_CAPACITY|CXX)$"
 )
-"""Environment variables that change the result or its speed."""
-_LOCATION = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
-"""Names of places do not."""
+_LOCATIONS = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
 
-RUNNERS = "SCALEBENCH_ENVIRONMENT"
-"""The variable in which a runner passes its `deciding` variables to its kernels, as JSON: a
-kernel's own also hold what it was started with."""
+RUNNER_ENVIRONMENT = "SCALEBENCH_ENVIRONMENT"
+"""The variable in which a runner passes its `speed_variables` to its kernels, as JSON: a kernel
+also has variables that the runner set to start it."""
 
 
-def deciding(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that change the result or its speed; of preloaded libraries, and of the
-    compiler, the file names alone."""
+def speed_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that change the result or its speed, but for locations.
+
+    Preloaded libraries and the compiler are given by file name alone.
+    """
     found = {
         name: value
         for name, value in sorted(environment.items())
-        if value and _DECIDING.match(name) and not _LOCATION.search(name)
+        if value and _SPEED_VARIABLES.match(name) and not _LOCATIONS.search(name)
     }
     for name in {"LD_PRELOAD", "CXX"} & found.keys():
         found[name] = ":".join(Path(one).name for one in re.split("[: ]+", found[name]))
@@ -123,19 +122,16 @@ def model_files(config: Config | Sweep) -> str | None:
     if config.weights != "random":
         own = config.weights == "pretrained"
         sources.append((config.model if own else config.weights, "*.safetensors*"))
-    files += [path for name, pattern in sources for path in _files_of(name, pattern)]
+    for source, pattern in sources:
+        if folder := folder_of(source):
+            files += sorted(folder.glob(pattern))
     if not files:
         return None
-    checksums = [f"{path.name} {_checksum(path)}" for path in files]
+    checksums = [f"{path.name} {_crc32(path)}" for path in files]
     return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:12]
 
 
-def _files_of(source: str, pattern: str) -> list[Path]:
-    return sorted(folder.glob(pattern)) if (folder := folder_of(source)) else []
-
-
-def _checksum(path: Path) -> int:
-    """Return the CRC-32 of a file."""
+def _crc32(path: Path) -> int:
     found = 0
     with suppress(OSError), path.open("rb") as file:
         while part := file.read(2**24):
@@ -158,14 +154,6 @@ def package_version(name: str) -> str:
     return found if "+" in found else "+".join([found, *toolkits])
 
 
-def _versions() -> dict[str, str]:
-    found = {name: package_version(name) for name in _LIBRARIES}
-    for name in _ENGINES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 class Software(StrictModel):
     """Versions, and what else of the process decides speed: libraries, thread environment."""
 
@@ -177,15 +165,15 @@ class Software(StrictModel):
 
     @classmethod
     def here(cls, libraries: dict[str, str] | None = None) -> Self:
-        """This process's software; `libraries` are what computes inside torch, where known."""
+        """Return this process's software; `libraries` compute inside torch, where known."""
+        packages = (*_LIBRARIES, *filter(is_installed, _ENGINES))
+        passed = os.environ.get(RUNNER_ENVIRONMENT)
         return cls(
             python=platform.python_version(),
             scalebench=__version__,
-            versions=_versions(),
+            versions={name: package_version(name) for name in packages},
             libraries=libraries or {},
-            environment=(
-                json.loads(os.environ[RUNNERS]) if RUNNERS in os.environ else deciding(os.environ)
-            ),
+            environment=json.loads(passed) if passed else speed_variables(os.environ),
         )
 
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
@@ -195,7 +183,7 @@ class Software(StrictModel):
         engine that one of them lacks: nothing was measured with it there.
         """
         loading = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
-        mine, theirs = (each._deciding(without=loading) for each in (self, other))
+        mine, theirs = (each._conditions(without=loading) for each in (self, other))
         engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)
         for name in sorted(mine | theirs):
             lacking = name in engines and not (name in mine and name in theirs)
@@ -203,7 +191,7 @@ class Software(StrictModel):
                 return f"{name} {mine.get(name) or None} against {theirs.get(name) or None}"
         return None
 
-    def _deciding(self, without: tuple[str, ...]) -> dict[str, str]:
+    def _conditions(self, without: tuple[str, ...]) -> dict[str, str]:
         found = {"python": self.python, **self.versions, **self.environment}
         found["LD_PRELOAD"] = ":".join(without_allocators(found.get("LD_PRELOAD", "")))
         return {name: value for name, value in found.items() if not name.startswith(without)}
@@ -462,12 +450,9 @@ class Record(StrictModel):
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.config}: {self.reason or self.status}", *map(str, self.points)]
-        if self.verification:
-            lines.append(str(self.verification))
-        if self.setup:
-            lines.append(str(self.setup))
-        return "\n".join(lines)
+        first = f"{self.config}: {self.reason or self.status}"
+        parts = filter(None, (first, *self.points, self.verification, self.setup))
+        return "\n".join(map(str, parts))
 
     def save(self, folder: Path) -> Path:
         """Write ``folder/<name>.json`` whole or not at all; never over an existing record.

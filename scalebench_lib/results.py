@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import ValidationError
 
+from scalebench_lib import stats
 from scalebench_lib.config import AXES, DEFAULTS, Config, StrictModel, base_of
 from scalebench_lib.disturbances import Disturbed
 from scalebench_lib.errors import RequestError, ScalebenchError, one_line
@@ -30,22 +31,6 @@ from scalebench_lib.record import (
     Setup,
     load_records,
     require_one_machine,
-)
-from scalebench_lib.stats import (
-    MIN_TURNS,
-    How,
-    Interval,
-    Ratio,
-    Spread,
-    TurnLogs,
-    Variance,
-    by_cycle,
-    median_variance,
-    outliers,
-    paired_differences,
-    percentile,
-    ratio,
-    unpaired,
 )
 
 if TYPE_CHECKING:
@@ -159,14 +144,14 @@ class PublishedPoint:
     row: Row
     config: Config
     threads: int
-    latency: Interval
+    latency: stats.Interval
     logs_by_block: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Row) -> Self:
         """Return the point of a row, whose config may have names unknown to us."""
         names = {name: row[name] for name in ("model", *AXES)}
-        latency = Interval(row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
+        latency = stats.Interval(row["latency_ms"] * _NS_PER_MS, stats.Variance(math.nan))
         return cls(row, Config.model_construct(**names), int(row["threads"]), latency)
 
     @cached_property
@@ -179,8 +164,8 @@ class MeasuredPoint:
     """A point with all its trials, and the logs of its turns' medians, an array a trial."""
 
     trials: _Trials
-    logs_by_trial: TurnLogs
-    spread: Spread
+    logs_by_trial: stats.TurnLogs
+    spread: stats.Spread
 
     @property
     def config(self) -> Config:
@@ -205,13 +190,13 @@ class MeasuredPoint:
 
     @cached_property
     def outlier(self) -> np.ndarray:
-        return np.concatenate([outliers(point.samples_ns) for _, point in self.trials])
+        return np.concatenate([stats.outliers(point.samples_ns) for _, point in self.trials])
 
     @cached_property
-    def latency(self) -> Interval:
+    def latency(self) -> stats.Interval:
         """The median of all samples in ns, with its 95 % interval: of these rounds."""
-        variance = median_variance(self.logs_by_trial, self.spread)
-        return Interval(float(np.median(self.samples_ns)), variance)
+        variance = stats.median_variance(self.logs_by_trial, self.spread)
+        return stats.Interval(float(np.median(self.samples_ns)), variance)
 
     @property
     def turns(self) -> int:
@@ -225,7 +210,7 @@ class MeasuredPoint:
             cycles, values = turns[_block_of(record, point)]
             cycles += [turn.cycle for turn in point.turns]
             values += logs.tolist()
-        return {block: by_cycle(*found) for block, found in turns.items()}
+        return {block: stats.by_cycle(*found) for block, found in turns.items()}
 
 
 def _group_of(record: Record) -> _Group:
@@ -257,7 +242,7 @@ class Results:
         means = [PublishedPoint.of(row) for row in published]
         self._compared: dict[PointKey, MeasuredPoint | PublishedPoint] = dict(self.points)
         self._compared |= {(mean.config.id, mean.threads): mean for mean in means}
-        self._spreads: dict[tuple[bool, bool], Spread] = {}
+        self._spreads: dict[tuple[bool, bool], stats.Spread] = {}
 
     @classmethod
     def load(cls, out: Path, any_machine: bool = False) -> Results:
@@ -282,19 +267,19 @@ class Results:
         """True if the spread from process to process is assumed: no trial was repeated."""
         return any(point.spread.assumed for point in self.points.values())
 
-    def ratio(self, one: PointKey, other: PointKey) -> Ratio:
+    def ratio(self, one: PointKey, other: PointKey) -> stats.Ratio:
         """Return the latency of point `one` over that of `other`.
 
         Paired by cycle where they took turns in a block; else via their group's base, where both
         are paired with it at its best thread count; else from their latencies.
         """
         if one == other:
-            how: How = "not measured together" if self.imported else "paired"
-            return Ratio(1.0, Variance(0.0), how)
+            how: stats.How = "not measured together" if self.imported else "paired"
+            return stats.Ratio(1.0, stats.Variance(0.0), how)
         found = self._paired(one, other) or self._via_base(one, other)
-        return found or unpaired(self._compared[one].latency, self._compared[other].latency)
+        return found or stats.unpaired(self._compared[one].latency, self._compared[other].latency)
 
-    def row_ratio(self, one: Row, other: Row) -> Ratio:
+    def row_ratio(self, one: Row, other: Row) -> stats.Ratio:
         """Return the latency of row `one` of the table over that of row `other`.
 
         Published means have no interval, and were not measured together.
@@ -303,7 +288,7 @@ class Results:
 
     def base(self, key: PointKey) -> PointKey | None:
         """Return the base of the group of `key` at its best thread count, None where it failed."""
-        return self._best.get(self._base_name(self._compared[key].group))
+        return self._fastest.get(self._base_name(self._compared[key].group))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -374,14 +359,10 @@ class Results:
         return self._point_keys.get((row["machine"], name), name), int(row["threads"])
 
     @cached_property
-    def _best(self) -> dict[str, PointKey]:
+    def _fastest(self) -> dict[str, PointKey]:
         """The point of the lowest latency of each config."""
-        best: dict[str, PointKey] = {}
-        for key, point in self._compared.items():
-            kept = best.setdefault(key[0], key)
-            if point.latency.value < self._compared[kept].latency.value:
-                best[key[0]] = key
-        return best
+        ordered = sorted(self._compared, key=lambda key: self._compared[key].latency.value)
+        return {key[0]: key for key in reversed(ordered)}
 
     @cached_property
     def _bases(self) -> dict[_Group, Config]:
@@ -397,14 +378,14 @@ class Results:
         config, host = self._bases[group], group[1]
         return f"{config.id}@{host}" if host else config.id
 
-    def _paired(self, one: PointKey, other: PointKey) -> Ratio | None:
+    def _paired(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         a, b = self._compared[one], self._compared[other]
-        parts = paired_differences(a.logs_by_block, b.logs_by_block)
+        parts = stats.paired_differences(a.logs_by_block, b.logs_by_block)
         if not parts:
             return None
-        return ratio(parts, self._spread(a.group == b.group, a.threads == b.threads))
+        return stats.ratio(parts, self._spread(a.group == b.group, a.threads == b.threads))
 
-    def _via_base(self, one: PointKey, other: PointKey) -> Ratio | None:
+    def _via_base(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         base = self.base(one)
         if base is None or base != self.base(other) or base in (one, other):
             return None
@@ -412,15 +393,15 @@ class Results:
         name = self._compared[base].config.optimization
         return first.times(second, name) if first and second else None
 
-    def _spread(self, same_group: bool, same_threads: bool) -> Spread:
+    def _spread(self, same_group: bool, same_threads: bool) -> stats.Spread:
         """The spread of pairs of one kind: from block to block those of one thread count, and
         those of one group, differ less."""
         kind = (same_group, same_threads)
         if kind not in self._spreads:
-            self._spreads[kind] = Spread.of(list(self._pairs(*kind)), self._contrasts(*kind))
+            self._spreads[kind] = stats.Spread.of(list(self._pairs(*kind)), self._contrasts(*kind))
         return self._spreads[kind]
 
-    def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[TurnLogs]:
+    def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[stats.TurnLogs]:
         """The differences of pairs of one kind: of all, or of many taken at random."""
         points = list(self.points.values())
         numbers = {point.group: number for number, point in enumerate(points)}
@@ -432,7 +413,7 @@ class Results:
         if chosen.size > _MOST_PAIRS:
             chosen = np.random.default_rng(0).choice(chosen, _MOST_PAIRS, replace=False)
         for one, other in zip(*np.divmod(chosen, len(points)), strict=True):
-            yield paired_differences(points[one].logs_by_block, points[other].logs_by_block)
+            yield stats.paired_differences(points[one].logs_by_block, points[other].logs_by_block)
 
     def _contrasts(self, same_group: bool, same_threads: bool) -> int:
         """Return the number of independent comparisons of a kind that the blocks hold.
@@ -456,7 +437,7 @@ class Results:
         rows = [
             {**_row(point, peaks), **self._ratios(key)} for key, point in self._compared.items()
         ]
-        missing = {r.point_key: r for r in self.records if r.point_key not in self._best}
+        missing = {r.point_key: r for r in self.records if r.point_key not in self._fastest}
         nothing = dict.fromkeys(("samples", "outliers", "trials", "turns"), 0)
         rows += [
             {**_identity(record), **nothing, **self._base_flags(_group_of(record), name)}
@@ -483,7 +464,7 @@ class Results:
         return {"over_eager": eager, "is_base": eager and self._base_name(group) == name}
 
 
-def paired_ratios(one: Results, other: Results) -> dict[PointKey, Ratio]:
+def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
     """Return the latency of each point of `one` over that of the same point in `other`.
 
     Paired by cycle: only points that took turns in a common block have one.
@@ -492,11 +473,11 @@ def paired_ratios(one: Results, other: Results) -> dict[PointKey, Ratio]:
         key: found
         for key, point in one.points.items()
         if key in other.points
-        if (found := paired_differences(point.logs_by_block, other.points[key].logs_by_block))
+        if (found := stats.paired_differences(point.logs_by_block, other.points[key].logs_by_block))
     }
     met = {(block, key[0]) for key in parts for block in one.points[key].logs_by_block}
-    spread = Spread.of(list(parts.values()), len(met))
-    return {key: ratio(each, spread) for key, each in parts.items()}
+    spread = stats.Spread.of(list(parts.values()), len(met))
+    return {key: stats.ratio(each, spread) for key, each in parts.items()}
 
 
 def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
@@ -510,7 +491,7 @@ def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
     }
     # Points of one block are measured at the same time, and vary together from round to round.
     blocks = {record.block or record.name for each in trials.values() for record, _ in each}
-    spread = Spread.of(parts.values(), len(blocks))
+    spread = stats.Spread.of(parts.values(), len(blocks))
     return {key: MeasuredPoint(each, parts[key], spread) for key, each in trials.items()}
 
 
@@ -574,9 +555,9 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
         "latency_ms_high": measured.latency.high / _NS_PER_MS,
         "latency_ms_min": samples_ms.min() if single else None,
         "latency_ms_mean": samples_ms.mean(),
-        "latency_ms_p90": percentile(samples_ms, 90) if single else None,
-        "latency_ms_p99": percentile(samples_ms, 99) if single else None,
-        "coarse": measured.turns < MIN_TURNS,
+        "latency_ms_p90": stats.percentile(samples_ms, 90) if single else None,
+        "latency_ms_p99": stats.percentile(samples_ms, 99) if single else None,
+        "coarse": measured.turns < stats.MIN_TURNS,
         "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
         "gflops": gflops,
         "peak_fraction": gflops / peak if gflops and peak else None,

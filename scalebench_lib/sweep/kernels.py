@@ -35,7 +35,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.notebook import scrub, write
 from scalebench_lib.processes import disk_error, error_reason, oom_kills
 from scalebench_lib.protocol import RUNNER
-from scalebench_lib.record import RUNNERS
+from scalebench_lib.record import RUNNER_ENVIRONMENT
 from scalebench_lib.sweep.forkserver import ForkServer, KernelProvisioner, NotStartedError
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
@@ -235,7 +235,7 @@ class Kernels:
             env={
                 **allocating,
                 RUNNER: str(folder / _SOCKET),
-                RUNNERS: json.dumps(self._python.software.environment),
+                RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
                 "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
             },
         )
