@@ -20,6 +20,7 @@ import ipywidgets as widgets
 import pandas as pd
 from IPython.display import display
 
+from scalebench_lib.analysis import tables
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     CONTROLS,
@@ -29,17 +30,6 @@ from scalebench_lib.analysis.figures import (
     options,
     samples_table,
     views_of,
-)
-from scalebench_lib.analysis.tables import (
-    ALL,
-    CONTEXT,
-    MERGED,
-    as_optimizations,
-    by_context,
-    measured_only,
-    select,
-    shown_optimizations,
-    values_of,
 )
 from scalebench_lib.charts import Chart, on_one_axis
 from scalebench_lib.errors import RequestError, ScalebenchError
@@ -65,7 +55,7 @@ EXPLORED = "explored"
 _DPI = 100
 """Less than on the page, for a quicker answer."""
 
-_FILTERS = {name: title for name, title in CONTEXT.items() if name != "machine"}
+_FILTERS = {name: title for name, title in tables.CONTEXT.items() if name != "machine"}
 """What one picture holds one of. A sweep is of one machine; others are laid beside it."""
 
 _SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
@@ -103,15 +93,15 @@ def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Char
     rows = results.table
     for name, value in given.items():
         rows = rows[rows[name] == value]
-    context, rows = next(by_context(measured_only(rows)))
+    context, rows = next(tables.by_context(tables.measured_only(rows)))
     if not VIEWS[view].needs(rows):
         raise RequestError(f"{VIEWS[view].title}: nothing of it is known of this sweep")
     first = {name: offered[0][1] for name, offered in options(rows).items()}
-    first["optimization"] = shown_optimizations(rows)[0]
+    first["optimization"] = tables.shown_optimizations(rows)[0]
     choices = Choices(**first | {n: value for n, value in chosen.items() if n in CONTROLS})
     if VIEWS[view].of_samples:
         rows = samples_table(results)
-        rows = select(rows, **context)
+        rows = tables.select(rows, **context)
     chart = VIEWS[view].chart(rows, choices)
     return replace(chart, source=results.source), choices
 
@@ -222,18 +212,19 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         rows = self._load(self.sweep.value).table
         with self._quietly():
             for column, control in self.filters.items():
-                set_options(control, values_of(rows, column))
-                rows = as_optimizations(rows, column) if control.value == ALL else rows
+                set_options(control, tables.values_of(rows, column))
+                if control.value == tables.ALL:
+                    rows = tables.as_optimizations(rows, column)
                 rows = rows[rows[column] == control.value]
             offered = options(rows)
             views = [(view.title, name) for name, view in views_of(rows).items()]
             set_options(self.view, views)
             for name, control in self.choices.items():
-                default = shown_optimizations(rows)[0] if name == "optimization" else None
+                default = tables.shown_optimizations(rows)[0] if name == "optimization" else None
                 set_options(control, offered[name], default)
             for name, control in self.some.items():
                 set_several(control, offered[name])
-            set_range(self.thread_range, values_of(rows, "threads") or [1])
+            set_range(self.thread_range, tables.values_of(rows, "threads") or [1])
         self._redraw()
 
     def _redraw(self) -> None:
@@ -275,13 +266,13 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         """Return the rows that filters, and lists that apply, leave in."""
         controls = VIEWS[self.view.value].controls
         wanted = {name: [control.value] for name, control in self.filters.items()}
-        for column in (name for name in MERGED if wanted[name] == [ALL]):
-            rows = as_optimizations(rows, column)
+        for column in (name for name in tables.MERGED if wanted[name] == [tables.ALL]):
+            rows = tables.as_optimizations(rows, column)
             del wanted[column]
         some = {n: list(control.value) for n, control in self.some.items() if n not in controls}
         if not all(some.values()):
             raise RequestError("Nothing is chosen: choose at least one of each list.")
-        rows = select(rows, **wanted, **some)
+        rows = tables.select(rows, **wanted, **some)
         if "threads" in controls:
             return rows
         within = rows["threads"].isna() | rows["threads"].between(*self.thread_range.value)

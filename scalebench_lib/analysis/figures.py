@@ -15,31 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench_lib.analysis import tables
 from scalebench_lib.analysis.findings import (
     EXACT_DB,
     extreme,
     largest_speedup,
     point_label,
     time_sentence,
-)
-from scalebench_lib.analysis.tables import (
-    METRICS,
-    Metric,
-    MetricName,
-    Values,
-    best_threads,
-    by_values,
-    config_label,
-    measured_only,
-    metric_of,
-    missing_lines,
-    only_value,
-    over_eager,
-    over_one_thread,
-    pairing_label,
-    select,
-    values_of,
-    with_bounds,
 )
 from scalebench_lib.charts import (
     Cells,
@@ -66,7 +48,7 @@ class Choices:
     `threads` is the thread count to compare at, None for each config's best.
     """
 
-    metric: MetricName = "latency"
+    metric: tables.MetricName = "latency"
     batch_size: int = 1
     optimization: str = EAGER
     smt: bool = False
@@ -90,8 +72,8 @@ class Choices:
 
 def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one batch size over cores: a line for each optimization and SMT."""
-    chosen = select(rows, batch_size=choices.batch_size)
-    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
+    chosen = tables.select(rows, batch_size=choices.batch_size)
+    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
     lines = _config_lines(rows, chosen, "cores", metric)
     title = f"{choices.metric}: batch size {choices.batch_size}, by cores"
     return _chart(chosen, found, title, "cores", metric, lines)
@@ -99,8 +81,8 @@ def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization over threads: a line for each batch size."""
-    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
+    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
+    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
     title = f"{choices.metric}: {choices.config}, by threads"
     lines = _batch_lines(chosen, metric)
     return _chart(chosen, found, title, "threads", metric, lines)
@@ -108,8 +90,8 @@ def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over one thread by threads: a line for each batch size, and the ideal."""
-    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found = over_one_thread(measured_only(chosen)).dropna(subset="speedup")
+    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
+    found = tables.over_one_thread(tables.measured_only(chosen)).dropna(subset="speedup")
     if found.empty:
         raise RequestError("one thread was not measured: sweep with '--threads 1,…' first")
     counts = sorted(found["threads"].unique().tolist())
@@ -120,7 +102,8 @@ def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric by batch size: a line for each optimization and SMT."""
-    found, metric = _compared(measured_only(rows), choices), metric_of(rows, choices.metric)
+    found = _compared(tables.measured_only(rows), choices)
+    metric = tables.metric_of(rows, choices.metric)
     lines = _config_lines(rows, _with_missing(found, rows), "batch_size", metric)
     title = f"{choices.metric} by batch size, {choices.at}"
     return _chart(rows, found, title, "batch size", metric, lines)
@@ -132,8 +115,8 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     The labels have the largest error of each line. Both sides are at the same thread count,
     or each at its best.
     """
-    _compared(measured_only(rows), choices)
-    found = over_eager(rows, choices.threads).dropna(subset="speedup")
+    _compared(tables.measured_only(rows), choices)
+    found = tables.over_eager(rows, choices.threads).dropna(subset="speedup")
     others = found[~found["is_base"]]
     if others.empty:
         raise RequestError(f"nothing can be compared with eager, {choices.at}")
@@ -153,7 +136,7 @@ def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     The peak is that of a large matrix product on as many threads, in the type that the
     optimization computes in; of a decoder, the rate at which they read memory.
     """
-    share, known = _LIMITS[_limit(rows)], measured_only(rows).dropna(subset=_limit(rows))
+    share, known = _LIMITS[_limit(rows)], tables.measured_only(rows).dropna(subset=_limit(rows))
     if known.empty:
         raise RequestError("the machine's peak is not known for any of these points")
     found = _compared(known, choices)
@@ -168,8 +151,8 @@ def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
 
     A cross is a config that failed or was skipped, an empty cell was not asked for.
     """
-    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
+    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
+    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
     cells = Cells(
         rows=sorted(chosen["batch_size"].unique().tolist()),
         row=found["batch_size"].to_numpy(int),
@@ -194,8 +177,8 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
 
     `samples` is what `samples_table` gives.
     """
-    chosen = select(samples, batch_size=choices.batch_size)
-    chosen = select(chosen, optimization=choices.optimization, smt=choices.smt)
+    chosen = tables.select(samples, batch_size=choices.batch_size)
+    chosen = tables.select(chosen, optimization=choices.optimization, smt=choices.smt)
     colour, _ = style_of(samples, choices.optimization)
     dots = [
         Dots(
@@ -204,7 +187,7 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
             part["latency_ms"].to_numpy(float),
             part["outlier"].to_numpy(bool),
         )
-        for threads, part in by_values(chosen, "threads")
+        for threads, part in tables.by_values(chosen, "threads")
     ]
     many = f"{len(chosen):,} passes, {int(chosen['outlier'].sum()):,} of them outliers (crosses)"
     return Chart(
@@ -238,13 +221,14 @@ class Stack:
 
     def chart(self, rows: pd.DataFrame, choices: Choices) -> Chart:
         """Return the bars, the best first."""
-        chosen, title = select(rows, batch_size=choices.batch_size), self.title.lower()
-        found = self.bars(best_threads(measured_only(chosen).dropna(subset=self.needs)))
+        chosen, title = tables.select(rows, batch_size=choices.batch_size), self.title.lower()
+        known = tables.measured_only(chosen).dropna(subset=self.needs)
+        found = self.bars(tables.best_threads(known))
         if found.empty:
             raise RequestError(f"{title}: not known at batch size {choices.batch_size}")
         found = found.sort_values("total")
         bars = [
-            f"{config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
+            f"{tables.config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
             for name, smt, how, total in found[_NAMED].itertuples(index=False)
         ]
         return Chart(
@@ -366,23 +350,25 @@ def _limit(rows: pd.DataFrame) -> str:
     return "bandwidth_fraction" if (rows["phase"] == "decode").all() else "peak_fraction"
 
 
-def _shares(rows: pd.DataFrame) -> Values:
+def _shares(rows: pd.DataFrame) -> tables.Values:
     share = 100 * rows[_limit(rows)].to_numpy(float)
-    middle, low, high = METRICS["latency"].of(rows)
+    middle, low, high = tables.METRICS["latency"].of(rows)
     return share, share * middle / high, share * middle / low
 
 
-_speedups = partial(with_bounds, name="speedup")
-_OVER_EAGER = Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
-_OVER_ONE_THREAD = Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
+_speedups = partial(tables.with_bounds, name="speedup")
+_OVER_EAGER = tables.Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
+_OVER_ONE_THREAD = tables.Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
 _LIMITS = {
-    "peak_fraction": Metric("share of peak in its own type (%)", "% of peak", _shares),
-    "bandwidth_fraction": Metric("share of read bandwidth (%)", "% of read bandwidth", _shares),
+    "peak_fraction": tables.Metric("share of peak in its own type (%)", "% of peak", _shares),
+    "bandwidth_fraction": tables.Metric(
+        "share of read bandwidth (%)", "% of read bandwidth", _shares
+    ),
 }
 
 
 def _compared(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
-    found = best_threads(rows, choices.threads)
+    found = tables.best_threads(rows, choices.threads)
     if found.empty:
         raise RequestError(f"nothing was measured at {choices.threads} threads")
     return found
@@ -393,8 +379,8 @@ def _with_missing(found: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([found, missing]) if len(missing) else found
 
 
-def _batch_lines(rows: pd.DataFrame, metric: Metric) -> Iterator[Line]:
-    for batch_size, part in by_values(rows, "batch_size"):
+def _batch_lines(rows: pd.DataFrame, metric: tables.Metric) -> Iterator[Line]:
+    for batch_size, part in tables.by_values(rows, "batch_size"):
         light, dark = batch_colours(batch_size)
         line = _line(rows, part, "threads", metric, f"batch {batch_size}", (light, "o"))
         yield replace(line, dark=dark)
@@ -404,14 +390,14 @@ def _config_lines(
     table: pd.DataFrame,
     rows: pd.DataFrame,
     x: str,
-    metric: Metric,
+    metric: tables.Metric,
     errors: bool = False,
 ) -> Iterator[Line]:
     """Yield a line for each config of `rows`, in the styles of `table`."""
-    for (name, smt), part in by_values(rows, ["optimization", "smt"]):
+    for (name, smt), part in tables.by_values(rows, ["optimization", "smt"]):
         least_db = part["sqnr_db"].astype(float).min()
         error = f"error {decibels(least_db)} dB" if errors and least_db < EXACT_DB else ""
-        label = ", ".join(filter(None, [config_label(rows, name, smt), error]))
+        label = ", ".join(filter(None, [tables.config_label(rows, name, smt), error]))
         yield _line(rows, part, x, metric, label, style_of(table, name))
 
 
@@ -419,7 +405,7 @@ def _line(
     rows: pd.DataFrame,
     part: pd.DataFrame,
     x: str,
-    metric: Metric,
+    metric: tables.Metric,
     label: str,
     style: tuple[str, str],
 ) -> Line:
@@ -441,7 +427,7 @@ def _line(
     )
 
 
-def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: Metric) -> Marks:
+def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: tables.Metric) -> Marks:
     """Return the points of `found` at their `x`."""
     points: list[Any] = list(found.itertuples())
     names = [point_label(rows, point) for point in points]
@@ -467,11 +453,11 @@ def _chart(
     found: pd.DataFrame,
     title: str,
     x_label: str,
-    metric: Metric,
+    metric: tables.Metric,
     lines: Iterable[Line],
 ) -> Chart:
     """Return a chart of `lines`, which show what was `found` among the `chosen` rows."""
-    how = pairing_label(found["speedup_paired"].dropna()) if metric.ratio else ""
+    how = tables.pairing_label(found["speedup_paired"].dropna()) if metric.ratio else ""
     return Chart(
         title=f"{_model(chosen)} {title}",
         x_label=x_label,
@@ -485,12 +471,12 @@ def _chart(
 
 
 def _model(rows: pd.DataFrame) -> str:
-    return model_title(only_value(rows, "model"), only_value(rows, "task"))
+    return model_title(tables.only_value(rows, "model"), tables.only_value(rows, "task"))
 
 
 def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
     """Return the fields of a chart that say where it is from, with what, and what is missing."""
-    config = {name: only_value(rows, name) for name, axis in AXES.items() if axis.splits}
+    config = {name: tables.only_value(rows, name) for name, axis in AXES.items() if axis.splits}
     others = [n for n, axis in AXES.items() if n in config and axis.kind is None and n != "task"]
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
     setting = [
@@ -500,9 +486,9 @@ def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
         *more,
     ]
     return {
-        "source": only_value(rows, "machine"),
+        "source": tables.only_value(rows, "machine"),
         "setting": " · ".join(filter(None, setting)),
-        "missing": missing_lines(rows),
+        "missing": tables.missing_lines(rows),
     }
 
 
@@ -615,12 +601,12 @@ def options(rows: pd.DataFrame) -> dict[str, list[tuple[str, Any]]]:
     """Return the choices that `rows` leave, by field of `Choices`: names and values."""
     smt = {False: "off", True: "on"}
     return {
-        "metric": [(name, name) for name in METRICS],
-        "batch_size": [(str(size), size) for size in values_of(rows, "batch_size")],
-        "optimization": [(title_of(n), n) for n in values_of(rows, "optimization")],
-        "smt": [(smt[value], value) for value in values_of(rows, "smt")],
+        "metric": [(name, name) for name in tables.METRICS],
+        "batch_size": [(str(size), size) for size in tables.values_of(rows, "batch_size")],
+        "optimization": [(title_of(n), n) for n in tables.values_of(rows, "optimization")],
+        "smt": [(smt[value], value) for value in tables.values_of(rows, "smt")],
         "threads": [
             ("each at its best thread count", None),
-            *((str(count), count) for count in values_of(rows, "threads")),
+            *((str(count), count) for count in tables.values_of(rows, "threads")),
         ],
     }

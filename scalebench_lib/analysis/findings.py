@@ -13,22 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.analysis.tables import (
-    CONTEXT,
-    METRICS,
-    MetricName,
-    as_optimizations,
-    best_threads,
-    by_context,
-    by_values,
-    config_label,
-    context_label,
-    measured_only,
-    metric_of,
-    over_eager,
-    pairing_label,
-    with_bounds,
-)
+from scalebench_lib.analysis import tables
 from scalebench_lib.charts import title_of
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbances
@@ -87,26 +72,26 @@ def answers(results: Results, price: float | None = None) -> list[Answer]:
 
     At a `price` per hour it has the cost of a million requests, of one copy busy but `MARGIN`.
     """
-    table = as_optimizations(results.table)
+    table = tables.as_optimizations(results.table)
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
     table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
     return [
-        _answer(results, context_label(table, context), measured_only(part))
-        for context, part in by_context(table)
+        _answer(results, tables.context_label(table, context), tables.measured_only(part))
+        for context, part in tables.by_context(table)
         if (part["status"] == "ok").any()
     ]
 
 
 def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
-    every = over_eager(rows).sort_values(["batch_size", "latency_ms"])
+    every = tables.over_eager(rows).sort_values(["batch_size", "latency_ms"])
     ranked = every.drop_duplicates(["batch_size", "optimization"])
     gains = ranked[ranked["optimization"] != EAGER].dropna(subset="speedup")
-    parts = {int(size): part for size, part in by_values(ranked, "batch_size")}
+    parts = {int(size): part for size, part in tables.by_values(ranked, "batch_size")}
     return Answer(
         label,
         [
-            *(extreme(results, rows, metric) for metric in METRICS),
+            *(extreme(results, rows, metric) for metric in tables.METRICS),
             *([largest_speedup(gains, rows)] if len(gains) else []),
         ],
         {size: _advice(results, rows, part) for size, part in parts.items()},
@@ -144,7 +129,7 @@ def _run(row: Any, rows: pd.DataFrame) -> str:
 
 
 def _config(row: Any, rows: pd.DataFrame) -> str:
-    return config_label(rows, row["optimization"], row["smt"])
+    return tables.config_label(rows, row["optimization"], row["smt"])
 
 
 def _records(rows: pd.DataFrame) -> list[Any]:
@@ -157,9 +142,7 @@ def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -
     text = pd.DataFrame([_cells(row, rows) for row in _records(found)])
     kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
     kept["Batch size"] = all_sizes
-    kept[["Optimization", "Latency, ms", f"Throughput, {metric_of(rows, 'throughput').unit}"]] = (
-        True
-    )
+    kept[text.columns.str.startswith(("Optimization", "Latency", "Throughput"))] = True
     return text.loc[:, kept]
 
 
@@ -179,7 +162,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Optimization": _config(row, rows),
         "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
         "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1),
-        f"Throughput, {metric_of(rows, 'throughput').unit}": number("throughput"),
+        f"Throughput, {tables.metric_of(rows, 'throughput').unit}": number("throughput"),
         "Cost, per million": number("cost"),
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
@@ -194,10 +177,10 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
 def _ties(results: Results, rows: pd.DataFrame, best: Any) -> list[Any]:
     """The other configs of the context and batch size of `best`, each at its best thread count,
     to which no difference could be measured; the fastest first."""
-    alike = [*CONTEXT, "batch_size"]
+    alike = [*tables.CONTEXT, "batch_size"]
     same = rows[(rows[alike] == pd.Series(best)[alike]).all(axis=1)]
     own = (same["optimization"] == best["optimization"]) & (same["smt"] == best["smt"])
-    others = best_threads(same[~own]).sort_values("latency_ms")
+    others = tables.best_threads(same[~own]).sort_values("latency_ms")
     return [row for row in others.to_dict("records") if results.row_ratio(best, row).high >= 1]
 
 
@@ -210,12 +193,12 @@ def findings(results: Results) -> list[str]:
 def observations(results: Results) -> list[str]:
     """Return the `findings` other than the `answers`."""
     table, sentences = results.table, list[str]()
-    for context, part in by_context(table):
+    for context, part in tables.by_context(table):
         if (part["status"] == "ok").any():
-            label = context_label(table, context)
+            label = tables.context_label(table, context)
             sentences += [
                 f"{label}: {sentence}" if label else sentence
-                for sentence in _of_context(results, measured_only(part))
+                for sentence in _of_context(results, tables.measured_only(part))
             ]
     return [*sentences, *_of_allocators(results), *_reservations(results)]
 
@@ -229,10 +212,10 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
     compared = [(_median(ratios), name, ratios) for name, ratios in found if ratios]
     for _, name, ratios in sorted(compared, key=lambda each: each[:2]):
         yield from _comparison(name, ratios, "eager at the same batch size and threads")
-    best = best_threads(rows)
+    best = tables.best_threads(rows)
     ratios = _ratios(results, best, "smt", (True, False), ["batch_size", "optimization"])
     yield from _comparison("SMT on", ratios, "SMT off, each at its best thread count")
-    profiled = best_threads(rows.dropna(subset=SHARES[BETWEEN]))
+    profiled = tables.best_threads(rows.dropna(subset=SHARES[BETWEEN]))
     if len(profiled):
         yield time_sentence(profiled[profiled["batch_size"] == profiled["batch_size"].min()])
     yield from _scaling(rows)
@@ -241,7 +224,7 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
 
 def _of_allocators(results: Results) -> Iterator[str]:
     rows = results.table[results.table["status"] == "ok"]
-    context = [column for column in CONTEXT if column != "allocator"]
+    context = [column for column in tables.CONTEXT if column != "allocator"]
     alike = [*context, "batch_size", "optimization", "smt", "threads"]
     for name in sorted(set(rows["allocator"]) - {"default"}):
         ratios = _ratios(results, rows, "allocator", (name, "default"), alike)
@@ -268,7 +251,7 @@ def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[s
     if not ratios:
         return
     values = pd.Series([1 / ratio.value for ratio in ratios])
-    how = pairing_label(ratio.label for ratio in ratios)
+    how = tables.pairing_label(ratio.label for ratio in ratios)
     how = f"; {how}" * (how != "paired")
     if not any(ratio.differs for ratio in ratios):
         yield f"{subject}: no measurable difference to {other} ({_span(values)}×{how})."
@@ -312,16 +295,16 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
             yield f"With {point_label(rows, best)}: {value}."
 
 
-def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> Fact:
+def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) -> Fact:
     """Return the lowest latency or the highest throughput of `table`, and where it was reached."""
-    rows = _with_mean_off(measured_only(table))
+    rows = _with_mean_off(tables.measured_only(table))
     if metric == "latency":
         best = rows.sort_values("latency_ms").iloc[0]
         title, value = "Lowest latency", f"{format_number(best.latency_ms)} ms"
         mean = f"mean {format_number(best.latency_ms_mean)} ms"
     else:
         best = rows.sort_values("throughput").iloc[-1]
-        unit = metric_of(rows, metric).unit
+        unit = tables.metric_of(rows, metric).unit
         title, value = "Highest throughput", f"{format_number(best.throughput)} {unit}"
         mean = f"{format_number(_sustained(best))} sustained"
     ties = ", ".join(_config(row, rows) for row in _ties(results, rows, best))
@@ -342,7 +325,7 @@ def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager
 
 def _with_mean_off(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with ``mean_off``: whether the mean differs from the median (`MEAN_OFF`)."""
-    median, low, high = with_bounds(rows, "latency_ms")
+    median, low, high = tables.with_bounds(rows, "latency_ms")
     off = np.abs(rows["latency_ms_mean"].to_numpy(float) - median)
     return rows.assign(mean_off=(off > MEAN_OFF * median) & (off > (high - low) / 2))
 
@@ -362,7 +345,7 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
         f"their median by more than its interval and {100 * MEAN_OFF:.0f} %: some stood still "
         f"(throttled), or were disturbed. Most with {point_label(rows, worst)}: mean "
         f"{format_number(worst.latency_ms_mean)} ms, median {format_number(worst.latency_ms)} ms; "
-        f"sustained {format_number(_sustained(worst))} {metric_of(rows, 'throughput').unit}."
+        f"sustained {format_number(_sustained(worst))} {tables.metric_of(rows, 'throughput').unit}."
     )
 
 
@@ -384,13 +367,13 @@ def _ends(row: Any, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     known = np.isfinite(low) and np.isfinite(high)
     ends = f"{format_number(low)}–{format_number(high)}" if known else ""
-    how = pairing_label([row[f"{name}_paired"]])
+    how = tables.pairing_label([row[f"{name}_paired"]])
     return "; ".join(filter(None, [ends, how * (how != "paired")]))
 
 
 def point_label(rows: pd.DataFrame, point: Any) -> str:
     """``batch 8, TorchScript, SMT on, 2 threads``; of SMT only where `rows` have it somewhere."""
-    config = config_label(rows, point.optimization, point.smt)
+    config = tables.config_label(rows, point.optimization, point.smt)
     return f"batch {point.batch_size}, {config}, {pluralize(point.threads, 'thread')}"
 
 

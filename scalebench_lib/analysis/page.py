@@ -27,6 +27,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scalebench_lib import record, stats
+from scalebench_lib.analysis import tables
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     CONTROLS,
@@ -39,21 +40,6 @@ from scalebench_lib.analysis.figures import (
     views_of,
 )
 from scalebench_lib.analysis.findings import answers, observations
-from scalebench_lib.analysis.tables import (
-    CONTEXT,
-    MERGED,
-    METRICS,
-    MetricName,
-    as_optimizations,
-    by_context,
-    by_values,
-    missing_lines,
-    model_line,
-    over_eager,
-    shown_optimizations,
-    values_of,
-    varying_context,
-)
 from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, Part, title_of
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
 from scalebench_lib.cost import MARGIN
@@ -146,7 +132,7 @@ class FigureSpec:
         """Why there is no picture, where nothing of it was measured."""
         if (self.rows["status"] == "ok").any():
             return None
-        return f"{self.alt}: not measured. {'; '.join(missing_lines(self.rows))}."
+        return f"{self.alt}: not measured. {'; '.join(tables.missing_lines(self.rows))}."
 
 
 def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
@@ -154,28 +140,28 @@ def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
     return [
         spec
         for placement in sorted(table["placement"].unique(), reverse=True)
-        for metric in METRICS
+        for metric in tables.METRICS
         for specs in (_batch_specs, _optimization_specs)
-        for context, rows in by_context(table[table["placement"] == placement])
+        for context, rows in tables.by_context(table[table["placement"] == placement])
         for spec in specs(table, context, rows, metric)
     ]
 
 
 def _batch_specs(
-    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: MetricName
+    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: tables.MetricName
 ) -> Iterator[FigureSpec]:
-    for size, part in by_values(rows, "batch_size"):
+    for size, part in tables.by_values(rows, "batch_size"):
         words, name = (metric.title(), f"BS={size}"), f"{metric}-{size}"
         yield _spec(table, context, part, words, name, "batch", Choices(metric, size))
 
 
 def _optimization_specs(
-    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: MetricName
+    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: tables.MetricName
 ) -> Iterator[FigureSpec]:
-    shown = shown_optimizations(rows)
+    shown = tables.shown_optimizations(rows)
     for optimization in shown:
         several = [f"Opt={optimization}"] if len(shown) > 1 else []
-        for smt, part in by_values(rows[rows["optimization"] == optimization], "smt"):
+        for smt, part in tables.by_values(rows[rows["optimization"] == optimization], "smt"):
             words, name = (metric.title(), *several, f"HT={smt}"), f"{metric}-{optimization}-{smt}"
             choices = Choices(metric, optimization=optimization, smt=bool(smt))
             yield _spec(table, context, part, words, name, "optimization", choices)
@@ -186,9 +172,9 @@ def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
 
     Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
     """
-    table = as_optimizations(table)
-    for context, rows in by_context(table):
-        if over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
+    table = tables.as_optimizations(table)
+    for context, rows in tables.by_context(table):
+        if tables.over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
             yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
         if VIEWS["peak"].needs(rows):
             yield _spec(table, context, rows, ("Peak",), "peak", "peak", Choices())
@@ -233,16 +219,16 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
     """
     contexts, charts = [], dict[str, Chart | str]()
     points, passes = results.table, samples_table(results)
-    tables = [(points, passes)]
-    for column in MERGED:
+    pairs = [(points, passes)]
+    for column in tables.MERGED:
         if len(points[column].unique()) > 1:
-            tables += [
-                (as_optimizations(one, column), as_optimizations(other, column))
-                for one, other in tables
+            pairs += [
+                (tables.as_optimizations(one, column), tables.as_optimizations(other, column))
+                for one, other in pairs
             ]
-    for table, samples in tables:
-        samples_of = {str(context): rows for context, rows in by_context(samples)}
-        for context, rows in by_context(table):
+    for table, samples in pairs:
+        samples_of = {str(context): rows for context, rows in tables.by_context(samples)}
+        for context, rows in tables.by_context(table):
             contexts.append(_context_data(context, rows))
             for name, view in views_of(rows).items():
                 shown = samples_of[str(context)] if view.of_samples else rows
@@ -258,7 +244,7 @@ def _context_data(context: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]
     return {
         "values": {name: str(value) for name, value in context.items()},
         "options": offered | {"view": [(v.title, name) for name, v in views_of(rows).items()]},
-        "shown": shown_optimizations(rows)[0],
+        "shown": tables.shown_optimizations(rows)[0],
     }
 
 
@@ -314,11 +300,13 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
     """Return what the templates tell of the sweep and its figures."""
     table = results.table
     return {
-        "title": ", ".join(model_title(*names) for names, _ in by_values(table, ["model", "task"])),
+        "title": ", ".join(
+            model_title(*names) for names, _ in tables.by_values(table, ["model", "task"])
+        ),
         "about": _about(results),
         "results": results,
         "observations": observations(results),
-        "missing": missing_lines(table),
+        "missing": tables.missing_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
         "samples": int(table["samples"].sum()),
         "outliers": int(table["outliers"].sum()),
@@ -344,7 +332,7 @@ def _about(results: Results) -> str:
     """Return what was measured: the models, their inputs and weights."""
     table = results.table.sort_values(["model", "seq_len", "image_size"])
     weights = sorted({f"{record.config.weights} weights" for record in results.records})
-    models = (model_line(*names) for names, _ in by_values(table, ["model", "task"]))
+    models = (tables.model_line(*names) for names, _ in tables.by_values(table, ["model", "task"]))
     return ", ".join([*models, *filter(None, table["item"].unique()), *weights])
 
 
@@ -386,7 +374,7 @@ def _live(
     """Return what makes the page live: data, script and its hash, which alone may run."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     table = table.assign(error_db=-table["sqnr_db"])
-    columns = {name: CONTEXT[name] for name in varying_context(table)}
+    columns = {name: tables.CONTEXT[name] for name in tables.varying_context(table)}
     columns |= {name: title for name, title in _COLUMNS.items() if _differs(table, name)}
     cells = table.astype(object).where(table.notna(), None).to_dict("records")
     points = [[(_plain(row[name]), _text(row, name)) for name in columns] for row in cells]
@@ -395,11 +383,13 @@ def _live(
         "script": _trusted(script),
         "script_hash": b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "data": as_json(payload(contexts, charts)),
-        "settings": {name: (title, values_of(table, name)) for name, title in CONTEXT.items()},
+        "settings": {
+            name: (title, tables.values_of(table, name)) for name, title in tables.CONTEXT.items()
+        },
         "controls": CONTROLS,
         "columns": columns,
         "filters": {
-            name: [_text({name: value}, name) for value in values_of(table, name)]
+            name: [_text({name: value}, name) for value in tables.values_of(table, name)]
             for name in _FILTERS
             if name in columns
         },
