@@ -33,21 +33,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from scalebench_lib import stats
 from scalebench_lib.config import AXES, SPEC, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import CONFIG_ORDER, Record, conditions
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, paired_ratios
-from scalebench_lib.stats import (
-    ASSUMED_DF,
-    CONFIDENCE,
-    Ratio,
-    Spread,
-    Variance,
-    median_variance,
-    unpaired,
-)
 
 Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
 """`unclear` are points that both sides measured and that cannot be judged, `lost` those that A
@@ -89,15 +81,15 @@ class CommonChange:
     """
 
     where: tuple[tuple[int, bool], ...]
-    ratio: Ratio
+    ratio: stats.Ratio
     verdict: Verdict
 
 
 class Change(NamedTuple):
     """A point's latency in B over A, with the common change (`ratio`) and without (`beyond`)."""
 
-    ratio: Ratio
-    beyond: Ratio
+    ratio: stats.Ratio
+    beyond: stats.Ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,10 +336,10 @@ def _changes(
     pairs = {
         key: (before.points[key], after.points[key]) for key in before.points if key in after.points
     }
-    ratios = {key: unpaired(b.latency, a.latency) for key, (a, b) in pairs.items()}
+    ratios = {key: stats.unpaired(b.latency, a.latency) for key, (a, b) in pairs.items()}
     changes = {key: Change(ratio, ratio) for key, ratio in ratios.items()}
     usable = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
-    groups, factors = list(_by_thread_count(usable)), list[Ratio]()
+    groups, factors = list(_by_thread_count(usable)), list[stats.Ratio]()
     for keys in groups:
         factor, beyond = _common_and_beyond(*zip(*(pairs[key] for key in keys), strict=True))
         factors.append(factor)
@@ -358,8 +350,8 @@ def _changes(
     return changes, tuple(map(CommonChange, where, factors, verdicts.tolist()))
 
 
-def _ratio(log: float, variance: Variance) -> Ratio:
-    return Ratio(math.exp(log), variance, "not measured together")
+def _ratio(log: float, variance: stats.Variance) -> stats.Ratio:
+    return stats.Ratio(math.exp(log), variance, "not measured together")
 
 
 def _outlier_share(*points: MeasuredPoint) -> float:
@@ -386,7 +378,7 @@ def _by_thread_count(
 
 def _common_and_beyond(
     before: Sequence[MeasuredPoint], after: Sequence[MeasuredPoint]
-) -> tuple[Ratio, list[Ratio]]:
+) -> tuple[stats.Ratio, list[stats.Ratio]]:
     """The factor common to the points of both sides, and what is left of each point's ratio."""
     a, b = _Latencies.of(before), _Latencies.of(after)
     changes, noise = b.logs - a.logs, [x + y for x, y in zip(a.noise, b.noise, strict=True)]
@@ -407,7 +399,7 @@ def _middle(changes: Sequence[float]) -> float:
     return min(ordered[half], ordered[-half - 1], key=abs)
 
 
-def _median_index(variances: Sequence[Variance]) -> int:
+def _median_index(variances: Sequence[stats.Variance]) -> int:
     """The index of the median variance."""
     order = np.argsort([variance.value for variance in variances], kind="stable")
     return int(order[len(order) // 2])
@@ -422,8 +414,8 @@ class _Latencies:
     """
 
     logs: np.ndarray
-    noise: list[Variance]
-    common: Variance
+    noise: list[stats.Variance]
+    common: stats.Variance
 
     @classmethod
     def of(cls, points: Sequence[MeasuredPoint]) -> _Latencies:
@@ -441,21 +433,21 @@ class _Latencies:
         # A process has its own speed: the configs of each block less 1 are compared.
         trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
         relative = {place: _relative_to_others(turns, place) for place in turns.index}
-        spread = Spread.of(relative.values(), len(trials) - len(mean))
+        spread = stats.Spread.of(relative.values(), len(trials) - len(mean))
         for place, parts in relative.items():
             if parts:
                 logs[place] += np.median(np.concatenate(parts))
-                noise[place] = median_variance(parts, spread) + of_a_block * apart[place]
+                noise[place] = stats.median_variance(parts, spread) + of_a_block * apart[place]
         return cls(logs, noise, of_a_block * (mean**2).sum())
 
 
-def _latency_variances(points: Sequence[MeasuredPoint]) -> list[Variance]:
+def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
     """The variance of each point's log latency, drift of the machine between rounds included."""
     blocks = {block for point in points for block in point.logs_by_block}
-    drift = Spread.of((point.logs_by_trial for point in points), len(blocks))
+    drift = stats.Spread.of((point.logs_by_trial for point in points), len(blocks))
     if drift.assumed:
-        drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
-    return [median_variance(point.logs_by_trial, drift) for point in points]
+        drift = replace(drift, between=stats.Variance(ASSUMED_DRIFT**2, stats.ASSUMED_DF))
+    return [stats.median_variance(point.logs_by_trial, drift) for point in points]
 
 
 def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
@@ -493,7 +485,7 @@ def _with_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     beyond, p_values = (table.loc[fit, name].to_numpy(float) for name in ("beyond", "chance"))
     verdict, large = _verdicts(beyond, p_values, threshold)
     table.loc[fit, "verdict"] = verdict
-    unclear = large & (verdict == "same") & (p_values <= 1 - CONFIDENCE)
+    unclear = large & (verdict == "same") & (p_values <= 1 - stats.CONFIDENCE)
     table.loc[fit[unclear], "why"] = f"no clearer than chance among {len(fit)} points"
     return table
 
@@ -505,4 +497,4 @@ def _verdicts(
     adjusted = false_discovery_control(p_values) if p_values.size else p_values
     large: np.ndarray = np.abs(np.log(ratios)) > np.log1p(threshold)
     called = np.where(ratios > 1, "slower", "faster")
-    return np.where((adjusted <= 1 - CONFIDENCE) & large, called, "same"), large
+    return np.where((adjusted <= 1 - stats.CONFIDENCE) & large, called, "same"), large

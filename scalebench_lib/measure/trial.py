@@ -21,25 +21,15 @@ from scalebench_lib import allocators, protocol
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
-from scalebench_lib.measure import generation, models
+from scalebench_lib.measure import generation, models, turns
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
 from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
 from scalebench_lib.measure.peak import peak_gflops, read_gb_per_s
 from scalebench_lib.measure.pinning import set_affinity, thread_times
 from scalebench_lib.measure.profiling import operator_times
-from scalebench_lib.measure.turns import (
-    LONG_PASS_NS,
-    SHORT_PASS_NS,
-    PointTurns,
-    Say,
-    TurnTaker,
-    Usage,
-    take_alone,
-)
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS
-from scalebench_lib.protocol import EndedBy
 from scalebench_lib.record import Point, Record, Setup, Software, model_files
 
 T = TypeVar("T")
@@ -51,7 +41,7 @@ _Found = dict[str, Any]
 """Fields of the `Record`, as they are found: a failure keeps what came before it."""
 
 
-def measure(trial: Trial, machine: Machine, say: Say = lambda doing, share: None) -> Record:
+def measure(trial: Trial, machine: Machine, say: turns.Say = lambda doing, share: None) -> Record:
     """Measure `trial` in this process; a `MeasurementError` becomes a failed record.
 
     The runner named by the environment asks for its turns; without one the trial is alone, and
@@ -93,7 +83,7 @@ def _runner() -> Iterator[IO[str] | None]:
 
 
 def _measure(
-    trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None, say: Say
+    trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None, say: turns.Say
 ) -> None:
     config = trial.config
     say("building, optimizing and verifying the model", None)
@@ -103,19 +93,23 @@ def _measure(
         machine.pinnable,
     )
     optimized, verifier, first_pass_s = _set_up(trial, executor, found)
-    executor.keep_outputs = first_pass_s * 1e9 >= SHORT_PASS_NS
-    taker = TurnTaker(
+    executor.keep_outputs = first_pass_s * 1e9 >= turns.SHORT_PASS_NS
+    taker = turns.TurnTaker(
         executor.pass_once,
         executor.set_num_threads,
         trial.threads,
         usage=lambda: _usage(executor.team.cpus),
         check=lambda before, after: executor.team.require_alone(before.threads, after.threads),
-        warm=first_pass_s * 1e9 >= LONG_PASS_NS,
+        warm=first_pass_s * 1e9 >= turns.LONG_PASS_NS,
     )
     gc.collect()
     found["resident_bytes"] = psutil.Process().memory_info().rss
     with optimized.guarded():
-        found["ended_by"] = _take_turns(trial, taker, runner, first_pass_s, say)
+        if runner is None:
+            limits = trial.target_ci, trial.max_seconds
+            found["ended_by"] = turns.take_alone(taker, *limits, trial.number, say)
+        else:
+            found["ended_by"] = _take_requested_turns(runner, taker, first_pass_s)
         executor.team.require_in_place()
         # Short passes keep no outputs, which would change their use of memory: this computes one.
         verifier.check(executor.runner, executor.first_outputs)
@@ -176,10 +170,12 @@ def _set_up(
 def _limits(executor: Executor, config: Config) -> _Found:
     """What the machine itself reaches, by number of threads."""
     precision = OPTIMIZATIONS[config.optimization].precision
-    found: _Found = {"peak_gflops": _by_threads(executor, lambda: peak_gflops(precision))}
-    if config.phase == "decode":
-        rates = _by_threads(executor, read_gb_per_s)
-        found["read_gb_per_s"] = {threads: rate for threads, rate in rates.items() if rate}
+    found: _Found = {"peak_gflops": {}, "read_gb_per_s": {}}
+    for threads in executor.threads:
+        executor.set_num_threads(threads)
+        found["peak_gflops"][threads] = peak_gflops(precision)
+        if config.phase == "decode" and (rate := read_gb_per_s()):
+            found["read_gb_per_s"][threads] = rate
     return found
 
 
@@ -191,34 +187,21 @@ def _first_pass(executor: Executor) -> tuple[float, Outputs]:
     return passes[0]
 
 
-def _by_threads(executor: Executor, measure: Callable[[], T]) -> dict[int, T]:
-    """What `measure` finds of the machine itself, by number of threads."""
-    found = {}
-    for threads in executor.threads:
-        executor.set_num_threads(threads)
-        found[threads] = measure()
-    return found
-
-
-def _take_turns(
-    trial: Trial, taker: TurnTaker, runner: IO[str] | None, first_pass_s: float, say: Say
-) -> EndedBy:
+def _take_requested_turns(
+    runner: IO[str], taker: turns.TurnTaker, first_pass_s: float
+) -> protocol.EndedBy:
     """Take the turns that the runner asks for, until it ends the trial; return why it did."""
-    if runner is None:
-        return take_alone(taker, trial.target_ci, trial.max_seconds, trial.number, say)
     protocol.send(runner, protocol.Ready(first_pass_s=first_pass_s))
-    while True:
-        message = protocol.receive(runner)
-        if isinstance(message, protocol.End):
-            return message.end
+    while isinstance(message := protocol.receive(runner), protocol.Request):
         protocol.send(runner, taker.take_turn(message.cycle, message.threads, message.seconds))
+    return message.end
 
 
-def _usage(cpus: tuple[int, ...]) -> Usage:
-    return Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
+def _usage(cpus: tuple[int, ...]) -> turns.Usage:
+    return turns.Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
 
 
-def _point(taken: PointTurns, executor: Executor, machine: Machine, trial: Trial) -> Point:
+def _point(taken: turns.PointTurns, executor: Executor, machine: Machine, trial: Trial) -> Point:
     team = executor.teams[taken.threads]
     return Point(
         threads=taken.threads,
