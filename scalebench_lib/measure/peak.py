@@ -8,18 +8,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from scalebench_lib.measure.optimizations.base import has_bfloat16, has_float16
+from scalebench_lib.measure.optimizations.base import DTYPES, multiplies_in
 from scalebench_lib.optimizations import Precision
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
 """Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
 
-_TYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.int8,
-}
 _REPEATS = 2
 
 _CPUS = Path("/sys/devices/system/cpu")
@@ -32,13 +26,9 @@ def peak_gflops(precision: Precision) -> dict[str, float]:
 
     Empty if the CPU has no arithmetic of that type: torch would emulate it.
     """
-    if precision == "bf16" and not has_bfloat16():
+    if not multiplies_in(precision):
         return {}
-    if precision == "fp16" and not has_float16():
-        return {}
-    if precision == "int8" and not torch.cpu._is_vnni_supported():
-        return {}
-    return {precision: max(_gflops(shape, _TYPES[precision]) for shape in _SHAPES)}
+    return {precision: max(_gflops(shape, DTYPES[precision]) for shape in _SHAPES)}
 
 
 def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
-from scalebench_lib.measure.optimizations.base import Outputs, Runner
+from scalebench_lib.measure.optimizations.base import DTYPES, Outputs, Runner
 from scalebench_lib.measure.purity import first_different, require_function
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
@@ -162,8 +162,7 @@ class Verifier:
             raise MeasurementError(
                 f"verification failed: outputs of shapes {shapes}, eager's are {wanted}"
             )
-        lowered = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
-        allowed = {torch.float32, lowered}
+        allowed = {torch.float32, DTYPES[self.precision]} - {torch.int8}
         for output in got:
             if output.dtype not in allowed:
                 raise MeasurementError(

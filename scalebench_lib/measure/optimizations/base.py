@@ -25,6 +25,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
+from scalebench_lib.optimizations import Precision
 
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
@@ -35,9 +36,15 @@ Times = Counter[str]
 Profile = tuple[int, Times]
 """The wall time of passes in ns, and the times of their operators."""
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
-ENOUGH_QUANTIZED = 0.8
+MIN_QUANTIZED_SHARE = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
 TORCH = {"name": "torch", "version": torch.__version__}
 
 
@@ -81,26 +88,23 @@ def by_torch(run: Runner, **more: Any) -> OptimizedModel:
 
 
 @cache
-def has_bfloat16() -> bool:
-    """Return whether this CPU multiplies in bfloat16: emulated, a product is slower than in fp32.
+def multiplies_in(precision: Precision) -> bool:
+    """Return whether this CPU has products of that type: emulated, they are slower than in fp32.
 
-    oneDNN alone says yes of any CPU with AVX-512; ``ONEDNN_MAX_CPU_ISA`` may forbid what there is.
+    oneDNN supports bf16 on any CPU with AVX-512, and converts fp16: the CPU's flags decide, and the
+    time of a product, as ``ONEDNN_MAX_CPU_ISA`` may forbid what the CPU has.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    if _X86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    return _is_faster(torch.bfloat16)
-
-
-@cache
-def has_float16() -> bool:
-    """Return whether this CPU multiplies in float16: with AVX-512 alone, oneDNN would convert."""
-    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        return False
-    if _X86 and not torch.cpu.get_capabilities().get("avx512_fp16"):
-        return False
-    return _is_faster(torch.float16)
+    if precision in ("fp32", "int8"):
+        return precision == "fp32" or bool(torch.cpu._is_vnni_supported())
+    if precision == "bf16":
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+            not _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    else:
+        supported = torch.ops.mkldnn._is_mkldnn_fp16_supported() and (
+            not _X86 or torch.cpu.get_capabilities().get("avx512_fp16")
+        )
+    return bool(supported) and _is_faster(DTYPES[precision])
 
 
 def _is_faster(dtype: torch.dtype) -> bool:
@@ -121,6 +125,16 @@ def _product_ns(dtype: torch.dtype) -> int:
         torch.mm(left, right)
         times.append(time.thread_time_ns() - start)
     return min(times)
+
+
+def require_quantized(target: Target, share: float, of: str) -> None:
+    """Raise `MeasurementError` where layers with a `share` of less than 0.8 are quantized."""
+    name, model = target.config.optimization, target.config.model
+    if share < MIN_QUANTIZED_SHARE:
+        raise MeasurementError(
+            f"optimization {name!r} does not apply to {model}: {share:.0%} of its {of} are in "
+            f"layers that it quantizes, less than {MIN_QUANTIZED_SHARE:.0%}"
+        )
 
 
 @contextmanager

@@ -46,8 +46,7 @@ def compiled(target: Target) -> OptimizedModel:
     settings = _MOST if "-max" in name else ()
     if "bf16" not in name:
         return compile_module(target, target.model.module, settings)
-    made = compile_module(target, lowered(target, torch.bfloat16), settings)
-    return replace(made, **casting(target, torch.bfloat16))
+    return replace(compile_module(target, lowered(target), settings), **casting(target))
 
 
 def compile_module(

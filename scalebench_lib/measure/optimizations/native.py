@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import (
+    DTYPES,
     OptimizedModel,
     Outputs,
     Target,
     by_torch,
-    has_bfloat16,
-    has_float16,
+    multiplies_in,
 )
+from scalebench_lib.optimizations import OPTIMIZATIONS
 
 
 def none(target: Target) -> OptimizedModel:
@@ -45,14 +46,9 @@ def _require_script(made: object) -> None:
         )
 
 
-def bf16(target: Target) -> OptimizedModel:
-    """Weights, computation and outputs in bfloat16."""
-    return by_torch(lowered(target, torch.bfloat16), **casting(target, torch.bfloat16))
-
-
-def fp16(target: Target) -> OptimizedModel:
-    """Weights, computation and outputs in float16."""
-    return by_torch(lowered(target, torch.float16), **casting(target, torch.float16))
+def low_precision(target: Target) -> OptimizedModel:
+    """Weights, computation and outputs in the type of the optimization."""
+    return by_torch(lowered(target), **casting(target))
 
 
 class Lowered(nn.Module):
@@ -67,13 +63,20 @@ class Lowered(nn.Module):
         return tuple(self.module(*cast))
 
 
-def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
-    """Return the model in `dtype`; `MeasurementError` where that does not apply here."""
-    name, title = target.config.optimization, str(dtype).removeprefix("torch.")
-    if not (has_bfloat16() if dtype == torch.bfloat16 else has_float16()):
+def _dtype(target: Target) -> torch.dtype:
+    return DTYPES[OPTIMIZATIONS[target.config.optimization].precision]
+
+
+def lowered(target: Target) -> nn.Module:
+    """Return the model in the type of the optimization.
+
+    Raises `MeasurementError` where the CPU has no such arithmetic, or some of it keeps its type.
+    """
+    name, dtype = target.config.optimization, _dtype(target)
+    if not multiplies_in(OPTIMIZATIONS[name].precision):
         raise MeasurementError(
-            f"optimization {name!r} does not apply: this CPU has no {title} arithmetic, "
-            "and torch would emulate it"
+            f"optimization {name!r} does not apply: this CPU has no "
+            f"{str(dtype).removeprefix('torch.')} arithmetic, and torch would emulate it"
         )
     module = Lowered(target.model.module, dtype)
     one_item = (part[:1] for part in target.inputs)
@@ -83,8 +86,9 @@ def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-def casting(target: Target, dtype: torch.dtype) -> dict[str, Any]:
-    """Return how batches are prepared: a decoder keeps its cache in its own type."""
+def casting(target: Target) -> dict[str, Any]:
+    """Return how `OptimizedModel` prepares batches: a decoder's cache has the type of its model."""
+    dtype = _dtype(target)
     if target.config.phase == "forward":
         return {}
 

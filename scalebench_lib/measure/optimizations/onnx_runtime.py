@@ -14,17 +14,7 @@ from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.optimizations.base import (
-    ENOUGH_QUANTIZED,
-    OptimizedModel,
-    Outputs,
-    Profile,
-    Runner,
-    Target,
-    Times,
-    import_extra,
-    quiet,
-)
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 from scalebench_lib.text import pluralize
 
@@ -32,45 +22,39 @@ _FLOATS = ("MatMul", "Gemm", "Conv", "FusedMatMul")
 _MODEL = "model.onnx"
 
 
-def fp32(target: Target) -> OptimizedModel:
+def fp32(target: base.Target) -> base.OptimizedModel:
     """ONNX Runtime, computing in fp32."""
     return _engine(_runtime(), _exported(target), {})
 
 
-def int8(target: Target) -> OptimizedModel:
+def int8(target: base.Target) -> base.OptimizedModel:
     """ONNX Runtime with dynamic quantization, of matrix products alone."""
     runtime = _runtime()
     key = cache_key(target, "onnx-int8", "onnx", "onnxruntime", "onnxscript")
     folder, metadata = export(key, lambda draft: _quantize(_exported(target), draft))
-    share = float(metadata["quantized_flops"])
-    if share < ENOUGH_QUANTIZED:
-        raise MeasurementError(
-            f"optimization 'onnxruntime-int8' does not apply to {target.config.model}: "
-            f"{share:.0%} of its FLOPs are in layers that it quantizes, less than "
-            f"{ENOUGH_QUANTIZED:.0%}"
-        )
+    base.require_quantized(target, float(metadata["quantized_flops"]), of="FLOPs")
     return _engine(runtime, folder, metadata)
 
 
 def _runtime() -> Any:
-    runtime = import_extra("onnxruntime", "onnxruntime")
+    runtime = base.import_extra("onnxruntime", "onnxruntime")
     runtime.disable_telemetry_events()
     return runtime
 
 
-def _exported(target: Target) -> Path:
-    import_extra("onnxruntime", "onnx", "onnxscript")
+def _exported(target: base.Target) -> Path:
+    base.import_extra("onnxruntime", "onnx", "onnxscript")
     key = cache_key(target, "onnx", "onnx", "onnxscript")
     folder, _ = export(key, partial(_export, target))
     return folder
 
 
-def _export(target: Target, draft: Path) -> Metadata:
+def _export(target: base.Target, draft: Path) -> Metadata:
     # A batch of one would become part of the graph.
     inputs = tuple(torch.cat([part[:1], part[:1]]) for part in target.inputs)
     axes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    passes = import_extra("onnxruntime", "onnx_ir.passes.common")
-    with quiet(), torch.no_grad():
+    passes = base.import_extra("onnxruntime", "onnx_ir.passes.common")
+    with base.quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
             target.model.module,
             inputs,
@@ -87,8 +71,8 @@ def _export(target: Target, draft: Path) -> Metadata:
 
 
 def _quantize(source: Path, draft: Path) -> Metadata:
-    quantization = import_extra("onnxruntime", "onnxruntime.quantization")
-    with quiet():
+    quantization = base.import_extra("onnxruntime", "onnxruntime.quantization")
+    with base.quiet():
         quantization.quantize_dynamic(
             source / _MODEL, draft / _MODEL, op_types_to_quantize=["MatMul"]
         )
@@ -109,7 +93,7 @@ def quantized_share(before: Path, after: Path) -> float:
 
 
 def _graph(path: Path) -> Any:
-    return import_extra("onnxruntime", "onnx").load(path, load_external_data=False).graph
+    return base.import_extra("onnxruntime", "onnx").load(path, load_external_data=False).graph
 
 
 def _stem(node: Any) -> str:
@@ -125,9 +109,9 @@ def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     return 2 * math.prod(output) * length
 
 
-def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
+def _engine(runtime: Any, folder: Path, metadata: Metadata) -> base.OptimizedModel:
     engine = {"name": "onnxruntime", "version": runtime.__version__, "spinning": "within a pass"}
-    return OptimizedModel(
+    return base.OptimizedModel(
         partial(_session, runtime, folder / _MODEL),
         {**engine, **metadata},
         own_threads=True,
@@ -137,7 +121,7 @@ def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
     )
 
 
-def _session(runtime: Any, path: Path, threads: int) -> Runner:
+def _session(runtime: Any, path: Path, threads: int) -> base.Runner:
     return _runner(_open(runtime, path, threads, runtime.SessionOptions()))
 
 
@@ -152,18 +136,18 @@ def _open(runtime: Any, path: Path, threads: int, options: Any) -> Any:
     return session
 
 
-def _runner(session: Any) -> Runner:
+def _runner(session: Any) -> base.Runner:
     names = [one.name for one in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> Outputs:
+    def run(*inputs: Tensor) -> base.Outputs:
         feeds = {name: part.numpy() for name, part in zip(names, inputs, strict=False)}
         return tuple(map(torch.from_numpy, session.run(None, feeds)))
 
     return run
 
 
-def _profile(runtime: Any, path: Path, threads: int, batch: Inputs, passes: int) -> Profile:
-    options, times = runtime.SessionOptions(), Times()
+def _profile(runtime: Any, path: Path, threads: int, batch: Inputs, passes: int) -> base.Profile:
+    options, times = runtime.SessionOptions(), base.Times()
     with TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
         session = _open(runtime, path, threads, options)

@@ -7,13 +7,12 @@ import sys
 
 from torch import Tensor, nn
 
-from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.optimizations.base import (
-    ENOUGH_QUANTIZED,
     OptimizedModel,
     Target,
     import_extra,
     quiet,
+    require_quantized,
 )
 from scalebench_lib.measure.optimizations.inductor import compile_module
 
@@ -26,11 +25,7 @@ def int8(target: Target) -> OptimizedModel:
         quantization = import_extra("torchao", "torchao.quantization")
         module = copy.deepcopy(target.model.module)
         quantization.quantize_(module, quantization.Int8DynamicActivationInt8WeightConfig())
-    if (share := quantized_share(module)) < ENOUGH_QUANTIZED:
-        raise MeasurementError(
-            f"optimization 'torchao-int8' does not apply to {target.config.model}: {share:.0%} of "
-            f"its weights are in layers that it quantizes, less than {ENOUGH_QUANTIZED:.0%}"
-        )
+    require_quantized(target, quantized_share(module), of="weights")
     return compile_module(target, module, ("freezing",))
 
 
