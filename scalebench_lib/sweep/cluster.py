@@ -243,8 +243,9 @@ class HostsRun:
     ) -> None:
         any_host = sweep.hosts == "any"
         hosts = hosts_of(client, if_busy, alike=any_host)
+        prepare = partial(SweepRun.prepare, sweep, out, retry_failed)
         self.runs = [
-            SweepRun.on(host.machine, sweep, out, retry_failed, None if any_host else host.name)
+            prepare(machine=host.machine, host=None if any_host else host.name)
             for host in (hosts[:1] if any_host else hosts)
         ]
         self.lanes = list(map(Lane, hosts, self.runs * len(hosts)))
@@ -377,7 +378,7 @@ class HostsRun:
 
     def _show(self, lane: Lane, record: Record | None = None) -> None:
         blocks = pluralize(sum(bool(lane.trials) for lane in self.lanes), "block")
-        seconds = sum(run.forecast() for run in self.runs) / len(self.lanes)
+        seconds = sum(run.seconds_left() for run in self.runs) / len(self.lanes)
         done, of = len(self._tried), self._total
         doing = f"{blocks} in turn"
         self._shown(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))

@@ -68,25 +68,18 @@ class SweepRun:
         out: Path,
         retry_failed: bool = False,
         python: Interpreter | None = None,
-    ) -> SweepRun:
-        """Check `sweep` against this machine and folder `out`; writes nothing.
-
-        Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
-        """
-        require_installed(sweep.allocators)
-        return cls.on(Machine.here(), sweep, out, retry_failed, python=python)
-
-    @classmethod
-    def on(
-        cls,
-        machine: Machine,
-        sweep: Sweep,
-        out: Path,
-        retry_failed: bool = False,
+        machine: Machine | None = None,
         host: str | None = None,
-        python: Interpreter | None = None,
     ) -> SweepRun:
-        """Prepare a run on `machine`, which has the allocators; `host` names one of several."""
+        """Check `sweep` against `machine` and folder `out`; write nothing.
+
+        Without a `machine` it is this one, which must have the allocators; `host` names one of
+        several. Raises `RequestError` where the machine lacks what is asked, or `out` cannot take
+        the sweep.
+        """
+        if machine is None:
+            require_installed(sweep.allocators)
+            machine = Machine.here()
         python = python or Interpreter.here()
         records = [record for record in _usable_records(sweep, out) if record.host_label == host]
         _require_same(sweep, machine, python.software, out, records)
@@ -102,8 +95,8 @@ class SweepRun:
         records, retry = tuple(self.records), frozenset(self.retry)
         return Schedule(self.sweep, self.machine, records, retry, others)
 
-    def forecast(self) -> float:
-        """Seconds that the sweep will still take, at most."""
+    def seconds_left(self) -> float:
+        """Return how long the sweep will still take, at most."""
         pace, schedule = Pace.of(self.records), self.schedule
         rounds = range(1, self.sweep.rounds + 1)
         return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
