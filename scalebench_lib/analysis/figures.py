@@ -15,14 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.analysis import tables
-from scalebench_lib.analysis.findings import (
-    EXACT_DB,
-    extreme,
-    largest_speedup,
-    point_label,
-    time_sentence,
-)
+from scalebench_lib.analysis import findings, tables
 from scalebench_lib.charts import (
     Cells,
     Chart,
@@ -256,7 +249,7 @@ class Stack:
     def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
         """Say which bar is the best; of times, what they go to."""
         if self.needs in SHARES.values():
-            return time_sentence(chart.rows)
+            return findings.time_sentence(chart.rows)
         return f"Least {self.title.lower()}: {chart.bars[0]}."
 
 
@@ -396,7 +389,7 @@ def _config_lines(
     """Yield a line for each config of `rows`, in the styles of `table`."""
     for (name, smt), part in tables.by_values(rows, ["optimization", "smt"]):
         least_db = part["sqnr_db"].astype(float).min()
-        error = f"error {decibels(least_db)} dB" if errors and least_db < EXACT_DB else ""
+        error = f"error {decibels(least_db)} dB" if errors and least_db < findings.EXACT_DB else ""
         label = ", ".join(filter(None, [tables.config_label(rows, name, smt), error]))
         yield _line(rows, part, x, metric, label, style_of(table, name))
 
@@ -430,7 +423,7 @@ def _line(
 def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: tables.Metric) -> Marks:
     """Return the points of `found` at their `x`."""
     points: list[Any] = list(found.itertuples())
-    names = [point_label(rows, point) for point in points]
+    names = [findings.point_label(rows, point) for point in points]
     details = [", ".join(_details(point, metric.ratio)) for point in points]
     return Marks(found[x].to_numpy(float), *metric.of(found), names, details)
 
@@ -512,21 +505,21 @@ class View:
 
 
 def _extreme(results: Results, chart: Chart, choices: Choices) -> str:
-    return str(extreme(results, chart.rows, choices.metric))
+    return str(findings.extreme(results, chart.rows, choices.metric))
 
 
 def _largest_speedup(_results: Results, chart: Chart, _choices: Choices) -> str:
-    return str(largest_speedup(chart.rows, chart.rows))
+    return str(findings.largest_speedup(chart.rows, chart.rows))
 
 
 def _largest_scaling(_results: Results, chart: Chart, _choices: Choices) -> str:
-    return str(largest_speedup(chart.rows, chart.rows, "1 thread"))
+    return str(findings.largest_speedup(chart.rows, chart.rows, "1 thread"))
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
     top = chart.rows.sort_values(_limit(chart.rows)).iloc[-1]
     share = f"{format_number(100 * top[_limit(chart.rows)])} {chart.unit}"
-    return f"Largest share: {share}, with {point_label(chart.rows, top)}."
+    return f"Largest share: {share}, with {findings.point_label(chart.rows, top)}."
 
 
 def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:

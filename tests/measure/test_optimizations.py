@@ -14,7 +14,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import values
 from scalebench_lib.measure.models import Model, build
-from scalebench_lib.measure.optimizations import base, native
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.base import Target, by_torch
 from scalebench_lib.measure.optimizations.native import low_precision, script
 from scalebench_lib.measure.verify import Verifier
@@ -29,7 +29,7 @@ LOWERED = replace(TARGET, config=TINY.model_copy(update={"optimization": "bf16"}
 @pytest.fixture
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that has bfloat16."""
-    monkeypatch.setattr(native, "multiplies_in", lambda _: True)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
 
 
 def test_every_optimization_that_may_be_asked_for_can_be_applied() -> None:
@@ -97,7 +97,7 @@ def test_bf16_that_left_the_weights_as_they_were_is_refused(monkeypatch) -> None
 @pytest.mark.parametrize("name", ["bf16", "compile-bf16", "compile-max-bf16", "fp16"])
 def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
     """Emulated, its speed would say nothing."""
-    monkeypatch.setattr(native, "multiplies_in", lambda _: False)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: False)
     target = replace(TARGET, config=TINY.model_copy(update={"optimization": name}))
     title = "float16" if name == "fp16" else "bfloat16"
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
 
 def test_fp16_is_verified_as_fp16(monkeypatch) -> None:
     """More exact than bfloat16, and less than fp32."""
-    monkeypatch.setattr(native, "multiplies_in", lambda _: True)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
     target = replace(TARGET, config=TINY.model_copy(update={"optimization": "fp16"}))
     with torch.inference_mode():
         runner = OPTIMIZATIONS["fp16"].apply(target).runner(1)

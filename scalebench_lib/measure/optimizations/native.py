@@ -12,30 +12,23 @@ from torch import Tensor, nn
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.optimizations.base import (
-    DTYPES,
-    OptimizedModel,
-    Outputs,
-    Target,
-    by_torch,
-    multiplies_in,
-)
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.optimizations import OPTIMIZATIONS
 
 
-def none(target: Target) -> OptimizedModel:
+def none(target: base.Target) -> base.OptimizedModel:
     """Eager PyTorch, as it comes."""
-    return by_torch(target.model.module)
+    return base.by_torch(target.model.module)
 
 
-def script(target: Target) -> OptimizedModel:
+def script(target: base.Target) -> base.OptimizedModel:
     """TorchScript: traced on the inputs, frozen, optimized for inference."""
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(target.model.module, target.inputs, check_trace=False)
         _require_script(traced)  # with PYTORCH_JIT=0 it is none
         runner = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     _require_script(runner)
-    return by_torch(runner)
+    return base.by_torch(runner)
 
 
 def _require_script(made: object) -> None:
@@ -46,9 +39,9 @@ def _require_script(made: object) -> None:
         )
 
 
-def low_precision(target: Target) -> OptimizedModel:
+def low_precision(target: base.Target) -> base.OptimizedModel:
     """Weights, computation and outputs in the type of the optimization."""
-    return by_torch(lowered(target), **casting(target))
+    return base.by_torch(lowered(target), **casting(target))
 
 
 class Lowered(nn.Module):
@@ -58,22 +51,22 @@ class Lowered(nn.Module):
         super().__init__()
         self.module, self.dtype = copy.deepcopy(module).to(dtype), dtype
 
-    def forward(self, *inputs: Tensor) -> Outputs:
+    def forward(self, *inputs: Tensor) -> base.Outputs:
         cast = (part.to(self.dtype) if part.is_floating_point() else part for part in inputs)
         return tuple(self.module(*cast))
 
 
-def _dtype(target: Target) -> torch.dtype:
-    return DTYPES[OPTIMIZATIONS[target.config.optimization].precision]
+def _dtype(target: base.Target) -> torch.dtype:
+    return base.DTYPES[OPTIMIZATIONS[target.config.optimization].precision]
 
 
-def lowered(target: Target) -> nn.Module:
+def lowered(target: base.Target) -> nn.Module:
     """Return the model in the type of the optimization.
 
     Raises `MeasurementError` where the CPU has no such arithmetic, or some of it keeps its type.
     """
     name, dtype = target.config.optimization, _dtype(target)
-    if not multiplies_in(OPTIMIZATIONS[name].precision):
+    if not base.multiplies_in(OPTIMIZATIONS[name].precision):
         raise MeasurementError(
             f"optimization {name!r} does not apply: this CPU has no "
             f"{str(dtype).removeprefix('torch.')} arithmetic, and torch would emulate it"
@@ -86,8 +79,8 @@ def lowered(target: Target) -> nn.Module:
     return module
 
 
-def casting(target: Target) -> dict[str, Any]:
-    """Return how `OptimizedModel` prepares batches: a decoder's cache has the type of its model."""
+def casting(target: base.Target) -> dict[str, Any]:
+    """Return how batches are prepared: a decoder's cache has the type of its weights."""
     dtype = _dtype(target)
     if target.config.phase == "forward":
         return {}

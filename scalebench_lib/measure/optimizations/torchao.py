@@ -7,25 +7,19 @@ import sys
 
 from torch import Tensor, nn
 
-from scalebench_lib.measure.optimizations.base import (
-    OptimizedModel,
-    Target,
-    import_extra,
-    quiet,
-    require_quantized,
-)
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.inductor import compile_module
 
 
-def int8(target: Target) -> OptimizedModel:
+def int8(target: base.Target) -> base.OptimizedModel:
     """Linear layers in int8, compiled with the weights as constants."""
     if sys.modules.get("torchao") is None:
         sys.modules.pop("torchao", None)  # `measure` hides it from transformers
-    with quiet():
-        quantization = import_extra("torchao", "torchao.quantization")
+    with base.quiet():
+        quantization = base.import_extra("torchao", "torchao.quantization")
         module = copy.deepcopy(target.model.module)
         quantization.quantize_(module, quantization.Int8DynamicActivationInt8WeightConfig())
-    require_quantized(target, quantized_share(module), of="weights")
+    base.require_quantized(target, quantized_share(module), of="weights")
     return compile_module(target, module, ("freezing",))
 
 
