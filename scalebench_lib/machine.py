@@ -183,14 +183,17 @@ class Machine(BaseModel, frozen=True):
     def here(cls, root: Path = Path("/")) -> Self:
         """Read this machine from the kernel's files under `root`, or as psutil sees it."""
         allowed = _affinity()
+        usable = set(range(psutil.cpu_count(logical=False) or 1)) if allowed is None else allowed
         memory = filter(None, map(_memory_limit, control_groups(root, "memory")))
         quotas = filter(None, map(_cpu_quota, control_groups(root, "cpu")))
         huge_pages = root / "sys/kernel/mm/transparent_hugepage/enabled"
+        isolated = set(_numbers(_text(root / "sys/devices/system/cpu/isolated")))
         return cls(
             cpu_model=search_file(root / "proc/cpuinfo", r"^model name\s*:\s*(.+)$")
             or platform.processor()
             or platform.machine(),
-            cores=_cores(root / "sys/devices", allowed) or _cores_unknown(allowed),
+            cores=_cores(root / "sys/devices", usable)
+            or tuple(Core(cpus=(cpu,)) for cpu in sorted(usable)),
             quota=min(quotas, default=None),
             pinnable=allowed is not None,
             memory_bytes=int(min([psutil.virtual_memory().total, *memory])),
@@ -200,11 +203,7 @@ class Machine(BaseModel, frozen=True):
             governor=_governor(root),
             huge_pages=search_file(huge_pages, r"\[(\w+)\]"),  # always [madvise] never
             identity=_identity(root),
-            isolated=tuple(
-                cpu
-                for cpu in _numbers(_text(root / "sys/devices/system/cpu/isolated"))
-                if allowed is not None and cpu not in allowed
-            ),
+            isolated=tuple(sorted(isolated - usable)),
         )
 
     def __str__(self) -> str:
@@ -297,38 +296,35 @@ def _affinity() -> set[int] | None:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def _cores(devices: Path, allowed: set[int] | None) -> tuple[Core, ...]:
-    """The cores of which any CPU is `allowed`: fast ones first, then by socket and NUMA node."""
+def _cores(devices: Path, usable: set[int]) -> tuple[Core, ...]:
+    """Return the cores with `usable` CPUs: fast ones first, then by socket and NUMA node."""
     cpus = devices / "system/cpu"
     online = _numbers(_text(cpus / "online"))
-    nodes, efficient = _nodes(devices / "system/node"), _efficient(devices, online)
+    nodes, efficient = _node_of_cpu(devices / "system/node"), _efficient(devices, online)
     found = set()
     for cpu in online:
         topology = cpus / f"cpu{cpu}/topology"
         siblings = _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
-        usable = [n for n in _numbers(siblings) or [cpu] if allowed is None or n in allowed]
-        if usable:
+        if ours := tuple(n for n in _numbers(siblings) or [cpu] if n in usable):
             socket = int(_text(topology / "physical_package_id") or 0)
             core_id = int(_text(topology / "core_id") or cpu)
-            node = nodes.get(cpu, 0)
-            found.add((cpu in efficient, socket, node, core_id, tuple(usable)))
+            found.add((cpu in efficient, socket, nodes.get(cpu, 0), core_id, ours))
     ranks = {
         socket: sorted({node for _, s, node, *_ in found if s == socket}) for _, socket, *_ in found
     }
     return tuple(
-        Core(cpus=usable, socket=socket, node=ranks[socket].index(node), efficient=slow)
-        for slow, socket, node, _, usable in sorted(found)
+        Core(cpus=ours, socket=socket, node=ranks[socket].index(node), efficient=slow)
+        for slow, socket, node, _, ours in sorted(found)
     )
 
 
-def _nodes(folder: Path) -> dict[int, int]:
-    """The NUMA node of each CPU."""
+def _node_of_cpu(folder: Path) -> dict[int, int]:
     lists = {int(path.name[4:]): path / "cpulist" for path in folder.glob("node[0-9]*")}
     return {cpu: node for node, path in lists.items() for cpu in _numbers(_text(path))}
 
 
 def _efficient(devices: Path, online: Iterable[int]) -> set[int]:
-    """The CPUs of efficiency cores: Intel's kernel lists them, Arm's gives each a capacity."""
+    """Return the CPUs of efficiency cores: on Intel they are listed, on Arm by their capacity."""
     listed = (_text(devices / kind / "cpus") for kind in ("cpu_atom", "cpu_lowpower"))
     of_cpu = {n: _text(devices / f"system/cpu/cpu{n}/cpu_capacity") for n in online}
     capacity = {cpu: int(text) for cpu, text in of_cpu.items() if text}
@@ -337,13 +333,8 @@ def _efficient(devices: Path, online: Iterable[int]) -> set[int]:
     return slow.union(*map(_numbers, listed))
 
 
-def _cores_unknown(allowed: set[int] | None) -> tuple[Core, ...]:
-    cpus = range(psutil.cpu_count(logical=False) or 1) if allowed is None else sorted(allowed)
-    return tuple(Core(cpus=(cpu,)) for cpu in cpus)
-
-
 def _numbers(text: str | None) -> list[int]:
-    """The numbers of ``0-2,5``."""
+    """Return the numbers of ``0-2,5``."""
     ranges = [part.partition("-") for part in (text or "").split(",") if part]
     return [n for low, _, high in ranges for n in range(int(low), int(high or low) + 1)]
 
