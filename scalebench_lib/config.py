@@ -587,7 +587,8 @@ class Sweep(StrictModel):
         """This sweep with the axes of `other` added; the limits are `other`'s."""
         lists = [axis.several for axis in AXES.values() if axis.several]
         axes: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in lists}
-        axes["threads"] = _merged_rule(self.threads, other.threads)
+        rules = (self.threads, other.threads)
+        axes["threads"] = next((r for r in ("all", "auto") if r in rules), None) or sum(rules, ())
         if self.smt != other.smt:
             axes["smt"] = "auto" if "auto" in (self.smt, other.smt) else "both"
         return Sweep.from_input({**other.model_dump(), **axes})
@@ -611,13 +612,6 @@ class Sweep(StrictModel):
     def dump(self) -> str:
         """The sweep as YAML that `load` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def _merged_rule(one: Any, other: Any) -> Any:
-    for rule in ("all", "auto"):
-        if rule in (one, other):
-            return rule
-    return (*one, *other)
 
 
 SPEC = "sweep.yaml"

@@ -311,11 +311,8 @@ def _other_conditions(*sides: list[Record]) -> Iterator[str]:
 
 
 def _libraries(records: list[Record]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        for name, value in record.software.libraries.items():
-            found[name].add(value)
-    return found
+    pairs = [pair for record in records for pair in record.software.libraries.items()]
+    return {name: {value for other, value in pairs if other == name} for name, _ in pairs}
 
 
 def _asked(out: Path, found: Results) -> frozenset[str]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
-from transformers.models.bert import BertModel
+from transformers.models.bert import BertModel  # noqa: F401 - before a warm kernel is forked
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.generic import ModelOutput
@@ -41,9 +41,6 @@ from scalebench_lib.sources import is_own, own_files
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
-
-IMPORTED = BertModel
-"""Imported with this module, and so before a warm kernel is forked; other kinds when built."""
 
 
 @dataclass(frozen=True)

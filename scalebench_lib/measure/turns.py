@@ -80,13 +80,9 @@ class PointTurns:
     def answer(self, spent_ns: int) -> Answer:
         """Return what is known of the point after a turn that took `spent_ns`."""
         samples = [ns for turn in self.turns for ns in turn.samples_ns]
-        known = len(self.turns) >= MIN_TURNS
-        interval = turns_interval([turn.median_ns for turn in self.turns]) if known else None
-        return Answer(
-            median_ns=median(samples),
-            half_width=interval.half_width if interval else None,
-            spent_s=spent_ns / _NS,
-        )
+        medians = [turn.median_ns for turn in self.turns]
+        half_width = turns_interval(medians).half_width if len(medians) >= MIN_TURNS else None
+        return Answer(median_ns=median(samples), half_width=half_width, spent_s=spent_ns / _NS)
 
 
 @dataclass
