@@ -40,7 +40,7 @@ MANY_POINTS = MANY // 2
 SPREAD = 0.28
 """Dots stand so far to each side of their column's middle, in the order made."""
 
-LEAST_WRITTEN = 0.07
+MIN_LABELLED = 0.07
 """Parts of bars that are a smaller share of the axis have no room for their value."""
 
 _MAX_MISSING = 5

@@ -203,18 +203,18 @@ Status = Literal["ok", "failed", "skipped"]
 SCHEMA: Final = 2
 """Version 1 had visits: trials by themselves, without blocks, in files that end in ``-v1``."""
 
-MOST_WAITED = 0.1
+MAX_WAIT_SHARE = 0.1
 """A turn is shared if a thread that was ready had no CPU for more of it than this: on a calm
 machine it was 1.5 % as a rule and 4 % at most, with a busy loop on its CPU half."""
 
-LEAST_CPU = 0.9
+MIN_CPU_SHARE = 0.9
 """And if it got less than this of its point's usual CPU time / wall time, the median over its
 turns: a hypervisor gives CPUs to other guests without any thread being seen to wait."""
 
 CONFIG_ORDER = ("model", *(name for name in AXES if name != "batch_size"), "batch_size")
 """By what records and rows are sorted, of their configs."""
 
-_LEAST_TURNS = 3
+_MIN_TYPICAL_TURNS = 3
 """From so many turns on a point has a usual: the median of two is one that neither had."""
 
 
@@ -282,17 +282,17 @@ class Point(StrictModel):
 
     @property
     def shared(self) -> tuple[bool | None, ...]:
-        """Which turns something else computed in, too: see `MOST_WAITED` and `LEAST_CPU`.
+        """Which turns something else computed in, too: see `MAX_WAIT_SHARE` and `MIN_CPU_SHARE`.
 
         None where that is not known.
         """
         walls = [sum(turn.samples_ns) * self.passes_per_sample for turn in self.turns]
         rates = [(turn.cpu_ns or 0) / wall for turn, wall in zip(self.turns, walls, strict=True)]
-        usual_known = self.cpu_ns is not None and len(rates) >= _LEAST_TURNS
-        least = LEAST_CPU * median(rates) if usual_known else 0.0
+        usual_known = self.cpu_ns is not None and len(rates) >= _MIN_TYPICAL_TURNS
+        least = MIN_CPU_SHARE * median(rates) if usual_known else 0.0
         return tuple(
             rate < least
-            or (None if turn.waited_ns is None else turn.waited_ns > MOST_WAITED * wall)
+            or (None if turn.waited_ns is None else turn.waited_ns > MAX_WAIT_SHARE * wall)
             for turn, rate, wall in zip(self.turns, rates, walls, strict=True)
         )
 

@@ -86,7 +86,7 @@ COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
 
 _NS_PER_MS = 1e6
-_MOST_PAIRS = 1000
+_MAX_PAIRS = 1000
 """The spread of so many pairs of points is that of all."""
 
 PointKey = tuple[str, int]
@@ -410,8 +410,8 @@ class Results:
         alike = (groups[:, None] == groups) == same_group
         alike &= (threads[:, None] == threads) == same_threads
         chosen = np.flatnonzero(np.triu(alike, 1))
-        if chosen.size > _MOST_PAIRS:
-            chosen = np.random.default_rng(0).choice(chosen, _MOST_PAIRS, replace=False)
+        if chosen.size > _MAX_PAIRS:
+            chosen = np.random.default_rng(0).choice(chosen, _MAX_PAIRS, replace=False)
         for one, other in zip(*np.divmod(chosen, len(points)), strict=True):
             yield stats.paired_differences(points[one].logs_by_block, points[other].logs_by_block)
 

@@ -56,7 +56,7 @@ WARN_HALF_WIDTH, MAX_HALF_WIDTH = 0.10, 0.20
 """Half of a ratio's interval. From the first on, a note warns of what could hide in it; beyond the
 second a slow-down by a fifth could, and "same" would mean nothing."""
 
-MOST_OUTLIERS = 1 / 3
+MAX_OUTLIERS = 1 / 3
 """A median holds with up to half of its passes slowed down; this keeps well away from that."""
 
 MIN_COMMON = 4
@@ -335,7 +335,7 @@ def _changes(
     }
     ratios = {key: stats.unpaired(b.latency, a.latency) for key, (a, b) in pairs.items()}
     changes = {key: Change(ratio, ratio) for key, ratio in ratios.items()}
-    usable = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
+    usable = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MAX_OUTLIERS}
     groups, factors = list(_by_thread_count(usable)), list[stats.Ratio]()
     for keys in groups:
         factor, beyond = _common_and_beyond(*zip(*(pairs[key] for key in keys), strict=True))
@@ -465,7 +465,7 @@ def _relative_to_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:
 def _preliminary_verdict(outliers: float, change: Change) -> tuple[str, str]:
     """The verdict of a point that cannot be judged, else an empty one; and the reason."""
     half_width = change.beyond.half_width
-    if outliers > MOST_OUTLIERS:
+    if outliers > MAX_OUTLIERS:
         return "unclear", "more than a third of the passes of one side are outliers"
     if not half_width <= MAX_HALF_WIDTH:
         return "unclear", f"interval too wide, beyond ±{MAX_HALF_WIDTH:.0%}: measure for longer"

@@ -21,7 +21,7 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from scalebench_lib.charts import LEAST_WRITTEN, SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
+from scalebench_lib.charts import MIN_LABELLED, SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
 from scalebench_lib.picture import Picture
 
 DPI = 144
@@ -45,7 +45,7 @@ _NOTE_CHARACTERS = 118
 _GREY = "0.35"
 _OUTLIER = "#d03a4a"
 _ROW = 0.34
-_MOST_WRITTEN = 20
+_MAX_LABELLED_COLUMNS = 20
 """With more columns of cells than this, numbers would lie on one another."""
 
 _POINTS_PER_INCH = 72
@@ -161,7 +161,7 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
         vmax=1,
         cmap="viridis",
         cbar=False,
-        annot=texts if columns <= _MOST_WRITTEN else None,
+        annot=texts if columns <= _MAX_LABELLED_COLUMNS else None,
         fmt="",
         annot_kws={"fontsize": 8 if columns <= 10 else 6},
         linewidths=0.8,
@@ -184,7 +184,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
         axes.barh(part.row, wide, 0.5, left, color=part.colour, edgecolor="white", label=part.label)
         every = zip(part.marks.values, left + wide / 2, part.row, wide, strict=True)
         for value, middle, row, width in every:
-            axes.text(middle, row, value * bool(width > LEAST_WRITTEN * axis.high), **look)
+            axes.text(middle, row, value * bool(width > MIN_LABELLED * axis.high), **look)
     for place, name in enumerate(chart.bars):
         axes.text(0, place - 0.28, name, fontsize=_FONT_POINTS, va="bottom")
     axes.set(ylim=(len(chart.bars) - 0.6, -1.4), yticks=())

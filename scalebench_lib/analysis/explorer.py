@@ -214,7 +214,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
             for column, control in self.filters.items():
                 set_options(control, tables.values_of(rows, column))
                 if control.value == tables.ALL:
-                    rows = tables.as_optimizations(rows, column)
+                    rows = tables.merge_axis(rows, column)
                 rows = rows[rows[column] == control.value]
             offered = options(rows)
             views = [(view.title, name) for name, view in views_of(rows).items()]
@@ -267,7 +267,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         controls = VIEWS[self.view.value].controls
         wanted = {name: [control.value] for name, control in self.filters.items()}
         for column in (name for name in tables.MERGED if wanted[name] == [tables.ALL]):
-            rows = tables.as_optimizations(rows, column)
+            rows = tables.merge_axis(rows, column)
             del wanted[column]
         some = {n: list(control.value) for n, control in self.some.items() if n not in controls}
         if not all(some.values()):

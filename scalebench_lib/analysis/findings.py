@@ -72,7 +72,7 @@ def answers(results: Results, price: float | None = None) -> list[Answer]:
 
     At a `price` per hour it has the cost of a million requests, of one copy busy but `MARGIN`.
     """
-    table = tables.as_optimizations(results.table)
+    table = tables.merge_axis(results.table)
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
     table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)

@@ -49,7 +49,7 @@ from scalebench_lib.record import Record
 from scalebench_lib.results import CSV, EAGER, Results
 from scalebench_lib.text import decibels, format_number, with_margin
 
-MOST_SAMPLES = 100_000
+MAX_SAMPLES = 100_000
 """Of all points together; more would make the page large, and are thinned evenly."""
 
 _OURS = re.compile(r".+-((latency|throughput|time|start|memory)-.+|(peak|speedup)(-.+)?)\.png")
@@ -172,7 +172,7 @@ def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
 
     Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
     """
-    table = tables.as_optimizations(table)
+    table = tables.merge_axis(table)
     for context, rows in tables.by_context(table):
         if tables.over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
             yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
@@ -223,7 +223,7 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
     for column in tables.MERGED:
         if len(points[column].unique()) > 1:
             pairs += [
-                (tables.as_optimizations(one, column), tables.as_optimizations(other, column))
+                (tables.merge_axis(one, column), tables.merge_axis(other, column))
                 for one, other in pairs
             ]
     for table, samples in pairs:
@@ -424,7 +424,7 @@ def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> d
     """Return all charts for the browser; texts that many points share are there once."""
     drawn = [chart for chart in charts.values() if isinstance(chart, Chart)]
     passes = sum(len(dots.passes) for chart in drawn for dots in chart.dots)
-    texts, thin = dict[str, int](), -(-passes // MOST_SAMPLES)
+    texts, thin = dict[str, int](), -(-passes // MAX_SAMPLES)
     data = {key: _data(chart, texts, thin) for key, chart in charts.items()}
     for key, chart in charts.items():
         if thin > 1 and isinstance(chart, Chart) and chart.dots:

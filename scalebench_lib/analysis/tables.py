@@ -24,7 +24,7 @@ CONTEXT = {
 """The columns that must be the same for all points of a chart, and their titles."""
 
 ALL = "all"
-"""In place of a value: all of them, `as_optimizations`."""
+"""In place of a value: all of them, `merge_axis`."""
 
 MERGED = ("allocator", "placement")
 """The axes of which a chart may hold all values."""
@@ -159,7 +159,7 @@ def only_value(rows: pd.DataFrame, column: str) -> Any:
     return values[0]
 
 
-def as_optimizations(table: pd.DataFrame, column: str = "allocator") -> pd.DataFrame:
+def merge_axis(table: pd.DataFrame, column: str = "allocator") -> pd.DataFrame:
     """Return `table` with values of `column` as part of optimizations' names: ``none, tcmalloc``.
 
     `column` is one of `MERGED`; so one chart can hold several of its values.

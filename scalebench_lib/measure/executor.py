@@ -54,7 +54,7 @@ class Executor:
         if self.optimized:
             if threads not in self.runners:
                 start = time.perf_counter()
-                with self._roaming(cpus):
+                with self._unpinned(cpus):
                     self.runners[threads] = self.optimized.runner(threads)
                 self.open_s = self.open_s or time.perf_counter() - start
             self.runner = self.runners[threads]
@@ -75,7 +75,7 @@ class Executor:
         return team
 
     @contextmanager
-    def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
+    def _unpinned(self, cpus: tuple[int, ...]) -> Iterator[None]:
         """Let the caller use all of `cpus` for a while: compilers and engines look at that."""
         if self.pinnable:
             os.sched_setaffinity(0, cpus)
@@ -87,7 +87,7 @@ class Executor:
     def load(self, make: Callable[[], OptimizedModel], batches: Sequence[Inputs]) -> OptimizedModel:
         """Run what `make` returns on `batches` in turn from now on, ready at each thread count."""
         start = time.perf_counter()
-        with self._roaming(self.team.cpus):
+        with self._unpinned(self.team.cpus):
             self.optimized = optimized = make()
         made_s = time.perf_counter() - start
         batches = optimized.prepare(batches)
@@ -108,10 +108,10 @@ class Executor:
         if self.keep_outputs and batch is self.first_batch:
             self.first_outputs = outputs
 
-    def reopened(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
-        """Free the runners; return what an engine's profiler tells, on the CPUs of `threads`."""
+    def profile(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
+        """Free the runners; profile `passes` by the `engine`, on the CPUs of `threads`."""
         self.team = ThreadTeam((), ())
         self.runners.clear()
         del self.runner
-        with self._roaming(self.place(threads)):
+        with self._unpinned(self.place(threads)):
             return engine(threads, next(self.batches), passes)

@@ -71,7 +71,7 @@ KNOWN = {
 _UNCASED_VOCABULARY, _CLS, _SEP = 30_522, 101, 102
 """BERT's uncased vocabulary, and its ids for start and end, which configurations do not hold."""
 
-_LEFT_OUT = {
+_UNSUPPORTED = {
     "auto_map": "code of its own",
     "quantization_config": "quantized weights",
     "compression_config": "quantized weights",
@@ -87,7 +87,7 @@ _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 HUB_ANSWERS_S = 5.0
 """Its own client tries for half a minute."""
 
-_LEAST = 1e-6
+_MIN_OUTPUT = 1e-6
 """Outputs of layers that are smaller fade further on."""
 
 _TILE = 1_000_003
@@ -220,7 +220,7 @@ def _architecture(config: Config, known: Known | None) -> Any:
 
 def _require_plain(what: str, source: str, configuration: Mapping[str, Any]) -> None:
     """Raise `MeasurementError` where something else would be measured than `source` says."""
-    for key, brings in _LEFT_OUT.items():
+    for key, brings in _UNSUPPORTED.items():
         if configuration.get(key) or Path(source, key).is_file():
             raise MeasurementError(
                 f"{what}: {source!r} has {brings} ({key}), which is left out: transformers' own "
@@ -510,7 +510,7 @@ def _scaled(module: nn.Module) -> Iterator[None]:
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
         largest = float(output.abs().max()) if output.numel() else 0
-        if not largest or not math.isfinite(largest) or _LEAST <= largest <= 1 / _LEAST:
+        if not largest or not math.isfinite(largest) or _MIN_OUTPUT <= largest <= 1 / _MIN_OUTPUT:
             return output
         factor = 2.0 ** -round(math.log2(largest))  # exact, and the same everywhere
         for part in layer.parameters(recurse=False):

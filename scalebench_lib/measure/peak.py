@@ -17,7 +17,7 @@ _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
 _REPEATS = 2
 
 _CPUS = Path("/sys/devices/system/cpu")
-_LEAST_READ = 256 << 20
+_MIN_READ_BYTES = 256 << 20
 """Bytes, where the system does not tell how large its caches are."""
 
 
@@ -49,7 +49,7 @@ def read_gb_per_s() -> float | None:
     In a product with a vector, or a sum: which is faster differs. The matrix is four times as
     large as all last-level caches together; None where the memory for it is not free.
     """
-    size = max(_LEAST_READ, 4 * last_level_bytes())
+    size = max(_MIN_READ_BYTES, 4 * last_level_bytes())
     if size > psutil.virtual_memory().available / 2:
         return None
     matrix, vector = torch.ones(size // 4 // 4096, 4096), torch.ones(4096)  # by these threads

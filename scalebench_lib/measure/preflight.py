@@ -20,7 +20,7 @@ from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.processes import die_with_parent
 from scalebench_lib.sources import is_own
 
-MOST_BYTES = 2 * 2**30
+MAX_WEIGHT_BYTES = 2 * 2**30
 """Weights of more than that are not loaded: only shapes are looked at."""
 
 
@@ -40,7 +40,7 @@ def reason_against(configs: Iterable[Config]) -> str | None:
 
 def _require_measurable(config: Config, verify: bool) -> None:
     shapes = models.build(config, shapes_only=True)
-    if sum(part.nbytes for part in shapes.module.parameters()) > MOST_BYTES:
+    if sum(part.nbytes for part in shapes.module.parameters()) > MAX_WEIGHT_BYTES:
         return
     model = models.build(config)
     if is_own(config.model) and models.digest(model) != models.digest(shapes):

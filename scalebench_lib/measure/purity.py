@@ -16,7 +16,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 
 
-def require_function(module: nn.Module, inputs: Inputs) -> None:
+def require_pure(module: nn.Module, inputs: Inputs) -> None:
     """Raise `MeasurementError` where a pass does more than to return tensors of its own."""
     parts = (*inputs, *module.buffers())
     before, printed = [part.clone() for part in parts], StringIO()
@@ -39,7 +39,7 @@ def _refuse(thread: Thread) -> None:
     raise MeasurementError(f"model: a pass starts a thread, {thread.name!r}, which nobody counts")
 
 
-def first_different(module: nn.Module, inputs: Inputs) -> str:
+def first_varying_layer(module: nn.Module, inputs: Inputs) -> str:
     """Return the layer whose outputs are the first to differ between equal passes."""
     seen: list[tuple[nn.Module, list[Tensor]]] = []
 

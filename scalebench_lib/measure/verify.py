@@ -23,7 +23,7 @@ from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
 from scalebench_lib.measure.optimizations.base import DTYPES, Outputs, Runner
-from scalebench_lib.measure.purity import first_different, require_function
+from scalebench_lib.measure.purity import first_varying_layer, require_pure
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
@@ -82,7 +82,7 @@ class Verifier:
         self.note = model.note or None
         if thorough:
             if model.reference is model.module:  # others write to a cache among their inputs
-                require_function(model.module, self._padded.inputs)
+                require_pure(model.module, self._padded.inputs)
             self._require_repeatable(model)
             notes = filter(None, (self.note, self._use_float64(model)))
             self.note = "; ".join(notes) or None
@@ -129,9 +129,10 @@ class Verifier:
     def _require_repeatable(self, model: Model) -> None:
         """Raise `MeasurementError` where eager draws lots: outputs would be compared with these."""
         if self._padded.sqnr_db(model.reference(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
+            layer = first_varying_layer(model.module, self._padded.inputs)
             raise MeasurementError(
                 "the model answers the same input differently: cannot be verified; it draws at "
-                f"random, or keeps state, in {first_different(model.module, self._padded.inputs)}"
+                f"random, or keeps state, in {layer}"
             )
 
     def _use_float64(self, model: Model) -> str:

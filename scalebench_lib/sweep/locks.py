@@ -31,7 +31,7 @@ _LOOK_S = 0.2
 _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
 
-_IN_FLIGHT = ".running.json"
+_STATUS = ".running.json"
 """The file in which a running sweep says what it does now; removed like what a kill left."""
 
 _BUSY = "another sweep is running in {holder}: wait for it"
@@ -57,22 +57,22 @@ def require_free(out: Path) -> None:
             raise RequestError(_BUSY.format(holder=_holder(path))) from None
 
 
-def say_in_flight(out: Path, doing: str | None) -> None:
-    """Set the line that `in_flight` returns for the sweep in folder `out`; None removes it."""
+def write_status(out: Path, doing: str | None) -> None:
+    """Set the line that `read_status` returns for the sweep in folder `out`; None removes it."""
     with suppress(OSError):
         if doing is None:
-            (out / _IN_FLIGHT).unlink(missing_ok=True)
+            (out / _STATUS).unlink(missing_ok=True)
         else:
-            (out / _IN_FLIGHT).write_text(doing, encoding="utf-8")
+            (out / _STATUS).write_text(doing, encoding="utf-8")
 
 
-def in_flight(out: Path) -> str | None:
+def read_status(out: Path) -> str | None:
     """Return the running sweep's status line in folder `out`; None where none is running."""
     try:
         require_free(out)
     except RequestError:
         with suppress(OSError, ValueError):
-            return (out / _IN_FLIGHT).read_text(encoding="utf-8")
+            return (out / _STATUS).read_text(encoding="utf-8")
     return None
 
 

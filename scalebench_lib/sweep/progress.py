@@ -17,7 +17,7 @@ from scalebench_lib.disturbances import disturbances
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.locks import say_in_flight
+from scalebench_lib.sweep.locks import write_status
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
 from scalebench_lib.text import format_duration, format_number, pluralize
@@ -25,7 +25,7 @@ from scalebench_lib.text import format_duration, format_number, pluralize
 _SHOW_EVERY_S = 1.0
 """Drawing takes some ms, between turns."""
 
-_MOST_LINES = 16
+_MAX_LINES = 16
 
 
 def announce(runs: Sequence[SweepRun], console: Console) -> None:
@@ -94,7 +94,7 @@ class _Shown:
         if step.doing != "in turn" or time.monotonic() >= self._next:
             self._live.update(_drawn(step), refresh=self._console.is_terminal)
             for run in self._runs:
-                say_in_flight(run.out, _status_line(step))
+                write_status(run.out, _status_line(step))
             self._next = time.monotonic() + _SHOW_EVERY_S
 
 
@@ -138,10 +138,10 @@ def _drawn(step: Step) -> Group:
         for threads, point in member.points.items()
         if point.turns
     ]
-    for row in rows[:_MOST_LINES]:
+    for row in rows[:_MAX_LINES]:
         points.add_row(*row)
-    if len(rows) > _MOST_LINES:
-        points.add_row(f"… and {len(rows) - _MOST_LINES} more")
+    if len(rows) > _MAX_LINES:
+        points.add_row(f"… and {len(rows) - _MAX_LINES} more")
     done = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
     bar.add_row(done, f"{step.done}/{step.total} trials of round {step.round}", _left(step))
     return Group(points, Text(_doing(step)), bar)

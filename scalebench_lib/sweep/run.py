@@ -30,7 +30,7 @@ from scalebench_lib.sources import is_own
 from scalebench_lib.sweep.block import Process
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.locks import lock_folder, lock_machine, say_in_flight
+from scalebench_lib.sweep.locks import lock_folder, lock_machine, write_status
 from scalebench_lib.sweep.schedule import Pace, Schedule
 from scalebench_lib.sweep.trial_process import TrialProcess
 
@@ -116,7 +116,7 @@ class SweepRun:
                 try:
                     yield
                 finally:
-                    say_in_flight(self.out, None)
+                    write_status(self.out, None)
 
     def reload(self) -> None:
         """Read the records anew: another sweep may have made some."""

@@ -31,7 +31,7 @@ TURN_LIMIT_S = 60.0
 SLOWER_THAN_FIRST = 20
 """A turn hangs when it takes `TURN_LIMIT_S` and so many first passes on as many threads."""
 
-LEAST_WAIT_S = 5.0
+FAILURE_LIMIT_S = 5.0
 """What is left of a trial that has failed gets so long to write down why."""
 
 _LOOK_S = 0.1
@@ -110,7 +110,7 @@ class TrialProcess(NotebookRun):
         self._connection = self._open.enter_context(self.server.accept()[0])
         self._lines = self._open.enter_context(self._connection.makefile(errors="replace"))
         self._wait_for(self._connection, start, stopping)
-        self.first_pass_s = self._receive(protocol.Ready, LEAST_WAIT_S).first_pass_s
+        self.first_pass_s = self._receive(protocol.Ready, FAILURE_LIMIT_S).first_pass_s
         self._rest()
         self.setup_s = time.monotonic() - start
 
@@ -155,7 +155,7 @@ class TrialProcess(NotebookRun):
 
     def _fail(self) -> NoReturn:
         """Raise why it has ended before its time: as its record says, or its death."""
-        record = self._ended(LEAST_WAIT_S)
+        record = self._ended(FAILURE_LIMIT_S)
         raise MeasurementError(record.reason or "it ended before its turns did")
 
     def _ended(self, limit_s: float) -> Record:
