@@ -37,7 +37,7 @@ MANY = 16
 MANY_POINTS = MANY // 2
 """Lines of more points than this have bands for intervals, and small marks."""
 
-SPREAD = 0.28
+HALF_COLUMN = 0.28
 """Dots stand so far to each side of their column's middle, in the order made."""
 
 MIN_LABELLED = 0.07

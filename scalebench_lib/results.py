@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -87,7 +87,7 @@ COLUMNS = tuple(_CSV_TYPES)
 
 _NS_PER_MS = 1e6
 _MAX_PAIRS = 1000
-"""The spread of so many pairs of points is that of all."""
+"""Variances are pooled over as many pairs of points, taken at random."""
 
 PointKey = tuple[str, int]
 """A point's name: its records' `point_key` and its thread count."""
@@ -165,7 +165,7 @@ class MeasuredPoint:
 
     trials: _Trials
     logs_by_trial: stats.TurnLogs
-    spread: stats.Spread
+    components: stats.VarianceComponents
 
     @property
     def config(self) -> Config:
@@ -195,7 +195,7 @@ class MeasuredPoint:
     @cached_property
     def latency(self) -> stats.Interval:
         """The median of all samples in ns, with its 95 % interval: of these rounds."""
-        variance = stats.median_variance(self.logs_by_trial, self.spread)
+        variance = stats.median_variance(self.logs_by_trial, self.components)
         return stats.Interval(float(np.median(self.samples_ns)), variance)
 
     @property
@@ -242,7 +242,7 @@ class Results:
         means = [PublishedPoint.of(row) for row in published]
         self._compared: dict[PointKey, MeasuredPoint | PublishedPoint] = dict(self.points)
         self._compared |= {(mean.config.id, mean.threads): mean for mean in means}
-        self._spreads: dict[tuple[bool, bool], stats.Spread] = {}
+        self._components = cache(self._pooled_components)
 
     @classmethod
     def load(cls, out: Path, any_machine: bool = False) -> Results:
@@ -264,8 +264,8 @@ class Results:
 
     @property
     def assumed_spread(self) -> bool:
-        """True if the spread from process to process is assumed: no trial was repeated."""
-        return any(point.spread.assumed for point in self.points.values())
+        """True if the variance between processes is assumed: no trial was repeated."""
+        return any(point.components.assumed for point in self.points.values())
 
     def ratio(self, one: PointKey, other: PointKey) -> stats.Ratio:
         """Return the latency of point `one` over that of `other`.
@@ -383,7 +383,7 @@ class Results:
         parts = stats.paired_differences(a.logs_by_block, b.logs_by_block)
         if not parts:
             return None
-        return stats.ratio(parts, self._spread(a.group == b.group, a.threads == b.threads))
+        return stats.ratio(parts, self._components(a.group == b.group, a.threads == b.threads))
 
     def _via_base(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         base = self.base(one)
@@ -393,16 +393,15 @@ class Results:
         name = self._compared[base].config.optimization
         return first.times(second, name) if first and second else None
 
-    def _spread(self, same_group: bool, same_threads: bool) -> stats.Spread:
-        """The spread of pairs of one kind: from block to block those of one thread count, and
-        those of one group, differ less."""
-        kind = (same_group, same_threads)
-        if kind not in self._spreads:
-            self._spreads[kind] = stats.Spread.of(list(self._pairs(*kind)), self._contrasts(*kind))
-        return self._spreads[kind]
+    def _pooled_components(self, *kind: bool) -> stats.VarianceComponents:
+        """Pool the pairs of one kind: of the same group, of the same thread count, or not.
+
+        From block to block, pairs of one thread count, or of one group, vary less.
+        """
+        return stats.VarianceComponents.of(self._pairs(*kind), self._contrasts(*kind))
 
     def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[stats.TurnLogs]:
-        """The differences of pairs of one kind: of all, or of many taken at random."""
+        """Yield the differences of all pairs of one kind, or of `_MAX_PAIRS` taken at random."""
         points = list(self.points.values())
         numbers = {point.group: number for number, point in enumerate(points)}
         groups = np.array([numbers[point.group] for point in points])
@@ -476,8 +475,8 @@ def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
         if (found := stats.paired_differences(point.logs_by_block, other.points[key].logs_by_block))
     }
     met = {(block, key[0]) for key in parts for block in one.points[key].logs_by_block}
-    spread = stats.Spread.of(list(parts.values()), len(met))
-    return {key: stats.ratio(each, spread) for key, each in parts.items()}
+    components = stats.VarianceComponents.of(parts.values(), len(met))
+    return {key: stats.ratio(each, components) for key, each in parts.items()}
 
 
 def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
@@ -491,8 +490,8 @@ def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
     }
     # Points of one block are measured at the same time, and vary together from round to round.
     blocks = {record.block or record.name for each in trials.values() for record, _ in each}
-    spread = stats.Spread.of(parts.values(), len(blocks))
-    return {key: MeasuredPoint(each, parts[key], spread) for key, each in trials.items()}
+    components = stats.VarianceComponents.of(parts.values(), len(blocks))
+    return {key: MeasuredPoint(each, parts[key], components) for key, each in trials.items()}
 
 
 def _published_rows(path: Path) -> Sequence[Row]:

@@ -153,15 +153,15 @@ class Ratio(Interval):
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The noise of a sweep's parts: `within` parts too short for their own, and `between` parts."""
+class VarianceComponents:
+    """The variance `within` parts too short for their own, and that `between` parts."""
 
     within: Variance
     between: Variance
     assumed: bool
 
     @classmethod
-    def of(cls, points: Iterable[TurnLogs], contrasts: float) -> Spread:
+    def of(cls, points: Iterable[TurnLogs], contrasts: float) -> VarianceComponents:
         """Pool the parts of many points, or of many pairs of points.
 
         `contrasts` is the number of independent comparisons, summed over rounds: points measured
@@ -177,7 +177,7 @@ class Spread:
         return cls(within, _moderated(_between(points, within), df), assumed=False)
 
 
-def median_variance(parts: TurnLogs, spread: Spread) -> Variance:
+def median_variance(parts: TurnLogs, components: VarianceComponents) -> Variance:
     """Return the variance of the median over all turns of `parts`.
 
     pi/2 s^2 / turns + b^2 / parts; of unequal length, Kish's effective number of parts.
@@ -185,9 +185,9 @@ def median_variance(parts: TurnLogs, spread: Spread) -> Variance:
     turns = sum(part.size for part in parts)
     long = [part for part in parts if part.size >= MIN_TURNS]
     short = turns - sum(part.size for part in long)
-    noise = sum((_within(part) * part.size for part in long), spread.within * short)
+    noise = sum((_within(part) * part.size for part in long), components.within * short)
     parts_in_effect = turns**2 / sum(part.size**2 for part in parts)
-    return noise * (_MEDIAN_OVER_MEAN / turns**2) + spread.between * (1 / parts_in_effect)
+    return noise * (_MEDIAN_OVER_MEAN / turns**2) + components.between * (1 / parts_in_effect)
 
 
 def paired_differences(
@@ -220,10 +220,10 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
     return found
 
 
-def ratio(parts: TurnLogs, spread: Spread) -> Ratio:
+def ratio(parts: TurnLogs, components: VarianceComponents) -> Ratio:
     """Return the ratio of two points from the differences of their turns, an array a block."""
     value = math.exp(_median(np.concatenate(parts)))
-    return Ratio(value, median_variance(parts, spread))
+    return Ratio(value, median_variance(parts, components))
 
 
 def unpaired(one: Interval, other: Interval) -> Ratio:

@@ -430,18 +430,18 @@ class _Latencies:
         # A process has its own speed: the configs of each block less 1 are compared.
         trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
         relative = {place: _relative_to_others(turns, place) for place in turns.index}
-        spread = stats.Spread.of(relative.values(), len(trials) - len(mean))
+        components = stats.VarianceComponents.of(relative.values(), len(trials) - len(mean))
         for place, parts in relative.items():
             if parts:
                 logs[place] += np.median(np.concatenate(parts))
-                noise[place] = stats.median_variance(parts, spread) + of_a_block * apart[place]
+                noise[place] = stats.median_variance(parts, components) + of_a_block * apart[place]
         return cls(logs, noise, of_a_block * (mean**2).sum())
 
 
 def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
     """The variance of each point's log latency, drift of the machine between rounds included."""
     blocks = {block for point in points for block in point.logs_by_block}
-    drift = stats.Spread.of((point.logs_by_trial for point in points), len(blocks))
+    drift = stats.VarianceComponents.of((point.logs_by_trial for point in points), len(blocks))
     if drift.assumed:
         drift = replace(drift, between=stats.Variance(ASSUMED_DRIFT**2, stats.ASSUMED_DF))
     return [stats.median_variance(point.logs_by_trial, drift) for point in points]

@@ -21,7 +21,16 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from scalebench_lib.charts import MIN_LABELLED, SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
+from scalebench_lib.charts import (
+    HALF_COLUMN,
+    MIN_LABELLED,
+    Axis,
+    Cells,
+    Chart,
+    Dots,
+    Line,
+    tick_label,
+)
 from scalebench_lib.picture import Picture
 
 DPI = 144
@@ -193,7 +202,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
 
 def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     for place, dots in enumerate(columns):
-        x = place + np.linspace(-SPREAD, SPREAD, len(dots.passes))
+        x = place + np.linspace(-HALF_COLUMN, HALF_COLUMN, len(dots.passes))
         odd, y = dots.outlier, dots.passes
         axes.plot(x[~odd], y[~odd], ".", color=dots.colour, markersize=4, alpha=0.55)
         axes.plot(x[odd], y[odd], "x", color=_OUTLIER, markersize=5, gid="outlier")
@@ -203,7 +212,7 @@ def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def spread(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[float]:
+def separate(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[float]:
     """Move positions as little as possible until all are `pitch` apart, in `low` … `high`.
 
     Keeps their order. Where they do not fit into the range, they go on beyond `high`.
@@ -226,7 +235,7 @@ def _label_ends(axes: Axes, chart: Chart) -> list[Annotation]:
     height_points = axes.get_window_extent().height / axes.figure.dpi * _POINTS_PER_INCH
     pitch = _PITCH_POINTS / height_points
     wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
-    placed = spread(wanted, pitch, pitch / 2, 1 - pitch / 2)
+    placed = separate(wanted, pitch, pitch / 2, 1 - pitch / 2)
     every = zip(chart.lines, ends, placed, strict=True)
     return [_label(axes, line, end, position) for line, end, position in every]
 

@@ -71,7 +71,7 @@ class Made:
 Kind = Tokens | Made
 
 
-def values(item: str, *shape: int) -> Made:
+def random_floats(item: str, *shape: int) -> Made:
     """Return items of `shape`, (batch, *shape) of float32, normalised: images, videos, audio."""
 
     def make(batch_size: int, seed: int, padded: bool) -> Inputs:
@@ -81,7 +81,7 @@ def values(item: str, *shape: int) -> Made:
     return Made(item, make)
 
 
-def joined(kinds: Sequence[Kind]) -> Kind:
+def concatenated(kinds: Sequence[Kind]) -> Kind:
     """Return `kinds`, one behind the other, as one."""
 
     def make(*how: Any) -> Inputs:

@@ -34,7 +34,7 @@ from transformers.utils.hub import has_file
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure import generation, own
-from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, joined, values
+from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 from scalebench_lib.record import model_files
 from scalebench_lib.sources import is_own, own_files
@@ -100,8 +100,8 @@ _AUDIO_S, _SAMPLES_S = 10, 16_000
 _CODE_POINTS = 0x110000
 """The vocabulary of models of characters."""
 
-Place = tuple[str | int, ...]
-"""Where in a model's answer a tensor is: names, and places in lists."""
+OutputPath = tuple[str | int, ...]
+"""The keys and indices that lead to a tensor in what a model returns."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Plain(nn.Module):
     in its answer.
     """
 
-    outputs: tuple[Place, ...] = ()
+    outputs: tuple[OutputPath, ...] = ()
 
     def __init__(self, model: Callable[..., Any], names: tuple[str, ...]) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Plain(nn.Module):
         return tuple(_part(answer, place) for place in self.outputs)
 
 
-def _part(answer: Any, place: Place) -> Any:
+def _part(answer: Any, place: OutputPath) -> Any:
     for key in place:
         answer = getattr(answer, str(key)) if isinstance(answer, ModelOutput) else answer[key]
     return answer
@@ -298,13 +298,13 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         shape = getattr(vision, "num_channels", 3), config.image_size, config.image_size
         item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
         videos = (f"{frames} frames of {item}", frames, *shape)
-        found["pixel_values"] = values(*videos) if frames else values(item, *shape)
+        found["pixel_values"] = random_floats(*videos) if frames else random_floats(item, *shape)
     if "input_values" in takes:
-        found["input_values"] = values(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_S)
+        found["input_values"] = random_floats(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_S)
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
         frames = 2 * architecture.max_source_positions  # of 10 ms
         item = f"{frames / 100:g} s of audio"
-        found["input_features"] = values(item, architecture.num_mel_bins, frames)
+        found["input_features"] = random_floats(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
         start = getattr(architecture, "decoder_start_token_id", None)
         tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
@@ -313,7 +313,7 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    return joined(list(filter(None, found.values()))), tuple(found)
+    return concatenated(list(filter(None, found.values()))), tuple(found)
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
@@ -477,7 +477,7 @@ def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
     return Model(plain, kind, left_out, model_files(config) if files else None)
 
 
-def _parts(answer: Any, deep: bool, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def _parts(answer: Any, deep: bool, place: OutputPath = ()) -> Iterator[tuple[OutputPath, Any]]:
     """All that an answer holds, and where; without `deep` the tensors at its top alone."""
     parts = dict(enumerate(answer)) if isinstance(answer, list | tuple) else answer
     if isinstance(parts, Mapping) and (deep or not place):
@@ -487,7 +487,7 @@ def _parts(answer: Any, deep: bool, place: Place = ()) -> Iterator[tuple[Place, 
         yield place, answer
 
 
-def _outputs(one: dict[Place, Any], two: dict[Place, Any]) -> tuple[tuple[Place, ...], str]:
+def _outputs(one: dict[OutputPath, Any], two: dict[OutputPath, Any]) -> tuple[tuple[OutputPath, ...], str]:
     """Where the floats are of which each item has its own, and a note on what else there is."""
     left_out = {}
     for place, part in one.items():

@@ -191,7 +191,7 @@ class _Expected:
     """Some `items` of a batch, with the outputs of eager and of the reference (eager at first)."""
 
     def __init__(self, model: Model, batch: Inputs, items: int) -> None:
-        self.items = spread(len(batch[0]), items)
+        self.items = evenly_spaced(len(batch[0]), items)
         self.inputs = tuple(part[self.items] for part in batch)
         named = dict(zip(getattr(model.module, "names", ()), self.inputs, strict=False))
         self.mask = named.get("attention_mask")  # (items, tokens)
@@ -227,7 +227,7 @@ def _sqnr_db(reference: Tensor, got: Tensor) -> float:
     return max(-IDENTICAL_DB, min(IDENTICAL_DB, float(10 * torch.log10(ratio.min()))))
 
 
-def spread(size: int, items: int) -> Tensor:
+def evenly_spaced(size: int, items: int) -> Tensor:
     """Indices of `items` of `size`, the first and the last among them."""
     return torch.linspace(0, size - 1, min(items, size)).round().long()
 
