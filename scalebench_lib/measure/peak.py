@@ -12,19 +12,19 @@ from scalebench_lib.measure.optimizations.base import DTYPES, multiplies_in
 from scalebench_lib.optimizations import Precision
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
-"""Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
+"""Each takes about 2 GFLOP; which of them is fastest differs from CPU to CPU."""
 
 _REPEATS = 2
 
 _CPUS = Path("/sys/devices/system/cpu")
 _MIN_READ_BYTES = 256 << 20
-"""Bytes, where the system does not tell how large its caches are."""
+"""For systems that do not list the sizes of their caches."""
 
 
 def peak_gflops(precision: Precision) -> dict[str, float]:
     """Return the best GFLOP/s of a matrix product in `precision`, by its name.
 
-    Empty if the CPU has no arithmetic of that type: torch would emulate it.
+    Empty if torch would emulate that type.
     """
     if not multiplies_in(precision):
         return {}
@@ -46,8 +46,8 @@ def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
 def read_gb_per_s() -> float | None:
     """Return the best GB/s (1e9 bytes/s) at which a matrix is read from memory.
 
-    In a product with a vector, or a sum: which is faster differs. The matrix is four times as
-    large as all last-level caches together; None where the memory for it is not free.
+    The faster of a product with a vector and a sum. The matrix is four times as large as all
+    last-level caches together; None where the memory for it is not free.
     """
     size = max(_MIN_READ_BYTES, 4 * last_level_bytes())
     if size > psutil.virtual_memory().available / 2:
@@ -63,7 +63,7 @@ def read_gb_per_s() -> float | None:
 
 
 def last_level_bytes() -> int:
-    """Return the size of all third-level caches together; 0 where the system does not tell."""
+    """Return the size of all third-level caches together; 0 where it is not known."""
     sizes = {}
     for cache in _CPUS.glob("cpu[0-9]*/cache/index3"):
         size = (cache / "size").read_text().strip()

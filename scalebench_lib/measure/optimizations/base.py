@@ -1,4 +1,4 @@
-"""What an optimization is: a function of a `Target` that returns an `OptimizedModel`."""
+"""An optimization is a function of a `Target` that returns an `OptimizedModel`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TORCH = {"name": "torch", "version": torch.__version__}
 
 @dataclass(frozen=True)
 class Target:
-    """What to optimize: a model, inputs like those that it will be timed with, its config."""
+    """A model to optimize, a batch like those to be timed, and its config."""
 
     model: Model
     inputs: Inputs
@@ -59,16 +59,15 @@ class Target:
 
 @dataclass(frozen=True)
 class OptimizedModel:
-    """A model made ready to run; `runner(threads)` is what to time with so many threads.
+    """A model ready to run; `runner(threads)` returns the function to time at `threads` threads.
 
-    `engine` names what computes it, for the record. By default torch's threads compute it. With
-    `own_threads` the engine has a pool of its own; if it also `pins_itself`, it binds its threads,
-    in each pass, to the CPUs that the caller was allowed when the runner was made. With
-    `per_thread_count` runners are costly, and made before the turns. `prepare` makes what batches
-    keep from pass to pass (a cache) fit for it. `guarded` is entered around the turns; it raises
-    `MeasurementError` if something else was timed than was prepared.
-    `profile(threads, batch, passes)` does passes under the engine's profiler, in another session.
-    `files` is the folder of what the engine reads.
+    `engine` describes what computes it, for the record: by default torch's threads. With
+    `own_threads` the engine has a thread pool; if it also `pins_itself`, it binds the pool, in each
+    pass, to the CPUs that the caller had when the runner was made. With `per_thread_count` runners
+    are costly, and made before the turns. `prepare` converts batches, such as the type of a cache.
+    `guarded` is entered around the turns; it raises `MeasurementError` if something else was timed
+    than was prepared. `profile(threads, batch, passes)` runs passes under the engine's profiler, in
+    another session. `files` is the folder that the engine reads.
     """
 
     runner: Callable[[int], Runner]
@@ -83,7 +82,7 @@ class OptimizedModel:
 
 
 def by_torch(run: Runner, **more: Any) -> OptimizedModel:
-    """Return `run` as a model that any number of torch's threads computes."""
+    """Return an `OptimizedModel` that torch's threads compute, whatever their number."""
     return OptimizedModel(lambda _: run, TORCH, **more)
 
 
@@ -117,7 +116,7 @@ def _is_faster(dtype: torch.dtype) -> bool:
 
 
 def _product_ns(dtype: torch.dtype) -> int:
-    """The least CPU time of a matrix product on this thread, whatever else the machine does."""
+    """Return the least CPU time of 10 matrix products on this thread: others do not count."""
     left, right = torch.ones((256, 512), dtype=dtype), torch.ones((512, 512), dtype=dtype)
     times = []
     for _ in range(10):
@@ -139,7 +138,7 @@ def require_quantized(target: Target, share: float, of: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence exporters and quantizers: warnings, logs, and bars of progress."""
+    """Silence the warnings, logs and progress bars of exporters and quantizers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     bars = mock.patch.multiple("rich.progress.Progress", start=mock.DEFAULT, stop=mock.DEFAULT)
