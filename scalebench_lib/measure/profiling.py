@@ -1,4 +1,4 @@
-"""A few passes after the timing, under the profiler of what computes them."""
+"""Profile a few passes after the timing, by torch's profiler or the engine's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _by_torch(executor: Executor, passes: int) -> Profile:
         wall_ns = time.perf_counter_ns() - start
     times = Times()
     for event in found.function_events or ():
-        # A copy is part of what asked for it: a conversion, or a product.
+        # A copy counts for the operator that called it: a conversion, or a product.
         caller = event.cpu_parent if event.name == "aten::copy_" else None
         name = "CompiledFxGraph" if "CompiledFxGraph" in event.name else (caller or event).name
         times[name] += 1e3 * event.self_cpu_time_total

@@ -1,4 +1,4 @@
-"""Is a pass a function of its inputs, and nothing else? If not, it is no reference."""
+"""Check that a pass is a pure function of its inputs: otherwise it is no reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scalebench_lib.measure.inputs import Inputs
 
 
 def require_pure(module: nn.Module, inputs: Inputs) -> None:
-    """Raise `MeasurementError` where a pass does more than to return tensors of its own."""
+    """Raise `MeasurementError` where a pass has side effects, or returns memory of another."""
     parts = (*inputs, *module.buffers())
     before, printed = [part.clone() for part in parts], StringIO()
     with redirect_stdout(printed), mock.patch.object(Thread, "start", _refuse):

@@ -1,4 +1,4 @@
-"""One trial: build, optimize, verify and time a config, and return what was found as a `Record`."""
+"""Run one trial: build, optimize, verify and time a config, and return its `Record`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from scalebench_lib.record import Point, Record, Setup, Software, model_files
 T = TypeVar("T")
 
 ROTATION = 4
-"""Batches, each of its own seed, that the timed passes take in turn."""
+"""Timed passes rotate over this many batches of different seeds."""
 
 _Found = dict[str, Any]
 """Fields of the `Record`, as they are found: a failure keeps what came before it."""
@@ -44,9 +44,9 @@ _Found = dict[str, Any]
 def measure(trial: Trial, machine: Machine, say: turns.Say = lambda doing, share: None) -> Record:
     """Measure `trial` in this process; a `MeasurementError` becomes a failed record.
 
-    The runner named by the environment asks for its turns; without one the trial is alone, and
-    tells `say` how far it is. Raises `RequestError` if this process was started with another
-    allocator, and `ConnectionEndedError` if the runner has ended.
+    The runner that the environment names asks for turns; a trial without one is alone, and reports
+    its progress to `say`. Raises `RequestError` if this process was started with another allocator,
+    and `ConnectionEndedError` if the runner has ended.
     """
     allocators.require_loaded(trial.config.allocator)
     found: _Found = {"status": "ok", "started": datetime.now(UTC)}
@@ -111,7 +111,7 @@ def _measure(
         else:
             found["ended_by"] = _take_requested_turns(runner, taker, first_pass_s)
         executor.team.require_in_place()
-        # Short passes keep no outputs, which would change their use of memory: this computes one.
+        # Short passes keep no outputs, which would change their use of memory: compute one more.
         verifier.check(executor.runner, executor.first_outputs)
     found["points"] = tuple(_point(one, executor, machine, trial) for one in taker.points.values())
     found["peak_memory_bytes"] = _peak_memory_bytes()
@@ -120,7 +120,7 @@ def _measure(
 
 
 def _profiled(executor: Executor, best: Point) -> _Found:
-    """Where the time of a pass goes at the best thread count; no profiler fails what was timed."""
+    """Profile passes at the best thread count; where the profiler fails, the trial does not."""
     try:
         return {"operators": operator_times(executor, best.threads, best.median_ns / 1e9)}
     except Exception as error:  # engines raise whatever their parts raise
@@ -130,7 +130,7 @@ def _profiled(executor: Executor, best: Point) -> _Found:
 def _set_up(
     trial: Trial, executor: Executor, found: _Found
 ) -> tuple[OptimizedModel, Verifier, float]:
-    """Build, optimize and verify the model; return it, and the seconds of its first pass."""
+    """Build, optimize and verify the model; return also the seconds of its first pass."""
     config, optimization = trial.config, OPTIMIZATIONS[trial.config.optimization]
     executor.set_num_threads(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
@@ -168,7 +168,7 @@ def _set_up(
 
 
 def _limits(executor: Executor, config: Config) -> _Found:
-    """What the machine itself reaches, by number of threads."""
+    """Measure the machine's peaks by number of threads."""
     precision = OPTIMIZATIONS[config.optimization].precision
     found: _Found = {"peak_gflops": {}, "read_gb_per_s": {}}
     for threads in executor.threads:
@@ -216,7 +216,7 @@ def _point(taken: turns.PointTurns, executor: Executor, machine: Machine, trial:
 
 
 def _libraries() -> dict[str, str]:
-    """The libraries that compute inside torch, as it names them, and the one that serves malloc."""
+    """Return the libraries that compute inside torch, as it names them, and that of malloc."""
     lines = [line.strip() for line in torch.__config__.parallel_info().splitlines()]
     found = {}
     for name, mark in {"blas": "Math Kernel", "dnn": "MKL-DNN", "openmp": "OpenMP 2"}.items():
@@ -227,7 +227,7 @@ def _libraries() -> dict[str, str]:
 
 @contextmanager
 def _all_cpus_afterwards(machine: Machine) -> Iterator[None]:
-    """Give the process its CPUs back: in JupyterLab its kernel lives on."""
+    """Give the process its CPUs back: in JupyterLab its kernel goes on."""
     threads = torch.get_num_threads()
     try:
         yield

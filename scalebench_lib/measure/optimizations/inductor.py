@@ -1,4 +1,4 @@
-"""``torch.compile``: compiled ahead of the timing, and guarded so that nothing falls back."""
+"""``torch.compile``: compile ahead of the timing, and refuse to fall back to eager."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def compile_module(
     torch._dynamo.config.recompile_limit = _MAX_THREAD_COUNTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.suppress_errors = False  # what does not compile would run eager
-    for name in _MAX_SETTINGS:  # not as options: freezing would be heard too late, by half
+    for name in _MAX_SETTINGS:  # as an option, freezing would take effect in part
         setattr(torch._inductor.config, name, name in settings)
     before = _compilations()["graphs"]
     runner = torch.compile(module, fullgraph=True, dynamic=False)
@@ -112,7 +112,7 @@ def _compile_now(module: Runner, target: Target, graphs_before: int) -> Runner:
 
 
 def _require_one_word(path: str) -> None:
-    """Inductor splits the compiler's command at spaces."""
+    """Raise `MeasurementError` for a path with spaces: Inductor splits the compiler's command."""
     try:
         whole = shlex.split(path) == [path]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What torch has by itself: eager, TorchScript, bfloat16, float16."""
+"""The optimizations of torch itself: eager, TorchScript, bfloat16, float16."""
 
 from __future__ import annotations
 

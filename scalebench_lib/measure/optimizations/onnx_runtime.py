@@ -1,4 +1,4 @@
-"""ONNX Runtime: exported once with a free batch axis, a session for each number of threads."""
+"""ONNX Runtime: export once with a free batch axis, open a session for each thread count."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _quantize(source: Path, draft: Path) -> Metadata:
 
 
 def quantized_share(before: Path, after: Path) -> float:
-    """Return the share of the FLOPs in graph `before` whose layers are no floats in `after`."""
+    """Return the share of the FLOPs in graph `before` in layers that `after` computes in int8."""
     graph = _graph(before)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -97,12 +97,12 @@ def _graph(path: Path) -> Any:
 
 
 def _stem(node: Any) -> str:
-    """A layer's name: the quantizer gives the product of a Gemm its output's, with a suffix."""
+    """Return a layer's name, by its output; the quantizer adds a suffix to a Gemm's."""
     return str(node.output[0]).removesuffix("_MatMul")
 
 
 def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Twice the elements of the output times the length of each sum."""
+    """Return twice the elements of the output times the length of each sum."""
     output, left, right = (shapes.get(name, (0, 0)) for name in (node.output[0], *node.input[:2]))
     flipped = any(part.name == "transA" and part.i for part in node.attribute)
     length = math.prod(right[1:]) if node.op_type == "Conv" else left[-2 if flipped else -1]
@@ -163,7 +163,7 @@ def _profile(runtime: Any, path: Path, threads: int, batch: Inputs, passes: int)
 
 
 def _operator(node: Any) -> str:
-    """The operator's type. Weights have two axes, or were packed, and are no inputs any more."""
+    """Return the operator's type; inputs of three axes and more are activations, not weights."""
     shapes = [shape for each in node["input_type_shape"] for shape in each.values()]
     of_activations = "MatMul" in node["op_name"] and any(len(shape) > 2 for shape in shapes[1:2])
     return f"{node['op_name']}{' of activations' * of_activations}"

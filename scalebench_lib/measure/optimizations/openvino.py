@@ -25,11 +25,11 @@ _TYPES = {"fp32": {"f32"}, "bf16": {"bf16"}, "int8": {"i8", "u8"}}
 _WEIGHTED = {"FullyConnected", "Convolution"}
 
 _CALIBRATION_SEEDS = range(3 * 2**30, 3 * 2**30 + 32)
-"""Larger than any config's, of which what is verified and timed is made; torch hears 32 bits."""
+"""Larger than the seeds of any config, of which timed and verified batches are made."""
 
 
 def engine(target: base.Target) -> base.OptimizedModel:
-    """OpenVINO in the precision of the optimization; what int8 leaves in bfloat16 where it can."""
+    """OpenVINO in the precision of the optimization; int8 leaves floats in bfloat16 if it can."""
     precision = OPTIMIZATIONS[target.config.optimization].precision
     # Its Python package reports conversions to a server; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def _profile(request: Any, batch: Inputs, passes: int) -> base.Profile:
 
 
 def _times(request: Any, passes: int) -> base.Times:
-    """The times of all passes so far, by type of the node: OpenVINO tells the mean of each."""
+    """Return the times of all passes so far by type of node, from OpenVINO's means."""
     graph = request.get_compiled_model().get_runtime_model().get_ops()
     layers = {node.get_friendly_name(): dict(node.get_rt_info()) for node in graph}
     times = base.Times()
@@ -159,7 +159,7 @@ def _times(request: Any, passes: int) -> base.Times:
 
 
 def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:
-    """Read back the number of threads, and the types of the matrix products."""
+    """Raise `MeasurementError` for another number of threads, or type of the matrix products."""
     if (got := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
         raise MeasurementError(f"asked for {pluralize(threads, 'thread')}, openvino uses {got}")
     # In int8 some products of activations stay floats: attention's, after the softmax.

@@ -24,7 +24,7 @@ def int8(target: base.Target) -> base.OptimizedModel:
 
 
 def quantized_share(module: nn.Module) -> float:
-    """Return the share of the weights of layers, embeddings aside, that are no plain tensors."""
+    """Return the quantized share of the weights of layers, embeddings left out."""
     layers = (part for part in module.modules() if not isinstance(part, nn.Embedding))
     found = (getattr(layer, "weight", None) for layer in layers)
     weights = [part for part in found if isinstance(part, Tensor) and part.dim() > 1]
