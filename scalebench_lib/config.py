@@ -629,12 +629,8 @@ def preset(name: str) -> dict[str, Any]:
         raise RequestError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     if name == "page":
         return {}
-    usable = [one for one in _QUICK if OPTIMIZATIONS[one].is_usable]
+    openvino = ("openvino", "openvino-bf16", "openvino-int8")
+    fast = ("none", "script", "bf16", "onnxruntime-int8", *openvino)
+    usable = [one for one in fast if OPTIMIZATIONS[one].is_usable]
     sizes = (1, 4, 16, 64)
     return {"batch_sizes": sizes, "optimizations": usable, "max_seconds": 2.0, "rounds": 1}
-
-
-_QUICK = (
-    *("none", "script", "bf16", "onnxruntime-int8"),
-    *("openvino", "openvino-bf16", "openvino-int8"),
-)

@@ -207,7 +207,10 @@ class MeasuredPoint:
         """The logs of its turns by block, each by cycle."""
         turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
         for (record, point), logs in zip(self.trials, self.logs_by_trial, strict=True):
-            cycles, values = turns[_block_of(record, point)]
+            block = record.block or record.name
+            if record.schema_version == 1:  # not even its thread counts took turns
+                block = f"{record.name} {point.threads}"
+            cycles, values = turns[block]
             cycles += [turn.cycle for turn in point.turns]
             values += logs.tolist()
         return {block: stats.by_cycle(*found) for block, found in turns.items()}
@@ -215,16 +218,6 @@ class MeasuredPoint:
 
 def _group_of(record: Record) -> _Group:
     return record.config.group, record.host_label
-
-
-def _block_of(record: Record, point: Point) -> str:
-    """The block in which the point's turns are paired; a trial alone is a block of its own.
-
-    Records of schema 1 took no turns, not even between thread counts.
-    """
-    if record.schema_version == 1:
-        return f"{record.name} {point.threads}"
-    return record.block or record.name
 
 
 class Results:

@@ -380,11 +380,7 @@ def _batch_lines(rows: pd.DataFrame, metric: tables.Metric) -> Iterator[Line]:
 
 
 def _config_lines(
-    table: pd.DataFrame,
-    rows: pd.DataFrame,
-    x: str,
-    metric: tables.Metric,
-    errors: bool = False,
+    table: pd.DataFrame, rows: pd.DataFrame, x: str, metric: tables.Metric, errors: bool = False
 ) -> Iterator[Line]:
     """Yield a line for each config of `rows`, in the styles of `table`."""
     for (name, smt), part in tables.by_values(rows, ["optimization", "smt"]):
@@ -527,18 +523,14 @@ def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:
     return f"{len(chart.rows):,} passes, {outliers:,} of them outliers."
 
 
-def _compares(rows: pd.DataFrame) -> bool:
-    return {EAGER} < set(rows["optimization"])
-
-
-def _has_one_thread(rows: pd.DataFrame) -> bool:
-    return bool((rows["threads"] == 1).any())
-
-
 _CONFIG = ("optimization", "smt")
 VIEWS: dict[str, View] = {
     "eager": View(
-        "Speed-up over eager", ("threads",), speedup_over_eager, _largest_speedup, _compares
+        "Speed-up over eager",
+        ("threads",),
+        speedup_over_eager,
+        _largest_speedup,
+        lambda rows: {EAGER} < set(rows["optimization"]),
     ),
     "sizes": View("By batch size", ("metric", "threads"), by_batch_size, _extreme),
     "batch": View("One batch size, by cores", ("metric", "batch_size"), per_batch, _extreme),
@@ -546,7 +538,11 @@ VIEWS: dict[str, View] = {
         "One optimization, by threads", ("metric", *_CONFIG), per_optimization, _extreme
     ),
     "scaling": View(
-        "Speed-up over one thread", _CONFIG, scaling, _largest_scaling, _has_one_thread
+        "Speed-up over one thread",
+        _CONFIG,
+        scaling,
+        _largest_scaling,
+        lambda rows: bool((rows["threads"] == 1).any()),
     ),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
     "peak": View(

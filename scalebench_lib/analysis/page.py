@@ -501,22 +501,11 @@ def _without_liquid(text: str) -> str:
     return text.replace("{{", "&#123;&#123;").replace("{%", "&#123;%")
 
 
-def _anchor(text: str) -> str:
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _environment() -> Environment:
-    # Reasons and paths are other people's text: everything is escaped, in Markdown too, which
-    # may hold HTML.
-    environment = Environment(
-        loader=PackageLoader("scalebench_lib.analysis", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(slug=_anchor)
-    return environment
-
-
-_TEMPLATES = _environment()
+_TEMPLATES = Environment(
+    loader=PackageLoader("scalebench_lib.analysis", ""),
+    autoescape=True,  # reasons and paths are other people's text; Markdown may hold HTML, too
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters["slug"] = lambda text: "-".join(re.findall(r"[a-z0-9]+", text.lower()))

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scalebench_lib.config import AXES, Config
+from scalebench_lib.config import AXES
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import Record
@@ -129,7 +129,7 @@ def _drawn(step: Step) -> Group:
     points, bar = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
     rows = [
         (
-            _point_name(member.trial.config),
+            member.trial.config.label(AXES, always=("batch_size", "optimization")),
             pluralize(threads, "thread"),
             Text(f"{format_number(point.median_ns / 1e6)} ms", justify="right"),
             "" if point.half_width is None else f"± {100 * point.half_width:.1f} %",
@@ -145,10 +145,6 @@ def _drawn(step: Step) -> Group:
     done = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
     bar.add_row(done, f"{step.done}/{step.total} trials of round {step.round}", _left(step))
     return Group(points, Text(_doing(step)), bar)
-
-
-def _point_name(config: Config) -> str:
-    return config.label(AXES, always=("batch_size", "optimization"))
 
 
 def _found(record: Record) -> str:

@@ -25,11 +25,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target, quiet
-from scalebench_lib.measure.optimizations.export_cache import (
-    LOOKUPS,
-    cache_folder,
-    require_space,
-)
+from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_folder, require_space
 from scalebench_lib.measure.optimizations.native import casting, lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"

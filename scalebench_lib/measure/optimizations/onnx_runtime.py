@@ -111,18 +111,15 @@ def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
 
 def _engine(runtime: Any, folder: Path, metadata: Metadata) -> base.OptimizedModel:
     engine = {"name": "onnxruntime", "version": runtime.__version__, "spinning": "within a pass"}
+    open_ = partial(_open, runtime, folder / _MODEL)
     return base.OptimizedModel(
-        partial(_session, runtime, folder / _MODEL),
+        lambda threads: _runner(open_(threads, runtime.SessionOptions())),
         {**engine, **metadata},
         own_threads=True,
         per_thread_count=True,
-        profile=partial(_profile, runtime, folder / _MODEL),
+        profile=partial(_profile, runtime, open_),
         files=folder,
     )
-
-
-def _session(runtime: Any, path: Path, threads: int) -> base.Runner:
-    return _runner(_open(runtime, path, threads, runtime.SessionOptions()))
 
 
 def _open(runtime: Any, path: Path, threads: int, options: Any) -> Any:
@@ -146,11 +143,11 @@ def _runner(session: Any) -> base.Runner:
     return run
 
 
-def _profile(runtime: Any, path: Path, threads: int, batch: Inputs, passes: int) -> base.Profile:
+def _profile(runtime: Any, open_: Any, threads: int, batch: Inputs, passes: int) -> base.Profile:
     options, times = runtime.SessionOptions(), base.Times()
     with TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        session = _open(runtime, path, threads, options)
+        session = open_(threads, options)
         run = _runner(session)
         for _ in range(1 + passes):
             run(*batch)
