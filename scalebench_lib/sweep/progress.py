@@ -1,4 +1,4 @@
-"""Console output of a sweep: summary, progress, time left; and what others see of it meanwhile."""
+"""Console output of a sweep: summary, progress, time left; and its status line for others."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from scalebench_lib.sweep.runner import Step, run_in_turn
 from scalebench_lib.text import format_duration, format_number, pluralize
 
 _SHOW_EVERY_S = 1.0
-"""Drawing takes some ms, between turns."""
+"""Drawing takes some ms between turns."""
 
 _MAX_LINES = 16
 
 
 def announce(runs: Sequence[SweepRun], console: Console) -> None:
-    """Print what each of `runs` will measure, and how long all of it takes at most."""
+    """Print what each of `runs` will measure, and how long that takes at most."""
     for machine in dict.fromkeys(str(run.machine) for run in runs):
         _print(console, machine)
     before = (record.machine for run in runs for record in run.records)
@@ -48,7 +48,7 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
 def run_with_progress(
     runs: Sequence[SweepRun], budget_s: float, warm: bool, if_busy: str, console: Console
 ) -> list[str]:
-    """Run the sweeps and show where they are; return warnings, a line each."""
+    """Run the sweeps and show their progress; return warnings, a line each."""
     with ExitStack() as stack:
         for run in runs:
             run.kernels = stack.enter_context(Kernels(warm, run.python))
@@ -60,7 +60,7 @@ def run_with_progress(
 
 
 def summary(run: SweepRun, console: Console) -> list[str]:
-    """Print what is left, and what disturbed; return what went wrong."""
+    """Print what is left, and disturbances; return failures, a line each."""
     schedule, complaints = run.schedule, list[str]()
     if schedule.left:
         left = pluralize(len(schedule.left), "config")
@@ -76,7 +76,7 @@ def summary(run: SweepRun, console: Console) -> list[str]:
 
 
 class _Shown:
-    """Draws each `Step` at most once a second; a line a record stays."""
+    """Draw each `Step` at most once a second, and print a line for each record."""
 
     def __init__(self, runs: Sequence[SweepRun], console: Console, live: Live) -> None:
         self._runs, self._console, self._live = runs, console, live
@@ -86,7 +86,7 @@ class _Shown:
         _print(self._console, line)
 
     def __call__(self, step: Step) -> None:
-        """Called between turns: nothing may go on afterwards."""
+        """Draw between turns: no thread may go on afterwards."""
         if step.record is not None:
             side = step.run.out.name if step.run and len(self._runs) > 1 else ""
             where = f"{step.record.host or side}, ".removeprefix(", ")
@@ -100,7 +100,7 @@ class _Shown:
 
 @contextmanager
 def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Shown]:
-    """Show each `Step` of `runs` that the result is called with."""
+    """Yield a function that shows a `Step` of `runs`."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield _Shown(runs, console, live)
 
@@ -125,7 +125,7 @@ def _left(step: Step) -> str:
 
 
 def _drawn(step: Step) -> Group:
-    """The points of the block, with how well each is known, above what is done, and a bar."""
+    """Return the points of the block with their intervals, above the activity and a bar."""
     points, bar = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
     rows = [
         (
