@@ -1,7 +1,6 @@
-"""The explorer: controls for looking around in the sweeps of a folder; the picture follows.
+"""The explorer: widgets that choose a figure of the sweeps of a folder.
 
-It offers the `VIEWS` of the figures, with the choices that the page has; what a view does not
-choose one of can be narrowed to some.
+It offers the `VIEWS` and choices of the page; axes that a view does not choose can be filtered.
 """
 
 from __future__ import annotations
@@ -50,29 +49,27 @@ from scalebench_lib.widgets import (
 )
 
 EXPLORED = "explored"
-"""The folder in a sweep's for what is saved."""
+"""The subfolder of a sweep for saved files."""
 
 _DPI = 100
-"""Less than on the page, for a quicker answer."""
+"""Less than on the page, to be faster."""
 
 _FILTERS = {name: title for name, title in tables.CONTEXT.items() if name != "machine"}
-"""What one picture holds one of. A sweep is of one machine; others are laid beside it."""
+"""Columns with one value in a picture, but for the machine, of which a sweep has one."""
 
 _SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
-"""What a view that does not choose one of can be narrowed to some of."""
+"""Columns that can be filtered in a view that does not choose one value."""
 
-_BESIDE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
-"""Of each picture: where there is room they stand side by side, else one under the other."""
-
+_PICTURE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
 _RIGHT = {"flex": "1 1 30rem", "min_width": "0"}
-"""Of message and pictures: right of the controls, so that both are seen at once."""
+"""Layouts: pictures, and all right of the controls, wrap where they lack room."""
 
 
 def show(view: str, *results: Results, **chosen: Any) -> None:
     """Show a figure of each of `results`, on one axis, and sentences computed from them.
 
-    `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``; by
-    default the first that the sweep has.
+    `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``, by
+    default the first value of the sweep.
     """
     charts, sentences = [], []
     for sweep in results:
@@ -107,7 +104,7 @@ def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Char
 
 
 def save(out: Path, title: str, ending: str, content: bytes) -> Path:
-    """Write `content` into ``explored/`` of sweep `out`, named by `title`; nothing is replaced.
+    """Write `content` into a new file in ``explored/`` of sweep `out`, named by `title`.
 
     Raises OSError where that cannot be written.
     """
@@ -122,7 +119,7 @@ def save(out: Path, title: str, ending: str, content: bytes) -> Path:
 
 @dataclass(frozen=True)
 class Shown:
-    """The chart of a sweep that is shown."""
+    """A chart of a sweep."""
 
     name: str
     results: Results
@@ -130,10 +127,10 @@ class Shown:
 
 
 class Explorer(widgets.Box):  # type: ignore[misc]
-    """Controls that choose a view of the sweep in `out`, and of others in `outputs` beside it.
+    """Controls that choose a view of the sweep in `out`, next to others in `outputs`.
 
-    `picture` shows it; `message` says what is seen in it, or why there is none. Two buttons
-    save picture and data into the sweep's folder ``explored/``.
+    `picture` shows it; `message` is a sentence on it, or why it is missing. Two buttons save
+    picture and data into the sweep's folder ``explored/``.
     """
 
     def __init__(self, out: Path, outputs: Path = OUTPUTS) -> None:
@@ -143,7 +140,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         self._quiet, self._shown = False, list[Shown]()
         self._make_controls()
         self.message, self.saved = widgets.HTML(), widgets.HTML()
-        self.picture = PngImage(format="png", layout=_BESIDE)
+        self.picture = PngImage(format="png", layout=_PICTURE)
         self.pictures = widgets.Box([self.picture], layout={"flex_flow": "row wrap"})
         saving = [widgets.HBox([self.save_picture, self.save_data]), self.saved]
         left = widgets.VBox([*self.controls, *saving])
@@ -174,7 +171,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         return [*where, *self.choices.values(), *self.some.values(), self.thread_range, self.scale]
 
     def _listen(self) -> None:
-        """Sweep and filters change what there is to choose from; the rest only the picture."""
+        """Update the options after a new sweep or filter; after other changes only the picture."""
         reactions = {self.sweep: self._choose_sweep}
         reactions |= dict.fromkeys(self.filters.values(), self._choose_context)
         for control in self.controls:
@@ -188,7 +185,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        """Let controls change without a reaction to each."""
+        """Suspend the reactions to changes."""
         self._quiet = True
         try:
             yield
@@ -208,7 +205,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
             self._choose_context()
 
     def _choose_context(self) -> None:
-        """Offer what was measured; each filter narrows what the next can offer."""
+        """Set the options to measured values; each filter limits those of the next."""
         rows = self._load(self.sweep.value).table
         with self._quietly():
             for column, control in self.filters.items():
@@ -243,7 +240,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
             self._say_why_not(" ".join(complaints))
 
     def _applying(self) -> list[Any]:
-        """Return the controls that do something in this view."""
+        """Return the controls that apply to this view."""
         controls = VIEWS[self.view.value].controls
         some = [control for name, control in self.some.items() if name not in controls]
         one = [self.choices[name] for name in controls]
@@ -263,7 +260,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         return Choices(**{name: control.value for name, control in self.choices.items()})
 
     def _chosen(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows that filters, and lists that apply, leave in."""
+        """Return the rows that the filters and lists of this view choose."""
         controls = VIEWS[self.view.value].controls
         wanted = {name: [control.value] for name, control in self.filters.items()}
         for column in (name for name in tables.MERGED if wanted[name] == [tables.ALL]):
@@ -279,10 +276,10 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         return rows[within.astype(bool)]
 
     def _show(self, complaints: list[str]) -> None:
-        """Put the pictures where the old ones were; nothing else moves."""
+        """Replace the pictures in place."""
         charts = on_one_axis([shown.chart for shown in self._shown])
         while len(self.pictures.children) < len(charts):
-            self.pictures.children += (PngImage(format="png", layout=_BESIDE),)
+            self.pictures.children += (PngImage(format="png", layout=_PICTURE),)
         self.pictures.children = self.pictures.children[: len(charts)]
         for image, chart in zip(self.pictures.children, charts, strict=True):
             with image.hold_sync():  # each message would load the picture anew
@@ -319,7 +316,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         self.saved.value = status(f"Saved: {names}")
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Show the controls, with the picture for where they are dead; headless, it alone."""
+        """Show the controls with the picture, or, headless, the picture alone."""
         data: dict[str, Any] = super()._repr_mimebundle_(**options)
         if not is_interactive():
             del data[WIDGET]

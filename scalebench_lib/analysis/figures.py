@@ -1,8 +1,8 @@
-"""The figures of a sweep: each a function of rows of its table, and of what was chosen.
+"""The figures of a sweep: functions of rows of its table, and of choices, that return a `Chart`.
 
-All make a `Chart` of one context (`tables.CONTEXT`), and raise `RequestError` where nothing of it
-was measured. Latency is in ms, throughput in inferences/s, or tokens/s. `VIEWS` names them, for
-the explorer and for the page.
+The rows are of one context (`tables.CONTEXT`); without a measurement they raise `RequestError`.
+Latency is in ms, throughput in inferences/s, or tokens/s. `VIEWS` lists the figures for the
+explorer and the page.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from scalebench_lib.text import decibels, format_number, pluralize
 
 @dataclass(frozen=True)
 class Choices:
-    """What a figure is asked to show; each takes what it needs.
+    """What to show in a figure: it reads the fields that its `View` names.
 
     `threads` is the thread count to compare at, None for each config's best.
     """
@@ -105,8 +105,8 @@ def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
 def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over eager by batch size: a line for each optimization and SMT.
 
-    The labels have the largest error of each line. Both sides are at the same thread count,
-    or each at its best.
+    Labels have the largest error of each line. Both sides are at the same thread count, or each at
+    its best.
     """
     _compared(tables.measured_only(rows), choices)
     found = tables.over_eager(rows, choices.threads).dropna(subset="speedup")
@@ -126,8 +126,8 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
 def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the share of the machine's peak by batch size, in percent.
 
-    The peak is that of a large matrix product on as many threads, in the type that the
-    optimization computes in; of a decoder, the rate at which they read memory.
+    The peak is that of a large matrix product on as many threads, in the type of the optimization;
+    for decoding, the rate at which they read memory.
     """
     share, known = _LIMITS[_limit(rows)], tables.measured_only(rows).dropna(subset=_limit(rows))
     if known.empty:
@@ -142,7 +142,7 @@ def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
 def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization by batch size and threads, a coloured cell each.
 
-    A cross is a config that failed or was skipped, an empty cell was not asked for.
+    A cross is a config that failed or was skipped; an empty cell was not asked for.
     """
     chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
     found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
@@ -197,10 +197,10 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
 
 @dataclass(frozen=True)
 class Stack:
-    """A bar for each config of one batch size, made of the columns `parts`: their labels, colours.
+    """A bar for each config of one batch size, stacked from the columns `parts` (labels, colours).
 
-    `bars` adds to rows, where column `needs` is known, the columns that the table lacks: ``total``
-    in `unit`, and ``how`` it came about. Parts are drawn `scale` times as long, in `part_unit`.
+    `bars` adds the columns ``total``, in `unit`, and ``how`` (a remark) to rows where column
+    `needs` is known. Parts are drawn `scale` times as long, in `part_unit`.
     """
 
     title: str
@@ -247,7 +247,7 @@ class Stack:
                 yield Part(label, colour, row, marks)
 
     def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
-        """Say which bar is the best; of times, what they go to."""
+        """Return the best bar in words; of times, their largest shares."""
         if self.needs in SHARES.values():
             return findings.time_sentence(chart.rows)
         return f"Least {self.title.lower()}: {chart.bars[0]}."
@@ -275,7 +275,7 @@ def _memory_bars(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 MUCH_SLOWER = 1.5
-"""A profiler that slows passes down so much may have changed their shares: that is said."""
+"""The bar says so where the profiler slows passes down by more: their shares may have changed."""
 
 _BLUE, _ORANGE, _GREY = "#1a78c2", "#c05c00", "#6e7681"
 _KIND_COLOURS = (_BLUE, "#7a5cd6", "#3c8a2e", "#0f8a8f", "#d03a4a", _ORANGE, "#8a7400", _GREY)
@@ -313,8 +313,8 @@ STACKS = {
 
 
 def samples_table(results: Results) -> pd.DataFrame:
-    """Return every sample of `results`, a row each, with the columns of its point's row that say
-    where it was measured, ``trial``, ``latency_ms``, and ``outlier``."""
+    """Return every sample of `results`, a row each: the config of its point, ``threads``,
+    ``trial``, ``latency_ms`` and ``outlier``."""
     parts = list(_samples(results)) or [results.table.head(0)]
     return pd.concat(parts, ignore_index=True)
 
@@ -339,7 +339,7 @@ def _samples(results: Results) -> Iterator[pd.DataFrame]:
 
 
 def _limit(rows: pd.DataFrame) -> str:
-    """The column of what limits `rows`: decoding is limited by memory."""
+    """Return the column of the limit of `rows`: decoding is limited by memory."""
     return "bandwidth_fraction" if (rows["phase"] == "decode").all() else "peak_fraction"
 
 
@@ -464,12 +464,12 @@ def _model(rows: pd.DataFrame) -> str:
 
 
 def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
-    """Return the fields of a chart that say where it is from, with what, and what is missing."""
+    """Return the fields of a chart's caption: its source, setting, and missing configs."""
     config = {name: tables.only_value(rows, name) for name, axis in AXES.items() if axis.splits}
     others = [n for n, axis in AXES.items() if n in config and axis.kind is None and n != "task"]
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
     setting = [
-        rows["item"].iloc[0],  # an imported file may not tell
+        rows["item"].iloc[0],  # empty for some imports
         *(axis_label(n, config[n]) for n in others if n == "placement" or config[n] != DEFAULTS[n]),
         "" if pinned else "NOT PINNED: threads could move between CPUs",
         *more,
@@ -483,9 +483,9 @@ def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class View:
-    """A way to look at a sweep: the fields of `Choices` that apply, and the figure.
+    """A figure with the fields of `Choices` that apply, and a `sentence` on its chart.
 
-    `needs` says whether rows hold what it shows; `sentence` says what is seen in its chart.
+    `needs` returns whether rows hold what it shows.
     """
 
     title: str
@@ -496,7 +496,7 @@ class View:
 
     @property
     def of_samples(self) -> bool:
-        """Whether its rows are samples (`samples_table`), not points."""
+        """True if its rows are samples (`samples_table`), not points."""
         return self.chart is distribution
 
 
@@ -570,7 +570,7 @@ VIEWS: dict[str, View] = {
         lambda rows: bool((rows["samples"] > 0).any()),
     ),
 }
-"""The first that a sweep can have is shown first."""
+"""In the order of the menu: the first that a sweep has is shown first."""
 
 
 def views_of(rows: pd.DataFrame) -> dict[str, View]:
@@ -587,7 +587,7 @@ CONTROLS = {
 
 
 def options(rows: pd.DataFrame) -> dict[str, list[tuple[str, Any]]]:
-    """Return the choices that `rows` leave, by field of `Choices`: names and values."""
+    """Return the choices that `rows` have, by field of `Choices`: names and values."""
     smt = {False: "off", True: "on"}
     return {
         "metric": [(name, name) for name in tables.METRICS],

@@ -1,11 +1,9 @@
 """The page of a sweep: results.csv, figures, index.md and a self-contained index.html.
 
-Order and names of the figures are those of the published scalebench pages, so that one can stand
-for the other. index.html holds the charts of every view and choice, and draws them with Observable
-Plot (and d3, on which it stands), vendored in ``vendor/``. Of the plotting libraries that are well
-kept it is the one that gives SVG (sharp in print, colours from CSS, so light and dark), has bands,
-cells, log axes and tips of its own, and weighs 0.5 MB. Vega-Lite is 0.8 MB and takes four times as
-long a chart, plotly is 4.8 MB, ECharts 1.1 MB; uPlot and Chart.js draw on a canvas, without text.
+Order and names of the figures are those of the published scalebench pages. index.html holds the
+charts of every view and choice, and draws them with Observable Plot and d3, vendored in
+``vendor/``: 0.5 MB, SVG with colours from CSS, bands, cells, log axes and tips. Vega-Lite is 0.8 MB
+and takes four times as long; plotly is 4.8 MB, ECharts 1.1 MB; uPlot and Chart.js draw on a canvas.
 """
 
 from __future__ import annotations
@@ -50,10 +48,10 @@ from scalebench_lib.results import CSV, EAGER, Results
 from scalebench_lib.text import decibels, format_number, with_margin
 
 MAX_SAMPLES = 100_000
-"""Of all points together; more would make the page large, and are thinned evenly."""
+"""More samples, of all points, would make the page large, and are thinned evenly."""
 
 _OURS = re.compile(r".+-((latency|throughput|time|start|memory)-.+|(peak|speedup)(-.+)?)\.png")
-"""Figures that a report wrote; other pictures in the folder are somebody's own."""
+"""Figures that a report wrote; it leaves other pictures in the folder alone."""
 
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "web/draw.js", "web/page.js")
 _FILTERS = ("optimization", "batch_size", "threads", "status")
@@ -76,17 +74,17 @@ _COLUMNS = {
     "throttled": "Throttled periods",
     "stolen": "Stolen share",
 }
-"""Columns of the table of every point; those with the same in all rows are left out."""
+"""Columns of the table of every point; constant ones are left out."""
 _DISTURBED = ("shared", "throttled", "stolen")
 _FEW = 3
-"""Figures of so few thread counts stand side by side, small."""
+"""Figures of at most so many thread counts are small, side by side."""
 
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A place on the page: the figure `name`.png of a view and choices, or why there is none.
+    """A place on the page: the figure `name`.png of a view and choices, or why it is missing.
 
-    `words` tell it apart in its alternative text, `rows` are all that it shows.
+    `words` tell it apart in its alternative text; `rows` are those that it shows.
     """
 
     name: str
@@ -102,7 +100,7 @@ class FigureSpec:
 
     @property
     def short(self) -> str:
-        """Its name within its group."""
+        """The name within its group."""
         if self.view == "batch":
             return " ".join(self.words[1:])
         config = [title_of(self.choices.optimization), *(["SMT"] if self.choices.smt else [])]
@@ -110,12 +108,10 @@ class FigureSpec:
 
     @property
     def heading(self) -> str:
-        """The part of the page in which it stands."""
         return f"{self.choices.metric.title()} ({self.context['placement'].title()})"
 
     @property
     def group(self) -> str:
-        """The figures among which it stands there."""
         return f"{self.choices.metric.title()} Per {self.view.title()}"
 
     @property
@@ -129,7 +125,6 @@ class FigureSpec:
 
     @property
     def missing(self) -> str | None:
-        """Why there is no picture, where nothing of it was measured."""
         if (self.rows["status"] == "ok").any():
             return None
         return f"{self.alt}: not measured. {'; '.join(tables.missing_lines(self.rows))}."
@@ -168,10 +163,7 @@ def _optimization_specs(
 
 
 def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
-    """Yield the specs of all configs at once, where there is something to show.
-
-    Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
-    """
+    """Yield the specs of speed-ups over eager, shares of the peak, and stacks, of all configs."""
     table = tables.merge_axis(table)
     for context, rows in tables.by_context(table):
         if tables.over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
@@ -194,7 +186,7 @@ def _spec(
     view: str,
     choices: Choices,
 ) -> FigureSpec:
-    """Return a spec; suffixes tell its context from the others of `table`."""
+    """Return a spec; suffixes of its name tell its context from the others of `table`."""
     begins = {column: axis.suffix for column, axis in AXES.items() if axis.splits}
     suffixes = [
         f"{begin}{context[column]}"
@@ -207,15 +199,15 @@ def _spec(
 
 
 def chart_key(context: dict[str, Any], view: str, choices: Choices) -> str:
-    """Name a chart by all that was chosen: the page's script asks for it by this name."""
+    """Return the name of a chart, by context, view and choices; the page's script has the same."""
     chosen = (getattr(choices, name) for name in VIEWS[view].controls)
     return "/".join(map(str, [*context.values(), view, *chosen]))
 
 
 def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart | str]]:
-    """Return what can be chosen in each context, and the chart of each choice by `chart_key`.
+    """Return the choices of each context, and the chart of each choice by `chart_key`.
 
-    In place of a chart that cannot be made there is the reason.
+    Where a chart cannot be made, its place holds the reason.
     """
     contexts, charts = [], dict[str, Chart | str]()
     points, passes = results.table, samples_table(results)
@@ -239,7 +231,7 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
 
 
 def _context_data(context: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what the page's controls offer in a context: names, and values as in `chart_key`."""
+    """Return the options of the page's controls in a context: names, and values as in the keys."""
     offered = {name: [(text, str(v)) for text, v in each] for name, each in options(rows).items()}
     return {
         "values": {name: str(value) for name, value in context.items()},
@@ -265,8 +257,8 @@ def _chart_or_reason(view: View, rows: pd.DataFrame, choices: Choices, source: s
 def write_page(out: Path, results: Results | None = None, price: float | None = None) -> Path:
     """Rebuild the page of the sweep in folder `out` from its `results`; return index.html.
 
-    They are loaded (`Results.load`) where they are not given. Figures of an earlier page that no
-    longer belong are removed. At a `price` per hour it says what a million requests cost.
+    Without `results` they are loaded. Outdated figures are removed. With a `price` per hour the
+    page gives the cost of a million requests.
     """
     results = results or Results.load(out)
     write_atomically(out / CSV, results.csv.to_csv(index=False))
@@ -297,7 +289,7 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
 
 
 def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) -> dict[str, Any]:
-    """Return what the templates tell of the sweep and its figures."""
+    """Return the variables of the templates: the sweep and its figures."""
     table = results.table
     return {
         "title": ", ".join(
@@ -329,7 +321,7 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
 
 
 def _about(results: Results) -> str:
-    """Return what was measured: the models, their inputs and weights."""
+    """Describe the models, their inputs and weights."""
     table = results.table.sort_values(["model", "seq_len", "image_size"])
     weights = sorted({f"{record.config.weights} weights" for record in results.records})
     models = (tables.model_line(*names) for names, _ in tables.by_values(table, ["model", "task"]))
@@ -337,7 +329,7 @@ def _about(results: Results) -> str:
 
 
 def _provenance(results: Results) -> list[tuple[str, list[str]]]:
-    """Say where the numbers come from: a label, and each different value that records hold."""
+    """Return the sources of the numbers: labels, each with the different values in the records."""
     imported = results.imported
     if imported:
         return [
@@ -371,7 +363,7 @@ def _pairs(values: dict[str, str]) -> str:
 def _live(
     table: pd.DataFrame, contexts: list[dict[str, Any]], charts: dict[str, Chart | str]
 ) -> dict[str, Any]:
-    """Return what makes the page live: data, script and its hash, which alone may run."""
+    """Return the variables of the live page: data, controls, script, and its hash."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     table = table.assign(error_db=-table["sqnr_db"])
     columns = {name: tables.CONTEXT[name] for name in tables.varying_context(table)}
@@ -399,7 +391,7 @@ def _live(
 
 
 def _differs(table: pd.DataFrame, name: str) -> bool:
-    """Whether a column of the table of every point says anything."""
+    """Return whether the table of every point shows a column: all but constant ones."""
     if name in _DISTURBED:
         return bool((table[name] > 0).any())
     return name in ("optimization", "latency_ms") or len(table[name].unique()) > 1
@@ -421,7 +413,7 @@ def _text(row: dict[Any, Any], name: str) -> str:
 
 
 def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> dict[str, Any]:
-    """Return all charts for the browser; texts that many points share are there once."""
+    """Return all charts for the browser; texts that many points share are listed once."""
     drawn = [chart for chart in charts.values() if isinstance(chart, Chart)]
     passes = sum(len(dots.passes) for chart in drawn for dots in chart.dots)
     texts, thin = dict[str, int](), -(-passes // MAX_SAMPLES)
@@ -448,11 +440,11 @@ _PARTS: dict[type, tuple[str, ...]] = {
     Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
     Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
 }
-"""What the browser is told of each."""
+"""The fields of each that the browser gets."""
 
 
 def _data(value: Any, texts: dict[str, int], thin: int) -> Any:
-    """Return a part of a chart for JSON; names and details are places among `texts`."""
+    """Return a part of a chart for JSON; names and details are indices of `texts`."""
     if isinstance(value, list | tuple):
         return [_data(part, texts, thin) for part in value]
     if type(value) in _PARTS:
@@ -468,7 +460,7 @@ def _data(value: Any, texts: dict[str, int], thin: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers of 5 digits, the places of what is true in a mask, nothing for no numbers."""
+    """Round to 5 digits; turn a mask into the indices of True, and only NaN into an empty list."""
     if isinstance(value, np.ndarray):
         if value.dtype == bool:
             return np.flatnonzero(value).tolist()
@@ -479,7 +471,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Markup:
-    """Return `value` as JSON that is inert in HTML, whatever its strings hold."""
+    """Return `value` as JSON that is inert in HTML, whatever strings it has."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -497,7 +489,7 @@ def _trusted(text: str) -> Markup:
 
 
 def _without_liquid(text: str) -> str:
-    """Other people's text must not be taken for the site's own templates."""
+    """Escape the syntax of the site's templates in other people's text."""
     return text.replace("{{", "&#123;&#123;").replace("{%", "&#123;%")
 
 
