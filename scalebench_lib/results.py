@@ -1,7 +1,7 @@
 """The results of a sweep: its points with all their trials, the ratio of any two, and the table.
 
-They are computed from the records at each load. An imported sweep has no records: its rows are
-those of its ``results.csv``, and `Imported` is its source.
+They are computed from the records at each load, or, for an imported sweep, from its ``results.csv``
+and its source (`Imported`).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ CSV, FILE = "results.csv", "source.json"
 
 EAGER = "none"
 RATIOS = ("speedup", "same_threads", "scaling")
-"""What a point is compared with: eager at its best thread count, eager at the same number of
-threads, and its own config at one thread. Each is the other's latency over the point's."""
+"""A point's ratios: over eager at its best thread count, over eager at the same thread count, and
+over its own config at one thread. Each is the other's latency over the point's."""
 
 RATIO_COLUMNS = tuple(
     f"{name}{part}" for name in RATIOS for part in ("", "_low", "_high", "_paired")
@@ -50,7 +50,7 @@ RATIO_COLUMNS = tuple(
 
 _SETUP = ("build_s", "optimize_s", "optimize_anew_s", "first_pass_s")
 _SINCE = ("resident_memory_mb", *_SETUP, *SHARES.values(), "profiled_ms")
-"""Columns that imports of before have not."""
+"""Columns that older imports lack."""
 
 _TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
 _AXIS_TYPES = {
@@ -100,11 +100,10 @@ _Group = tuple[Config, str | None]
 
 
 class Imported(StrictModel):
-    """The source of an imported sweep: the published `file`, and `notes` on it.
+    """The source of an imported sweep: the published `file`, and `notes` on it, a sentence each.
 
-    `machine` is what the importer called it, if anything. Each of `notes` is a sentence;
-    `points` is how many rows there are, `together` the runs of several ``instances`` at once, with
-    the mean of the slowest, ``latency_ms``.
+    `machine` is the importer's name for it, if any; `points` is the number of rows; `together` are
+    the runs of several ``instances`` at once, with the mean of the slowest, ``latency_ms``.
     """
 
     file: str
@@ -122,7 +121,10 @@ class Imported(StrictModel):
 
     @classmethod
     def load(cls, out: Path) -> Self | None:
-        """Read the source of the import in folder `out`, or None; `ScalebenchError` if damaged."""
+        """Read the source of the import in folder `out`, if it is one.
+
+        Raises `RequestError` for one of an older scalebench, `ScalebenchError` for a damaged one.
+        """
         if (out / "imported.json").exists():
             raise RequestError(
                 f"{out} was imported by an older scalebench: import its file again, with "
@@ -139,7 +141,7 @@ class Imported(StrictModel):
 
 @dataclass(frozen=True, eq=False)
 class PublishedPoint:
-    """A row of an import: a mean in ns without an interval, never paired: it has no turns."""
+    """A row of an import: a mean in ns, without an interval, and without turns to pair."""
 
     row: Row
     config: Config
@@ -149,7 +151,7 @@ class PublishedPoint:
 
     @classmethod
     def of(cls, row: Row) -> Self:
-        """Return the point of a row, whose config may have names unknown to us."""
+        """Return the point of a row; its config may have unknown names."""
         names = {name: row[name] for name in ("model", *AXES)}
         latency = stats.Interval(row["latency_ms"] * _NS_PER_MS, stats.Variance(math.nan))
         return cls(row, Config.model_construct(**names), int(row["threads"]), latency)
@@ -194,7 +196,7 @@ class MeasuredPoint:
 
     @cached_property
     def latency(self) -> stats.Interval:
-        """The median of all samples in ns, with its 95 % interval: of these rounds."""
+        """The median of all samples in ns, with its 95 % interval over these rounds."""
         variance = stats.median_variance(self.logs_by_trial, self.components)
         return stats.Interval(float(np.median(self.samples_ns)), variance)
 
@@ -204,7 +206,7 @@ class MeasuredPoint:
 
     @cached_property
     def logs_by_block(self) -> dict[str, np.ndarray]:
-        """The logs of its turns by block, each by cycle."""
+        """The logs of its turns by block, each by cycle; a trial alone is a block of its own."""
         turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
         for (record, point), logs in zip(self.trials, self.logs_by_trial, strict=True):
             block = record.block or record.name
@@ -221,7 +223,7 @@ def _group_of(record: Record) -> _Group:
 
 
 class Results:
-    """The points of a sweep, by key, and how they compare; of an import the table alone."""
+    """The points of a sweep, by key, their ratios, and its table; an import has the table alone."""
 
     def __init__(
         self,
@@ -241,8 +243,8 @@ class Results:
     def load(cls, out: Path, any_machine: bool = False) -> Results:
         """Return the results of the sweep in folder `out`.
 
-        Raises `RequestError` where there is none, or, unless `any_machine`, one of several
-        machines; `ScalebenchError` where it is an import that is damaged.
+        Raises `RequestError` where it holds none, or, unless `any_machine`, those of several
+        machines; `ScalebenchError` for a damaged import.
         """
         if imported := Imported.load(out):
             return cls([], imported, _published_rows(out / CSV))
@@ -263,8 +265,8 @@ class Results:
     def ratio(self, one: PointKey, other: PointKey) -> stats.Ratio:
         """Return the latency of point `one` over that of `other`.
 
-        Paired by cycle where they took turns in a block; else via their group's base, where both
-        are paired with it at its best thread count; else from their latencies.
+        Paired by cycle if they took turns in a block; else via their group's base, if both are
+        paired with it at its best thread count; else from their latencies.
         """
         if one == other:
             how: stats.How = "not measured together" if self.imported else "paired"
@@ -273,14 +275,11 @@ class Results:
         return found or stats.unpaired(self._compared[one].latency, self._compared[other].latency)
 
     def row_ratio(self, one: Row, other: Row) -> stats.Ratio:
-        """Return the latency of row `one` of the table over that of row `other`.
-
-        Published means have no interval, and were not measured together.
-        """
+        """Return the latency of row `one` of the table over that of row `other`."""
         return self.ratio(self._key_of(one), self._key_of(other))
 
     def base(self, key: PointKey) -> PointKey | None:
-        """Return the base of the group of `key` at its best thread count, None where it failed."""
+        """Return the base of the group of `key` at its best thread count, None if it failed."""
         return self._fastest.get(self._base_name(self._compared[key].group))
 
     @cached_property
@@ -306,7 +305,7 @@ class Results:
 
     @property
     def csv(self) -> pd.DataFrame:
-        """The table as ``results.csv`` has it: `COLUMNS`; ``speedup`` is over the group's base."""
+        """The table of ``results.csv``, with `COLUMNS`; ``speedup`` is over the group's base."""
         return self._rows.assign(paired=self._rows["speedup_paired"].fillna(""))[list(COLUMNS)]
 
     @property
@@ -318,7 +317,7 @@ class Results:
 
     @property
     def dates(self) -> str:
-        """The day measured, or the first and the last."""
+        """The day of the measurement, or the first and the last."""
         if self.imported:
             return f"not known; imported {self.imported.imported.date().isoformat()}"
         days = sorted({record.started.date().isoformat() for record in self.records})
@@ -326,14 +325,14 @@ class Results:
 
     @property
     def source(self) -> str:
-        """Place and time of the measurement, for captions."""
+        """The machines and dates of the measurement, for captions."""
         if self.imported:
             return self.imported.source
         return f"{'; '.join(self.machines)} · {self.dates}"
 
     @property
     def why_no_smt(self) -> str | None:
-        """Why there is nothing measured with SMT on, if there is nothing."""
+        """Why nothing was measured with SMT on, if so."""
         if self.table["smt"].any():
             return None
         if self.imported:
@@ -344,7 +343,7 @@ class Results:
 
     @cached_property
     def _point_keys(self) -> dict[tuple[str, str], str]:
-        """The `point_key` of each machine's configs, as the table names them."""
+        """The `point_key` by ``machine`` and ``config_id`` of the table."""
         return {(r.machine_name, r.config_id): r.point_key for r in self.records}
 
     def _key_of(self, row: Row) -> PointKey:
@@ -359,7 +358,7 @@ class Results:
 
     @cached_property
     def _bases(self) -> dict[_Group, Config]:
-        """The base of each group, though it may have failed."""
+        """The base of each group, which may have failed."""
         configs: dict[_Group, list[Config]] = defaultdict(list)
         for record in self.records:
             configs[_group_of(record)].append(record.config)
@@ -408,10 +407,10 @@ class Results:
             yield stats.paired_differences(points[one].logs_by_block, points[other].logs_by_block)
 
     def _contrasts(self, same_group: bool, same_threads: bool) -> int:
-        """Return the number of independent comparisons of a kind that the blocks hold.
+        """Return the number of independent comparisons of a kind in the blocks.
 
-        A process has its own speed: trials less 1, those of each group by themselves. A state of
-        the machine changes all pairs of two thread counts together: thread counts less 1.
+        Each process has its own speed: trials less 1, in each group. A state of the machine changes
+        all pairs of two thread counts together: thread counts less 1.
         """
         members: dict[tuple[str, _Group | None], set[str | int]] = defaultdict(set)
         for key, point in self.points.items():
@@ -422,7 +421,7 @@ class Results:
 
     @cached_property
     def _rows(self) -> pd.DataFrame:
-        """All columns, those of ``results.csv`` as well as those of `table`."""
+        """The table with the columns of both ``results.csv`` and `table`."""
         import pandas as pd
 
         peaks = _peaks(self.records)
@@ -439,7 +438,7 @@ class Results:
         return table.sort_values([*CONFIG_ORDER, "threads"], ignore_index=True)
 
     def _ratios(self, key: PointKey) -> dict[str, Any]:
-        """The cells of `RATIO_COLUMNS`: empty for ratios to what was not measured."""
+        """Return the cells of `RATIO_COLUMNS`, without those over points that were not measured."""
         group, best = self._compared[key].group, self.base(key)
         others = (best, (self._base_name(group), key[1]), (key[0], 1))
         cells: dict[str, Any] = {}
@@ -459,7 +458,7 @@ class Results:
 def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
     """Return the latency of each point of `one` over that of the same point in `other`.
 
-    Paired by cycle: only points that took turns in a common block have one.
+    They are paired by cycle: only points that took turns in a common block have one.
     """
     parts = {
         key: found
@@ -492,7 +491,7 @@ def _published_rows(path: Path) -> Sequence[Row]:
 
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
-        since = DEFAULTS | dict.fromkeys(_SINCE)  # an older import did not know them yet
+        since = DEFAULTS | dict.fromkeys(_SINCE)  # an older import lacks them
         table = table.assign(**{name: value for name, value in since.items() if name not in table})
         table = table[list(COLUMNS)].fillna({"item": ""})
     except (OSError, ValueError, KeyError) as error:
@@ -504,8 +503,8 @@ _Peaks = Mapping[tuple[Any, ...], float]
 
 
 def _peaks(records: Iterable[Record]) -> _Peaks:
-    """The machine's best GFLOP/s by placement of threads and type, and its best GB/s of ``read``,
-    over the whole sweep."""
+    """Return the machine's best GFLOP/s by placement of threads and type, and its best GB/s of
+    ``read``, over the whole sweep."""
     peaks: dict[tuple[Any, ...], float] = {}
     for record in records:
         for threads, by_type in record.peak_gflops.items():
@@ -563,7 +562,7 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
 
 
 def _verified(records: Iterable[Record]) -> dict[str, float | None]:
-    """The worst of the trials; an SQNR against eager stands only where there is none to fp64."""
+    """Return the worst errors of the trials; an SQNR against eager only without one to fp64."""
     found = [record.verification for record in records if record.verification]
     best = [one for one in found if one.reference == "fp64"] or found
     sqnr = [one.sqnr_db for one in best if one.sqnr_db is not None]
@@ -574,7 +573,7 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
 
 
 def _setup_times(setups: Sequence[Setup]) -> Row:
-    """The medians of `_SETUP`: what is exported or compiled comes from disk, or is made anew."""
+    """Return the medians of `_SETUP`; exports and compiled code are cached, or made anew."""
     known = [one for one in setups if one.ready_s is not None]  # not of an older scalebench
     anew = [one for one in known if one.export_cache in ("empty", "partly full")]
     cached = [one for one in known if one not in anew]
@@ -588,7 +587,7 @@ def _setup_times(setups: Sequence[Setup]) -> Row:
 
 
 def _shares(measured: MeasuredPoint) -> Row:
-    """Where the time of a pass goes, of the thread count that was profiled."""
+    """Return the shares of the operators in a pass, if this thread count was profiled."""
     profiles = (record.operators for record, _ in measured.trials if record.operators)
     found = next((one for one in profiles if one.threads == measured.threads), None)
     if found is None:
