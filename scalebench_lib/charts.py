@@ -58,7 +58,7 @@ def title_of(optimization: str) -> str:
 
 
 def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
-    """Return colour and marker of an optimization, the same in all charts if it is a known one."""
+    """Return colour and marker of an optimization: for those that we know, the same everywhere."""
     unknown = sorted(set(table["optimization"].unique()) - set(OPTIMIZATIONS))
     place = [*OPTIMIZATIONS, *unknown].index(optimization) % len(_COLOURS)
     return _COLOURS[place], _MARKERS[place]

@@ -338,7 +338,7 @@ class Config(StrictModel):
 
     @property
     def group(self) -> Config:
-        """The config with the axes within groups at their defaults: equal if compared."""
+        """The config with the axes within groups at their defaults: equal for what is compared."""
         within = {name: DEFAULTS[name] for name, axis in AXES.items() if axis.within}
         return self.model_copy(update=within)
 
@@ -369,7 +369,7 @@ AXES: dict[str, Axis] = {
 the notebooks."""
 
 DEFAULTS: dict[str, Any] = {name: Config.model_fields[name].default for name in AXES}
-"""The default value of each axis; within a group, that of its base."""
+"""The value of each axis where nobody asks for another; within a group, that of its base."""
 
 
 def axis_label(name: str, value: object) -> str:
@@ -378,10 +378,10 @@ def axis_label(name: str, value: object) -> str:
 
 
 def base_of(configs: Iterable[Config]) -> Config:
-    """Return the base of a group's speed-ups: eager, default allocator, SMT off.
+    """What the speed-ups of a group refer to: eager, default allocator, SMT off.
 
-    Where the group lacks one of these, the first known value that it has. Raises ValueError without
-    configs.
+    Where the group lacks one of these, the first known value that it has. Raises ValueError
+    where there is no config.
     """
     order = {name: place for place, name in enumerate((*OPTIMIZATIONS, *get_args(Allocator)))}
 
