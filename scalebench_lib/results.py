@@ -573,7 +573,7 @@ def _verified(records: Iterable[Record]) -> dict[str, float | None]:
 
 
 def _setup_times(setups: Sequence[Setup]) -> Row:
-    """Return the medians of `_SETUP`; exports and compiled code are cached, or made anew."""
+    """Return the medians of `_SETUP`, of trials with a cached export and of those that exported."""
     known = [one for one in setups if one.ready_s is not None]  # not of an older scalebench
     anew = [one for one in known if one.export_cache in ("empty", "partly full")]
     cached = [one for one in known if one not in anew]

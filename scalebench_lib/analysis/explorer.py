@@ -60,9 +60,11 @@ _FILTERS = {name: title for name, title in tables.CONTEXT.items() if name != "ma
 _SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
 """Columns that can be filtered in a view that does not choose one value."""
 
-_PICTURE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
+_BESIDE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
+"""Of each picture: where there is room they stand side by side, else one under the other."""
+
 _RIGHT = {"flex": "1 1 30rem", "min_width": "0"}
-"""Layouts: pictures, and all right of the controls, wrap where they lack room."""
+"""Of message and pictures: right of the controls, so that both are seen at once."""
 
 
 def show(view: str, *results: Results, **chosen: Any) -> None:
@@ -140,7 +142,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         self._quiet, self._shown = False, list[Shown]()
         self._make_controls()
         self.message, self.saved = widgets.HTML(), widgets.HTML()
-        self.picture = PngImage(format="png", layout=_PICTURE)
+        self.picture = PngImage(format="png", layout=_BESIDE)
         self.pictures = widgets.Box([self.picture], layout={"flex_flow": "row wrap"})
         saving = [widgets.HBox([self.save_picture, self.save_data]), self.saved]
         left = widgets.VBox([*self.controls, *saving])
@@ -279,7 +281,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         """Replace the pictures in place."""
         charts = on_one_axis([shown.chart for shown in self._shown])
         while len(self.pictures.children) < len(charts):
-            self.pictures.children += (PngImage(format="png", layout=_PICTURE),)
+            self.pictures.children += (PngImage(format="png", layout=_BESIDE),)
         self.pictures.children = self.pictures.children[: len(charts)]
         for image, chart in zip(self.pictures.children, charts, strict=True):
             with image.hold_sync():  # each message would load the picture anew
