@@ -504,12 +504,8 @@ def _extreme(results: Results, chart: Chart, choices: Choices) -> str:
     return str(findings.extreme(results, chart.rows, choices.metric))
 
 
-def _largest_speedup(_results: Results, chart: Chart, _choices: Choices) -> str:
-    return str(findings.largest_speedup(chart.rows, chart.rows))
-
-
-def _largest_scaling(_results: Results, chart: Chart, _choices: Choices) -> str:
-    return str(findings.largest_speedup(chart.rows, chart.rows, "1 thread"))
+def _speedup(_results: Results, chart: Chart, _choices: Choices, over: str = "eager") -> str:
+    return str(findings.largest_speedup(chart.rows, chart.rows, over))
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
@@ -529,7 +525,7 @@ VIEWS: dict[str, View] = {
         "Speed-up over eager",
         ("threads",),
         speedup_over_eager,
-        _largest_speedup,
+        _speedup,
         lambda rows: {EAGER} < set(rows["optimization"]),
     ),
     "sizes": View("By batch size", ("metric", "threads"), by_batch_size, _extreme),
@@ -541,7 +537,7 @@ VIEWS: dict[str, View] = {
         "Speed-up over one thread",
         _CONFIG,
         scaling,
-        _largest_scaling,
+        partial(_speedup, over="1 thread"),
         lambda rows: bool((rows["threads"] == 1).any()),
     ),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
