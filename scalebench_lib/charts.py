@@ -1,9 +1,8 @@
-"""Figures as data: lines, cells or dots with their axes, colours and words.
+"""Figures as data: lines, cells, dots or bars, with their axes, colours and texts.
 
 `analysis.figures` makes charts of a sweep's table. matplotlib (`analysis.draw`) and the page's
-script only draw them: every label, number and colour is decided here. A name has the same colour
-and mark in every chart: people who see few colours tell lines apart by their marks, and both are
-seen on white as on nearly black.
+script only draw them: every label, number and colour is decided here. An optimization has the same
+colour and mark in every chart, visible on white and on black.
 """
 
 from __future__ import annotations
@@ -25,23 +24,22 @@ from scalebench_lib.text import format_number, pluralize
 Scale = Literal["auto", "linear", "log"]
 
 LOG_FROM = 10
-"""A y axis whose values span more than this factor is logarithmic: on a linear one the small
-values would lie on one another."""
+"""A y axis whose values span a larger factor is logarithmic: small values would overlap."""
 
 LOG_DOTS_FROM = 3
-"""Of dots, of which a single outlier would press all others flat."""
+"""The same for dots, where a single outlier would flatten all others."""
 
 MANY = 16
-"""More values than this get a logarithmic x axis."""
+"""An x axis of more values is logarithmic."""
 
 MANY_POINTS = MANY // 2
-"""Lines of more points than this have bands for intervals, and small marks."""
+"""Lines of more points have bands for intervals, and small marks."""
 
-SPREAD = 0.28
-"""Dots stand so far to each side of their column's middle, in the order made."""
+HALF_COLUMN = 0.28
+"""Half the width of a column of dots, which are drawn in the order made."""
 
-LEAST_WRITTEN = 0.07
-"""Parts of bars that are a smaller share of the axis have no room for their value."""
+MIN_LABELLED = 0.07
+"""Smaller parts of bars, as a share of the axis, have no room for their value."""
 
 _MAX_MISSING = 5
 _COLOURS = (
@@ -75,7 +73,7 @@ def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
 
 
 def batch_colours(batch_size: int) -> tuple[str, str]:
-    """Return its colours on white and on black; 1024 is the furthest from the background."""
+    """Return the colours of a batch size on white and on black, strongest for 1024."""
     share = min(np.log2(batch_size) / 10, 1)
     light = colormaps["viridis_r"](0.2 + 0.8 * share)
     dark = colormaps["viridis"](0.25 + 0.75 * share)
@@ -83,7 +81,7 @@ def batch_colours(batch_size: int) -> tuple[str, str]:
 
 
 def tick_label(value: float) -> str:
-    """Return a tick's label: no exponent."""
+    """Return a tick's label, without an exponent."""
     return f"{value:,.6g}" if value < 1e6 else f"{value:,.0f}"
 
 
@@ -99,12 +97,11 @@ class Axis:
 
     @property
     def texts(self) -> list[str]:
-        """What stands at the ticks."""
         return [tick_label(tick) for tick in self.ticks]
 
 
 def x_axis(label: str, values: np.ndarray, doubling: bool) -> Axis:
-    """Return an axis for counts: in powers of two if they are `doubling`, or span much."""
+    """Return an axis for counts: logarithmic if they are `doubling`, many, or span much."""
     least, most = float(values.min()), float(values.max())
     if doubling or len(np.unique(values)) > MANY or most / least > MANY:
         powers = 2.0 ** np.arange(np.ceil(np.log2(least)), np.floor(np.log2(most)) + 1)
@@ -134,10 +131,7 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """Points with their values `y`, bounds (NaN where there is none), and what a tip says.
-
-    `names` say which point each is, `details` what is to be known of it.
-    """
+    """Points with their values `y`, bounds (NaN if unknown), and the texts of their tooltips."""
 
     x: np.ndarray
     y: np.ndarray
@@ -148,18 +142,17 @@ class Marks:
 
     @property
     def bounded(self) -> np.ndarray:
-        """Which values have an interval."""
         bounded: np.ndarray = np.isfinite(self.high - self.low) & (self.high > self.low)
         return bounded
 
     @property
     def values(self) -> list[str]:
-        """The values in words."""
+        """The values as texts."""
         return [format_number(value) for value in self.y]
 
     @property
     def intervals(self) -> list[str]:
-        """Their intervals in words, empty where there is none."""
+        """Their intervals as texts, empty where they are unknown."""
         bounds = zip(self.low, self.high, self.bounded, strict=True)
         return [
             f"{format_number(a)} – {format_number(b)}" if known else "" for a, b, known in bounds
@@ -173,8 +166,8 @@ _NO_MARKS = Marks(np.empty(0), np.empty(0), np.empty(0), np.empty(0))
 class Line:
     """A line through `marks`, ordered by x; `coarse` ones are hollow.
 
-    At `missing_at` on the x axis a measurement failed or was skipped: crosses there. A line
-    without marks is a label that says so. A `reference` is a line to measure others by.
+    Crosses at `missing_at` on the x axis are points that failed or were skipped. A line without
+    marks is a label that says so. A `reference` is a line to compare others with.
     """
 
     label: str
@@ -189,7 +182,6 @@ class Line:
 
     @classmethod
     def reference_of(cls, label: str, x: Sequence[float], y: Sequence[float]) -> Line:
-        """Return a line to measure others by, through these points."""
         xs, ys = np.asarray(x, float), np.asarray(y, float)
         marks = Marks(xs, ys, np.full(len(xs), np.nan), np.full(len(xs), np.nan))
         return cls(label, _FAINT, marks=marks, coarse=np.zeros(len(xs), bool), reference=True)
@@ -199,8 +191,8 @@ class Line:
 class Cells:
     """A cell for each of `marks`, in the column of its x and the row of its `row`.
 
-    Rows without a cell failed or were skipped. Colours are on a log scale; of what is better
-    low, the least value is the brightest.
+    Rows without a cell failed or were skipped. Colours are on a log scale; the best value is the
+    brightest.
     """
 
     rows: Sequence[int]
@@ -210,12 +202,11 @@ class Cells:
 
     @property
     def columns(self) -> list[float]:
-        """The columns, in order."""
         return sorted(set(self.marks.x.tolist()))
 
     @property
     def shades(self) -> np.ndarray:
-        """Where each value lies between the least and the largest, 0 to 1."""
+        """The logs of the values scaled to 0 … 1, the best at 1."""
         logs = np.log(self.marks.y)
         span = logs.max() - logs.min()
         shades = (logs - logs.min()) / span if span else np.full(len(logs), 0.5)
@@ -223,18 +214,16 @@ class Cells:
 
     @property
     def colours(self) -> list[str]:
-        """The colour of each cell."""
         return [to_hex(colormaps["viridis"](shade)) for shade in self.shades]
 
     @property
     def missing(self) -> list[int]:
-        """The rows without a cell."""
         return [row for row in self.rows if row not in self.row]
 
 
 @dataclass(frozen=True, eq=False)
 class Dots:
-    """A column of dots: `passes` in the order made; `outlier` says which of them are crosses."""
+    """A column of dots: `passes` in the order made; each `outlier` is a cross."""
 
     label: str
     colour: str
@@ -243,23 +232,20 @@ class Dots:
 
     @property
     def median(self) -> float:
-        """Their median."""
         return float(np.median(self.passes))
 
     @property
     def value(self) -> str:
-        """Their median in words."""
         return format_number(self.median)
 
     @property
     def detail(self) -> str:
-        """How many there are."""
         return f"{len(self.passes):,} passes, {int(self.outlier.sum()):,} of them outliers"
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A part of the bars of a chart: in the bar `row`, it begins at x of `marks`, and is y long."""
+    """A part of the bars of a chart: in bar `row` it begins at x of `marks`, and is y long."""
 
     label: str
     colour: str
@@ -271,11 +257,9 @@ class Part:
 class Chart:
     """A figure as data: `lines`, `cells`, `dots`, or `bars` (their names) made of `parts`.
 
-    `rows` are those of the table that it shows.
-
-    `scale` is that of the y axis, `span` its least and largest value where they are not its own,
-    `doubling` says that x is read in powers of two. `source` says where and when it was measured,
-    `setting` with what, `missing` which configs were not; a `note` tells how to read it.
+    It shows `rows` of the table. `scale` is that of the y axis, `span` its range if other than that
+    of the values; x is in powers of two if `doubling`. The caption has the `source` (machine and
+    date), the `setting`, the `missing` configs, and a `note` on how to read it.
     """
 
     title: str
@@ -298,7 +282,7 @@ class Chart:
 
     @property
     def caption(self) -> list[str]:
-        """The lines under it: the source, how to read it, and what is missing."""
+        """The lines of the caption: source and setting, how to read it, missing configs."""
         source = " · ".join(filter(None, [self.source, self.setting]))
         left = len(self.missing) - _MAX_MISSING
         more = [f"… and {left} more that failed or were skipped."] if left > 0 else []
@@ -316,18 +300,16 @@ class Chart:
 
     @property
     def many(self) -> bool:
-        """Whether intervals are bands, and marks small."""
+        """True if intervals are bands, and marks small."""
         return max((line.marks.x.size for line in self.lines), default=0) > MANY_POINTS
 
     @property
     def x(self) -> Axis:
-        """The x axis of `lines`."""
         every = [np.asarray(v) for line in self.lines for v in (line.marks.x, line.missing_at)]
         return x_axis(self.x_label, np.concatenate(every), self.doubling)
 
     @property
     def y(self) -> Axis:
-        """The y axis of `lines` or `dots`, on `scale`."""
         return y_axis(self.y_label, *(self.span or self.extent), self.log)
 
     @property
@@ -342,7 +324,7 @@ class Chart:
 
     @property
     def log(self) -> bool:
-        """Whether the y axis is logarithmic: ``auto`` asks whether the values span much."""
+        """True if the y axis is logarithmic: with ``auto``, if the values span much."""
         if self.scale == "auto":
             lines = [line.marks.y for line in self.lines] or [np.ones(1)]
             values = np.concatenate([dots.passes for dots in self.dots] or lines)
@@ -359,7 +341,7 @@ class Chart:
 
     @property
     def alt(self) -> str:
-        """Title and values in words: what a reader of the picture would take from it."""
+        """The alternative text: title and values in words."""
         return f"{self.title}. {'; '.join(self._in_words())}."
 
     def _in_words(self) -> Iterator[str]:
@@ -380,7 +362,7 @@ class Chart:
 
 
 def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
-    """Return `charts` with one y axis, so that heights can be compared; of cells, as they are."""
+    """Return `charts` with one y axis, to compare heights; cells and bars have none."""
     if len(charts) < 2 or any(chart.cells or chart.bars for chart in charts):
         return list(charts)
     lows, highs = zip(*(chart.extent for chart in charts), strict=True)

@@ -26,7 +26,7 @@ from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
-from scalebench_lib.sweep.locks import in_flight, lock_machine, require_free
+from scalebench_lib.sweep.locks import lock_machine, read_status, require_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
 from scalebench_lib.text import parse_duration, pluralize
 
@@ -273,7 +273,7 @@ def status(out: Out) -> None:
     )
     trials = pluralize(sum(one.finished for one in schedules.values()), "trial")
     console.say(f"configs: {done} done, {failed} failed, {left} left; {trials} finished")
-    if doing := in_flight(out):
+    if doing := read_status(out):
         console.say(f"running: {doing}")
     for host, schedule in schedules.items():
         _print_schedule(schedule, f" on {host}" if host else "")

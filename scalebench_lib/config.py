@@ -1,7 +1,4 @@
-"""Requests: one thing to measure (`Config`), for how long (`Trial`), and many of them (`Sweep`).
-
-The names come first: models, and values that refuse to be built wrong.
-"""
+"""Requests: one thing to measure (`Config`), for how long (`Trial`), and many of them (`Sweep`)."""
 
 from __future__ import annotations
 
@@ -44,12 +41,12 @@ MODELS = {
 }
 """Model names and their titles; `measure.models` builds them, and any folder or hub id."""
 
-_TITLES = {**MODELS, "inception": "Inception"}  # which only published files have
+_TITLES = {**MODELS, "inception": "Inception"}  # of published files
 
 TAKES_IMAGES = ("resnet50",)
 DECODERS = ("gpt2",)
 LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
-"""Most tokens of the models known by name; others tell when they are built."""
+"""Most tokens of the models known by name; those of others are known when they are built."""
 
 DEFAULT_IMAGE_SIZE = 224
 
@@ -62,31 +59,31 @@ TASKS = (
     "speech-seq2seq", "text-encoding", "token-classification", "universal-segmentation",
     "video-classification", "zero-shot-image-classification",
 )
-"""Heads that a model may have, as the names of transformers' ``AutoModelFor…``."""
+"""Heads of models, as in the names of transformers' ``AutoModelFor…``."""
 
 _CLASSES = {
     "LMHeadModel": "causal-lm", "T5EncoderModel": "text-encoding",
     "WhisperForConditionalGeneration": "speech-seq2seq", "ForConditionalGeneration": "seq2seq-lm",
 }
 # fmt: on
-"""Tasks of classes that are not named by them, by how their names end."""
+"""Tasks of classes that are not named after them, by the ends of their names."""
 
 _DEFAULT_TASKS = {"gpt2": "causal-lm"}
-"""Of the models known by name; the others are bodies, as on the published page."""
+"""The other models known by name have no head, as on the published page."""
 
 Phase = Literal["forward", "prefill", "decode"]
 """``forward`` is a pass without a cache, ``prefill`` one that fills a static cache with `seq_len`
 tokens, ``decode`` one token a sequence after `seq_len` tokens in that cache."""
 
 Allocator = Literal["default", "glibc-keep", "thp", "tcmalloc", "jemalloc"]
-"""What serves malloc, and how it is set up (`allocators`)."""
+"""Implementations and settings of malloc (`allocators`)."""
 
 PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 """1, 2, 4 … 1024: the batch sizes of the published scalebench page."""
 
 
 def _known_optimization(name: str, info: ValidationInfo) -> str:
-    """A record may be of a plugin that is not installed here; what is asked for may not."""
+    """Refuse unknown names in requests alone: a record may be of a plugin that is missing here."""
     if info.context == "input" and name not in OPTIMIZATIONS:
         raise ValueError(f"unknown optimization {name!r}: {nearest(name, OPTIMIZATIONS)}")
     return name
@@ -99,7 +96,7 @@ def _known_task(name: str) -> str:
 
 
 def model_name(name: str) -> str:
-    """Return a known name, a function of one's own, or a folder or hub id, which have a slash."""
+    """Return a known name, the user's function, or a folder or hub id, which have a slash."""
     if name in MODELS:
         return name
     if not name.isprintable() or not slug(name):
@@ -121,21 +118,21 @@ def _is_model(folder: str) -> bool:
 
 
 def slug(model: str) -> str:
-    """A model's name as part of a file's: the last part of a folder or hub id."""
+    """Return a model's name for file names: the last part of a folder or hub id."""
     return re.sub(r"(\.py(?=:))?[^A-Za-z0-9_.-]+", "_", Path(model).name).strip("._-")
 
 
 def model_title(model: str, task: str = "none") -> str:
-    """``GPT-2, causal LM``; of a folder or hub id its last part, of a body no task."""
+    """``GPT-2, causal LM``; the last part of a folder or hub id; without a head no task."""
     title, head = _TITLES.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
     return title if task == "none" else f"{title}, {head}"
 
 
 def resolved_task(model: str, task: str, phase: str = "forward") -> str:
-    """Return the task that ``auto`` means: of a hub id that was never downloaded still ``auto``.
+    """Return the task that ``auto`` means: still ``auto`` for a hub id that was never downloaded.
 
     Phases that generate tokens have a language head. Raises `RequestError` where the model's own
-    task is not among `TASKS`.
+    task is not one of `TASKS`.
     """
     if task == "auto" and phase != "forward":
         return "causal-lm"
@@ -144,7 +141,7 @@ def resolved_task(model: str, task: str, phase: str = "forward") -> str:
     if not (folder := folder_of(model)):
         return "auto"
     names = None
-    with suppress(OSError, ValueError, AttributeError):  # who builds it says what is wrong
+    with suppress(OSError, ValueError, AttributeError):  # reported when it is built
         names = json.loads((folder / "config.json").read_bytes()).get("architectures")
     if names and not task_of(names[0]):
         raise RequestError(f"task: {names[0]!r} has none of {', '.join(TASKS)}: say one, or 'none'")
@@ -152,7 +149,7 @@ def resolved_task(model: str, task: str, phase: str = "forward") -> str:
 
 
 def task_of(name: str) -> str:
-    """``masked-lm`` of the class ``BertForMaskedLM``, ``none`` of a body; else empty."""
+    """``masked-lm`` for the class ``BertForMaskedLM``, ``none`` without a head; else empty."""
     ends = _CLASSES | {f"For{task.replace('-', '')}": task for task in TASKS}
     tasks = (task for end, task in ends.items() if name.lower().endswith(end.lower()))
     return next(tasks, "" if "For" in name else "none")
@@ -183,7 +180,6 @@ def _listed(value: Any) -> Any:
 
 
 def _on_or_off(value: Any) -> Any:
-    """As YAML has words for it."""
     words = {"true": "on", "yes": "on", "false": "off", "no": "off"}
     return words.get(str(value).lower(), value)
 
@@ -206,7 +202,7 @@ def _printable(text: str) -> str:
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of an axis, each once; ValueError where there is none."""
+    """Return `values`, each once; raise ValueError without any."""
     if not values:
         raise ValueError("name at least one")
     return tuple(dict.fromkeys(values))
@@ -228,13 +224,13 @@ Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
 class StrictModel(BaseModel):
-    """A value that refuses to be built wrong, and never changes."""
+    """An immutable value without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def from_input(cls, values: Mapping[str, Any], context: str | None = "input") -> Self:
-        """Build from outside input; a `RequestError` of one line says what is wrong."""
+        """Build from outside input; raise a `RequestError` of one line for wrong values."""
         try:
             return cls.model_validate(dict(values), context=context)
         except ValidationError as error:
@@ -245,11 +241,10 @@ class StrictModel(BaseModel):
 class Axis:
     """How a field of `Config` is varied, named and shown: an annotation of the field.
 
-    `title` is what controls and tables call it, `several` the field of `Sweep` that lists its
-    values. An axis `within` groups tells apart what is compared; the others make groups. Points
-    that differ in an axis that `splits` never share a figure; `suffix` begins its value in the
-    names of figures. `label` says a value in texts. `kind` is the only kind of model that knows
-    the axis, ``text`` or ``images``.
+    Controls and tables call it `title`; the field `several` of `Sweep` lists its values. Points
+    that differ only in axes `within` groups are compared. Points that differ in an axis that
+    `splits` never share a figure; `suffix` precedes its value in the names of figures. `label`
+    formats a value for texts. Only models of `kind` have the axis, ``text`` or ``images``.
     """
 
     title: str
@@ -264,8 +259,8 @@ class Axis:
 class Config(StrictModel):
     """One thing to measure: `batch_size` items of `seq_len` tokens, or of `image_size`² pixels.
 
-    `model` is a name in `MODELS`, a folder or a hub id that transformers can load, or a function
-    of one's own, ``file.py:function`` or ``package.module:function``. `task` is its head.
+    `model` is a name in `MODELS`, a folder or a hub id that transformers can load, or the user's
+    function, ``file.py:function`` or ``package.module:function``. `task` is its head.
     `weights` is ``random`` (seeded by `seed`), ``pretrained`` (the model's own on the hub), or
     a hub id or local folder; only safetensors files are ever read.
     """
@@ -308,7 +303,7 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _one_kind_of_size(self) -> Self:
-        """A size that a model does not know would measure the same thing twice."""
+        """Refuse a size that the model does not take: it would be measured twice."""
         own = is_own(self.model)
         if own and (self.task not in ("none", "auto") or self.weights != "random"):
             raise ValueError(f"{self.model} is what it makes: leave task and weights out")
@@ -326,7 +321,7 @@ class Config(StrictModel):
 
     @property
     def id(self) -> str:
-        """Readable and stable: ``bert-none-smt_off-bs8-1a2b3c``, a hash of the rest at its end."""
+        """Readable and stable: ``bert-none-smt_off-bs8-1a2b3c``, which ends with a hash."""
         return _id(self)
 
     def __str__(self) -> str:
@@ -336,7 +331,7 @@ class Config(StrictModel):
         return f"{title}, batch {self.batch_size} of {self.item}, {how}"
 
     def label(self, names: Iterable[str], always: Collection[str] = ()) -> str:
-        """Return the values of these axes, but for defaults of those that are not `always` said."""
+        """Return the values of these axes; defaults only of those `always` shown."""
         values = {name: getattr(self, name) for name in names}
         said = {n: value for n, value in values.items() if n in always or value != DEFAULTS[n]}
         return ", ".join(axis_label(name, value) for name, value in said.items())
@@ -348,7 +343,7 @@ class Config(StrictModel):
 
     @property
     def positions(self) -> int:
-        """How many tokens a sequence has, with the one that is decoded."""
+        """The number of tokens of a sequence, with the one that is decoded."""
         return self.seq_len + (self.phase == "decode")
 
     @property
@@ -369,8 +364,8 @@ AXES: dict[str, Axis] = {
     for axis in field.metadata
     if isinstance(axis, Axis)
 }
-"""The axes of a sweep by the name of their field in `Config`, which is that of their column in
-the results table and of their parameter in the notebooks."""
+"""The axes of a sweep by their field in `Config`, column in the results table, and parameter in
+the notebooks."""
 
 DEFAULTS: dict[str, Any] = {name: Config.model_fields[name].default for name in AXES}
 """The value of each axis where nobody asks for another; within a group, that of its base."""
@@ -380,7 +375,7 @@ WITHIN = tuple(name for name, axis in AXES.items() if axis.within)
 
 
 def axis_label(name: str, value: object) -> str:
-    """``128 tokens``, ``batch 8``, ``SMT on``: the value of an axis, as texts say it."""
+    """``128 tokens``, ``batch 8``, ``SMT on``: the value of an axis for texts."""
     return AXES[name].label.format({"True": "on", "False": "off"}.get(str(value), value))
 
 
@@ -401,7 +396,7 @@ def base_of(configs: Iterable[Config]) -> Config:
 
 
 def trial_name(config_id: str, host: str | None, number: int) -> str:
-    """The stem of a trial's files; the host is part of it where a sweep is of several."""
+    """Return the stem of a trial's files, with the host where a sweep has several."""
     return f"{config_id}{f'-{host}' if host else ''}-t{number}"
 
 
@@ -419,10 +414,10 @@ def _id(config: Config) -> str:
 class Trial(StrictModel):
     """One run of a config in a process of its own, at each of `threads` (counts).
 
-    `number` counts the trials of this config in its folder, `round` those of the sweep;
-    `block` is what trials that take turns have in common. `max_seconds` is the computing time of
-    a point in this trial. A `thorough` one also measures what does not change from trial to
-    trial: the machine's peak, FLOPs, and the error against fp64.
+    `number` counts the trials of this config in its folder, `round` those of the sweep; trials that
+    take turns have the same `block`. `max_seconds` is the computing time of a point in this trial.
+    A `thorough` trial also measures the machine's peak, FLOPs, and the error against fp64, which
+    later trials would only repeat.
     """
 
     config: Config
@@ -453,12 +448,12 @@ class Trial(StrictModel):
 
     @staticmethod
     def parameter_names() -> set[str]:
-        """The names that `parameters` gives and `from_parameters` takes."""
+        """Return the names that `parameters` gives and `from_parameters` takes."""
         return {*Config.model_fields, *_SAME_NAMES, "threads", "trial"}
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any], machine: Machine) -> Self:
-        """Check a notebook's parameters against the words and against `machine`.
+        """Check a notebook's parameters against `machine`, and build the trial.
 
         Raises `RequestError` for an unknown name, a wrong value, or more threads than CPUs.
         """
@@ -491,7 +486,7 @@ class _Threads(StrictModel):
 
 
 class _AsWritten(yaml.BaseLoader):
-    """Take each value as text, as the command does: ``010`` is ten; no key counts twice."""
+    """Read each value as text, as the command does: ``010`` is ten; refuse repeated keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [str(key.value) for key, _ in node.value]
@@ -504,9 +499,9 @@ class Sweep(StrictModel):
     """A set of configs measured into one folder: every combination of the axes.
 
     Every config has a trial in each of `rounds`; a group's turns end when its points are within
-    `target_ci`, or have had their share of `max_seconds`, a point's computing time over all
-    rounds. `hosts` says whether ``each`` of several
-    hosts measures every config, or ``any`` of them, all alike; ``one`` is this machine.
+    `target_ci`, or have had their share of `max_seconds`, a point's computing time over all rounds.
+    `hosts` is ``one``, this machine, or several, of which ``each`` measures every config, or
+    ``any``, where all are alike.
     """
 
     model: Annotated[
@@ -563,10 +558,9 @@ class Sweep(StrictModel):
     hosts: Literal["one", "each", "any"] = "one"
 
     def trials(self, machine: Machine) -> list[Trial]:
-        """The first trial of every config on `machine`, smaller batches first.
+        """Return the first trial of every config on `machine`, smaller batches first.
 
-        Raises `RequestError` where the machine lacks what is asked (SMT, CPUs), or the model's
-        folder is not there.
+        Raises `RequestError` where the machine lacks SMT or CPUs, or the model's folder is missing.
         """
         require_model(self.model)
         return [
@@ -580,13 +574,13 @@ class Sweep(StrictModel):
         ]
 
     def configs(self, machine: Machine) -> Iterator[Config]:
-        """Every config, smaller batches first; `RequestError` where SMT is asked for in vain."""
+        """Yield every config, smaller batches first; raise `RequestError` for missing SMT."""
         fixed = self.model_dump(include={"model", "weights", "seed", "placement"})
         tasks = {phase: resolved_task(self.model, self.task, phase) for phase in self.phases}
         values = {name: getattr(self, axis.several) for name, axis in AXES.items() if axis.several}
         values["batch_size"] = sorted(self.batch_sizes)
         values["smt"] = machine.smt_values(self.smt)
-        # Smaller batches first, and what is compared together.
+        # Smaller batches first, and each group together.
         names = sorted(values, key=lambda name: (name != "batch_size", AXES[name].within))
         for combination in product(*(values[name] for name in names)):
             varied = dict(zip(names, combination, strict=True))
@@ -594,17 +588,18 @@ class Sweep(StrictModel):
             yield Config.from_input(fixed | task | varied, context=None)
 
     def merged(self, other: Sweep) -> Sweep:
-        """This sweep with the axes of `other` added; the limits are `other`'s."""
+        """Return this sweep with the axes of `other` added; the limits are `other`'s."""
         lists = [axis.several for axis in AXES.values() if axis.several]
         axes: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in lists}
-        axes["threads"] = _merged_rule(self.threads, other.threads)
+        rules = (self.threads, other.threads)
+        axes["threads"] = next((r for r in ("all", "auto") if r in rules), None) or sum(rules, ())
         if self.smt != other.smt:
             axes["smt"] = "auto" if "auto" in (self.smt, other.smt) else "both"
         return Sweep.from_input({**other.model_dump(), **axes})
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
-        """Read a YAML file whose keys are the fields of `Sweep`; `RequestError` if it is wrong."""
+        """Read a YAML file with fields of `Sweep` as keys; raise `RequestError` if it is wrong."""
         try:
             values = _AsWritten(path.read_text(encoding="utf-8")).get_single_data()
         except (OSError, UnicodeDecodeError) as error:
@@ -619,38 +614,27 @@ class Sweep(StrictModel):
             raise RequestError(f"{path}: {error}") from None
 
     def dump(self) -> str:
-        """The sweep as YAML that `load` reads back."""
+        """Return the sweep as YAML that `load` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def _merged_rule(one: Any, other: Any) -> Any:
-    for rule in ("all", "auto"):
-        if rule in (one, other):
-            return rule
-    return (*one, *other)
-
-
 SPEC = "sweep.yaml"
-"""The file of a sweep's folder that says what it was asked for."""
+"""The file with the request of the sweep in a folder."""
 
 PRESETS = ("page", "quick")
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Return what a preset changes of a `Sweep`'s defaults.
+    """Return a preset's changes to the defaults of `Sweep`.
 
-    ``quick`` takes the fastest engines that are installed. Raises `RequestError` if unknown.
+    ``quick`` has the fastest engines that are installed. Raises `RequestError` if unknown.
     """
     if name not in PRESETS:
         raise RequestError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     if name == "page":
         return {}
-    usable = [one for one in _QUICK if OPTIMIZATIONS[one].is_usable]
+    openvino = ("openvino", "openvino-bf16", "openvino-int8")
+    fast = ("none", "script", "bf16", "onnxruntime-int8", *openvino)
+    usable = [one for one in fast if OPTIMIZATIONS[one].is_usable]
     sizes = (1, 4, 16, 64)
     return {"batch_sizes": sizes, "optimizations": usable, "max_seconds": 2.0, "rounds": 1}
-
-
-_QUICK = (
-    *("none", "script", "bf16", "onnxruntime-int8"),
-    *("openvino", "openvino-bf16", "openvino-int8"),
-)

@@ -1,7 +1,7 @@
-"""The machine: its cores and hardware threads, what of them we may use, and in which order.
+"""The machine: the cores and hardware threads that this process may use, and their order.
 
-CPU numbers are the operating system's numbers of hardware threads, as in ``taskset -c``. Core
-numbers are never used as CPU numbers: a core is the tuple of its CPU numbers.
+CPU numbers are the operating system's numbers of hardware threads, as in ``taskset -c``. A core is
+the tuple of its CPU numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.text import pluralize
 
 EVERY_COUNT_UP_TO = 16
-"""``auto`` measures every thread count up to this one: a curve needs its steps there."""
+"""``auto`` measures every thread count up to this one, where a curve has steps."""
 
 _MUCH_SLOWER = 0.75
 """A core of less than this share of the greatest capacity is an efficiency core."""
@@ -45,10 +45,9 @@ class Machine(BaseModel, frozen=True):
     """The CPUs and memory that a process may use on this machine, and its description.
 
     `cores` holds only CPUs in the process's affinity mask; `quota` is the container's limit in
-    CPUs, `memory_bytes` the memory that may be used (its limit included). Equal `identity`
-    means the same machine since the same start; unequal only that it may be another one.
-    `huge_pages` is the setting of transparent huge pages. `isolated` are CPUs that the kernel
-    gives only to processes which ask for them, and that this one may not use.
+    CPUs; `memory_bytes` respects its limit. An equal `identity` means the same machine since the
+    same boot; another one perhaps another machine. `huge_pages` is the setting of transparent huge
+    pages. `isolated` are CPUs that the kernel reserves, and that this process may not use.
     """
 
     cpu_model: str
@@ -97,7 +96,7 @@ class Machine(BaseModel, frozen=True):
         return count if self.quota is None else max(1, min(count, int(self.quota)))
 
     def smt_values(self, rule: Literal["auto", "off", "on", "both"]) -> tuple[bool, ...]:
-        """Return which of SMT off and on to measure; `RequestError` if there is none to turn on."""
+        """Return whether to measure SMT off, on, or both; raise `RequestError` without SMT."""
         if rule == "auto":
             rule = "both" if self.has_smt else "off"
         if rule != "off" and not self.has_smt:
@@ -129,12 +128,12 @@ class Machine(BaseModel, frozen=True):
         return tuple(sorted(rule))
 
     def cpus_for(self, threads: int, smt: bool, placement: str) -> tuple[int, ...]:
-        """Return the CPU numbers for `threads` threads, in the order in which they are filled."""
+        """Return the CPU numbers for `threads` threads, in the order of `placement`."""
         self.thread_counts((threads,), smt)
         return tuple(self._order(smt, placement)[:threads])
 
     def cores_of(self, threads: int, smt: bool, placement: str = "sequential") -> float:
-        """Return how many cores `threads` threads fill: with SMT on, each a part of one."""
+        """Return how many cores `threads` threads fill: with SMT on, each a share of one."""
         filled = self._order(smt, placement)[:threads]
         of_cpu = {
             cpu: 1 / len(core.cpus) if smt else 1.0 for core in self.cores for cpu in core.cpus
@@ -151,7 +150,7 @@ class Machine(BaseModel, frozen=True):
         return [cpu for core in cores if core for cpu in (core.cpus if smt else core.cpus[:1])]
 
     def differs_from(self, other: Machine) -> str | None:
-        """Return the first thing that makes `other` another machine to measure, or None."""
+        """Return the first property that makes `other` another machine, or None."""
         for field in ("cpu_model", "cores", "quota", "pinnable", "architecture"):
             if getattr(self, field) != getattr(other, field):
                 return field.replace("_", " ")
@@ -159,7 +158,7 @@ class Machine(BaseModel, frozen=True):
         return None if same_memory else "memory"
 
     def other_setting(self, other: Machine) -> str | None:
-        """Return the first known setting of the system that was another, with both values."""
+        """Return the first known setting of the system that differs, with both values."""
         for name, title in {"governor": "governor", "huge_pages": "transparent huge pages"}.items():
             mine, theirs = getattr(self, name), getattr(other, name)
             if None not in (mine, theirs) and mine != theirs:
@@ -167,12 +166,12 @@ class Machine(BaseModel, frozen=True):
         return None
 
     def new_governor(self, root: Path = Path("/")) -> str | None:
-        """Return the governor of the CPUs now, if it is no longer `governor`; else None."""
+        """Return the governor of the CPUs now, if it has changed; else None."""
         now = _governor(root)
         return now if self.governor not in (None, now) else None
 
     def require_unchanged(self) -> None:
-        """Raise `MeasurementError` if CPUs, quota or memory are no longer what they were."""
+        """Raise `MeasurementError` if CPUs, quota or memory have changed."""
         if changed := self.differs_from(Machine.here()):
             raise MeasurementError(
                 f"the machine changed in the middle ({changed}): its times before and after "
@@ -181,16 +180,19 @@ class Machine(BaseModel, frozen=True):
 
     @classmethod
     def here(cls, root: Path = Path("/")) -> Self:
-        """Read this machine from the kernel's files under `root`, or as psutil sees it."""
+        """Read this machine from the kernel's files under `root`, or from psutil."""
         allowed = _affinity()
+        usable = set(range(psutil.cpu_count(logical=False) or 1)) if allowed is None else allowed
         memory = filter(None, map(_memory_limit, control_groups(root, "memory")))
         quotas = filter(None, map(_cpu_quota, control_groups(root, "cpu")))
         huge_pages = root / "sys/kernel/mm/transparent_hugepage/enabled"
+        isolated = set(_numbers(_text(root / "sys/devices/system/cpu/isolated")))
         return cls(
             cpu_model=search_file(root / "proc/cpuinfo", r"^model name\s*:\s*(.+)$")
             or platform.processor()
             or platform.machine(),
-            cores=_cores(root / "sys/devices", allowed) or _cores_unknown(allowed),
+            cores=_cores(root / "sys/devices", usable)
+            or tuple(Core(cpus=(cpu,)) for cpu in sorted(usable)),
             quota=min(quotas, default=None),
             pinnable=allowed is not None,
             memory_bytes=int(min([psutil.virtual_memory().total, *memory])),
@@ -200,11 +202,7 @@ class Machine(BaseModel, frozen=True):
             governor=_governor(root),
             huge_pages=search_file(huge_pages, r"\[(\w+)\]"),  # always [madvise] never
             identity=_identity(root),
-            isolated=tuple(
-                cpu
-                for cpu in _numbers(_text(root / "sys/devices/system/cpu/isolated"))
-                if allowed is not None and cpu not in allowed
-            ),
+            isolated=tuple(sorted(isolated - usable)),
         )
 
     def __str__(self) -> str:
@@ -219,10 +217,9 @@ class Machine(BaseModel, frozen=True):
 
 
 def perhaps_another_host(before: Iterable[Machine], now: Iterable[Machine]) -> str | None:
-    """Return a sentence if machines of one kind are not surely the same ones; else None.
+    """Return a sentence if machines of one kind may be different ones; else None.
 
-    None, too, if they differ in kind, which `Machine.differs_from` tells, or if an identity is
-    not known.
+    None, too, if they differ in kind (`Machine.differs_from`), or if an identity is not known.
     """
     sides = set(before), set(now)
     one, other = ({machine.identity for machine in side} for side in sides)
@@ -248,10 +245,7 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def throttled_periods(root: Path = Path("/")) -> int | None:
-    """Return in how many periods a quota, its own or a parent's, has stopped this process so far.
-
-    None if not known.
-    """
+    """Return the number of periods in which a quota has stopped this process; None if not known."""
     stats = (folder / "cpu.stat" for folder in control_groups(root, "cpu"))
     found = [text for path in stats if (text := search_file(path, r"^nr_throttled (\d+)$"))]
     return sum(map(int, found)) if found else None
@@ -260,7 +254,7 @@ def throttled_periods(root: Path = Path("/")) -> int | None:
 def stolen_ns(cpus: Iterable[int], root: Path = Path("/")) -> int | None:
     """Return the time in ns that the hypervisor has taken from all of `cpus` so far.
 
-    The kernel counts it in ticks of 10 ms, as a rule. None if one of them has no such count.
+    The kernel usually counts in ticks of 10 ms. None if it does not count one of them.
     """
     steal = re.findall(r"^cpu(\d+)(?: \d+){7} (\d+)", _text(root / "proc/stat") or "", re.M)
     ticks = {int(cpu): int(stolen) for cpu, stolen in steal}
@@ -297,38 +291,35 @@ def _affinity() -> set[int] | None:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def _cores(devices: Path, allowed: set[int] | None) -> tuple[Core, ...]:
-    """The cores of which any CPU is `allowed`: fast ones first, then by socket and NUMA node."""
+def _cores(devices: Path, usable: set[int]) -> tuple[Core, ...]:
+    """Return the cores with `usable` CPUs: fast ones first, then by socket and NUMA node."""
     cpus = devices / "system/cpu"
     online = _numbers(_text(cpus / "online"))
-    nodes, efficient = _nodes(devices / "system/node"), _efficient(devices, online)
+    nodes, efficient = _node_of_cpu(devices / "system/node"), _efficient(devices, online)
     found = set()
     for cpu in online:
         topology = cpus / f"cpu{cpu}/topology"
         siblings = _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
-        usable = [n for n in _numbers(siblings) or [cpu] if allowed is None or n in allowed]
-        if usable:
+        if ours := tuple(n for n in _numbers(siblings) or [cpu] if n in usable):
             socket = int(_text(topology / "physical_package_id") or 0)
             core_id = int(_text(topology / "core_id") or cpu)
-            node = nodes.get(cpu, 0)
-            found.add((cpu in efficient, socket, node, core_id, tuple(usable)))
+            found.add((cpu in efficient, socket, nodes.get(cpu, 0), core_id, ours))
     ranks = {
         socket: sorted({node for _, s, node, *_ in found if s == socket}) for _, socket, *_ in found
     }
     return tuple(
-        Core(cpus=usable, socket=socket, node=ranks[socket].index(node), efficient=slow)
-        for slow, socket, node, _, usable in sorted(found)
+        Core(cpus=ours, socket=socket, node=ranks[socket].index(node), efficient=slow)
+        for slow, socket, node, _, ours in sorted(found)
     )
 
 
-def _nodes(folder: Path) -> dict[int, int]:
-    """The NUMA node of each CPU."""
+def _node_of_cpu(folder: Path) -> dict[int, int]:
     lists = {int(path.name[4:]): path / "cpulist" for path in folder.glob("node[0-9]*")}
     return {cpu: node for node, path in lists.items() for cpu in _numbers(_text(path))}
 
 
 def _efficient(devices: Path, online: Iterable[int]) -> set[int]:
-    """The CPUs of efficiency cores: Intel's kernel lists them, Arm's gives each a capacity."""
+    """Return the CPUs of efficiency cores: on Intel they are listed, on Arm by their capacity."""
     listed = (_text(devices / kind / "cpus") for kind in ("cpu_atom", "cpu_lowpower"))
     of_cpu = {n: _text(devices / f"system/cpu/cpu{n}/cpu_capacity") for n in online}
     capacity = {cpu: int(text) for cpu, text in of_cpu.items() if text}
@@ -337,13 +328,8 @@ def _efficient(devices: Path, online: Iterable[int]) -> set[int]:
     return slow.union(*map(_numbers, listed))
 
 
-def _cores_unknown(allowed: set[int] | None) -> tuple[Core, ...]:
-    cpus = range(psutil.cpu_count(logical=False) or 1) if allowed is None else sorted(allowed)
-    return tuple(Core(cpus=(cpu,)) for cpu in cpus)
-
-
 def _numbers(text: str | None) -> list[int]:
-    """The numbers of ``0-2,5``."""
+    """Return the numbers of ``0-2,5``."""
     ranges = [part.partition("-") for part in (text or "").split(",") if part]
     return [n for low, _, high in ranges for n in range(int(low), int(high or low) + 1)]
 
@@ -353,7 +339,6 @@ def _governor(root: Path) -> str | None:
 
 
 def _identity(root: Path) -> str | None:
-    """Return a digest of machine id and boot id."""
     files = (root / "etc/machine-id", root / "proc/sys/kernel/random/boot_id")
     texts = [text for path in files if (text := _text(path))]
     if not texts:
@@ -362,7 +347,7 @@ def _identity(root: Path) -> str | None:
 
 
 def search_file(path: Path, pattern: str) -> str | None:
-    """Return the first group of `pattern` in the lines of a file; None if it is not there."""
+    """Return the first group of `pattern` in the lines of a file; None without a match."""
     found = re.search(pattern, _text(path) or "", re.M)
     return found[1] if found else None
 

@@ -103,7 +103,7 @@ _TABLE = (
         description="TorchScript, traced and frozen; models that can be traced"),
     Optimization("compile", "torch.compile", "inductor:compiled",
         description="torch.compile, static shapes; models without graph breaks; needs g++"),
-    Optimization("bf16", "eager bf16", "native:bf16", any_batch=True,
+    Optimization("bf16", "eager bf16", "native:low_precision", any_batch=True,
         description="eager PyTorch in bfloat16; any model, on CPUs that have it"),
     Optimization("onnxruntime", "ONNX Runtime", "onnx_runtime:fp32", needs=_ONNX, any_batch=True,
         description="ONNX Runtime in fp32; models that can be exported"),
@@ -124,7 +124,7 @@ _TABLE = (
         description="compile-max in bfloat16, on CPUs that have it"),
     Optimization("torchao-int8", "torchao int8", "torchao:int8", needs=("torchao",),
         description="torchao, dynamic int8, compiled; models of linear layers; needs g++"),
-    Optimization("fp16", "eager fp16", "native:fp16", any_batch=True,
+    Optimization("fp16", "eager fp16", "native:low_precision", any_batch=True,
         description="eager PyTorch in float16; any model, on CPUs that have it (AVX512-FP16, ARM)"),
 )
 # fmt: on

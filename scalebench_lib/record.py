@@ -1,7 +1,7 @@
 """The record of a trial: one JSON file, written once, never changed. It alone means "done".
 
-It holds the config, what was found (verification, points with their turns), and what decides the
-speed: the machine and the software.
+It holds the config, the results (verification, points with their turns), and the conditions: the
+machine and the software.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -36,7 +36,7 @@ from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchErro
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.operators import OperatorTimes
-from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision, is_installed
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.sources import folder_of, is_own, own_files
 from scalebench_lib.text import format_number, pluralize
@@ -47,9 +47,9 @@ _log = logging.getLogger("scalebench")
 class Verification(StrictModel):
     """Errors of the optimized outputs against `reference`: float64, or eager float32.
 
-    `sqnr_db` is signal over error of the worst of the `items` compared, in dB, at unmasked
-    positions; `eager_sqnr_db` that of eager float32. `max_abs_error` is against eager. Records
-    before 0.2 have a `tolerance` on that instead.
+    `sqnr_db` is the SQNR of the worst of the `items` compared, in dB, at unmasked positions;
+    `eager_sqnr_db` that of eager float32. `max_abs_error` is against eager. Records before 0.2 have
+    a `tolerance` on that instead.
     """
 
     max_abs_error: float
@@ -65,7 +65,6 @@ class Verification(StrictModel):
 
     @property
     def passed(self) -> bool:
-        """True if the outputs are near enough."""
         if self.sqnr_db is None or self.required_db is None:
             return True
         return self.sqnr_db >= self.required_db
@@ -86,27 +85,26 @@ class Verification(StrictModel):
 
 _LIBRARIES = ("numpy", "torch", "transformers")
 _ENGINES = sorted({package for one in OPTIMIZATIONS.values() for package in one.needs})
-"""What else computes, where it is installed."""
-_DECIDING = re.compile(
+_SPEED_VARIABLES = re.compile(
     "(OMP|KMP|GOMP|MKL|OPENBLAS|ONEDNN|DNNL|TORCH|PYTORCH|TORCHINDUCTOR|TORCHDYNAMO|ATEN|MALLOC"
     "|TCMALLOC|THP|ORT|OV)_|(LD_PRELOAD|GLIBC_TUNABLES|LRU_CACHE_CAPACITY|CXX)$"
 )
-"""Environment variables that change the result or its speed."""
-_LOCATION = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
-"""Names of places do not."""
+_LOCATIONS = re.compile("(_DIR|_PATH|_HOME|CACHE|LOGS)$")
 
-RUNNERS = "SCALEBENCH_ENVIRONMENT"
-"""The variable in which a runner passes its `deciding` variables to its kernels, as JSON: a
-kernel's own also hold what it was started with."""
+RUNNER_ENVIRONMENT = "SCALEBENCH_ENVIRONMENT"
+"""The variable in which a runner passes its `speed_variables` to its kernels, as JSON: a kernel
+also has variables that the runner set to start it."""
 
 
-def deciding(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that change the result or its speed; of preloaded libraries, and of the
-    compiler, the file names alone."""
+def speed_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that change the result or its speed, but for locations.
+
+    Preloaded libraries and the compiler are given by file name alone.
+    """
     found = {
         name: value
         for name, value in sorted(environment.items())
-        if value and _DECIDING.match(name) and not _LOCATION.search(name)
+        if value and _SPEED_VARIABLES.match(name) and not _LOCATIONS.search(name)
     }
     for name in {"LD_PRELOAD", "CXX"} & found.keys():
         found[name] = ":".join(Path(one).name for one in re.split("[: ]+", found[name]))
@@ -116,27 +114,23 @@ def deciding(environment: Mapping[str, str]) -> dict[str, str]:
 def model_files(config: Config | Sweep) -> str | None:
     """Return 12 hex digits of the files that the model and its weights are read from.
 
-    None where there is none, as of a known name with random weights, and where they are not here,
-    as of a hub id that was never downloaded.
+    None without files: for a known name with random weights, or a hub id that was never downloaded.
     """
     files = own_files(config.model) if is_own(config.model) else []
     sources = [(config.model, "config.json")] * (config.model not in MODELS)
     if config.weights != "random":
         own = config.weights == "pretrained"
         sources.append((config.model if own else config.weights, "*.safetensors*"))
-    files += [path for name, pattern in sources for path in _files_of(name, pattern)]
+    for source, pattern in sources:
+        if folder := folder_of(source):
+            files += sorted(folder.glob(pattern))
     if not files:
         return None
-    checksums = [f"{path.name} {_checksum(path)}" for path in files]
+    checksums = [f"{path.name} {_crc32(path)}" for path in files]
     return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:12]
 
 
-def _files_of(source: str, pattern: str) -> list[Path]:
-    return sorted(folder.glob(pattern)) if (folder := folder_of(source)) else []
-
-
-def _checksum(path: Path) -> int:
-    """Return the CRC-32 of a file."""
+def _crc32(path: Path) -> int:
     found = 0
     with suppress(OSError), path.open("rb") as file:
         while part := file.read(2**24):
@@ -147,8 +141,7 @@ def _checksum(path: Path) -> int:
 def package_version(name: str) -> str:
     """Return the version of an installed package; torch's with its build: ``2.13.0+cu130``.
 
-    A package index may leave the build out. It is read from a file, since torch takes seconds to
-    import.
+    Its metadata may lack the build: it is read from a file, since torch takes seconds to import.
     """
     spec = find_spec(name) if name == "torch" else None
     if spec is None or spec.origin is None:
@@ -159,16 +152,8 @@ def package_version(name: str) -> str:
     return found if "+" in found else "+".join([found, *toolkits])
 
 
-def _versions() -> dict[str, str]:
-    found = {name: package_version(name) for name in _LIBRARIES}
-    for name in _ENGINES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 class Software(StrictModel):
-    """Versions, and what else of the process decides speed: libraries, thread environment."""
+    """Versions, `libraries` that compute inside torch, and `speed_variables`."""
 
     python: str
     scalebench: str
@@ -178,25 +163,25 @@ class Software(StrictModel):
 
     @classmethod
     def here(cls, libraries: dict[str, str] | None = None) -> Self:
-        """This process's software; `libraries` are what computes inside torch, where known."""
+        """Return this process's software; `libraries` compute inside torch, where known."""
+        packages = (*_LIBRARIES, *filter(is_installed, _ENGINES))
+        passed = os.environ.get(RUNNER_ENVIRONMENT)
         return cls(
             python=platform.python_version(),
             scalebench=__version__,
-            versions=_versions(),
+            versions={name: package_version(name) for name in packages},
             libraries=libraries or {},
-            environment=(
-                json.loads(os.environ[RUNNERS]) if RUNNERS in os.environ else deciding(os.environ)
-            ),
+            environment=json.loads(passed) if passed else speed_variables(os.environ),
         )
 
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
-        """The first difference that makes two sweeps incomparable, or None.
+        """Return the first difference that makes two sweeps incomparable, or None.
 
-        How an `allocator` is loaded does not count: every trial asks which one it has. Nor does an
-        engine that one of them lacks: nothing was measured with it there.
+        The variables that load an `allocator` do not count: every trial checks which one it has.
+        Nor does an engine that one of them lacks: nothing was measured with it there.
         """
         loading = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
-        mine, theirs = (each._deciding(without=loading) for each in (self, other))
+        mine, theirs = (each._conditions(without=loading) for each in (self, other))
         engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)
         for name in sorted(mine | theirs):
             lacking = name in engines and not (name in mine and name in theirs)
@@ -204,7 +189,7 @@ class Software(StrictModel):
                 return f"{name} {mine.get(name) or None} against {theirs.get(name) or None}"
         return None
 
-    def _deciding(self, without: tuple[str, ...]) -> dict[str, str]:
+    def _conditions(self, without: tuple[str, ...]) -> dict[str, str]:
         found = {"python": self.python, **self.versions, **self.environment}
         found["LD_PRELOAD"] = ":".join(without_allocators(found.get("LD_PRELOAD", "")))
         return {name: value for name, value in found.items() if not name.startswith(without)}
@@ -216,19 +201,19 @@ Status = Literal["ok", "failed", "skipped"]
 SCHEMA: Final = 2
 """Version 1 had visits: trials by themselves, without blocks, in files that end in ``-v1``."""
 
-MOST_WAITED = 0.1
-"""A turn is shared if a thread that was ready had no CPU for more of it than this: on a calm
-machine it was 1.5 % as a rule and 4 % at most, with a busy loop on its CPU half."""
+MAX_WAIT_SHARE = 0.1
+"""A turn is shared if a ready thread had no CPU for a larger share of it: on a calm machine it was
+1.5 %, and 4 % at most, with a busy loop on its CPU 50 %."""
 
-LEAST_CPU = 0.9
-"""And if it got less than this of its point's usual CPU time / wall time, the median over its
-turns: a hypervisor gives CPUs to other guests without any thread being seen to wait."""
+MIN_CPU_SHARE = 0.9
+"""A turn is shared if its CPU time / wall time is a smaller share of the median of its point's
+turns: a hypervisor gives CPUs to other guests without any thread waiting."""
 
 CONFIG_ORDER = ("model", *(name for name in AXES if name != "batch_size"), "batch_size")
-"""By what records and rows are sorted, of their configs."""
+"""The sort keys of records and rows, fields of their configs."""
 
-_LEAST_TURNS = 3
-"""From so many turns on a point has a usual: the median of two is one that neither had."""
+_MIN_TYPICAL_TURNS = 3
+"""The median of fewer turns is not typical: that of two is one that neither had."""
 
 
 class Turn(StrictModel):
@@ -236,9 +221,9 @@ class Turn(StrictModel):
 
     `samples_ns` are the passes that count, in the order made; `start_ns` is the start of the first
     by the machine's monotonic clock, which all trials of a block share. `cpu_ns` is the CPU time
-    of all threads for the samples, `waited_ns` the longest that any one thread that was ready had
-    no CPU, `stolen_ns` the time that the hypervisor took from the point's CPUs meanwhile, all
-    together, and `throttled` in how many periods a quota stopped the process. None: not known.
+    of all threads for the samples, `waited_ns` the longest time that a ready thread had no CPU,
+    `stolen_ns` the time that the hypervisor took from all of the point's CPUs, and `throttled` the
+    number of periods in which a quota stopped the process. None: not known.
     """
 
     cycle: Annotated[int, Field(ge=1)]
@@ -251,7 +236,6 @@ class Turn(StrictModel):
 
     @property
     def median_ns(self) -> float:
-        """The median of its samples."""
         return float(median(self.samples_ns))
 
 
@@ -273,43 +257,37 @@ class Point(StrictModel):
 
     @cached_property
     def samples_ns(self) -> tuple[int, ...]:
-        """Every sample of every turn."""
         return tuple(chain.from_iterable(turn.samples_ns for turn in self.turns))
 
     @property
     def median_ns(self) -> float:
-        """The median of all samples."""
         return float(median(self.samples_ns))
 
     @property
     def wall_ns(self) -> int:
-        """The time of all samples."""
         return sum(self.samples_ns) * self.passes_per_sample
 
     @property
     def cpu_ns(self) -> int | None:
-        """CPU time of all samples, of all threads together; None where it is not known."""
+        """CPU time of all samples and threads; None where it is not known."""
         times = [turn.cpu_ns for turn in self.turns]
         return None if None in times else sum(filter(None, times))
 
     @property
     def cpus_utilized(self) -> float:
-        """CPU time / wall time of the samples, NaN where it is not known: threads at work."""
+        """CPU time / wall time of the samples: the mean number of busy threads; NaN if unknown."""
         return math.nan if self.cpu_ns is None else self.cpu_ns / self.wall_ns
 
     @property
     def shared(self) -> tuple[bool | None, ...]:
-        """Which turns something else computed in, too: see `MOST_WAITED` and `LEAST_CPU`.
-
-        None where that is not known.
-        """
+        """Which turns shared the CPU (`MAX_WAIT_SHARE`, `MIN_CPU_SHARE`); None where not known."""
         walls = [sum(turn.samples_ns) * self.passes_per_sample for turn in self.turns]
         rates = [(turn.cpu_ns or 0) / wall for turn, wall in zip(self.turns, walls, strict=True)]
-        usual_known = self.cpu_ns is not None and len(rates) >= _LEAST_TURNS
-        least = LEAST_CPU * median(rates) if usual_known else 0.0
+        typical = self.cpu_ns is not None and len(rates) >= _MIN_TYPICAL_TURNS
+        least = MIN_CPU_SHARE * median(rates) if typical else 0.0
         return tuple(
             rate < least
-            or (None if turn.waited_ns is None else turn.waited_ns > MOST_WAITED * wall)
+            or (None if turn.waited_ns is None else turn.waited_ns > MAX_WAIT_SHARE * wall)
             for turn, rate, wall in zip(self.turns, rates, walls, strict=True)
         )
 
@@ -328,10 +306,10 @@ CacheState = Literal["empty", "partly full", "full"]
 
 
 class Setup(StrictModel):
-    """Seconds spent before the first sample: what a trial costs without its turns.
+    """Seconds spent before the first sample.
 
-    `optimize_s` is for all of its thread counts, `ready_s` for the first alone. `export_cache` is
-    what the cache of exports and compiled code was then; None: it was not asked.
+    `optimize_s` is for all thread counts, `ready_s` for the first alone. `export_cache` is the
+    state of the cache of exports and compiled code; None if it was not used.
     """
 
     build_s: float
@@ -342,7 +320,6 @@ class Setup(StrictModel):
 
     @property
     def seconds(self) -> float:
-        """All of it."""
         return self.build_s + self.optimize_s + self.first_pass_s
 
     def __str__(self) -> str:
@@ -353,21 +330,20 @@ class Setup(StrictModel):
 
 
 class Record(StrictModel):
-    """The result of one trial: what, when, where, with what, and every sample.
+    """The result of one trial: its config, time, machine, software, and every sample.
 
     Records with one `block` took turns: their samples can be paired by cycle. `trial` counts the
-    trials of this config here, `round` those of the sweep. `item` is what one of the batch is:
+    trials of this config here, `round` those of the sweep. `item` describes one of the batch:
     ``16 tokens``. `model_hash` is of the model's structure and weights, as built, `model_files`
-    of what they were read from. `flops` are those of one pass of the batch. `peak_gflops` is
-    what the machine itself reaches in a large matrix product, by thread count and type
-    (``fp32``, ``bf16``). Of a decoder `bytes_to_read` are weights and cache, which each pass
-    reads, and `read_gb_per_s` is how fast the machine itself reads memory, by thread count.
-    `engine` is what ran the model: its ``name``, ``version``, ``precision``, and what else decides
-    its speed. `peak_memory_bytes` is the most that the process held, `resident_bytes` what it held
-    between turns. `governor_after` is that of the CPUs at its end, where it changed meanwhile.
-    `operators` says where the time of a pass goes, or `not_profiled` why that is not known. In a
-    sweep of several hosts `host` names the one that measured; with `any_host` they were alike, and
-    count as one machine.
+    of the files that they were read from. `flops` are those of one pass of the batch.
+    `peak_gflops` is the machine's own, in a large matrix product, by thread count and type
+    (``fp32``, ``bf16``). For decoding, each pass reads `bytes_to_read` of weights and cache, and
+    the machine reads `read_gb_per_s`, by thread count. `engine` has its ``name``, ``version``,
+    ``precision``, and settings. `peak_memory_bytes` is the process's peak, `resident_bytes` its
+    memory between turns. `governor_after` is that of the CPUs at its end, if it changed.
+    `operators` is the profile of a pass, or `not_profiled` the reason why it has none. In a sweep
+    of several hosts `host` names the one that measured; with `any_host` they were alike, and count
+    as one machine.
     """
 
     schema_version: Literal[1, 2] = SCHEMA
@@ -413,7 +389,7 @@ class Record(StrictModel):
 
     @classmethod
     def of(cls, trial: Trial, **found: Any) -> Self:
-        """Return the record of what a trial has `found`, finished now."""
+        """Return the record of a trial with the fields `found`, finished now."""
         return cls(
             config=trial.config,
             config_id=trial.config.id,
@@ -437,7 +413,7 @@ class Record(StrictModel):
 
     @property
     def host_label(self) -> str | None:
-        """The host whose numbers these are, where a sweep compares several."""
+        """The host, where a sweep compares several."""
         return None if self.any_host else self.host
 
     @property
@@ -452,8 +428,8 @@ class Record(StrictModel):
 
     @property
     def conditions(self) -> dict[str, str | None]:
-        """Return the conditions that decide the speed besides config and machine, by name."""
-        forward = self.config.phase == "forward"  # other phases have a head, which it may lack
+        """The conditions that decide the speed, apart from config and machine, by name."""
+        forward = self.config.phase == "forward"  # other phases always have a head
         return {
             "model's structure and weights": self.model_hash if forward else None,
             "generating model's structure and weights": None if forward else self.model_hash,
@@ -468,17 +444,14 @@ class Record(StrictModel):
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.config}: {self.reason or self.status}", *map(str, self.points)]
-        if self.verification:
-            lines.append(str(self.verification))
-        if self.setup:
-            lines.append(str(self.setup))
-        return "\n".join(lines)
+        first = f"{self.config}: {self.reason or self.status}"
+        parts = filter(None, (first, *self.points, self.verification, self.setup))
+        return "\n".join(map(str, parts))
 
     def save(self, folder: Path) -> Path:
-        """Write ``folder/<name>.json`` whole or not at all; never over an existing record.
+        """Write ``folder/<name>.json`` atomically, never over an existing record.
 
-        Its last line is the SHA-256 digest of the lines before it, by which damage is noticed.
+        Its last line is the SHA-256 digest of the lines before it.
         """
         target = folder / f"{self.name}.json"
         if target.exists():
@@ -489,7 +462,7 @@ class Record(StrictModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read and check a record; `ScalebenchError` names the file and what is wrong."""
+        """Read and check a record; raise `ScalebenchError`, `DamagedError` if it was changed."""
         try:
             data = unsealed(path.read_bytes())
             old = b'"visit":' in data
@@ -506,7 +479,7 @@ class Record(StrictModel):
 
 
 def _in_trials(data: bytes) -> dict[str, Any]:
-    """A record of schema 1 as one of today: without its probes, with its points in turns."""
+    """Convert a record of schema 1: without its probes, with its points in turns."""
     old = json.loads(data)
     points = [_in_turns(point) for point in old.get("points", ())]
     kept = {name: old[name] for name in old.keys() & Record.model_fields.keys()}
@@ -514,7 +487,7 @@ def _in_trials(data: bytes) -> dict[str, Any]:
 
 
 def _in_turns(old: Mapping[str, Any]) -> dict[str, Any]:
-    """A point of schema 1; its CPU time, known as a whole, is dealt out by wall time."""
+    """Convert a point of schema 1; its total CPU time is shared out by wall time."""
     turns = list[dict[str, Any]]()
     for start, sample in zip(old["started_ns"], old["samples_ns"], strict=True):
         if not turns or start - turns[-1]["start_ns"] >= 500_000_000:  # of the next turn
@@ -528,11 +501,11 @@ def _in_turns(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_records(out: Path, aside: bool = False) -> list[Record]:
-    """All records of the sweep in folder `out`, by config and trial.
+    """Return the records of the sweep in folder `out`, by config and trial.
 
     A damaged one is left out, and logged; `aside` renames it to ``*.invalid``.
     """
-    gc.disable()  # records hold no cycles: looking for them takes as long as reading 10,000
+    gc.disable()  # records hold no cycles: collections take as long as reading 10,000 records
     try:
         paths = (out / "records").glob("*.json")
         found = [record for path in paths if (record := _load(path, aside))]
@@ -559,9 +532,9 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def require_one_machine(records: Iterable[Record]) -> None:
-    """Raise `RequestError` where `records` come from several machines, naming what differs.
+    """Raise `RequestError`, with the difference, where `records` come from several machines.
 
-    In a sweep of several hosts (its records name their `host_label`) each may be another machine.
+    In a sweep of several hosts (`host_label`) each may be another machine.
     """
     firsts: dict[str | None, Record] = {}
     for record in records:
@@ -577,9 +550,9 @@ def require_one_machine(records: Iterable[Record]) -> None:
 
 
 def conditions(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Return each of the `Record.conditions` of `records` with all its values that are known.
+    """Return the `Record.conditions` of `records`, each with all its known values.
 
-    A variable of the environment that a record does not name was not set: ``none``.
+    An environment variable that a record lacks was not set: ``none``.
     """
     found = [record.conditions for record in records]
     names = dict.fromkeys(chain.from_iterable(found))
@@ -588,10 +561,7 @@ def conditions(records: Iterable[Record]) -> dict[str, set[str]]:
 
 
 def next_trial(out: Path, config: Config, host: str = "") -> int:
-    """The first trial number of `config` (at `host`) that has no record in folder `out`.
-
-    ``*`` means all hosts together.
-    """
+    """Return the first free trial number of `config` (at `host`, or ``*``) in folder `out`."""
     stem = f"{config.id}-{host}" if host else config.id
     numbers = (path.stem.rpartition("-t")[2] for path in (out / "records").glob(f"{stem}-t*.json"))
     return max((int(number) for number in numbers if number.isdigit()), default=0) + 1

@@ -1,7 +1,7 @@
 """The results of a sweep: its points with all their trials, the ratio of any two, and the table.
 
-They are computed from the records at each load. An imported sweep has no records: its rows are
-those of its ``results.csv``, and `Imported` is its source.
+They are computed from the records at each load, or, for an imported sweep, from its ``results.csv``
+and its source (`Imported`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from pydantic import ValidationError
 
+from scalebench_lib import stats
 from scalebench_lib.config import AXES, DEFAULTS, Config, StrictModel, base_of
 from scalebench_lib.disturbances import Disturbed
 from scalebench_lib.errors import RequestError, ScalebenchError, one_line
@@ -31,22 +32,6 @@ from scalebench_lib.record import (
     load_records,
     require_one_machine,
 )
-from scalebench_lib.stats import (
-    MIN_TURNS,
-    How,
-    Interval,
-    Ratio,
-    Spread,
-    TurnLogs,
-    Variance,
-    by_cycle,
-    median_variance,
-    outliers,
-    paired_differences,
-    percentile,
-    ratio,
-    unpaired,
-)
 
 if TYPE_CHECKING:
     import pandas as pd  # takes as long to import as all else: only where a table is made
@@ -56,8 +41,8 @@ CSV, FILE = "results.csv", "source.json"
 
 EAGER = "none"
 RATIOS = ("speedup", "same_threads", "scaling")
-"""What a point is compared with: eager at its best thread count, eager at the same number of
-threads, and its own config at one thread. Each is the other's latency over the point's."""
+"""A point's ratios: over eager at its best thread count, over eager at the same thread count, and
+over its own config at one thread. Each is the other's latency over the point's."""
 
 RATIO_COLUMNS = tuple(
     f"{name}{part}" for name in RATIOS for part in ("", "_low", "_high", "_paired")
@@ -65,7 +50,7 @@ RATIO_COLUMNS = tuple(
 
 _SETUP = ("build_s", "optimize_s", "optimize_anew_s", "first_pass_s")
 _SINCE = ("resident_memory_mb", *_SETUP, *SHARES.values(), "profiled_ms")
-"""Columns that imports of before have not."""
+"""Columns that older imports lack."""
 
 _TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
 _AXIS_TYPES = {
@@ -101,8 +86,8 @@ COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
 
 _NS_PER_MS = 1e6
-_MOST_PAIRS = 1000
-"""The spread of so many pairs of points is that of all."""
+_MAX_PAIRS = 1000
+"""Variances are pooled over as many pairs of points, taken at random."""
 
 PointKey = tuple[str, int]
 """A point's name: its records' `point_key` and its thread count."""
@@ -115,11 +100,10 @@ _Group = tuple[Config, str | None]
 
 
 class Imported(StrictModel):
-    """The source of an imported sweep: the published `file`, and `notes` on it.
+    """The source of an imported sweep: the published `file`, and `notes` on it, a sentence each.
 
-    `machine` is what the importer called it, if anything. Each of `notes` is a sentence;
-    `points` is how many rows there are, `together` the runs of several ``instances`` at once, with
-    the mean of the slowest, ``latency_ms``.
+    `machine` is the importer's name for it, if any; `points` is the number of rows; `together` are
+    the runs of several ``instances`` at once, with the mean of the slowest, ``latency_ms``.
     """
 
     file: str
@@ -132,13 +116,15 @@ class Imported(StrictModel):
 
     @property
     def source(self) -> str:
-        """The source of the numbers, for captions."""
         machine = self.machine or "an unknown machine"
         return f"Imported from {self.file}: published means, no intervals · {machine}"
 
     @classmethod
     def load(cls, out: Path) -> Self | None:
-        """Read the source of the import in folder `out`, or None; `ScalebenchError` if damaged."""
+        """Read the source of the import in folder `out`, if it is one.
+
+        Raises `RequestError` for one of an older scalebench, `ScalebenchError` for a damaged one.
+        """
         if (out / "imported.json").exists():
             raise RequestError(
                 f"{out} was imported by an older scalebench: import its file again, with "
@@ -155,24 +141,23 @@ class Imported(StrictModel):
 
 @dataclass(frozen=True, eq=False)
 class PublishedPoint:
-    """A row of an import: a mean in ns without an interval, never paired: it has no turns."""
+    """A row of an import: a mean in ns, without an interval, and without turns to pair."""
 
     row: Row
     config: Config
     threads: int
-    latency: Interval
+    latency: stats.Interval
     logs_by_block: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Row) -> Self:
-        """Return the point of a row, whose config may have names unknown to us."""
+        """Return the point of a row; its config may have unknown names."""
         names = {name: row[name] for name in ("model", *AXES)}
-        latency = Interval(row["latency_ms"] * _NS_PER_MS, Variance(math.nan))
+        latency = stats.Interval(row["latency_ms"] * _NS_PER_MS, stats.Variance(math.nan))
         return cls(row, Config.model_construct(**names), int(row["threads"]), latency)
 
     @cached_property
     def group(self) -> _Group:
-        """The group that the point is compared within."""
         return self.config.group, None
 
 
@@ -181,78 +166,64 @@ class MeasuredPoint:
     """A point with all its trials, and the logs of its turns' medians, an array a trial."""
 
     trials: _Trials
-    logs_by_trial: TurnLogs
-    spread: Spread
+    logs_by_trial: stats.TurnLogs
+    components: stats.VarianceComponents
 
     @property
     def config(self) -> Config:
-        """The config of all trials."""
         return self.trials[0][0].config
 
     @property
     def threads(self) -> int:
-        """The thread count."""
         return self.trials[0][1].threads
 
     @property
     def key(self) -> PointKey:
-        """Its name among the points of a sweep."""
         return self.trials[0][0].point_key, self.threads
 
     @cached_property
     def group(self) -> _Group:
-        """The group that the point is compared within."""
         return _group_of(self.trials[0][0])
 
     @cached_property
     def samples_ns(self) -> np.ndarray:
-        """Every sample of every trial, in the order made."""
         every = chain.from_iterable(point.samples_ns for _, point in self.trials)
         return np.fromiter(every, float)
 
     @cached_property
     def outlier(self) -> np.ndarray:
-        """Which samples are outliers of their trial."""
-        return np.concatenate([outliers(point.samples_ns) for _, point in self.trials])
+        return np.concatenate([stats.outliers(point.samples_ns) for _, point in self.trials])
 
     @cached_property
-    def latency(self) -> Interval:
-        """The median of all samples in ns, with its 95 % interval: of these rounds."""
-        variance = median_variance(self.logs_by_trial, self.spread)
-        return Interval(float(np.median(self.samples_ns)), variance)
+    def latency(self) -> stats.Interval:
+        """The median of all samples in ns, with its 95 % interval over these rounds."""
+        variance = stats.median_variance(self.logs_by_trial, self.components)
+        return stats.Interval(float(np.median(self.samples_ns)), variance)
 
     @property
     def turns(self) -> int:
-        """The number of turns of all trials."""
         return sum(len(point.turns) for _, point in self.trials)
 
     @cached_property
     def logs_by_block(self) -> dict[str, np.ndarray]:
-        """The logs of its turns by block, each by cycle."""
+        """The logs of its turns by block, each by cycle; a trial alone is a block of its own."""
         turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
         for (record, point), logs in zip(self.trials, self.logs_by_trial, strict=True):
-            cycles, values = turns[_block_of(record, point)]
+            block = record.block or record.name
+            if record.schema_version == 1:  # not even its thread counts took turns
+                block = f"{record.name} {point.threads}"
+            cycles, values = turns[block]
             cycles += [turn.cycle for turn in point.turns]
             values += logs.tolist()
-        return {block: by_cycle(*found) for block, found in turns.items()}
+        return {block: stats.by_cycle(*found) for block, found in turns.items()}
 
 
 def _group_of(record: Record) -> _Group:
     return record.config.group, record.host_label
 
 
-def _block_of(record: Record, point: Point) -> str:
-    """The block in which the point's turns are paired; a trial alone is a block of its own.
-
-    Records of schema 1 took no turns, not even between thread counts.
-    """
-    if record.schema_version == 1:
-        return f"{record.name} {point.threads}"
-    return record.block or record.name
-
-
 class Results:
-    """The points of a sweep, by key, and how they compare; of an import the table alone."""
+    """The points of a sweep, by key, their ratios, and its table; an import has the table alone."""
 
     def __init__(
         self,
@@ -266,14 +237,14 @@ class Results:
         means = [PublishedPoint.of(row) for row in published]
         self._compared: dict[PointKey, MeasuredPoint | PublishedPoint] = dict(self.points)
         self._compared |= {(mean.config.id, mean.threads): mean for mean in means}
-        self._spreads: dict[tuple[bool, bool], Spread] = {}
+        self._components = cache(self._pooled_components)
 
     @classmethod
     def load(cls, out: Path, any_machine: bool = False) -> Results:
         """Return the results of the sweep in folder `out`.
 
-        Raises `RequestError` where there is none, or, unless `any_machine`, one of several
-        machines; `ScalebenchError` where it is an import that is damaged.
+        Raises `RequestError` where it holds none, or, unless `any_machine`, those of several
+        machines; `ScalebenchError` for a damaged import.
         """
         if imported := Imported.load(out):
             return cls([], imported, _published_rows(out / CSV))
@@ -288,31 +259,28 @@ class Results:
 
     @property
     def assumed_spread(self) -> bool:
-        """True if the spread from process to process is assumed: no trial was repeated."""
-        return any(point.spread.assumed for point in self.points.values())
+        """True if the variance between processes is assumed: no trial was repeated."""
+        return any(point.components.assumed for point in self.points.values())
 
-    def ratio(self, one: PointKey, other: PointKey) -> Ratio:
+    def ratio(self, one: PointKey, other: PointKey) -> stats.Ratio:
         """Return the latency of point `one` over that of `other`.
 
-        Paired by cycle where they took turns in a block; else via their group's base, where both
-        are paired with it at its best thread count; else from their latencies.
+        Paired by cycle if they took turns in a block; else via their group's base, if both are
+        paired with it at its best thread count; else from their latencies.
         """
         if one == other:
-            how: How = "not measured together" if self.imported else "paired"
-            return Ratio(1.0, Variance(0.0), how)
+            how: stats.How = "not measured together" if self.imported else "paired"
+            return stats.Ratio(1.0, stats.Variance(0.0), how)
         found = self._paired(one, other) or self._via_base(one, other)
-        return found or unpaired(self._compared[one].latency, self._compared[other].latency)
+        return found or stats.unpaired(self._compared[one].latency, self._compared[other].latency)
 
-    def row_ratio(self, one: Row, other: Row) -> Ratio:
-        """Return the latency of row `one` of the table over that of row `other`.
-
-        Published means have no interval, and were not measured together.
-        """
+    def row_ratio(self, one: Row, other: Row) -> stats.Ratio:
+        """Return the latency of row `one` of the table over that of row `other`."""
         return self.ratio(self._key_of(one), self._key_of(other))
 
     def base(self, key: PointKey) -> PointKey | None:
-        """Return the base of the group of `key` at its best thread count, None where it failed."""
-        return self._best.get(self._base_name(self._compared[key].group))
+        """Return the base of the group of `key` at its best thread count, None if it failed."""
+        return self._fastest.get(self._base_name(self._compared[key].group))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -337,7 +305,7 @@ class Results:
 
     @property
     def csv(self) -> pd.DataFrame:
-        """The table as ``results.csv`` has it: `COLUMNS`; ``speedup`` is over the group's base."""
+        """The table of ``results.csv``, with `COLUMNS`; ``speedup`` is over the group's base."""
         return self._rows.assign(paired=self._rows["speedup_paired"].fillna(""))[list(COLUMNS)]
 
     @property
@@ -349,7 +317,7 @@ class Results:
 
     @property
     def dates(self) -> str:
-        """The day measured, or the first and the last."""
+        """The day of the measurement, or the first and the last."""
         if self.imported:
             return f"not known; imported {self.imported.imported.date().isoformat()}"
         days = sorted({record.started.date().isoformat() for record in self.records})
@@ -357,14 +325,14 @@ class Results:
 
     @property
     def source(self) -> str:
-        """Place and time of the measurement, for captions."""
+        """The machines and dates of the measurement, for captions."""
         if self.imported:
             return self.imported.source
         return f"{'; '.join(self.machines)} · {self.dates}"
 
     @property
     def why_no_smt(self) -> str | None:
-        """Why there is nothing measured with SMT on, if there is nothing."""
+        """Why nothing was measured with SMT on, if so."""
         if self.table["smt"].any():
             return None
         if self.imported:
@@ -375,7 +343,7 @@ class Results:
 
     @cached_property
     def _point_keys(self) -> dict[tuple[str, str], str]:
-        """The `point_key` of each machine's configs, as the table names them."""
+        """The `point_key` by ``machine`` and ``config_id`` of the table."""
         return {(r.machine_name, r.config_id): r.point_key for r in self.records}
 
     def _key_of(self, row: Row) -> PointKey:
@@ -383,18 +351,14 @@ class Results:
         return self._point_keys.get((row["machine"], name), name), int(row["threads"])
 
     @cached_property
-    def _best(self) -> dict[str, PointKey]:
+    def _fastest(self) -> dict[str, PointKey]:
         """The point of the lowest latency of each config."""
-        best: dict[str, PointKey] = {}
-        for key, point in self._compared.items():
-            kept = best.setdefault(key[0], key)
-            if point.latency.value < self._compared[kept].latency.value:
-                best[key[0]] = key
-        return best
+        ordered = sorted(self._compared, key=lambda key: self._compared[key].latency.value)
+        return {key[0]: key for key in reversed(ordered)}
 
     @cached_property
     def _bases(self) -> dict[_Group, Config]:
-        """The base of each group, though it may have failed."""
+        """The base of each group, which may have failed."""
         configs: dict[_Group, list[Config]] = defaultdict(list)
         for record in self.records:
             configs[_group_of(record)].append(record.config)
@@ -406,14 +370,14 @@ class Results:
         config, host = self._bases[group], group[1]
         return f"{config.id}@{host}" if host else config.id
 
-    def _paired(self, one: PointKey, other: PointKey) -> Ratio | None:
+    def _paired(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         a, b = self._compared[one], self._compared[other]
-        parts = paired_differences(a.logs_by_block, b.logs_by_block)
+        parts = stats.paired_differences(a.logs_by_block, b.logs_by_block)
         if not parts:
             return None
-        return ratio(parts, self._spread(a.group == b.group, a.threads == b.threads))
+        return stats.ratio(parts, self._components(a.group == b.group, a.threads == b.threads))
 
-    def _via_base(self, one: PointKey, other: PointKey) -> Ratio | None:
+    def _via_base(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         base = self.base(one)
         if base is None or base != self.base(other) or base in (one, other):
             return None
@@ -421,16 +385,15 @@ class Results:
         name = self._compared[base].config.optimization
         return first.times(second, name) if first and second else None
 
-    def _spread(self, same_group: bool, same_threads: bool) -> Spread:
-        """The spread of pairs of one kind: from block to block those of one thread count, and
-        those of one group, differ less."""
-        kind = (same_group, same_threads)
-        if kind not in self._spreads:
-            self._spreads[kind] = Spread.of(list(self._pairs(*kind)), self._contrasts(*kind))
-        return self._spreads[kind]
+    def _pooled_components(self, *kind: bool) -> stats.VarianceComponents:
+        """Pool the pairs of one kind: of the same group, of the same thread count, or not.
 
-    def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[TurnLogs]:
-        """The differences of pairs of one kind: of all, or of many taken at random."""
+        From block to block, pairs of one thread count, or of one group, vary less.
+        """
+        return stats.VarianceComponents.of(self._pairs(*kind), self._contrasts(*kind))
+
+    def _pairs(self, same_group: bool, same_threads: bool) -> Iterator[stats.TurnLogs]:
+        """Yield the differences of all pairs of one kind, or of `_MAX_PAIRS` taken at random."""
         points = list(self.points.values())
         numbers = {point.group: number for number, point in enumerate(points)}
         groups = np.array([numbers[point.group] for point in points])
@@ -438,16 +401,16 @@ class Results:
         alike = (groups[:, None] == groups) == same_group
         alike &= (threads[:, None] == threads) == same_threads
         chosen = np.flatnonzero(np.triu(alike, 1))
-        if chosen.size > _MOST_PAIRS:
-            chosen = np.random.default_rng(0).choice(chosen, _MOST_PAIRS, replace=False)
+        if chosen.size > _MAX_PAIRS:
+            chosen = np.random.default_rng(0).choice(chosen, _MAX_PAIRS, replace=False)
         for one, other in zip(*np.divmod(chosen, len(points)), strict=True):
-            yield paired_differences(points[one].logs_by_block, points[other].logs_by_block)
+            yield stats.paired_differences(points[one].logs_by_block, points[other].logs_by_block)
 
     def _contrasts(self, same_group: bool, same_threads: bool) -> int:
-        """Return the number of independent comparisons of a kind that the blocks hold.
+        """Return the number of independent comparisons of a kind in the blocks.
 
-        A process has its own speed: trials less 1, those of each group by themselves. A state of
-        the machine changes all pairs of two thread counts together: thread counts less 1.
+        Each process has its own speed: trials less 1, in each group. A state of the machine changes
+        all pairs of two thread counts together: thread counts less 1.
         """
         members: dict[tuple[str, _Group | None], set[str | int]] = defaultdict(set)
         for key, point in self.points.items():
@@ -458,14 +421,14 @@ class Results:
 
     @cached_property
     def _rows(self) -> pd.DataFrame:
-        """All columns, those of ``results.csv`` as well as those of `table`."""
+        """The table with the columns of both ``results.csv`` and `table`."""
         import pandas as pd
 
         peaks = _peaks(self.records)
         rows = [
             {**_row(point, peaks), **self._ratios(key)} for key, point in self._compared.items()
         ]
-        missing = {r.point_key: r for r in self.records if r.point_key not in self._best}
+        missing = {r.point_key: r for r in self.records if r.point_key not in self._fastest}
         nothing = dict.fromkeys(("samples", "outliers", "trials", "turns"), 0)
         rows += [
             {**_identity(record), **nothing, **self._base_flags(_group_of(record), name)}
@@ -475,7 +438,7 @@ class Results:
         return table.sort_values([*CONFIG_ORDER, "threads"], ignore_index=True)
 
     def _ratios(self, key: PointKey) -> dict[str, Any]:
-        """The cells of `RATIO_COLUMNS`: empty for ratios to what was not measured."""
+        """Return the cells of `RATIO_COLUMNS`, without those over points that were not measured."""
         group, best = self._compared[key].group, self.base(key)
         others = (best, (self._base_name(group), key[1]), (key[0], 1))
         cells: dict[str, Any] = {}
@@ -492,20 +455,20 @@ class Results:
         return {"over_eager": eager, "is_base": eager and self._base_name(group) == name}
 
 
-def paired_ratios(one: Results, other: Results) -> dict[PointKey, Ratio]:
+def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
     """Return the latency of each point of `one` over that of the same point in `other`.
 
-    Paired by cycle: only points that took turns in a common block have one.
+    They are paired by cycle: only points that took turns in a common block have one.
     """
     parts = {
         key: found
         for key, point in one.points.items()
         if key in other.points
-        if (found := paired_differences(point.logs_by_block, other.points[key].logs_by_block))
+        if (found := stats.paired_differences(point.logs_by_block, other.points[key].logs_by_block))
     }
     met = {(block, key[0]) for key in parts for block in one.points[key].logs_by_block}
-    spread = Spread.of(list(parts.values()), len(met))
-    return {key: ratio(each, spread) for key, each in parts.items()}
+    components = stats.VarianceComponents.of(parts.values(), len(met))
+    return {key: stats.ratio(each, components) for key, each in parts.items()}
 
 
 def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
@@ -519,8 +482,8 @@ def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
     }
     # Points of one block are measured at the same time, and vary together from round to round.
     blocks = {record.block or record.name for each in trials.values() for record, _ in each}
-    spread = Spread.of(parts.values(), len(blocks))
-    return {key: MeasuredPoint(each, parts[key], spread) for key, each in trials.items()}
+    components = stats.VarianceComponents.of(parts.values(), len(blocks))
+    return {key: MeasuredPoint(each, parts[key], components) for key, each in trials.items()}
 
 
 def _published_rows(path: Path) -> Sequence[Row]:
@@ -528,7 +491,7 @@ def _published_rows(path: Path) -> Sequence[Row]:
 
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
-        since = DEFAULTS | dict.fromkeys(_SINCE)  # an older import did not know them yet
+        since = DEFAULTS | dict.fromkeys(_SINCE)  # an older import lacks them
         table = table.assign(**{name: value for name, value in since.items() if name not in table})
         table = table[list(COLUMNS)].fillna({"item": ""})
     except (OSError, ValueError, KeyError) as error:
@@ -540,8 +503,8 @@ _Peaks = Mapping[tuple[Any, ...], float]
 
 
 def _peaks(records: Iterable[Record]) -> _Peaks:
-    """The machine's best GFLOP/s by placement of threads and type, and its best GB/s of ``read``,
-    over the whole sweep."""
+    """Return the machine's best GFLOP/s by placement of threads and type, and its best GB/s of
+    ``read``, over the whole sweep."""
     peaks: dict[tuple[Any, ...], float] = {}
     for record in records:
         for threads, by_type in record.peak_gflops.items():
@@ -584,9 +547,9 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
         "latency_ms_high": measured.latency.high / _NS_PER_MS,
         "latency_ms_min": samples_ms.min() if single else None,
         "latency_ms_mean": samples_ms.mean(),
-        "latency_ms_p90": percentile(samples_ms, 90) if single else None,
-        "latency_ms_p99": percentile(samples_ms, 99) if single else None,
-        "coarse": measured.turns < MIN_TURNS,
+        "latency_ms_p90": stats.percentile(samples_ms, 90) if single else None,
+        "latency_ms_p99": stats.percentile(samples_ms, 99) if single else None,
+        "coarse": measured.turns < stats.MIN_TURNS,
         "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
         "gflops": gflops,
         "peak_fraction": gflops / peak if gflops and peak else None,
@@ -600,7 +563,7 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
 
 
 def _verified(records: Iterable[Record]) -> dict[str, float | None]:
-    """The worst of the trials; an SQNR against eager stands only where there is none to fp64."""
+    """Return the worst errors of the trials; an SQNR against eager only without one to fp64."""
     found = [record.verification for record in records if record.verification]
     best = [one for one in found if one.reference == "fp64"] or found
     sqnr = [one.sqnr_db for one in best if one.sqnr_db is not None]
@@ -641,7 +604,7 @@ def _setup_times(setups: Sequence[Setup]) -> Row:
 
 
 def _shares(measured: MeasuredPoint) -> Row:
-    """Where the time of a pass goes, of the thread count that was profiled."""
+    """Return the shares of the operators in a pass, if this thread count was profiled."""
     profiles = (record.operators for record, _ in measured.trials if record.operators)
     found = next((one for one in profiles if one.threads == measured.threads), None)
     if found is None:

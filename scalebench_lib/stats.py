@@ -1,14 +1,13 @@
 """Medians of latencies and of ratios from turns, each with a 95 % interval.
 
-A turn is one observation, the logarithm of its median pass: passes within a turn are alike. A
-latency rests on its trials, a ratio on its blocks; both are *parts* here, arrays of logs whose
-noise has two levels: within a part, and from one part to the next (Kalibera and Jones, "Rigorous
-Benchmarking in Reasonable Time", ISMM 2013). More turns make the first smaller, only more rounds
-the second. A ratio is taken from turns of one cycle, which met the same state of the machine:
-randomized multiple interleaved trials (Abedi and Brecht, ICPE 2017), duet benchmarking (Bulej et
-al., ICPE 2020).
+A turn is one observation, the logarithm of its median pass: passes within a turn are correlated. A
+*part* is an array of logs: a latency's are its trials, a ratio's its blocks. Its variance has two
+levels, within a part and between parts (Kalibera and Jones, "Rigorous Benchmarking in Reasonable
+Time", ISMM 2013): more turns reduce the first, only more rounds the second. A ratio is of turns of
+one cycle, in the same state of the machine: randomized multiple interleaved trials (Abedi and
+Brecht, ICPE 2017), duet benchmarking (Bulej et al., ICPE 2020).
 
-Locations are medians, variances within a part come from the median absolute deviation (MAD): a
+Locations are medians, and variances within a part come from the median absolute deviation (MAD): a
 few slow turns change neither.
 """
 
@@ -27,32 +26,31 @@ from scipy import special
 CONFIDENCE = 0.95
 
 MIN_TURNS = 6
-"""A part with fewer turns has no variance of its own: the MAD of 5 is off by half as a rule."""
+"""A part with fewer turns has no variance of its own: the MAD of 5 is typically off by half."""
 
 OUTLIER = 1.5
 """A pass is an outlier if it takes more than this many times its point's median in its trial."""
 
 ASSUMED_SPREAD = 0.01
-"""Standard deviation of a log between trials, and between blocks, where nothing was repeated.
+"""Standard deviation of a log between trials, and between blocks, where none was repeated.
 
-Processes differed by 0.8 % on the machines seen; from block to block the ratio of two processes
-of one config differed by 1.1 %.
+Processes differed by 0.8 %; between blocks the ratio of two processes of one config by 1.1 %.
 """
 
 ASSUMED_DF = 4.0
-"""Degrees of freedom of `ASSUMED_SPREAD` where no trial or block was repeated."""
+"""Degrees of freedom of `ASSUMED_SPREAD`."""
 
 MAD_EFFICIENCY = 0.37
 """The MAD of n normal values estimates their variance as well as 0.37 n squares do.
 
-With so many degrees of freedom, intervals of 6 to 50 turns hold the median in 95 to 98 % of
+With that many degrees of freedom, intervals of 6 to 50 turns hold the median in 95 to 98 % of
 cases; with n - 1, those of 6 in 91 %.
 """
 
 _SD_OVER_MAD = 1.4826  # of normal values
 _MEDIAN_OVER_MEAN = math.pi / 2  # variance of a median over that of a mean, of normal values
-_STRETCHES = 20  # of a series, for batch means
-_FARTHEST = 20.0  # a factor of 5e8 is as good as none
+_BATCHES = 20  # of a series, for batch means
+_MAX_LOG = 20.0  # larger intervals, beyond a factor of 5e8, are unbounded
 
 TurnLogs = Sequence[np.ndarray]
 """Logs of turn medians, an array for each trial; or their differences, one for each block."""
@@ -93,21 +91,19 @@ class Interval:
     @cached_property
     def _factor(self) -> float:
         log = self.variance.half_width
-        return math.inf if log > _FARTHEST else math.exp(log)
+        return math.inf if log > _MAX_LOG else math.exp(log)
 
     @property
     def low(self) -> float:
-        """The lower end."""
         return self.value / self._factor
 
     @property
     def high(self) -> float:
-        """The upper end."""
         return self.value * self._factor
 
     @property
     def half_width(self) -> float:
-        """Half the interval's width over the value: what ``target_ci`` asks about."""
+        """Half the interval's width over the value, which ``target_ci`` limits."""
         return (self.high - self.low) / 2 / self.value
 
     @property
@@ -132,7 +128,7 @@ class Ratio(Interval):
 
     @property
     def differs(self) -> bool:
-        """True if the interval leaves out 1: otherwise no difference was measured."""
+        """True if the interval excludes 1: otherwise no difference was measured."""
         return not self.low <= 1 <= self.high
 
     @property
@@ -155,15 +151,15 @@ class Ratio(Interval):
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The noise of a sweep's parts: `within` parts too short for their own, and `between` parts."""
+class VarianceComponents:
+    """The variance `within` parts too short for their own, and that `between` parts."""
 
     within: Variance
     between: Variance
     assumed: bool
 
     @classmethod
-    def of(cls, points: Iterable[TurnLogs], contrasts: float) -> Spread:
+    def of(cls, points: Iterable[TurnLogs], contrasts: float) -> VarianceComponents:
         """Pool the parts of many points, or of many pairs of points.
 
         `contrasts` is the number of independent comparisons, summed over rounds: points measured
@@ -179,7 +175,7 @@ class Spread:
         return cls(within, _moderated(_between(points, within), df), assumed=False)
 
 
-def median_variance(parts: TurnLogs, spread: Spread) -> Variance:
+def median_variance(parts: TurnLogs, components: VarianceComponents) -> Variance:
     """Return the variance of the median over all turns of `parts`.
 
     pi/2 s^2 / turns + b^2 / parts; of unequal length, Kish's effective number of parts.
@@ -187,9 +183,9 @@ def median_variance(parts: TurnLogs, spread: Spread) -> Variance:
     turns = sum(part.size for part in parts)
     long = [part for part in parts if part.size >= MIN_TURNS]
     short = turns - sum(part.size for part in long)
-    noise = sum((_within(part) * part.size for part in long), spread.within * short)
+    noise = sum((_within(part) * part.size for part in long), components.within * short)
     parts_in_effect = turns**2 / sum(part.size**2 for part in parts)
-    return noise * (_MEDIAN_OVER_MEAN / turns**2) + spread.between * (1 / parts_in_effect)
+    return noise * (_MEDIAN_OVER_MEAN / turns**2) + components.between * (1 / parts_in_effect)
 
 
 def paired_differences(
@@ -197,7 +193,7 @@ def paired_differences(
 ) -> list[np.ndarray]:
     """Return the differences of turns in the same cycle, an array for each block of both.
 
-    Both map a block to logs by cycle, NaN where there was no turn (`by_cycle`).
+    Both map a block to logs by cycle, NaN without a turn (`by_cycle`).
     """
     differences = []
     for block in one:
@@ -209,9 +205,9 @@ def paired_differences(
 
 
 def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
-    """Return the `logs` of turns indexed by their cycle, NaN where there was none.
+    """Return the `logs` of turns indexed by their cycle, NaN without a turn.
 
-    Several in one cycle, as of a config that is in a block twice, count as their median.
+    Several in one cycle, such as those of a config that is in a block twice, become their median.
     """
     found = np.full(max(cycles) + 1, np.nan)
     found[list(cycles)] = logs
@@ -222,10 +218,10 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
     return found
 
 
-def ratio(parts: TurnLogs, spread: Spread) -> Ratio:
+def ratio(parts: TurnLogs, components: VarianceComponents) -> Ratio:
     """Return the ratio of two points from the differences of their turns, an array a block."""
     value = math.exp(_median(np.concatenate(parts)))
-    return Ratio(value, median_variance(parts, spread))
+    return Ratio(value, median_variance(parts, components))
 
 
 def unpaired(one: Interval, other: Interval) -> Ratio:
@@ -237,7 +233,7 @@ def unpaired(one: Interval, other: Interval) -> Ratio:
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     """Return the median over the turns of one trial, with the interval from these turns alone.
 
-    The interval is unbounded below `MIN_TURNS` turns. Raises ValueError where there is none.
+    The interval is unbounded below `MIN_TURNS` turns. Raises ValueError without turns.
     """
     logs = np.log(np.asarray(turn_medians_ns, dtype=float))
     if not logs.size:
@@ -254,58 +250,58 @@ def outliers(samples: ArrayLike) -> np.ndarray:
 
 
 def percentile(samples: ArrayLike, q: float) -> float | None:
-    """Return the q-th percentile of single passes, or None where they are too few.
+    """Return the q-th percentile of single passes, or None for too few passes.
 
-    By MLPerf's bound for early stopping: with 99 % confidence at least 2 of them lie beyond it.
-    The 90th needs 64 passes, the 99th 662.
+    MLPerf's bound for early stopping: with 99 % confidence at least 2 passes lie beyond it. The
+    90th needs 64 passes, the 99th 662.
     """
     values = np.asarray(samples, dtype=float)
     return float(np.percentile(values, q)) if supports_percentile(values.size, q) else None
 
 
 def supports_percentile(count: int, q: float) -> bool:
-    """Return whether so many samples have a q-th percentile, by the same bound."""
+    """Return whether `count` samples have a q-th percentile, by the same bound."""
     return bool(special.bdtr(1, count, 1 - q / 100) <= 0.01)
 
 
 def percentile_interval(series: ArrayLike, q: float) -> tuple[float, float, float]:
     """Return the q-th percentile of a correlated `series` and its 95 % interval.
 
-    The interval is of order statistics. How far off the share below the percentile may be is told
-    by the shares of 20 stretches of time (batch means); at least as far as if independent.
+    The interval is of order statistics. The variance of the share below the percentile is that of
+    20 batch means, at least that of independent values.
     """
     values, share = np.asarray(series, dtype=float), q / 100
-    value, stretches = _quantile(values, share), min(_STRETCHES, values.size)
-    below = [float(np.mean(part <= value)) for part in np.array_split(values, stretches)]
-    correlated = float(np.var(below, ddof=1)) / stretches
+    value, batches = _quantile(values, share), min(_BATCHES, values.size)
+    below = [float(np.mean(part <= value)) for part in np.array_split(values, batches)]
+    correlated = float(np.var(below, ddof=1)) / batches
     independent = share * (1 - share) / values.size
-    reach = Variance(max(correlated, independent), stretches - 1).half_width
+    reach = Variance(max(correlated, independent), batches - 1).half_width
     high = _quantile(values, share + reach) if share + reach < 1 else math.inf
     return value, _quantile(values, max(share - reach, 0.0)), high
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    """An order statistic, which infinite values leave what it is."""
+    """Return an order statistic, also of infinite values."""
     return float(np.quantile(values, share, method="inverted_cdf"))
 
 
 def _median(values: np.ndarray) -> float:
-    """The median, for short arrays at a fifth of the time of numpy's."""
+    """Return the median; for short arrays numpy takes five times as long."""
     ordered, half = values.copy(), values.size // 2
     ordered.sort()
     return float(ordered[half] + ordered[-half - 1]) / 2
 
 
 def _within(part: np.ndarray) -> Variance:
-    """The variance within a part, from its MAD."""
+    """Return the variance within a part, from its MAD."""
     deviation = _median(np.abs(part - _median(part)))
     return Variance((_SD_OVER_MAD * deviation) ** 2, MAD_EFFICIENCY * (part.size - 1))
 
 
 def _pooled_within(parts: TurnLogs) -> Variance:
-    """The variance within parts of any length, from differences of turns half a part apart.
+    """Return the variance within parts of any length, from differences of turns half a part apart.
 
-    Unlike the MAD of a few turns that of their differences is not too small.
+    The MAD of a few turns would be too small; that of their differences is not.
     """
     if not parts:
         return Variance(ASSUMED_SPREAD**2, ASSUMED_DF)
@@ -316,7 +312,7 @@ def _pooled_within(parts: TurnLogs) -> Variance:
 
 
 def _between(points: Sequence[TurnLogs], within: Variance) -> float:
-    """The variance of parts' medians around their point's, less what comes from within them."""
+    """Return the variance of parts' medians around their point's, less that from within parts."""
     squares, df = 0.0, 0
     for parts in points:
         if len(parts) > 1:
@@ -330,9 +326,9 @@ def _between(points: Sequence[TurnLogs], within: Variance) -> float:
 
 
 def _moderated(variance: float, df: float) -> Variance:
-    """A variance of `df` contrasts, raised by the assumed one where that is larger.
+    """Return a variance of `df` contrasts, raised towards the assumed one where that is larger.
 
-    The assumed one counts as one contrast more: two rounds of one block give only one, whose
+    The assumed one counts as one more contrast: two rounds of one block give only one, whose
     estimate is 0 in a third of all cases.
     """
     moderated = (df * variance + ASSUMED_SPREAD**2) / (df + 1)

@@ -15,7 +15,7 @@ from scalebench_lib.machine import Core, Machine
 from scalebench_lib.measure import noise
 from scalebench_lib.notebook import PROJECT
 from scalebench_lib.record import Software, load_records
-from scalebench_lib.sweep.locks import lock_folder, say_in_flight
+from scalebench_lib.sweep.locks import lock_folder, write_status
 from tests import simulated
 from tests.factories import machine, missing, save_sweep, small_records
 from tests.waiting import wait_until
@@ -187,13 +187,13 @@ def test_status_tells_what_failed_and_what_is_left(scalebench, tmp_path: Path) -
 def test_status_tells_what_a_sweep_is_doing_now(scalebench, tmp_path: Path) -> None:
     """Only while it does it."""
     save_sweep(tmp_path, small_records(batch_sizes=(1,)))
-    say_in_flight(tmp_path, "round 2, 3 trials in turn, 5 cycles, about 4 min left")
+    write_status(tmp_path, "round 2, 3 trials in turn, 5 cycles, about 4 min left")
     assert "running" not in scalebench("status", tmp_path)[1]
     with lock_folder(tmp_path):
         code, printed, _ = scalebench("status", tmp_path)
     assert code == 0
     assert "running: round 2, 3 trials in turn, 5 cycles, about 4 min left" in printed
-    say_in_flight(tmp_path, None)
+    write_status(tmp_path, None)
     with lock_folder(tmp_path):
         assert "running" not in scalebench("status", tmp_path)[1]
 

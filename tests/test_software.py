@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.config import Config
-from scalebench_lib.record import RUNNERS, Software, deciding, model_files
+from scalebench_lib.record import RUNNER_ENVIRONMENT, Software, model_files, speed_variables
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from scalebench_lib.record import RUNNERS, Software, deciding, model_files
     ],
 )
 def test_what_changes_results_or_speed_decides(name: str) -> None:
-    assert deciding({name: "1", "HOME": "/root"}) == {name: "1"}
+    assert speed_variables({name: "1", "HOME": "/root"}) == {name: "1"}
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,19 @@ def test_what_changes_results_or_speed_decides(name: str) -> None:
 )
 def test_places_and_all_else_do_not(name: str) -> None:
     """They may hold more of the user than is ours to keep."""
-    assert deciding({name: "1"}) == {}
+    assert speed_variables({name: "1"}) == {}
 
 
 def test_an_empty_variable_is_as_good_as_none() -> None:
     """Shells leave them behind."""
-    assert deciding({"OMP_NUM_THREADS": ""}) == {}
+    assert speed_variables({"OMP_NUM_THREADS": ""}) == {}
 
 
 def test_preloaded_libraries_and_compilers_are_told_by_their_file_names() -> None:
     """Their folder is another on each machine."""
-    both = deciding({"LD_PRELOAD": "/home/me/lib/libjemalloc.so.2 /opt/libmine.so"})
+    both = speed_variables({"LD_PRELOAD": "/home/me/lib/libjemalloc.so.2 /opt/libmine.so"})
     assert both == {"LD_PRELOAD": "libjemalloc.so.2:libmine.so"}
-    assert deciding({"CXX": "/home/me/bin/g++-13"}) == {"CXX": "g++-13"}
+    assert speed_variables({"CXX": "/home/me/bin/g++-13"}) == {"CXX": "g++-13"}
 
 
 def test_a_model_is_told_by_the_files_that_it_is_read_from(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_kernel_records_the_environment_of_its_runner(monkeypatch) -> None:
     """A kernel's own also holds what it was started with."""
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert Software.here().environment["OMP_NUM_THREADS"] == "7"
-    monkeypatch.setenv(RUNNERS, json.dumps({"OMP_WAIT_POLICY": "active"}))
+    monkeypatch.setenv(RUNNER_ENVIRONMENT, json.dumps({"OMP_WAIT_POLICY": "active"}))
     assert Software.here().environment == {"OMP_WAIT_POLICY": "active"}
 
 

@@ -13,8 +13,8 @@ from scalebench_lib.stats import (
     ASSUMED_SPREAD,
     MIN_TURNS,
     Ratio,
-    Spread,
     Variance,
+    VarianceComponents,
     by_cycle,
     median_variance,
     outliers,
@@ -106,7 +106,7 @@ def test_no_turns_are_an_error() -> None:
 def test_equal_turns_have_no_width() -> None:
     assert turns_interval([7.0] * 10).half_width == 0
     parts = [np.zeros(10), np.zeros(10)]
-    found = ratio(parts, Spread.of([parts], 1))
+    found = ratio(parts, VarianceComponents.of([parts], 1))
     assert (found.value, found.p_value) == (1, 1)
     assert math.isfinite(found.half_width)
 
@@ -124,29 +124,29 @@ def test_degrees_of_freedom_are_added_by_satterthwaite() -> None:
 def test_the_error_of_a_median_is_of_two_levels() -> None:
     random = np.random.default_rng(1)
     parts = [random.normal(0, 0.02, 400) for _ in range(2)]
-    spread = Spread(Variance(1.0), Variance(0.03**2, 5), assumed=False)
+    components = VarianceComponents(Variance(1.0), Variance(0.03**2, 5), assumed=False)
     expected = math.pi / 2 * 0.02**2 / 800 + 0.03**2 / 2
-    assert median_variance(parts, spread).value == pytest.approx(expected, rel=0.02)
-    assert median_variance(parts, spread).df == pytest.approx(5, rel=0.1)
+    assert median_variance(parts, components).value == pytest.approx(expected, rel=0.02)
+    assert median_variance(parts, components).df == pytest.approx(5, rel=0.1)
 
 
 def test_parts_of_unequal_length_count_as_fewer() -> None:
     """One turn beside a hundred adds nothing to what one block knows."""
-    spread = Spread(Variance(0.0), Variance(1e-4, 5), assumed=False)
-    lopsided = median_variance([np.zeros(100), np.zeros(1)], spread).value
+    components = VarianceComponents(Variance(0.0), Variance(1e-4, 5), assumed=False)
+    lopsided = median_variance([np.zeros(100), np.zeros(1)], components).value
     assert lopsided == pytest.approx(1e-4, rel=0.03)
-    assert median_variance([np.zeros(50), np.zeros(50)], spread).value == pytest.approx(0.5e-4)
+    assert median_variance([np.zeros(50), np.zeros(50)], components).value == pytest.approx(0.5e-4)
 
 
 @pytest.mark.parametrize("turns", [2, 3, 4, 5])
 def test_short_parts_borrow_the_noise_of_all(turns: int) -> None:
     random = np.random.default_rng(2)
     points = [[random.normal(0, 0.02, turns)] for _ in range(400)]
-    spread = Spread.of(points, 400)
-    assert math.sqrt(spread.within.value) == pytest.approx(0.02, rel=0.1)
+    components = VarianceComponents.of(points, 400)
+    assert math.sqrt(components.within.value) == pytest.approx(0.02, rel=0.1)
     (short,) = points[0]
-    assert median_variance([short], spread).value == pytest.approx(
-        math.pi / 2 * spread.within.value / turns + spread.between.value
+    assert median_variance([short], components).value == pytest.approx(
+        math.pi / 2 * components.within.value / turns + components.between.value
     )
 
 
@@ -155,31 +155,31 @@ def test_the_spread_between_parts_is_found_beside_that_within() -> None:
     points = [
         [random.normal(0, 0.015) + random.normal(0, 0.02, 12) for _ in range(2)] for _ in range(200)
     ]
-    spread = Spread.of(points, 400)
-    assert math.sqrt(spread.between.value) == pytest.approx(0.015, rel=0.15)
-    assert spread.between.df == pytest.approx(201)
-    assert not spread.assumed
+    components = VarianceComponents.of(points, 400)
+    assert math.sqrt(components.between.value) == pytest.approx(0.015, rel=0.15)
+    assert components.between.df == pytest.approx(201)
+    assert not components.assumed
 
 
 def test_where_there_is_none_it_is_not_negative() -> None:
     """Where little was repeated the assumed 1 % counts as one contrast."""
     random = np.random.default_rng(4)
     points = [[random.normal(0, 0.02, 12) for _ in range(2)] for _ in range(50)]
-    assert math.sqrt(Spread.of(points, 1000).between.value) < 0.005
+    assert math.sqrt(VarianceComponents.of(points, 1000).between.value) < 0.005
     alike = [[np.zeros(8), np.zeros(8)]]
-    assert Spread.of(alike, 2).between == Variance(ASSUMED_SPREAD**2 / 2, 2)
+    assert VarianceComponents.of(alike, 2).between == Variance(ASSUMED_SPREAD**2 / 2, 2)
 
 
 def test_of_one_round_it_is_assumed() -> None:
-    spread = Spread.of([[np.zeros(8)], [np.zeros(8)]], 2)
-    assert spread.assumed
-    assert math.sqrt(spread.between.value) == ASSUMED_SPREAD
+    components = VarianceComponents.of([[np.zeros(8)], [np.zeros(8)]], 2)
+    assert components.assumed
+    assert math.sqrt(components.between.value) == ASSUMED_SPREAD
 
 
 def test_a_turn_each_leaves_the_noise_to_what_is_assumed() -> None:
-    spread = Spread.of([[np.zeros(1)], [np.ones(1)]], 2)
-    assert 0.01 < ratio([np.zeros(1)], spread).half_width < 0.1
-    assert Spread.of([], 0).assumed
+    components = VarianceComponents.of([[np.zeros(1)], [np.ones(1)]], 2)
+    assert 0.01 < ratio([np.zeros(1)], components).half_width < 0.1
+    assert VarianceComponents.of([], 0).assumed
 
 
 def test_turns_are_paired_by_block_and_cycle() -> None:
@@ -228,7 +228,7 @@ def test_a_tenth_of_slow_turns_moves_the_median_least() -> None:
     off: dict[str, list[float]] = {"median": [], "mean": [], "least": []}
     for _ in range(200):
         one, other = random.normal(0, 0.01, (2, 20)) + 0.5 * (random.random((2, 20)) < 0.1)
-        off["median"].append(math.log(ratio([one - other], Spread.of([], 0)).value))
+        off["median"].append(math.log(ratio([one - other], VarianceComponents.of([], 0)).value))
         off["mean"].append(float(np.mean(one - other)))
         off["least"].append(float(one.min() - other.min()))
     error_of = {name: np.median(np.abs(values)) for name, values in off.items()}
@@ -241,7 +241,7 @@ def test_no_estimator_but_a_median_is_exported() -> None:
     skewed = np.array([0.0, 0.0, 0.1, 0.2, 1.0, 3.0, 5.0])
     estimators = {
         "turns_interval": lambda: math.log(turns_interval(np.exp(skewed)).value),
-        "ratio": lambda: math.log(ratio([skewed], Spread.of([], 0)).value),
+        "ratio": lambda: math.log(ratio([skewed], VarianceComponents.of([], 0)).value),
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
     others = {"median_variance", "paired_differences", "unpaired", "outliers", "percentile"}

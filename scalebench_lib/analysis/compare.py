@@ -1,19 +1,17 @@
 """Compare two sweeps point by point: is B slower than A? With an interval for every answer.
 
 The ratio of a point is B's latency over A's: above 1, B takes longer. Two sweeps were not
-measured at the same time (`compare`), so a machine that was slower during B raises all ratios
-alike; or all of a thread count, for as long as one of its CPUs is slower. That common change is
-estimated first, as the median over the points of each thread count; its interval comes from how
-latencies differed from round to round. A point is judged by its ratio over the common one. Before
-that the state of the machine is removed cycle by cycle: each turn less the median of the other
-points' turns.
+measured at the same time (`compare`), so a machine that was slower during B raises all ratios, or
+all of a thread count while one of its CPUs is slower. That common change is estimated first, as the
+median over the points of each thread count; its interval comes from the differences between rounds.
+A point is judged by its ratio over the common one. Before that the state of the machine is removed
+cycle by cycle: each turn less the median of the other points' turns.
 
-Two environments whose trials shared their blocks were (`against`): their ratios are paired by
+Two environments whose trials shared their blocks (`against`) were: their ratios are paired by
 cycle, and nothing is removed.
 
-A point is called faster or slower only when its change is larger than `threshold` and clear of
-noise. Many points are compared at once, so clear means more than leaving one interval: the false
-discovery rate is held at 5 % (Benjamini and Hochberg). Where nothing has changed, at most 1
+A point is called faster or slower only when its change is larger than `threshold`, at a false
+discovery rate of 5 % over all points (Benjamini and Hochberg). Where nothing has changed, at most 1
 comparison in 20 calls any point, and of the points that are called 1 in 20 is by chance.
 """
 
@@ -33,46 +31,37 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from scalebench_lib import stats
 from scalebench_lib.config import AXES, SPEC, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import CONFIG_ORDER, Record, conditions
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, paired_ratios
-from scalebench_lib.stats import (
-    ASSUMED_DF,
-    CONFIDENCE,
-    Ratio,
-    Spread,
-    Variance,
-    median_variance,
-    unpaired,
-)
 
 Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
-"""`unclear` are points that both sides measured and that cannot be judged, `lost` those that A
-measured and B did not, though asked for them; B was never asked for those of ``only A``."""
+"""An `unclear` point was measured by both sides and cannot be judged. A `lost` one was measured by
+A alone, though B was asked for it; B was never asked for those of ``only A``."""
 
 THRESHOLD = 0.05
-"""Sweeps of the same thing on a shared machine were seen to differ by 1 % in the median point and
-by up to 6 % at worst; what is smaller than this is not worth a red build."""
+"""Equal sweeps on a shared machine differed by 1 % in the median point, and by up to 6 %."""
 
 THRESHOLD_AGAINST = 0.02
-"""Of two environments that took turns: points with themselves differed by 0.7 % in the median."""
+"""Equal environments that took turns differed by 0.7 % in the median point."""
 
 WARN_HALF_WIDTH, MAX_HALF_WIDTH = 0.10, 0.20
-"""Half of a ratio's interval. From the first on, a note warns of what could hide in it; beyond the
-second a slow-down by a fifth could, and "same" would mean nothing."""
+"""A note warns of a ratio's interval beyond the first; beyond the second, where a slow-down by a
+fifth could hide, the point is `unclear`."""
 
-MOST_OUTLIERS = 1 / 3
-"""A median holds with up to half of its passes slowed down; this keeps well away from that."""
+MAX_OUTLIERS = 1 / 3
+"""A median holds with less than half of its passes slowed down."""
 
 MIN_COMMON = 4
-"""The median of fewer points is one of them, or close: it would hide the change of that one."""
+"""The median of fewer points would hide the change of one of them."""
 
 ASSUMED_DRIFT = 0.05
-"""Standard deviation of the logs of all latencies together, from one round to the next, where a
-sweep has one round. On a shared machine 1 to 7 % were seen."""
+"""Standard deviation of the logs of all latencies together between rounds, assumed for a sweep of
+one round. On a shared machine it was 1 to 7 %."""
 
 _COLUMNS = [
     *("config_id", *CONFIG_ORDER, "threads", "latency_ms_a", "latency_ms_b"),
@@ -85,27 +74,27 @@ _COLUMNS = [
 class CommonChange:
     """The change common to all points of some thread counts: B's latencies over A's.
 
-    `where` are these counts, each with whether SMT is on.
+    `where` holds the counts, and whether SMT is on.
     """
 
     where: tuple[tuple[int, bool], ...]
-    ratio: Ratio
+    ratio: stats.Ratio
     verdict: Verdict
 
 
 class Change(NamedTuple):
-    """A point's latency in B over A, with the common change (`ratio`) and without (`beyond`)."""
+    """A point's latency in B over A, with the common change (`ratio`), and without (`beyond`)."""
 
-    ratio: Ratio
-    beyond: Ratio
+    ratio: stats.Ratio
+    beyond: stats.Ratio
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Sweep `b` compared with sweep `a`, point by point: the results `after` with those `before`.
 
-    `changes` are those of the points that can be compared, `common` what all of them share.
-    A change up to `threshold` is none. `asked` are the ids of the configs that B was asked for.
+    `changes` are those of the points that can be compared, `common` those of all of them. A change
+    up to `threshold` counts as none. `asked` are the ids of the configs that B was asked for.
     """
 
     a: str
@@ -118,7 +107,6 @@ class Comparison:
     asked: frozenset[str] = frozenset()
 
     def count(self, verdict: Verdict) -> int:
-        """Return how many points got `verdict`."""
         return int((self.table["verdict"] == verdict).sum())
 
     @property
@@ -131,8 +119,8 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """One row a point of either side: its config, ``latency_ms_a`` and ``_b``, and verdict.
 
-        ``ratio`` is B over A, ``beyond`` what is left of it beyond the common, each with ``_low``
-        and ``_high``; ``chance`` is the p-value of ``beyond``, ``why`` explains some verdicts.
+        ``ratio`` is B over A, ``beyond`` the ratio over the common one, each with ``_low`` and
+        ``_high``; ``chance`` is the p-value of ``beyond``; ``why`` explains some verdicts.
         """
         points = {**self.after.points, **self.before.points}
         rows = [
@@ -149,7 +137,7 @@ class Comparison:
         return _with_verdicts(table, self.threshold)
 
     def _cells(self, key: PointKey) -> dict[str, Any]:
-        """The cells of a point's row; `_verdicts` fills in the verdict where it is empty."""
+        """Return the cells of a point's row; `_verdicts` fills in the verdict where it is empty."""
         sides = one, other = self.before.points.get(key), self.after.points.get(key)
         a, b = (side.latency.value / 1e6 if side else math.nan for side in sides)
         cells: dict[str, Any] = {"latency_ms_a": a, "latency_ms_b": b}
@@ -166,7 +154,7 @@ class Comparison:
         return cells
 
     def _one_sided(self, key: PointKey, only_b: bool) -> dict[str, str]:
-        """The verdict on a point that a side lacks, and why it does, if it was asked for it."""
+        """Return the verdict on a point that a side lacks, and the reason."""
         records = (self.before if only_b else self.after).records
         record = next((record for record in reversed(records) if record.point_key == key[0]), None)
         if record:
@@ -179,7 +167,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> list[str]:
-        """How conditions of the configs that both measured differ: ``torch 2.6.0 → 2.7.0``."""
+        """The conditions of common configs that differ: ``torch 2.6.0 → 2.7.0``."""
         both = _config_ids(self.before) & _config_ids(self.after)
         sides = [
             [r for r in side.records if r.status == "ok" and r.config_id in both]
@@ -191,7 +179,6 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """Reservations, a sentence each."""
         sides = (self.before, self.after)
         machines = ([record.machine for record in side.records] for side in sides)
         notes = [note] if (note := perhaps_another_host(*machines)) else []
@@ -210,11 +197,11 @@ def compare(
     model_a: str | None = None,
     model_b: str | None = None,
 ) -> Comparison:
-    """Compare the sweeps in folders `a` and `b`; a change up to `threshold` is none.
+    """Compare the sweeps in folders `a` and `b`; a change up to `threshold` counts as none.
 
-    `model_a` and `model_b` name one model that the two sweeps know by different names, as one in
-    two folders; other models are left out. Raises `RequestError` where there is nothing to
-    compare, and, unless `anyway`, where machine or software differ.
+    `model_a` and `model_b` are the names of one model in two folders; other models are left out.
+    Raises `RequestError` where there is nothing to compare, and, unless `anyway`, where machine or
+    software differ.
     """
     if not 0 <= threshold < 1:
         raise RequestError(f"threshold: must be at least 0 and below 1, not {threshold:g}")
@@ -222,7 +209,7 @@ def compare(
     changes, common = _changes(before, after, threshold)
     names = (a.resolve().name, b.resolve().name)
     found = Comparison(*names, before, after, threshold, changes, common, _asked(b, after))
-    asked = ("model's",) if model_a else ()  # that is what the two are to be compared in
+    asked = ("model's",) if model_a else ()  # they are meant to differ
     differences = [one for one in found.differences if not one.startswith(asked)]
     if differences and not anyway:
         raise RequestError(
@@ -234,8 +221,8 @@ def compare(
 def against(a: Path, b: Path) -> Comparison:
     """Compare the sweeps in folders `a` and `b`, whose trials shared their blocks.
 
-    Ratios are paired turn by turn. Other software is what was asked about: it is named, and never
-    refused. Raises `RequestError` where there is nothing to compare.
+    Ratios are paired turn by turn. Other software is named, and never refused. Raises
+    `RequestError` where there is nothing to compare.
     """
     before, after = _load(a, b)
     changes = {key: Change(ratio, ratio) for key, ratio in paired_ratios(after, before).items()}
@@ -256,7 +243,7 @@ def _load(
     model_a: str | None = None,
     model_b: str | None = None,
 ) -> tuple[Results, Results]:
-    """The results of both sides, which have configs in common; of one model where two are named."""
+    """Return the results of both sides, which have configs in common, or of one model."""
     before, after = (Results.load(out, any_machine) for out in (a, b))
     for out in [out for out, side in ((a, before), (b, after)) if side.imported]:
         raise RequestError(f"{out} is imported: published means cannot be compared point by point")
@@ -275,7 +262,7 @@ def _load(
 def _of_one_model(
     before: Results, after: Results, model_a: str | None, model_b: str | None
 ) -> tuple[Results, Results]:
-    """Both sides' records of one model, those of `after` by the name that it has in `before`."""
+    """Return both sides' records of one model, by the name that it has in `before`."""
     if not (model_a and model_b):
         raise RequestError("model-a and model-b belong together: name the model in both sweeps")
     ours, theirs = _of_model(before, model_a, "A"), _of_model(after, model_b, "B")
@@ -290,7 +277,7 @@ def _of_one_model(
 
 
 def _of_model(side: Results, model: str, name: str) -> list[Record]:
-    """Raises `RequestError` where there is no record of `model`, naming the models there are."""
+    """Return the records of `model`; raise `RequestError`, with the others, where it has none."""
     names = (model, normpath(model), f"./{normpath(model)}")
     found = [r for r in side.records if r.config.model in names]
     if not found:
@@ -312,7 +299,7 @@ def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
 
 
 def _other_conditions(*sides: list[Record]) -> Iterator[str]:
-    """The conditions and libraries in which the records of two sides differ, with all values."""
+    """Yield the conditions and libraries in which the records differ, with all values."""
     one, other = (conditions(side) | _libraries(side) for side in sides)
     for name in sorted(one.keys() | other.keys()):
         values = [side.get(name, {"none"}) for side in (one, other)]
@@ -321,18 +308,15 @@ def _other_conditions(*sides: list[Record]) -> Iterator[str]:
 
 
 def _libraries(records: list[Record]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        for name, value in record.software.libraries.items():
-            found[name].add(value)
-    return found
+    pairs = [pair for record in records for pair in record.software.libraries.items()]
+    return {name: {value for other, value in pairs if other == name} for name, _ in pairs}
 
 
 def _asked(out: Path, found: Results) -> frozenset[str]:
-    """The ids of the configs that the sweep in folder `out` was asked for, `found` there."""
+    """Return the ids of the configs that the sweep in folder `out`, `found` there, asks for."""
     if not (out / SPEC).exists():
         return frozenset()
-    config = found.records[0].config  # its model may go by the name that it has in A
+    config = found.records[0].config  # its model may have the name of A's
     named = {"model": config.model, "weights": config.weights}
     sweep = Sweep.load(out / SPEC).model_copy(update=named)
     machines = dict.fromkeys(record.machine for record in found.records)
@@ -342,14 +326,14 @@ def _asked(out: Path, found: Results) -> frozenset[str]:
 def _changes(
     before: Results, after: Results, threshold: float
 ) -> tuple[dict[PointKey, Change], tuple[CommonChange, ...]]:
-    """The change of each point that both sides have, and what is common to many."""
+    """Return the changes of the points that both sides have, and those common to many."""
     pairs = {
         key: (before.points[key], after.points[key]) for key in before.points if key in after.points
     }
-    ratios = {key: unpaired(b.latency, a.latency) for key, (a, b) in pairs.items()}
+    ratios = {key: stats.unpaired(b.latency, a.latency) for key, (a, b) in pairs.items()}
     changes = {key: Change(ratio, ratio) for key, ratio in ratios.items()}
-    usable = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MOST_OUTLIERS}
-    groups, factors = list(_by_thread_count(usable)), list[Ratio]()
+    usable = {key: pair for key, pair in pairs.items() if _outlier_share(*pair) <= MAX_OUTLIERS}
+    groups, factors = list(_by_thread_count(usable)), list[stats.Ratio]()
     for keys in groups:
         factor, beyond = _common_and_beyond(*zip(*(pairs[key] for key in keys), strict=True))
         factors.append(factor)
@@ -360,8 +344,8 @@ def _changes(
     return changes, tuple(map(CommonChange, where, factors, verdicts.tolist()))
 
 
-def _ratio(log: float, variance: Variance) -> Ratio:
-    return Ratio(math.exp(log), variance, "not measured together")
+def _ratio(log: float, variance: stats.Variance) -> stats.Ratio:
+    return stats.Ratio(math.exp(log), variance, "not measured together")
 
 
 def _outlier_share(*points: MeasuredPoint) -> float:
@@ -375,9 +359,9 @@ def _cpus_of(point: MeasuredPoint) -> tuple[int, bool]:
 def _by_thread_count(
     pairs: Mapping[PointKey, tuple[MeasuredPoint, MeasuredPoint]],
 ) -> Iterator[list[PointKey]]:
-    """The points that a state of the machine changes together: those of one thread count.
+    """Yield the points of each thread count, which a state of the machine changes together.
 
-    Counts of fewer than `MIN_COMMON` points are put together; what is fewer still is left out.
+    Counts of fewer than `MIN_COMMON` points are merged, and left out where they are still fewer.
     """
     by_count: dict[tuple[int, bool], list[PointKey]] = defaultdict(list)
     for key, (point, _) in pairs.items():
@@ -388,8 +372,8 @@ def _by_thread_count(
 
 def _common_and_beyond(
     before: Sequence[MeasuredPoint], after: Sequence[MeasuredPoint]
-) -> tuple[Ratio, list[Ratio]]:
-    """The factor common to the points of both sides, and what is left of each point's ratio."""
+) -> tuple[stats.Ratio, list[stats.Ratio]]:
+    """Return the factor common to the points of both sides, and each point's ratio over it."""
     a, b = _Latencies.of(before), _Latencies.of(after)
     changes, noise = b.logs - a.logs, [x + y for x, y in zip(a.noise, b.noise, strict=True)]
     middle = _middle(changes.tolist())
@@ -401,7 +385,7 @@ def _common_and_beyond(
 
 
 def _middle(changes: Sequence[float]) -> float:
-    """The median; of the two in the middle the one nearer to 0.
+    """Return the median; of two middle values the one nearer to 0.
 
     Where half of the points changed, the factor is that of the others, not one between.
     """
@@ -409,59 +393,55 @@ def _middle(changes: Sequence[float]) -> float:
     return min(ordered[half], ordered[-half - 1], key=abs)
 
 
-def _median_index(variances: Sequence[Variance]) -> int:
-    """The index of the median variance."""
+def _median_index(variances: Sequence[stats.Variance]) -> int:
     order = np.argsort([variance.value for variance in variances], kind="stable")
     return int(order[len(order) // 2])
 
 
 @dataclass(frozen=True)
 class _Latencies:
-    """The logs of a sweep's latencies, without what the turns of a cycle had in common.
+    """The logs of a sweep's latencies, less the common state of the machine in each cycle.
 
-    `common` is the variance of the mean of all `logs` due to the blocks that they were measured
-    in, `noise` that of each without it.
+    `common` is the variance of the mean of all `logs` due to their blocks, `noise` that of each
+    without it.
     """
 
     logs: np.ndarray
-    noise: list[Variance]
-    common: Variance
+    noise: list[stats.Variance]
+    common: stats.Variance
 
     @classmethod
     def of(cls, points: Sequence[MeasuredPoint]) -> _Latencies:
-        """Adjust the latencies of points of one sweep that the machine's state changes together.
-
-        A point that was alone in its blocks keeps its latency, and the error of that.
-        """
+        """Adjust the latencies of points; one that was alone in its blocks keeps its own."""
         logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
         turns = _turns(points)
         counts = turns.notna().T.groupby(level=0).sum().T.to_numpy(float)
         shares = counts / counts.sum(axis=1, keepdims=True)  # of blocks (columns) in points
         typical, mean = _median_index(noise), shares.mean(axis=0)
-        apart = ((shares - mean) ** 2).sum(axis=1)  # blocks that the others were not in
+        apart = ((shares - mean) ** 2).sum(axis=1)  # blocks without the others
         of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
         # A process has its own speed: the configs of each block less 1 are compared.
         trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
         relative = {place: _relative_to_others(turns, place) for place in turns.index}
-        spread = Spread.of(relative.values(), len(trials) - len(mean))
+        components = stats.VarianceComponents.of(relative.values(), len(trials) - len(mean))
         for place, parts in relative.items():
             if parts:
                 logs[place] += np.median(np.concatenate(parts))
-                noise[place] = median_variance(parts, spread) + of_a_block * apart[place]
+                noise[place] = stats.median_variance(parts, components) + of_a_block * apart[place]
         return cls(logs, noise, of_a_block * (mean**2).sum())
 
 
-def _latency_variances(points: Sequence[MeasuredPoint]) -> list[Variance]:
-    """The variance of each point's log latency, drift of the machine between rounds included."""
+def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
+    """Return the variance of each point's log latency, with the machine's drift between rounds."""
     blocks = {block for point in points for block in point.logs_by_block}
-    drift = Spread.of((point.logs_by_trial for point in points), len(blocks))
+    drift = stats.VarianceComponents.of((point.logs_by_trial for point in points), len(blocks))
     if drift.assumed:
-        drift = replace(drift, between=Variance(ASSUMED_DRIFT**2, ASSUMED_DF))
-    return [median_variance(point.logs_by_trial, drift) for point in points]
+        drift = replace(drift, between=stats.Variance(ASSUMED_DRIFT**2, stats.ASSUMED_DF))
+    return [stats.median_variance(point.logs_by_trial, drift) for point in points]
 
 
 def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
-    """The turns of each point (a row) by block and cycle (a column): logs over its latency."""
+    """Return the logs of turns over latency: a row a point, a column a block and cycle."""
     rows = []
     for point in points:
         blocks = {block: pd.Series(logs) for block, logs in point.logs_by_block.items()}
@@ -470,15 +450,15 @@ def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
 
 
 def _relative_to_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:
-    """The turns of a point less the median of the other points' in the same cycle, by block."""
+    """Return the turns of a point less the median of others in the same cycle, by block."""
     relative = (turns.loc[place] - turns.drop(index=place).median()).dropna()
     return [part.to_numpy(float) for _, part in relative.groupby(level=0)]
 
 
 def _preliminary_verdict(outliers: float, change: Change) -> tuple[str, str]:
-    """The verdict of a point that cannot be judged, else an empty one; and the reason."""
+    """Return the verdict of a point that cannot be judged, else an empty one, and the reason."""
     half_width = change.beyond.half_width
-    if outliers > MOST_OUTLIERS:
+    if outliers > MAX_OUTLIERS:
         return "unclear", "more than a third of the passes of one side are outliers"
     if not half_width <= MAX_HALF_WIDTH:
         return "unclear", f"interval too wide, beyond ±{MAX_HALF_WIDTH:.0%}: measure for longer"
@@ -490,12 +470,12 @@ def _preliminary_verdict(outliers: float, change: Change) -> tuple[str, str]:
 
 
 def _with_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """`table` with its verdicts; noise is judged over all points that can be compared."""
+    """Return `table` with verdicts at one false discovery rate over all points."""
     fit = table.index[table["verdict"] == ""]
     beyond, p_values = (table.loc[fit, name].to_numpy(float) for name in ("beyond", "chance"))
     verdict, large = _verdicts(beyond, p_values, threshold)
     table.loc[fit, "verdict"] = verdict
-    unclear = large & (verdict == "same") & (p_values <= 1 - CONFIDENCE)
+    unclear = large & (verdict == "same") & (p_values <= 1 - stats.CONFIDENCE)
     table.loc[fit[unclear], "why"] = f"no clearer than chance among {len(fit)} points"
     return table
 
@@ -503,8 +483,8 @@ def _with_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 def _verdicts(
     ratios: np.ndarray, p_values: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The verdict on each of several `ratios`, and whether it is large."""
+    """Return the verdict on each of several `ratios`, and whether it is beyond `threshold`."""
     adjusted = false_discovery_control(p_values) if p_values.size else p_values
     large: np.ndarray = np.abs(np.log(ratios)) > np.log1p(threshold)
     called = np.where(ratios > 1, "slower", "faster")
-    return np.where((adjusted <= 1 - CONFIDENCE) & large, called, "same"), large
+    return np.where((adjusted <= 1 - stats.CONFIDENCE) & large, called, "same"), large

@@ -1,4 +1,4 @@
-"""A comparison for people: lines and tables for a terminal, Markdown, and a figure."""
+"""Report a comparison: lines and tables for a terminal, Markdown, and a figure."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _STYLES = {
 _ONE_SIDED = {"lost": "lost in B", "only A": "only in A", "only B": "only in B"}
 
 _CONTEXT = [name for name in CONTEXT if name != "machine"]
-"""Points that differ in one of these stand in tables of their own, so that each stays narrow."""
+"""Each of their values has a table of its own, so that tables are narrow."""
 
 _MAX_NAMED = 60
-"""More points than this are drawn by their ratio, without a name for each."""
+"""More points are sorted by their ratio, without names."""
 
 
 def summary(found: Comparison) -> list[str]:
-    """Return how many points got which verdict, and what is common to all of them, in lines."""
+    """Return the number of points by verdict, and the change common to all of them, in lines."""
     counts = found.table["verdict"].value_counts()
     parts = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _STYLES]
     parts += [
@@ -79,7 +79,7 @@ def _threads(counts: object) -> str:
 
 
 def notes(found: Comparison) -> list[str]:
-    """Return how points were judged, and the reasons of those that could not be, in lines."""
+    """Return how points were judged, and why some could not be, in lines."""
     judged = found.table[found.table["verdict"].isin(("slower", "faster", "same"))]
     of = "what is left of its ratio beyond what is common" if found.common else "its latency"
     lines = [
@@ -100,7 +100,7 @@ def _half_width(table: pd.DataFrame) -> pd.Series:
 
 
 def _reasons(table: pd.DataFrame) -> Iterator[str]:
-    """Each reason with its points: ``lost in B (failed: no memory): script, batch 1, 4 on …``."""
+    """Yield reasons with points: ``lost in B (failed: no memory): script, batch 1, 4 on …``."""
     rows = table[(table["why"] != "") | table["verdict"].isin(list(_ONE_SIDED))]
     if rows.empty:
         return
@@ -119,7 +119,7 @@ def _reasons(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _joined(table: pd.DataFrame, alike: list[str], name: str) -> pd.DataFrame:
-    """One row for all that are `alike`, with their values of `name` in a list: ``1, 2``."""
+    """Merge the rows that are `alike`, with their values of `name` in a list: ``1, 2``."""
     lists = table.groupby(alike, sort=False)[name].agg(lambda values: ", ".join(map(str, values)))
     return lists.reset_index()
 
@@ -140,9 +140,9 @@ def _label(row: Mapping[Any, Any], names: Iterable[str]) -> str:
 
 
 def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
-    """Return a title and a table of text for each context; of one alone without a title.
+    """Return a title and a table of texts for each context: the points of both sides, a row each.
 
-    The points that both sides have, a row each.
+    A single context has no title.
     """
     both = found.table.dropna(subset=["latency_ms_a", "latency_ms_b"])
     varying = _varying(both, _CONTEXT)
@@ -152,7 +152,7 @@ def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _as_text(rows: pd.DataFrame, common: bool) -> pd.DataFrame:
-    """Latencies, ratio, and what is left of it; the one that is judged with half its interval."""
+    """Return latencies and ratios as texts; the ratio that is judged has its interval."""
     columns = {
         "optimization": rows["optimization"],
         "SMT": rows["smt"].map({True: "on", False: "off"}),
@@ -183,7 +183,7 @@ def printed(found: Comparison) -> list[str | Table]:
 
 
 def _rich(rows: pd.DataFrame) -> Table:
-    """A table with a space between columns, and never cut, however narrow the terminal."""
+    """Return a table with a space between columns, never cut, however narrow the terminal."""
     names = list(map(str, rows))
     widths = [max(len(name), rows[name].str.len().max()) for name in names]
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, width=sum(widths) + len(widths) - 1)
@@ -214,7 +214,7 @@ def _paragraphs(sentences: Iterable[str]) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Reasons and names are other people's text: neither HTML nor a table's bar."""
+    """Escape HTML, bars and asterisks in other people's text."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
 
 
@@ -236,7 +236,7 @@ def _title(found: Comparison) -> str:
 
 
 def figure(found: Comparison) -> Picture:
-    """Draw what each point is judged by, with its interval; in the band is what counts as none."""
+    """Draw the ratio that each point is judged by, with its interval, and a band of `threshold`."""
     table = found.table.dropna(subset="ratio")
     named = len(table) <= _MAX_NAMED
     rows = (table if named else table.sort_values("beyond")).reset_index(drop=True)

@@ -1,7 +1,4 @@
-"""Draw a `Chart` with matplotlib: its lines, cells or dots, labelled, with its caption under it.
-
-`canvas` and `caption` also serve drawings that are no charts.
-"""
+"""Draw a `Chart` with matplotlib; `canvas` and `caption` also serve other drawings."""
 
 from __future__ import annotations
 
@@ -21,7 +18,16 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from scalebench_lib.charts import LEAST_WRITTEN, SPREAD, Axis, Cells, Chart, Dots, Line, tick_label
+from scalebench_lib.charts import (
+    HALF_COLUMN,
+    MIN_LABELLED,
+    Axis,
+    Cells,
+    Chart,
+    Dots,
+    Line,
+    tick_label,
+)
 from scalebench_lib.picture import Picture
 
 DPI = 144
@@ -45,22 +51,22 @@ _NOTE_CHARACTERS = 118
 _GREY = "0.35"
 _OUTLIER = "#d03a4a"
 _ROW = 0.34
-_MOST_WRITTEN = 20
-"""With more columns of cells than this, numbers would lie on one another."""
+_MAX_LABELLED_COLUMNS = 20
+"""With more columns of cells, numbers would overlap."""
 
 _POINTS_PER_INCH = 72
 _FONT_POINTS = 9.0
 _PITCH_POINTS = 13.0
-"""From one label to the next: a line of text and a little air."""
+"""From one label to the next: a line of text and some space."""
 
 _GAP_POINTS = 16.0
-"""From the axes to the labels: room for the leaders."""
+"""From the axes to the labels: space for the leaders."""
 
 
 def draw(chart: Chart) -> Picture:
-    """Return `chart` as a picture."""
+    """Return `chart` as a picture, labelled, with its caption."""
     notes = _notes(chart.caption)
-    room = len(notes) + (2 if chart.dots else 0)  # the names of columns are long
+    room = len(notes) + (2 if chart.dots else 0)  # names of columns are long
     height = max(_HEIGHT, (len(chart.lines) + 1) * _PITCH_POINTS / _POINTS_PER_INCH)
     if chart.cells:
         height = max(1.2, _ROW * len(chart.cells.rows))
@@ -84,14 +90,14 @@ def draw(chart: Chart) -> Picture:
 
 
 def _notes(lines: Sequence[str]) -> list[str]:
-    """Return the lines of a caption as they find room: the first wrapped, the others cut."""
+    """Return the lines of a caption: the first wrapped, the others cut."""
     first, *others = lines
     short = [textwrap.shorten(line, _NOTE_CHARACTERS) for line in others]
     return [*textwrap.wrap(first, _NOTE_CHARACTERS), *short]
 
 
 def canvas(title: str, notes: int, height: float = _HEIGHT, **axes: str) -> tuple[Picture, Axes]:
-    """Return an empty picture with room for its title and `notes` lines; `height` of the axes."""
+    """Return an empty picture, with room for a title and `notes` lines, and axes of `height`."""
     below = _BELOW_AXES + notes * _NOTE_LINE
     whole = _TOP + height + below
     figure = Picture(figsize=(WIDTH, whole), dpi=DPI)
@@ -161,7 +167,7 @@ def _draw_cells(axes: Axes, cells: Cells) -> None:
         vmax=1,
         cmap="viridis",
         cbar=False,
-        annot=texts if columns <= _MOST_WRITTEN else None,
+        annot=texts if columns <= _MAX_LABELLED_COLUMNS else None,
         fmt="",
         annot_kws={"fontsize": 8 if columns <= 10 else 6},
         linewidths=0.8,
@@ -184,7 +190,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
         axes.barh(part.row, wide, 0.5, left, color=part.colour, edgecolor="white", label=part.label)
         every = zip(part.marks.values, left + wide / 2, part.row, wide, strict=True)
         for value, middle, row, width in every:
-            axes.text(middle, row, value * bool(width > LEAST_WRITTEN * axis.high), **look)
+            axes.text(middle, row, value * bool(width > MIN_LABELLED * axis.high), **look)
     for place, name in enumerate(chart.bars):
         axes.text(0, place - 0.28, name, fontsize=_FONT_POINTS, va="bottom")
     axes.set(ylim=(len(chart.bars) - 0.6, -1.4), yticks=())
@@ -193,7 +199,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
 
 def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     for place, dots in enumerate(columns):
-        x = place + np.linspace(-SPREAD, SPREAD, len(dots.passes))
+        x = place + np.linspace(-HALF_COLUMN, HALF_COLUMN, len(dots.passes))
         odd, y = dots.outlier, dots.passes
         axes.plot(x[~odd], y[~odd], ".", color=dots.colour, markersize=4, alpha=0.55)
         axes.plot(x[odd], y[odd], "x", color=_OUTLIER, markersize=5, gid="outlier")
@@ -203,10 +209,10 @@ def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def spread(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[float]:
-    """Move positions as little as possible until all are `pitch` apart, in `low` … `high`.
+def separate(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[float]:
+    """Return the nearest positions in `low` … `high` that are `pitch` apart, in the same order.
 
-    Keeps their order. Where they do not fit into the range, they go on beyond `high`.
+    Where they do not fit into the range, they go on beyond `high`.
     """
     places = np.asarray(wanted, dtype=float)
     order = np.argsort(places, kind="stable")
@@ -218,7 +224,7 @@ def spread(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[flo
 
 
 def _label_ends(axes: Axes, chart: Chart) -> list[Annotation]:
-    """Write the lines' labels right of `axes`, whose limits and size must be final."""
+    """Write the labels of lines right of `axes`, whose limits and size must be final."""
     none = chart.x.high, chart.y.low
     ends = [
         (line.marks.x[-1], line.marks.y[-1]) if line.marks.x.size else none for line in chart.lines
@@ -226,13 +232,13 @@ def _label_ends(axes: Axes, chart: Chart) -> list[Annotation]:
     height_points = axes.get_window_extent().height / axes.figure.dpi * _POINTS_PER_INCH
     pitch = _PITCH_POINTS / height_points
     wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
-    placed = spread(wanted, pitch, pitch / 2, 1 - pitch / 2)
+    placed = separate(wanted, pitch, pitch / 2, 1 - pitch / 2)
     every = zip(chart.lines, ends, placed, strict=True)
     return [_label(axes, line, end, position) for line, end, position in every]
 
 
 def _label(axes: Axes, line: Line, end: tuple[float, float], position: float) -> Annotation:
-    """Write a label at a height, in fractions of the axes, with a leader from the line's end."""
+    """Write a label at `position`, in fractions of the axes, with a leader from the line's end."""
     colour, figure = ink(line.colour), axes.get_figure(root=True)
     leader = {"arrowstyle": "-", "linewidth": 0.7, "color": colour, "alpha": 0.6}
     leader |= {"shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}

@@ -1,7 +1,6 @@
-"""The explorer: controls for looking around in the sweeps of a folder; the picture follows.
+"""The explorer: widgets that choose a figure of the sweeps of a folder.
 
-It offers the `VIEWS` of the figures, with the choices that the page has; what a view does not
-choose one of can be narrowed to some.
+It offers the `VIEWS` and choices of the page; axes that a view does not choose can be filtered.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import ipywidgets as widgets
 import pandas as pd
 from IPython.display import display
 
+from scalebench_lib.analysis import tables
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     CONTROLS,
@@ -29,17 +29,6 @@ from scalebench_lib.analysis.figures import (
     options,
     samples_table,
     views_of,
-)
-from scalebench_lib.analysis.tables import (
-    ALL,
-    CONTEXT,
-    MERGED,
-    as_optimizations,
-    by_context,
-    measured_only,
-    select,
-    shown_optimizations,
-    values_of,
 )
 from scalebench_lib.charts import Chart, on_one_axis
 from scalebench_lib.errors import RequestError, ScalebenchError
@@ -60,16 +49,16 @@ from scalebench_lib.widgets import (
 )
 
 EXPLORED = "explored"
-"""The folder in a sweep's for what is saved."""
+"""The subfolder of a sweep for saved files."""
 
 _DPI = 100
-"""Less than on the page, for a quicker answer."""
+"""Less than on the page, to be faster."""
 
-_FILTERS = {name: title for name, title in CONTEXT.items() if name != "machine"}
-"""What one picture holds one of. A sweep is of one machine; others are laid beside it."""
+_FILTERS = {name: title for name, title in tables.CONTEXT.items() if name != "machine"}
+"""Columns with one value in a picture, but for the machine, of which a sweep has one."""
 
 _SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
-"""What a view that does not choose one of can be narrowed to some of."""
+"""Columns that can be filtered in a view that does not choose one value."""
 
 _BESIDE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
 """Of each picture: where there is room they stand side by side, else one under the other."""
@@ -81,8 +70,8 @@ _RIGHT = {"flex": "1 1 30rem", "min_width": "0"}
 def show(view: str, *results: Results, **chosen: Any) -> None:
     """Show a figure of each of `results`, on one axis, and sentences computed from them.
 
-    `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``; by
-    default the first that the sweep has.
+    `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``, by
+    default the first value of the sweep.
     """
     charts, sentences = [], []
     for sweep in results:
@@ -103,21 +92,21 @@ def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Char
     rows = results.table
     for name, value in given.items():
         rows = rows[rows[name] == value]
-    context, rows = next(by_context(measured_only(rows)))
+    context, rows = next(tables.by_context(tables.measured_only(rows)))
     if not VIEWS[view].needs(rows):
         raise RequestError(f"{VIEWS[view].title}: nothing of it is known of this sweep")
     first = {name: offered[0][1] for name, offered in options(rows).items()}
-    first["optimization"] = shown_optimizations(rows)[0]
+    first["optimization"] = tables.shown_optimizations(rows)[0]
     choices = Choices(**first | {n: value for n, value in chosen.items() if n in CONTROLS})
     if VIEWS[view].of_samples:
         rows = samples_table(results)
-        rows = select(rows, **context)
+        rows = tables.select(rows, **context)
     chart = VIEWS[view].chart(rows, choices)
     return replace(chart, source=results.source), choices
 
 
 def save(out: Path, title: str, ending: str, content: bytes) -> Path:
-    """Write `content` into ``explored/`` of sweep `out`, named by `title`; nothing is replaced.
+    """Write `content` into a new file in ``explored/`` of sweep `out`, named by `title`.
 
     Raises OSError where that cannot be written.
     """
@@ -132,7 +121,7 @@ def save(out: Path, title: str, ending: str, content: bytes) -> Path:
 
 @dataclass(frozen=True)
 class Shown:
-    """The chart of a sweep that is shown."""
+    """A chart of a sweep."""
 
     name: str
     results: Results
@@ -140,10 +129,10 @@ class Shown:
 
 
 class Explorer(widgets.Box):  # type: ignore[misc]
-    """Controls that choose a view of the sweep in `out`, and of others in `outputs` beside it.
+    """Controls that choose a view of the sweep in `out`, next to others in `outputs`.
 
-    `picture` shows it; `message` says what is seen in it, or why there is none. Two buttons
-    save picture and data into the sweep's folder ``explored/``.
+    `picture` shows it; `message` is a sentence on it, or why it is missing. Two buttons save
+    picture and data into the sweep's folder ``explored/``.
     """
 
     def __init__(self, out: Path, outputs: Path = OUTPUTS) -> None:
@@ -180,12 +169,11 @@ class Explorer(widgets.Box):  # type: ignore[misc]
 
     @property
     def controls(self) -> list[Any]:
-        """All controls, from top to bottom."""
         where = [self.sweep, self.beside, *self.filters.values(), self.view]
         return [*where, *self.choices.values(), *self.some.values(), self.thread_range, self.scale]
 
     def _listen(self) -> None:
-        """Sweep and filters change what there is to choose from; the rest only the picture."""
+        """Update the options after a new sweep or filter; after other changes only the picture."""
         reactions = {self.sweep: self._choose_sweep}
         reactions |= dict.fromkeys(self.filters.values(), self._choose_context)
         for control in self.controls:
@@ -199,7 +187,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        """Let controls change without a reaction to each."""
+        """Suspend the reactions to changes."""
         self._quiet = True
         try:
             yield
@@ -219,22 +207,23 @@ class Explorer(widgets.Box):  # type: ignore[misc]
             self._choose_context()
 
     def _choose_context(self) -> None:
-        """Offer what was measured; each filter narrows what the next can offer."""
+        """Set the options to measured values; each filter limits those of the next."""
         rows = self._load(self.sweep.value).table
         with self._quietly():
             for column, control in self.filters.items():
-                set_options(control, values_of(rows, column))
-                rows = as_optimizations(rows, column) if control.value == ALL else rows
+                set_options(control, tables.values_of(rows, column))
+                if control.value == tables.ALL:
+                    rows = tables.merge_axis(rows, column)
                 rows = rows[rows[column] == control.value]
             offered = options(rows)
             views = [(view.title, name) for name, view in views_of(rows).items()]
             set_options(self.view, views)
             for name, control in self.choices.items():
-                default = shown_optimizations(rows)[0] if name == "optimization" else None
+                default = tables.shown_optimizations(rows)[0] if name == "optimization" else None
                 set_options(control, offered[name], default)
             for name, control in self.some.items():
                 set_several(control, offered[name])
-            set_range(self.thread_range, values_of(rows, "threads") or [1])
+            set_range(self.thread_range, tables.values_of(rows, "threads") or [1])
         self._redraw()
 
     def _redraw(self) -> None:
@@ -253,7 +242,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
             self._say_why_not(" ".join(complaints))
 
     def _applying(self) -> list[Any]:
-        """Return the controls that do something in this view."""
+        """Return the controls that apply to this view."""
         controls = VIEWS[self.view.value].controls
         some = [control for name, control in self.some.items() if name not in controls]
         one = [self.choices[name] for name in controls]
@@ -273,23 +262,23 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         return Choices(**{name: control.value for name, control in self.choices.items()})
 
     def _chosen(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows that filters, and lists that apply, leave in."""
+        """Return the rows that the filters and lists of this view choose."""
         controls = VIEWS[self.view.value].controls
         wanted = {name: [control.value] for name, control in self.filters.items()}
-        for column in (name for name in MERGED if wanted[name] == [ALL]):
-            rows = as_optimizations(rows, column)
+        for column in (name for name in tables.MERGED if wanted[name] == [tables.ALL]):
+            rows = tables.merge_axis(rows, column)
             del wanted[column]
         some = {n: list(control.value) for n, control in self.some.items() if n not in controls}
         if not all(some.values()):
             raise RequestError("Nothing is chosen: choose at least one of each list.")
-        rows = select(rows, **wanted, **some)
+        rows = tables.select(rows, **wanted, **some)
         if "threads" in controls:
             return rows
         within = rows["threads"].isna() | rows["threads"].between(*self.thread_range.value)
         return rows[within.astype(bool)]
 
     def _show(self, complaints: list[str]) -> None:
-        """Put the pictures where the old ones were; nothing else moves."""
+        """Replace the pictures in place."""
         charts = on_one_axis([shown.chart for shown in self._shown])
         while len(self.pictures.children) < len(charts):
             self.pictures.children += (PngImage(format="png", layout=_BESIDE),)
@@ -329,7 +318,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         self.saved.value = status(f"Saved: {names}")
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Show the controls, with the picture for where they are dead; headless, it alone."""
+        """Show the controls with the picture, or, headless, the picture alone."""
         data: dict[str, Any] = super()._repr_mimebundle_(**options)
         if not is_interactive():
             del data[WIDGET]

@@ -1,8 +1,8 @@
-"""The figures of a sweep: each a function of rows of its table, and of what was chosen.
+"""The figures of a sweep: functions of rows of its table, and of choices, that return a `Chart`.
 
-All make a `Chart` of one context (`tables.CONTEXT`), and raise `RequestError` where nothing of it
-was measured. Latency is in ms, throughput in inferences/s, or tokens/s. `VIEWS` names them, for
-the explorer and for the page.
+The rows are of one context (`tables.CONTEXT`); without a measurement they raise `RequestError`.
+Latency is in ms, throughput in inferences/s, or tokens/s. `VIEWS` lists the figures for the
+explorer and the page.
 """
 
 from __future__ import annotations
@@ -15,32 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.analysis.findings import (
-    EXACT_DB,
-    extreme,
-    largest_speedup,
-    point_label,
-    time_sentence,
-)
-from scalebench_lib.analysis.tables import (
-    METRICS,
-    Metric,
-    MetricName,
-    Values,
-    best_threads,
-    by_values,
-    config_label,
-    measured_only,
-    metric_of,
-    missing_lines,
-    only_value,
-    over_eager,
-    over_one_thread,
-    pairing_label,
-    select,
-    values_of,
-    with_bounds,
-)
+from scalebench_lib.analysis import findings, tables
 from scalebench_lib.charts import (
     Cells,
     Chart,
@@ -61,12 +36,12 @@ from scalebench_lib.text import decibels, format_number, pluralize
 
 @dataclass(frozen=True)
 class Choices:
-    """What a figure is asked to show; each takes what it needs.
+    """What to show in a figure: it reads the fields that its `View` names.
 
     `threads` is the thread count to compare at, None for each config's best.
     """
 
-    metric: MetricName = "latency"
+    metric: tables.MetricName = "latency"
     batch_size: int = 1
     optimization: str = EAGER
     smt: bool = False
@@ -74,7 +49,6 @@ class Choices:
 
     @classmethod
     def of(cls, config: Config) -> Choices:
-        """Return the choice of one config."""
         return cls("latency", config.batch_size, config.optimization, config.smt)
 
     @property
@@ -84,7 +58,6 @@ class Choices:
 
     @property
     def at(self) -> str:
-        """At which thread count configs are compared."""
         if self.threads is None:
             return "each at its best thread count"
         return pluralize(self.threads, "thread")
@@ -92,8 +65,8 @@ class Choices:
 
 def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one batch size over cores: a line for each optimization and SMT."""
-    chosen = select(rows, batch_size=choices.batch_size)
-    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
+    chosen = tables.select(rows, batch_size=choices.batch_size)
+    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
     lines = _config_lines(rows, chosen, "cores", metric)
     title = f"{choices.metric}: batch size {choices.batch_size}, by cores"
     return _chart(chosen, found, title, "cores", metric, lines)
@@ -101,8 +74,8 @@ def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization over threads: a line for each batch size."""
-    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
+    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
+    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
     title = f"{choices.metric}: {choices.config}, by threads"
     lines = _batch_lines(chosen, metric)
     return _chart(chosen, found, title, "threads", metric, lines)
@@ -110,8 +83,8 @@ def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over one thread by threads: a line for each batch size, and the ideal."""
-    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found = over_one_thread(measured_only(chosen)).dropna(subset="speedup")
+    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
+    found = tables.over_one_thread(tables.measured_only(chosen)).dropna(subset="speedup")
     if found.empty:
         raise RequestError("one thread was not measured: sweep with '--threads 1,…' first")
     counts = sorted(found["threads"].unique().tolist())
@@ -122,7 +95,8 @@ def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric by batch size: a line for each optimization and SMT."""
-    found, metric = _compared(measured_only(rows), choices), metric_of(rows, choices.metric)
+    found = _compared(tables.measured_only(rows), choices)
+    metric = tables.metric_of(rows, choices.metric)
     lines = _config_lines(rows, _with_missing(found, rows), "batch_size", metric)
     title = f"{choices.metric} by batch size, {choices.at}"
     return _chart(rows, found, title, "batch size", metric, lines)
@@ -131,11 +105,11 @@ def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
 def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over eager by batch size: a line for each optimization and SMT.
 
-    The labels have the largest error of each line. Both sides are at the same thread count,
-    or each at its best.
+    Labels have the largest error of each line. Both sides are at the same thread count, or each at
+    its best.
     """
-    _compared(measured_only(rows), choices)
-    found = over_eager(rows, choices.threads).dropna(subset="speedup")
+    _compared(tables.measured_only(rows), choices)
+    found = tables.over_eager(rows, choices.threads).dropna(subset="speedup")
     others = found[~found["is_base"]]
     if others.empty:
         raise RequestError(f"nothing can be compared with eager, {choices.at}")
@@ -152,10 +126,10 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
 def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the share of the machine's peak by batch size, in percent.
 
-    The peak is that of a large matrix product on as many threads, in the type that the
-    optimization computes in; of a decoder, the rate at which they read memory.
+    The peak is that of a large matrix product on as many threads, in the type of the optimization;
+    for decoding, the rate at which they read memory.
     """
-    share, known = _LIMITS[_limit(rows)], measured_only(rows).dropna(subset=_limit(rows))
+    share, known = _LIMITS[_limit(rows)], tables.measured_only(rows).dropna(subset=_limit(rows))
     if known.empty:
         raise RequestError("the machine's peak is not known for any of these points")
     found = _compared(known, choices)
@@ -168,10 +142,10 @@ def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
 def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization by batch size and threads, a coloured cell each.
 
-    A cross is a config that failed or was skipped, an empty cell was not asked for.
+    A cross is a config that failed or was skipped; an empty cell was not asked for.
     """
-    chosen = select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = measured_only(chosen), metric_of(chosen, choices.metric)
+    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
+    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
     cells = Cells(
         rows=sorted(chosen["batch_size"].unique().tolist()),
         row=found["batch_size"].to_numpy(int),
@@ -196,8 +170,8 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
 
     `samples` is what `samples_table` gives.
     """
-    chosen = select(samples, batch_size=choices.batch_size)
-    chosen = select(chosen, optimization=choices.optimization, smt=choices.smt)
+    chosen = tables.select(samples, batch_size=choices.batch_size)
+    chosen = tables.select(chosen, optimization=choices.optimization, smt=choices.smt)
     colour, _ = style_of(samples, choices.optimization)
     dots = [
         Dots(
@@ -206,7 +180,7 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
             part["latency_ms"].to_numpy(float),
             part["outlier"].to_numpy(bool),
         )
-        for threads, part in by_values(chosen, "threads")
+        for threads, part in tables.by_values(chosen, "threads")
     ]
     many = f"{len(chosen):,} passes, {int(chosen['outlier'].sum()):,} of them outliers (crosses)"
     return Chart(
@@ -223,10 +197,10 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
 
 @dataclass(frozen=True)
 class Stack:
-    """A bar for each config of one batch size, made of the columns `parts`: their labels, colours.
+    """A bar for each config of one batch size, stacked from the columns `parts` (labels, colours).
 
-    `bars` adds to rows, where column `needs` is known, the columns that the table lacks: ``total``
-    in `unit`, and ``how`` it came about. Parts are drawn `scale` times as long, in `part_unit`.
+    `bars` adds the columns ``total``, in `unit`, and ``how`` (a remark) to rows where column
+    `needs` is known. Parts are drawn `scale` times as long, in `part_unit`.
     """
 
     title: str
@@ -240,13 +214,14 @@ class Stack:
 
     def chart(self, rows: pd.DataFrame, choices: Choices) -> Chart:
         """Return the bars, the best first."""
-        chosen, title = select(rows, batch_size=choices.batch_size), self.title.lower()
-        found = self.bars(best_threads(measured_only(chosen).dropna(subset=self.needs)))
+        chosen, title = tables.select(rows, batch_size=choices.batch_size), self.title.lower()
+        known = tables.measured_only(chosen).dropna(subset=self.needs)
+        found = self.bars(tables.best_threads(known))
         if found.empty:
             raise RequestError(f"{title}: not known at batch size {choices.batch_size}")
         found = found.sort_values("total")
         bars = [
-            f"{config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
+            f"{tables.config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
             for name, smt, how, total in found[_NAMED].itertuples(index=False)
         ]
         return Chart(
@@ -272,9 +247,9 @@ class Stack:
                 yield Part(label, colour, row, marks)
 
     def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
-        """Say which bar is the best; of times, what they go to."""
+        """Return the best bar in words; of times, their largest shares."""
         if self.needs in SHARES.values():
-            return time_sentence(chart.rows)
+            return findings.time_sentence(chart.rows)
         return f"Least {self.title.lower()}: {chart.bars[0]}."
 
 
@@ -300,7 +275,7 @@ def _memory_bars(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 MUCH_SLOWER = 1.5
-"""A profiler that slows passes down so much may have changed their shares: that is said."""
+"""The bar says so where the profiler slows passes down by more: their shares may have changed."""
 
 _BLUE, _ORANGE, _GREY = "#1a78c2", "#c05c00", "#6e7681"
 _KIND_COLOURS = (_BLUE, "#7a5cd6", "#3c8a2e", "#0f8a8f", "#d03a4a", _ORANGE, "#8a7400", _GREY)
@@ -338,8 +313,8 @@ STACKS = {
 
 
 def samples_table(results: Results) -> pd.DataFrame:
-    """Return every sample of `results`, a row each, with the columns of its point's row that say
-    where it was measured, ``trial``, ``latency_ms``, and ``outlier``."""
+    """Return every sample of `results`, a row each: the config of its point, ``threads``,
+    ``trial``, ``latency_ms`` and ``outlier``."""
     parts = list(_samples(results)) or [results.table.head(0)]
     return pd.concat(parts, ignore_index=True)
 
@@ -364,27 +339,29 @@ def _samples(results: Results) -> Iterator[pd.DataFrame]:
 
 
 def _limit(rows: pd.DataFrame) -> str:
-    """The column of what limits `rows`: decoding is limited by memory."""
+    """Return the column of the limit of `rows`: decoding is limited by memory."""
     return "bandwidth_fraction" if (rows["phase"] == "decode").all() else "peak_fraction"
 
 
-def _shares(rows: pd.DataFrame) -> Values:
+def _shares(rows: pd.DataFrame) -> tables.Values:
     share = 100 * rows[_limit(rows)].to_numpy(float)
-    middle, low, high = METRICS["latency"].of(rows)
+    middle, low, high = tables.METRICS["latency"].of(rows)
     return share, share * middle / high, share * middle / low
 
 
-_speedups = partial(with_bounds, name="speedup")
-_OVER_EAGER = Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
-_OVER_ONE_THREAD = Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
+_speedups = partial(tables.with_bounds, name="speedup")
+_OVER_EAGER = tables.Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
+_OVER_ONE_THREAD = tables.Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
 _LIMITS = {
-    "peak_fraction": Metric("share of peak in its own type (%)", "% of peak", _shares),
-    "bandwidth_fraction": Metric("share of read bandwidth (%)", "% of read bandwidth", _shares),
+    "peak_fraction": tables.Metric("share of peak in its own type (%)", "% of peak", _shares),
+    "bandwidth_fraction": tables.Metric(
+        "share of read bandwidth (%)", "% of read bandwidth", _shares
+    ),
 }
 
 
 def _compared(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
-    found = best_threads(rows, choices.threads)
+    found = tables.best_threads(rows, choices.threads)
     if found.empty:
         raise RequestError(f"nothing was measured at {choices.threads} threads")
     return found
@@ -395,25 +372,21 @@ def _with_missing(found: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([found, missing]) if len(missing) else found
 
 
-def _batch_lines(rows: pd.DataFrame, metric: Metric) -> Iterator[Line]:
-    for batch_size, part in by_values(rows, "batch_size"):
+def _batch_lines(rows: pd.DataFrame, metric: tables.Metric) -> Iterator[Line]:
+    for batch_size, part in tables.by_values(rows, "batch_size"):
         light, dark = batch_colours(batch_size)
         line = _line(rows, part, "threads", metric, f"batch {batch_size}", (light, "o"))
         yield replace(line, dark=dark)
 
 
 def _config_lines(
-    table: pd.DataFrame,
-    rows: pd.DataFrame,
-    x: str,
-    metric: Metric,
-    errors: bool = False,
+    table: pd.DataFrame, rows: pd.DataFrame, x: str, metric: tables.Metric, errors: bool = False
 ) -> Iterator[Line]:
     """Yield a line for each config of `rows`, in the styles of `table`."""
-    for (name, smt), part in by_values(rows, ["optimization", "smt"]):
+    for (name, smt), part in tables.by_values(rows, ["optimization", "smt"]):
         least_db = part["sqnr_db"].astype(float).min()
-        error = f"error {decibels(least_db)} dB" if errors and least_db < EXACT_DB else ""
-        label = ", ".join(filter(None, [config_label(rows, name, smt), error]))
+        error = f"error {decibels(least_db)} dB" if errors and least_db < findings.EXACT_DB else ""
+        label = ", ".join(filter(None, [tables.config_label(rows, name, smt), error]))
         yield _line(rows, part, x, metric, label, style_of(table, name))
 
 
@@ -421,7 +394,7 @@ def _line(
     rows: pd.DataFrame,
     part: pd.DataFrame,
     x: str,
-    metric: Metric,
+    metric: tables.Metric,
     label: str,
     style: tuple[str, str],
 ) -> Line:
@@ -443,10 +416,10 @@ def _line(
     )
 
 
-def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: Metric) -> Marks:
+def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: tables.Metric) -> Marks:
     """Return the points of `found` at their `x`."""
     points: list[Any] = list(found.itertuples())
-    names = [point_label(rows, point) for point in points]
+    names = [findings.point_label(rows, point) for point in points]
     details = [", ".join(_details(point, metric.ratio)) for point in points]
     return Marks(found[x].to_numpy(float), *metric.of(found), names, details)
 
@@ -469,11 +442,11 @@ def _chart(
     found: pd.DataFrame,
     title: str,
     x_label: str,
-    metric: Metric,
+    metric: tables.Metric,
     lines: Iterable[Line],
 ) -> Chart:
     """Return a chart of `lines`, which show what was `found` among the `chosen` rows."""
-    how = pairing_label(found["speedup_paired"].dropna()) if metric.ratio else ""
+    how = tables.pairing_label(found["speedup_paired"].dropna()) if metric.ratio else ""
     return Chart(
         title=f"{_model(chosen)} {title}",
         x_label=x_label,
@@ -487,32 +460,32 @@ def _chart(
 
 
 def _model(rows: pd.DataFrame) -> str:
-    return model_title(only_value(rows, "model"), only_value(rows, "task"))
+    return model_title(tables.only_value(rows, "model"), tables.only_value(rows, "task"))
 
 
 def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
-    """Return the fields of a chart that say where it is from, with what, and what is missing."""
-    config = {name: only_value(rows, name) for name, axis in AXES.items() if axis.splits}
+    """Return the fields of a chart's caption: its source, setting, and missing configs."""
+    config = {name: tables.only_value(rows, name) for name, axis in AXES.items() if axis.splits}
     others = [n for n, axis in AXES.items() if n in config and axis.kind is None and n != "task"]
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
     setting = [
-        rows["item"].iloc[0],  # an imported file may not tell
+        rows["item"].iloc[0],  # empty for some imports
         *(axis_label(n, config[n]) for n in others if n == "placement" or config[n] != DEFAULTS[n]),
         "" if pinned else "NOT PINNED: threads could move between CPUs",
         *more,
     ]
     return {
-        "source": only_value(rows, "machine"),
+        "source": tables.only_value(rows, "machine"),
         "setting": " · ".join(filter(None, setting)),
-        "missing": missing_lines(rows),
+        "missing": tables.missing_lines(rows),
     }
 
 
 @dataclass(frozen=True)
 class View:
-    """A way to look at a sweep: the fields of `Choices` that apply, and the figure.
+    """A figure with the fields of `Choices` that apply, and a `sentence` on its chart.
 
-    `needs` says whether rows hold what it shows; `sentence` says what is seen in its chart.
+    `needs` returns whether rows hold what it shows.
     """
 
     title: str
@@ -523,26 +496,22 @@ class View:
 
     @property
     def of_samples(self) -> bool:
-        """Whether its rows are samples (`samples_table`), not points."""
+        """True if its rows are samples (`samples_table`), not points."""
         return self.chart is distribution
 
 
 def _extreme(results: Results, chart: Chart, choices: Choices) -> str:
-    return str(extreme(results, chart.rows, choices.metric))
+    return str(findings.extreme(results, chart.rows, choices.metric))
 
 
-def _largest_speedup(_results: Results, chart: Chart, _choices: Choices) -> str:
-    return str(largest_speedup(chart.rows, chart.rows))
-
-
-def _largest_scaling(_results: Results, chart: Chart, _choices: Choices) -> str:
-    return str(largest_speedup(chart.rows, chart.rows, "1 thread"))
+def _speedup(_results: Results, chart: Chart, _choices: Choices, over: str = "eager") -> str:
+    return str(findings.largest_speedup(chart.rows, chart.rows, over))
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
     top = chart.rows.sort_values(_limit(chart.rows)).iloc[-1]
     share = f"{format_number(100 * top[_limit(chart.rows)])} {chart.unit}"
-    return f"Largest share: {share}, with {point_label(chart.rows, top)}."
+    return f"Largest share: {share}, with {findings.point_label(chart.rows, top)}."
 
 
 def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:
@@ -550,18 +519,14 @@ def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:
     return f"{len(chart.rows):,} passes, {outliers:,} of them outliers."
 
 
-def _compares(rows: pd.DataFrame) -> bool:
-    return {EAGER} < set(rows["optimization"])
-
-
-def _has_one_thread(rows: pd.DataFrame) -> bool:
-    return bool((rows["threads"] == 1).any())
-
-
 _CONFIG = ("optimization", "smt")
 VIEWS: dict[str, View] = {
     "eager": View(
-        "Speed-up over eager", ("threads",), speedup_over_eager, _largest_speedup, _compares
+        "Speed-up over eager",
+        ("threads",),
+        speedup_over_eager,
+        _speedup,
+        lambda rows: {EAGER} < set(rows["optimization"]),
     ),
     "sizes": View("By batch size", ("metric", "threads"), by_batch_size, _extreme),
     "batch": View("One batch size, by cores", ("metric", "batch_size"), per_batch, _extreme),
@@ -569,7 +534,11 @@ VIEWS: dict[str, View] = {
         "One optimization, by threads", ("metric", *_CONFIG), per_optimization, _extreme
     ),
     "scaling": View(
-        "Speed-up over one thread", _CONFIG, scaling, _largest_scaling, _has_one_thread
+        "Speed-up over one thread",
+        _CONFIG,
+        scaling,
+        partial(_speedup, over="1 thread"),
+        lambda rows: bool((rows["threads"] == 1).any()),
     ),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
     "peak": View(
@@ -597,7 +566,7 @@ VIEWS: dict[str, View] = {
         lambda rows: bool((rows["samples"] > 0).any()),
     ),
 }
-"""The first that a sweep can have is shown first."""
+"""In the order of the menu: the first that a sweep has is shown first."""
 
 
 def views_of(rows: pd.DataFrame) -> dict[str, View]:
@@ -614,15 +583,15 @@ CONTROLS = {
 
 
 def options(rows: pd.DataFrame) -> dict[str, list[tuple[str, Any]]]:
-    """Return the choices that `rows` leave, by field of `Choices`: names and values."""
+    """Return the choices that `rows` have, by field of `Choices`: names and values."""
     smt = {False: "off", True: "on"}
     return {
-        "metric": [(name, name) for name in METRICS],
-        "batch_size": [(str(size), size) for size in values_of(rows, "batch_size")],
-        "optimization": [(title_of(n), n) for n in values_of(rows, "optimization")],
-        "smt": [(smt[value], value) for value in values_of(rows, "smt")],
+        "metric": [(name, name) for name in tables.METRICS],
+        "batch_size": [(str(size), size) for size in tables.values_of(rows, "batch_size")],
+        "optimization": [(title_of(n), n) for n in tables.values_of(rows, "optimization")],
+        "smt": [(smt[value], value) for value in tables.values_of(rows, "smt")],
         "threads": [
             ("each at its best thread count", None),
-            *((str(count), count) for count in values_of(rows, "threads")),
+            *((str(count), count) for count in tables.values_of(rows, "threads")),
         ],
     }

@@ -1,6 +1,6 @@
 """Conclusions of a sweep: its `answers`, and sentences computed from its table.
 
-Page, `index.md`, notebook and command say the same: all of it is worded here.
+Page, `index.md`, notebook and command take their wording from here.
 """
 
 from __future__ import annotations
@@ -13,22 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.analysis.tables import (
-    CONTEXT,
-    METRICS,
-    MetricName,
-    as_optimizations,
-    best_threads,
-    by_context,
-    by_values,
-    config_label,
-    context_label,
-    measured_only,
-    metric_of,
-    over_eager,
-    pairing_label,
-    with_bounds,
-)
+from scalebench_lib.analysis import tables
 from scalebench_lib.charts import title_of
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbances
@@ -39,18 +24,18 @@ from scalebench_lib.stats import ASSUMED_SPREAD, Ratio
 from scalebench_lib.text import decibels, format_number, pluralize, with_margin
 
 EXACT_DB = 60.0
-"""An error of less, a thousandth, is that of other fp32 arithmetic."""
+"""Smaller errors, below a thousandth, are those of other fp32 arithmetic."""
 
 MUCH_QUANTIZING = 0.1
-"""A smaller share of a pass, such as eager's conversion of its mask, is not worth a sentence."""
+"""Smaller shares of a pass, such as eager's conversion of its mask, are not reported."""
 
 MEAN_OFF = 0.05
-"""A mean is given with its median where it differs from it by more than this, and its interval."""
+"""A mean is reported if it differs from its median by more than this, and than its interval."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A best value of a sweep: what, how much, where, and what is to be known of it."""
+    """A best value of a sweep, the point that has it, and a note."""
 
     title: str
     value: str
@@ -65,8 +50,8 @@ class Fact:
 class Answer:
     """What to run, in one context of a sweep, which `label` names where it has several.
 
-    For each batch size `advice` says what to run, and then what else, a sentence each; `rankings`
-    has a table of texts, the fastest first. `best` is the first of each.
+    For each batch size `advice` names the config to run, and alternatives, a sentence each;
+    `rankings` has a table of texts, the fastest first. `best` has the first row of each.
     """
 
     label: str
@@ -85,28 +70,29 @@ class Answer:
 def answers(results: Results, price: float | None = None) -> list[Answer]:
     """Return the answer for each context of a sweep in which anything was measured.
 
-    At a `price` per hour it has the cost of a million requests, of one copy busy but `MARGIN`.
+    With a `price` per hour it has the cost of a million requests, of one copy that is busy all but
+    `MARGIN` of the time.
     """
-    table = as_optimizations(results.table)
+    table = tables.merge_axis(results.table)
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
     table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
     return [
-        _answer(results, context_label(table, context), measured_only(part))
-        for context, part in by_context(table)
+        _answer(results, tables.context_label(table, context), tables.measured_only(part))
+        for context, part in tables.by_context(table)
         if (part["status"] == "ok").any()
     ]
 
 
 def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
-    every = over_eager(rows).sort_values(["batch_size", "latency_ms"])
+    every = tables.over_eager(rows).sort_values(["batch_size", "latency_ms"])
     ranked = every.drop_duplicates(["batch_size", "optimization"])
     gains = ranked[ranked["optimization"] != EAGER].dropna(subset="speedup")
-    parts = {int(size): part for size, part in by_values(ranked, "batch_size")}
+    parts = {int(size): part for size, part in tables.by_values(ranked, "batch_size")}
     return Answer(
         label,
         [
-            *(extreme(results, rows, metric) for metric in METRICS),
+            *(extreme(results, rows, metric) for metric in tables.METRICS),
             *([largest_speedup(gains, rows)] if len(gains) else []),
         ],
         {size: _advice(results, rows, part) for size, part in parts.items()},
@@ -116,7 +102,7 @@ def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
 
 
 def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[str]:
-    """Say what to run at the batch size of `ranked`, and what else where its error is large."""
+    """Return the config to run at the batch size of `ranked`, and others, a sentence each."""
     best, *others = _records(ranked)
     ties = _ties(results, rows, best)
     eager = next((row for row in ties if row["optimization"] == EAGER), None)
@@ -151,22 +137,20 @@ def _memory_mb(row: Any) -> float:
 
 
 def _config(row: Any, rows: pd.DataFrame) -> str:
-    return config_label(rows, row["optimization"], row["smt"])
+    return tables.config_label(rows, row["optimization"], row["smt"])
 
 
 def _records(rows: pd.DataFrame) -> list[Any]:
-    """The rows, with NaN where there is nothing."""
+    """Return the rows, with NaN for missing values."""
     return rows.astype(object).where(rows.notna(), math.nan).to_dict("records")
 
 
 def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -> pd.DataFrame:
-    """Return `found` for people: a column of texts for each thing that differs, intervals as ±."""
+    """Return `found` as texts, intervals as ±, without the columns that are constant."""
     text = pd.DataFrame([_cells(row, rows) for row in _records(found)])
     kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
     kept["Batch size"] = all_sizes
-    kept[["Optimization", "Latency, ms", f"Throughput, {metric_of(rows, 'throughput').unit}"]] = (
-        True
-    )
+    kept[text.columns.str.startswith(("Optimization", "Latency", "Throughput"))] = True
     return text.loc[:, kept]
 
 
@@ -187,7 +171,7 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
         "Optimization": _config(row, rows),
         "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
         "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1),
-        f"Throughput, {metric_of(rows, 'throughput').unit}": number("throughput"),
+        f"Throughput, {tables.metric_of(rows, 'throughput').unit}": number("throughput"),
         "Cost, per million": number("cost"),
         "p90, ms": number("latency_ms_p90"),
         "Threads": str(row["threads"]),
@@ -200,17 +184,17 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
 
 
 def _ties(results: Results, rows: pd.DataFrame, best: Any) -> list[Any]:
-    """The other configs of the context and batch size of `best`, each at its best thread count,
-    to which no difference could be measured; the fastest first."""
-    alike = [*CONTEXT, "batch_size"]
+    """Return the configs of the context and batch size of `best`, each at its best thread count,
+    that are not measurably slower; the fastest first."""
+    alike = [*tables.CONTEXT, "batch_size"]
     same = rows[(rows[alike] == pd.Series(best)[alike]).all(axis=1)]
     own = (same["optimization"] == best["optimization"]) & (same["smt"] == best["smt"])
-    others = best_threads(same[~own]).sort_values("latency_ms")
+    others = tables.best_threads(same[~own]).sort_values("latency_ms")
     return [row for row in others.to_dict("records") if results.row_ratio(best, row).high >= 1]
 
 
 def findings(results: Results) -> list[str]:
-    """Return what the sweep shows, a sentence each; by context where it holds several."""
+    """Return the answers and observations, a sentence each, by context if there are several."""
     lines = [line for answer in answers(results) for line in answer.lines]
     return [*lines, *observations(results)]
 
@@ -218,12 +202,12 @@ def findings(results: Results) -> list[str]:
 def observations(results: Results) -> list[str]:
     """Return the `findings` other than the `answers`."""
     table, sentences = results.table, list[str]()
-    for context, part in by_context(table):
+    for context, part in tables.by_context(table):
         if (part["status"] == "ok").any():
-            label = context_label(table, context)
+            label = tables.context_label(table, context)
             sentences += [
                 f"{label}: {sentence}" if label else sentence
-                for sentence in _of_context(results, measured_only(part))
+                for sentence in _of_context(results, tables.measured_only(part))
             ]
     return [*sentences, *_of_allocators(results), *_reservations(results)]
 
@@ -237,10 +221,10 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
     compared = [(_median(ratios), name, ratios) for name, ratios in found if ratios]
     for _, name, ratios in sorted(compared, key=lambda each: each[:2]):
         yield from _comparison(name, ratios, "eager at the same batch size and threads")
-    best = best_threads(rows)
+    best = tables.best_threads(rows)
     ratios = _ratios(results, best, "smt", (True, False), ["batch_size", "optimization"])
     yield from _comparison("SMT on", ratios, "SMT off, each at its best thread count")
-    profiled = best_threads(rows.dropna(subset=SHARES[BETWEEN]))
+    profiled = tables.best_threads(rows.dropna(subset=SHARES[BETWEEN]))
     if len(profiled):
         yield time_sentence(profiled[profiled["batch_size"] == profiled["batch_size"].min()])
     yield from _scaling(rows)
@@ -249,7 +233,7 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
 
 def _of_allocators(results: Results) -> Iterator[str]:
     rows = results.table[results.table["status"] == "ok"]
-    context = [column for column in CONTEXT if column != "allocator"]
+    context = [column for column in tables.CONTEXT if column != "allocator"]
     alike = [*context, "batch_size", "optimization", "smt", "threads"]
     for name in sorted(set(rows["allocator"]) - {"default"}):
         ratios = _ratios(results, rows, "allocator", (name, "default"), alike)
@@ -259,7 +243,7 @@ def _of_allocators(results: Results) -> Iterator[str]:
 def _ratios(
     results: Results, rows: pd.DataFrame, column: str, sides: tuple[Any, Any], alike: list[str]
 ) -> list[Ratio]:
-    """Latencies at the first of `sides` over those at the second, of rows that are `alike`."""
+    """Return latencies at the first of `sides` over the second, of rows that are `alike`."""
     one, other = (
         {tuple(row[name] for name in alike): row for row in part.to_dict("records")}
         for part in (rows[rows[column] == side] for side in sides)
@@ -272,11 +256,11 @@ def _median(ratios: Sequence[Ratio]) -> float:
 
 
 def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[str]:
-    """Say how many times as fast as `other` the `subject` is, by the `ratios` of its latencies."""
+    """Yield how many times as fast as `other` the `subject` is, by the `ratios` of latencies."""
     if not ratios:
         return
     values = pd.Series([1 / ratio.value for ratio in ratios])
-    how = pairing_label(ratio.label for ratio in ratios)
+    how = tables.pairing_label(ratio.label for ratio in ratios)
     how = f"; {how}" * (how != "paired")
     if not any(ratio.differs for ratio in ratios):
         yield f"{subject}: no measurable difference to {other} ({_span(values)}×{how})."
@@ -296,7 +280,7 @@ def _span(values: pd.Series) -> str:
 
 
 def time_sentence(rows: pd.DataFrame) -> str:
-    """Say on which operators the fastest of `rows` spends most time, and which quantizes most."""
+    """Return the operators with the most time in the fastest of `rows`, and the most quantizing."""
     rows = rows.sort_values("latency_ms")
     shares = rows[list(SHARES.values())].astype(float).set_axis(list(SHARES), axis=1)
     most, quantizing = str(shares.iloc[0].idxmax()), int(shares[QUANTIZING].argmax())
@@ -312,7 +296,7 @@ def time_sentence(rows: pd.DataFrame) -> str:
 
 
 def _scaling(rows: pd.DataFrame) -> Iterator[str]:
-    """Say the speed-up by threads for the smallest and the largest batch, at the best of each."""
+    """Yield the speed-up by threads at the best point of the smallest and the largest batch."""
     for batch_size in sorted({rows["batch_size"].min(), rows["batch_size"].max()}):
         best = rows[rows["batch_size"] == batch_size].sort_values("latency_ms").iloc[0]
         if best.threads > 1 and pd.notna(best.scaling):
@@ -320,16 +304,16 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
             yield f"With {point_label(rows, best)}: {value}."
 
 
-def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> Fact:
-    """Return the lowest latency or the highest throughput of `table`, and where it was reached."""
-    rows = _with_mean_off(measured_only(table))
+def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) -> Fact:
+    """Return the lowest latency or the highest throughput of `table`, with its point."""
+    rows = _with_mean_off(tables.measured_only(table))
     if metric == "latency":
         best = rows.sort_values("latency_ms").iloc[0]
         title, value = "Lowest latency", f"{format_number(best.latency_ms)} ms"
         mean = f"mean {format_number(best.latency_ms_mean)} ms"
     else:
         best = rows.sort_values("throughput").iloc[-1]
-        unit = metric_of(rows, metric).unit
+        unit = tables.metric_of(rows, metric).unit
         title, value = "Highest throughput", f"{format_number(best.throughput)} {unit}"
         mean = f"{format_number(_sustained(best))} sustained"
     ties = ", ".join(_config(row, rows) for row in _ties(results, rows, best))
@@ -339,7 +323,7 @@ def extreme(results: Results, table: pd.DataFrame, metric: MetricName) -> Fact:
 
 
 def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
-    """Return the largest ``speedup`` of `found`, over `other`; `rows` are all that is shown."""
+    """Return the largest ``speedup`` of `found`, over `other`; `rows` are all of the figure."""
     top = found.sort_values("speedup").iloc[-1]
     value = speedup_label(top, other)
     if not _differs(top, "speedup"):
@@ -349,14 +333,14 @@ def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager
 
 
 def _with_mean_off(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with ``mean_off``: whether the mean differs from the median (`MEAN_OFF`)."""
-    median, low, high = with_bounds(rows, "latency_ms")
+    """Return `rows` with ``mean_off``: whether the mean differs from the median (`MEAN_OFF`)."""
+    median, low, high = tables.with_bounds(rows, "latency_ms")
     off = np.abs(rows["latency_ms_mean"].to_numpy(float) - median)
     return rows.assign(mean_off=(off > MEAN_OFF * median) & (off > (high - low) / 2))
 
 
 def _sustained(row: Any) -> float:
-    """Inferences/s with the time in which passes stood still."""
+    """Return inferences/s by the mean, which includes throttled time."""
     return float(row["batch_size"] / row["latency_ms_mean"] * 1e3)
 
 
@@ -370,7 +354,7 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
         f"their median by more than its interval and {100 * MEAN_OFF:.0f} %: some stood still "
         f"(throttled), or were disturbed. Most with {point_label(rows, worst)}: mean "
         f"{format_number(worst.latency_ms_mean)} ms, median {format_number(worst.latency_ms)} ms; "
-        f"sustained {format_number(_sustained(worst))} {metric_of(rows, 'throughput').unit}."
+        f"sustained {format_number(_sustained(worst))} {tables.metric_of(rows, 'throughput').unit}."
     )
 
 
@@ -383,7 +367,7 @@ def speedup_label(row: Any, other: str = "eager", name: str = "speedup") -> str:
 
 
 def _differs(row: Any, name: str) -> bool:
-    """Return whether the interval of a ratio leaves out 1; true of one without an interval."""
+    """Return whether the interval of a ratio excludes 1; True for one without an interval."""
     return not (np.isfinite(row[f"{name}_high"]) and row[f"{name}_low"] <= 1 <= row[f"{name}_high"])
 
 
@@ -392,18 +376,18 @@ def _ends(row: Any, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     known = np.isfinite(low) and np.isfinite(high)
     ends = f"{format_number(low)}–{format_number(high)}" if known else ""
-    how = pairing_label([row[f"{name}_paired"]])
+    how = tables.pairing_label([row[f"{name}_paired"]])
     return "; ".join(filter(None, [ends, how * (how != "paired")]))
 
 
 def point_label(rows: pd.DataFrame, point: Any) -> str:
-    """``batch 8, TorchScript, SMT on, 2 threads``; of SMT only where `rows` have it somewhere."""
-    config = config_label(rows, point.optimization, point.smt)
+    """``batch 8, TorchScript, SMT on, 2 threads``; without SMT where `rows` never have it on."""
+    config = tables.config_label(rows, point.optimization, point.smt)
     return f"batch {point.batch_size}, {config}, {pluralize(point.threads, 'thread')}"
 
 
 def _reservations(results: Results) -> Iterator[str]:
-    """Reservations about all ratios and intervals."""
+    """Yield reservations about all ratios and intervals."""
     if results.assumed_spread:
         share = f"{100 * ASSUMED_SPREAD:g} %"
         yield f"One round only: the spread between processes is assumed to be {share}."
@@ -417,8 +401,8 @@ def _reservations(results: Results) -> Iterator[str]:
 
 
 def _mixed(records: Sequence[Record]) -> Iterator[str]:
-    """Say how conditions differ among the records of a host, made by hand or long ago."""
-    # Those of schema 1 hold the environment of a kernel, which warm ones have of their own.
+    """Yield how conditions differ among the records of a host."""
+    # Records of schema 1 hold the environment of their kernel, which differs for warm ones.
     ok = [record for record in records if record.status == "ok" and record.schema_version > 1]
     for host in dict.fromkeys(record.host_label for record in ok):
         found = conditions(record for record in ok if record.host_label == host)

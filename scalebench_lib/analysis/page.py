@@ -1,11 +1,9 @@
 """The page of a sweep: results.csv, figures, index.md and a self-contained index.html.
 
-Order and names of the figures are those of the published scalebench pages, so that one can stand
-for the other. index.html holds the charts of every view and choice, and draws them with Observable
-Plot (and d3, on which it stands), vendored in ``vendor/``. Of the plotting libraries that are well
-kept it is the one that gives SVG (sharp in print, colours from CSS, so light and dark), has bands,
-cells, log axes and tips of its own, and weighs 0.5 MB. Vega-Lite is 0.8 MB and takes four times as
-long a chart, plotly is 4.8 MB, ECharts 1.1 MB; uPlot and Chart.js draw on a canvas, without text.
+Order and names of the figures are those of the published scalebench pages. index.html holds the
+charts of every view and choice, and draws them with Observable Plot and d3, vendored in
+``vendor/``: 0.5 MB, SVG with colours from CSS, bands, cells, log axes and tips. Vega-Lite is 0.8 MB
+and takes four times as long; plotly is 4.8 MB, ECharts 1.1 MB; uPlot and Chart.js draw on a canvas.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scalebench_lib import record, stats
+from scalebench_lib.analysis import tables
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import (
     CONTROLS,
@@ -39,21 +38,6 @@ from scalebench_lib.analysis.figures import (
     views_of,
 )
 from scalebench_lib.analysis.findings import answers, observations
-from scalebench_lib.analysis.tables import (
-    CONTEXT,
-    MERGED,
-    METRICS,
-    MetricName,
-    as_optimizations,
-    by_context,
-    by_values,
-    missing_lines,
-    model_line,
-    over_eager,
-    shown_optimizations,
-    values_of,
-    varying_context,
-)
 from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, Part, title_of
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
 from scalebench_lib.cost import MARGIN
@@ -63,11 +47,11 @@ from scalebench_lib.record import Record
 from scalebench_lib.results import CSV, EAGER, Results
 from scalebench_lib.text import decibels, format_number, with_margin
 
-MOST_SAMPLES = 100_000
-"""Of all points together; more would make the page large, and are thinned evenly."""
+MAX_SAMPLES = 100_000
+"""More samples, of all points, would make the page large, and are thinned evenly."""
 
 _OURS = re.compile(r".+-((latency|throughput|time|start|memory)-.+|(peak|speedup)(-.+)?)\.png")
-"""Figures that a report wrote; other pictures in the folder are somebody's own."""
+"""Figures that a report wrote; it leaves other pictures in the folder alone."""
 
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "web/draw.js", "web/page.js")
 _FILTERS = ("optimization", "batch_size", "threads", "status")
@@ -90,17 +74,17 @@ _COLUMNS = {
     "throttled": "Throttled periods",
     "stolen": "Stolen share",
 }
-"""Columns of the table of every point; those with the same in all rows are left out."""
+"""Columns of the table of every point; constant ones are left out."""
 _DISTURBED = ("shared", "throttled", "stolen")
 _FEW = 3
-"""Figures of so few thread counts stand side by side, small."""
+"""Figures of at most so many thread counts are small, side by side."""
 
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A place on the page: the figure `name`.png of a view and choices, or why there is none.
+    """A place on the page: the figure `name`.png of a view and choices, or why it is missing.
 
-    `words` tell it apart in its alternative text, `rows` are all that it shows.
+    `words` tell it apart in its alternative text; `rows` are those that it shows.
     """
 
     name: str
@@ -112,12 +96,11 @@ class FigureSpec:
 
     @property
     def alt(self) -> str:
-        """Its alternative text."""
         return " ".join([model_title(self.context["model"], self.context["task"]), *self.words])
 
     @property
     def short(self) -> str:
-        """Its name within its group."""
+        """The name within its group."""
         if self.view == "batch":
             return " ".join(self.words[1:])
         config = [title_of(self.choices.optimization), *(["SMT"] if self.choices.smt else [])]
@@ -125,17 +108,14 @@ class FigureSpec:
 
     @property
     def heading(self) -> str:
-        """The part of the page in which it stands."""
         return f"{self.choices.metric.title()} ({self.context['placement'].title()})"
 
     @property
     def group(self) -> str:
-        """The figures among which it stands there."""
         return f"{self.choices.metric.title()} Per {self.view.title()}"
 
     @property
     def key(self) -> str:
-        """The name of its chart among all of the page."""
         return chart_key(self.context, self.view, self.choices)
 
     @property
@@ -145,10 +125,9 @@ class FigureSpec:
 
     @property
     def missing(self) -> str | None:
-        """Why there is no picture, where nothing of it was measured."""
         if (self.rows["status"] == "ok").any():
             return None
-        return f"{self.alt}: not measured. {'; '.join(missing_lines(self.rows))}."
+        return f"{self.alt}: not measured. {'; '.join(tables.missing_lines(self.rows))}."
 
 
 def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
@@ -156,41 +135,38 @@ def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
     return [
         spec
         for placement in sorted(table["placement"].unique(), reverse=True)
-        for metric in METRICS
+        for metric in tables.METRICS
         for specs in (_batch_specs, _optimization_specs)
-        for context, rows in by_context(table[table["placement"] == placement])
+        for context, rows in tables.by_context(table[table["placement"] == placement])
         for spec in specs(table, context, rows, metric)
     ]
 
 
 def _batch_specs(
-    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: MetricName
+    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: tables.MetricName
 ) -> Iterator[FigureSpec]:
-    for size, part in by_values(rows, "batch_size"):
+    for size, part in tables.by_values(rows, "batch_size"):
         words, name = (metric.title(), f"BS={size}"), f"{metric}-{size}"
         yield _spec(table, context, part, words, name, "batch", Choices(metric, size))
 
 
 def _optimization_specs(
-    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: MetricName
+    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: tables.MetricName
 ) -> Iterator[FigureSpec]:
-    shown = shown_optimizations(rows)
+    shown = tables.shown_optimizations(rows)
     for optimization in shown:
         several = [f"Opt={optimization}"] if len(shown) > 1 else []
-        for smt, part in by_values(rows[rows["optimization"] == optimization], "smt"):
+        for smt, part in tables.by_values(rows[rows["optimization"] == optimization], "smt"):
             words, name = (metric.title(), *several, f"HT={smt}"), f"{metric}-{optimization}-{smt}"
             choices = Choices(metric, optimization=optimization, smt=bool(smt))
             yield _spec(table, context, part, words, name, "optimization", choices)
 
 
 def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
-    """Yield the specs of all configs at once, where there is something to show.
-
-    Speed-ups over eager, and shares of the machine's peak; allocators beside each other.
-    """
-    table = as_optimizations(table)
-    for context, rows in by_context(table):
-        if over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
+    """Yield the specs of speed-ups over eager, shares of the peak, and stacks, of all configs."""
+    table = tables.merge_axis(table)
+    for context, rows in tables.by_context(table):
+        if tables.over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
             yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
         if VIEWS["peak"].needs(rows):
             yield _spec(table, context, rows, ("Peak",), "peak", "peak", Choices())
@@ -210,7 +186,7 @@ def _spec(
     view: str,
     choices: Choices,
 ) -> FigureSpec:
-    """Return a spec; suffixes tell its context from the others of `table`."""
+    """Return a spec; suffixes of its name tell its context from the others of `table`."""
     begins = {column: axis.suffix for column, axis in AXES.items() if axis.splits}
     suffixes = [
         f"{begin}{context[column]}"
@@ -223,28 +199,28 @@ def _spec(
 
 
 def chart_key(context: dict[str, Any], view: str, choices: Choices) -> str:
-    """Name a chart by all that was chosen: the page's script asks for it by this name."""
+    """Return the name of a chart, by context, view and choices; the page's script has the same."""
     chosen = (getattr(choices, name) for name in VIEWS[view].controls)
     return "/".join(map(str, [*context.values(), view, *chosen]))
 
 
 def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart | str]]:
-    """Return what can be chosen in each context, and the chart of each choice by `chart_key`.
+    """Return the choices of each context, and the chart of each choice by `chart_key`.
 
-    In place of a chart that cannot be made there is the reason.
+    Where a chart cannot be made, its place holds the reason.
     """
     contexts, charts = [], dict[str, Chart | str]()
     points, passes = results.table, samples_table(results)
-    tables = [(points, passes)]
-    for column in MERGED:
+    pairs = [(points, passes)]
+    for column in tables.MERGED:
         if len(points[column].unique()) > 1:
-            tables += [
-                (as_optimizations(one, column), as_optimizations(other, column))
-                for one, other in tables
+            pairs += [
+                (tables.merge_axis(one, column), tables.merge_axis(other, column))
+                for one, other in pairs
             ]
-    for table, samples in tables:
-        samples_of = {str(context): rows for context, rows in by_context(samples)}
-        for context, rows in by_context(table):
+    for table, samples in pairs:
+        samples_of = {str(context): rows for context, rows in tables.by_context(samples)}
+        for context, rows in tables.by_context(table):
             contexts.append(_context_data(context, rows))
             for name, view in views_of(rows).items():
                 shown = samples_of[str(context)] if view.of_samples else rows
@@ -255,12 +231,12 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
 
 
 def _context_data(context: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what the page's controls offer in a context: names, and values as in `chart_key`."""
+    """Return the options of the page's controls in a context: names, and values as in the keys."""
     offered = {name: [(text, str(v)) for text, v in each] for name, each in options(rows).items()}
     return {
         "values": {name: str(value) for name, value in context.items()},
         "options": offered | {"view": [(v.title, name) for name, v in views_of(rows).items()]},
-        "shown": shown_optimizations(rows)[0],
+        "shown": tables.shown_optimizations(rows)[0],
     }
 
 
@@ -281,8 +257,8 @@ def _chart_or_reason(view: View, rows: pd.DataFrame, choices: Choices, source: s
 def write_page(out: Path, results: Results | None = None, price: float | None = None) -> Path:
     """Rebuild the page of the sweep in folder `out` from its `results`; return index.html.
 
-    They are loaded (`Results.load`) where they are not given. Figures of an earlier page that no
-    longer belong are removed. At a `price` per hour it says what a million requests cost.
+    Without `results` they are loaded. Outdated figures are removed. With a `price` per hour the
+    page gives the cost of a million requests.
     """
     results = results or Results.load(out)
     write_atomically(out / CSV, results.csv.to_csv(index=False))
@@ -313,14 +289,16 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
 
 
 def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) -> dict[str, Any]:
-    """Return what the templates tell of the sweep and its figures."""
+    """Return the variables of the templates: the sweep and its figures."""
     table = results.table
     return {
-        "title": ", ".join(model_title(*names) for names, _ in by_values(table, ["model", "task"])),
+        "title": ", ".join(
+            model_title(*names) for names, _ in tables.by_values(table, ["model", "task"])
+        ),
         "about": _about(results),
         "results": results,
         "observations": observations(results),
-        "missing": missing_lines(table),
+        "missing": tables.missing_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
         "samples": int(table["samples"].sum()),
         "outliers": int(table["outliers"].sum()),
@@ -343,15 +321,15 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
 
 
 def _about(results: Results) -> str:
-    """Return what was measured: the models, their inputs and weights."""
+    """Describe the models, their inputs and weights."""
     table = results.table.sort_values(["model", "seq_len", "image_size"])
     weights = sorted({f"{record.config.weights} weights" for record in results.records})
-    models = (model_line(*names) for names, _ in by_values(table, ["model", "task"]))
+    models = (tables.model_line(*names) for names, _ in tables.by_values(table, ["model", "task"]))
     return ", ".join([*models, *filter(None, table["item"].unique()), *weights])
 
 
 def _provenance(results: Results) -> list[tuple[str, list[str]]]:
-    """Say where the numbers come from: a label, and each different value that records hold."""
+    """Return the sources of the numbers: labels, each with the different values in the records."""
     imported = results.imported
     if imported:
         return [
@@ -385,10 +363,10 @@ def _pairs(values: dict[str, str]) -> str:
 def _live(
     table: pd.DataFrame, contexts: list[dict[str, Any]], charts: dict[str, Chart | str]
 ) -> dict[str, Any]:
-    """Return what makes the page live: data, script and its hash, which alone may run."""
+    """Return the variables of the live page: data, controls, script, and its hash."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     table = table.assign(error_db=-table["sqnr_db"])
-    columns = {name: CONTEXT[name] for name in varying_context(table)}
+    columns = {name: tables.CONTEXT[name] for name in tables.varying_context(table)}
     columns |= {name: title for name, title in _COLUMNS.items() if _differs(table, name)}
     cells = table.astype(object).where(table.notna(), None).to_dict("records")
     points = [[(_plain(row[name]), _text(row, name)) for name in columns] for row in cells]
@@ -397,11 +375,13 @@ def _live(
         "script": _trusted(script),
         "script_hash": b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "data": as_json(payload(contexts, charts)),
-        "settings": {name: (title, values_of(table, name)) for name, title in CONTEXT.items()},
+        "settings": {
+            name: (title, tables.values_of(table, name)) for name, title in tables.CONTEXT.items()
+        },
         "controls": CONTROLS,
         "columns": columns,
         "filters": {
-            name: [_text({name: value}, name) for value in values_of(table, name)]
+            name: [_text({name: value}, name) for value in tables.values_of(table, name)]
             for name in _FILTERS
             if name in columns
         },
@@ -411,7 +391,7 @@ def _live(
 
 
 def _differs(table: pd.DataFrame, name: str) -> bool:
-    """Whether a column of the table of every point says anything."""
+    """Return whether the table of every point shows a column: all but constant ones."""
     if name in _DISTURBED:
         return bool((table[name] > 0).any())
     return name in ("optimization", "latency_ms") or len(table[name].unique()) > 1
@@ -433,10 +413,10 @@ def _text(row: dict[Any, Any], name: str) -> str:
 
 
 def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> dict[str, Any]:
-    """Return all charts for the browser; texts that many points share are there once."""
+    """Return all charts for the browser; texts that many points share are listed once."""
     drawn = [chart for chart in charts.values() if isinstance(chart, Chart)]
     passes = sum(len(dots.passes) for chart in drawn for dots in chart.dots)
-    texts, thin = dict[str, int](), -(-passes // MOST_SAMPLES)
+    texts, thin = dict[str, int](), -(-passes // MAX_SAMPLES)
     data = {key: _data(chart, texts, thin) for key, chart in charts.items()}
     for key, chart in charts.items():
         if thin > 1 and isinstance(chart, Chart) and chart.dots:
@@ -460,11 +440,11 @@ _PARTS: dict[type, tuple[str, ...]] = {
     Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
     Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
 }
-"""What the browser is told of each."""
+"""The fields of each that the browser gets."""
 
 
 def _data(value: Any, texts: dict[str, int], thin: int) -> Any:
-    """Return a part of a chart for JSON; names and details are places among `texts`."""
+    """Return a part of a chart for JSON; names and details are indices of `texts`."""
     if isinstance(value, list | tuple):
         return [_data(part, texts, thin) for part in value]
     if type(value) in _PARTS:
@@ -480,7 +460,7 @@ def _data(value: Any, texts: dict[str, int], thin: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers of 5 digits, the places of what is true in a mask, nothing for no numbers."""
+    """Round to 5 digits; turn a mask into the indices of True, and only NaN into an empty list."""
     if isinstance(value, np.ndarray):
         if value.dtype == bool:
             return np.flatnonzero(value).tolist()
@@ -491,7 +471,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Markup:
-    """Return `value` as JSON that is inert in HTML, whatever its strings hold."""
+    """Return `value` as JSON that is inert in HTML, whatever strings it has."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -509,26 +489,15 @@ def _trusted(text: str) -> Markup:
 
 
 def _without_liquid(text: str) -> str:
-    """Other people's text must not be taken for the site's own templates."""
+    """Escape the syntax of the site's templates in other people's text."""
     return text.replace("{{", "&#123;&#123;").replace("{%", "&#123;%")
 
 
-def _anchor(text: str) -> str:
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _environment() -> Environment:
-    # Reasons and paths are other people's text: everything is escaped, in Markdown too, which
-    # may hold HTML.
-    environment = Environment(
-        loader=PackageLoader("scalebench_lib.analysis", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(slug=_anchor)
-    return environment
-
-
-_TEMPLATES = _environment()
+_TEMPLATES = Environment(
+    loader=PackageLoader("scalebench_lib.analysis", ""),
+    autoescape=True,  # reasons and paths are other people's text; Markdown may hold HTML, too
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters["slug"] = lambda text: "-".join(re.findall(r"[a-z0-9]+", text.lower()))

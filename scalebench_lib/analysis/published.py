@@ -1,4 +1,4 @@
-"""Read the latency files that scalebench has published, into a sweep like any other."""
+"""Import the latency files that scalebench has published, as a sweep."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from scalebench_lib.files import write_atomically
 from scalebench_lib.results import COLUMNS, CSV, FILE, Imported, PublishedPoint, Results, Row
 
 _OPTIMIZATIONS = {"eager": "none"}
-"""Published names of optimizations that have another name here; all others are kept."""
-
 _MODELS = {"resnet": "resnet50"}
 _COLUMNS = {"threads": "intraop_threads"}
-"""Published names of models, and of columns of the older layout, that have another name here."""
+"""Published names of optimizations, models, and columns of the older layout, with their names
+here."""
 
 _TOKENS = {"bert": 16}
-"""The files do not say how long their items are; of these models it is known."""
+"""The known lengths of items, which the files do not hold."""
 
 _USUAL = {"run": "manual", "pinning": "numactl", "source": "torch", "interop_threads": 1}
-"""How most files were measured; what differs becomes part of the placement."""
+"""Settings of most files; others become part of the placement."""
 
 _THREADS_A_CORE = 2
 _ROUNDING = 1e-9
@@ -45,7 +44,7 @@ Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Row(BaseModel):
-    """A row as published, checked; `swapped` when it holds minimum, maximum, mean."""
+    """A published row, checked; `swapped` if it holds minimum, maximum, mean in this order."""
 
     model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
 
@@ -105,7 +104,7 @@ class _Row(BaseModel):
 
 _FIELDS = {field.alias or name: field for name, field in _Row.model_fields.items()}
 _OLDER = {name: _FIELDS[name].default for name in ("instance_id", "pinning", "topology")}
-"""Columns that the older layout lacks, with what is taken for them."""
+"""Columns that the older layout lacks, with their defaults."""
 
 _LATENCY = {"latency(min)", "latency(avg)", "latency(max)"}
 
@@ -113,8 +112,8 @@ _LATENCY = {"latency(min)", "latency(avg)", "latency(max)"}
 def import_published(files: Sequence[Path], out: Path, machine: str | None = None) -> Imported:
     """Import the published `files`, of one machine, into the new folder `out`.
 
-    `machine` is a name for the machine, which the files do not have. Raises `RequestError`,
-    naming the line, where a file cannot be read, or where `out` holds anything.
+    `machine` names the machine, which the files do not. Raises `RequestError`, with the line,
+    where a file cannot be read, or where `out` is not empty.
     """
     _require_new(out)
     source, rows = read_published(files, machine)
@@ -139,9 +138,9 @@ def _require_new(out: Path) -> None:
 
 
 def read_published(files: Sequence[Path], machine: str | None) -> tuple[Imported, Sequence[Row]]:
-    """Return what there is to know of the published `files`, and the rows of their table.
+    """Return the source of the published `files`, and the rows of their table.
 
-    Raises `RequestError`, naming the line, where one is damaged or not such a file.
+    Raises `RequestError`, with the line, where one is damaged or not such a file.
     """
     parts = list(map(_rows, files))
     runs = [run for path, (_, rows) in zip(files, parts, strict=True) for run in _runs(path, rows)]
@@ -172,7 +171,7 @@ def read_published(files: Sequence[Path], machine: str | None) -> tuple[Imported
 
 
 def _rows(path: Path) -> tuple[list[str], list[_Row]]:
-    """The names of the columns, and the rows."""
+    """Return the names of the columns, and the rows."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -215,7 +214,7 @@ def _row(header: list[str], cells: list[str]) -> _Row:
 
 
 def _mean_of(values: dict[str, Any]) -> float:
-    """A throughput file's mean latency in ms; its throughput is items over time."""
+    """Return the mean latency in ms of a row of a throughput file (items/s)."""
     try:
         return 1e3 * int(values["batch_size"]) / float(values["throughput"])
     except (ValueError, ZeroDivisionError):
@@ -224,9 +223,9 @@ def _mean_of(values: dict[str, Any]) -> float:
 
 
 def _runs(path: Path, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Yield the rows of a file by run: those of copies that are alike and ran at once.
+    """Yield the rows of each run of a file: equal copies that ran at once.
 
-    The copies of a run count from 0 or 1 on (instance_id); else `RequestError`.
+    Raises `RequestError` unless the copies count from 0 or 1 on (instance_id).
     """
     first = min(1, *(row.instance_id for row in rows))
     alike: dict[str, list[_Row]] = defaultdict(list)
@@ -248,7 +247,7 @@ def _runs(path: Path, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
 
 
 def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
-    """The results table: one row for all the rows of a point."""
+    """Return the results table: one row for all rows of a point."""
     found = pd.DataFrame([{**row.point, "mean": row.mean, "least": row.minimum} for row in rows])
     points = found.groupby(list(rows[0].point), sort=False)
     table = points.agg(
@@ -269,7 +268,7 @@ def _table(rows: list[_Row], machine: str, file: str) -> pd.DataFrame:
 
 
 def _notes(header: list[str], rows: list[_Row], table: pd.DataFrame, together: int) -> list[str]:
-    """Reservations about a file and all its points, a sentence each."""
+    """Return reservations about a file and all its points, a sentence each."""
     swapped, twice = sum(row.swapped for row in rows), len(rows) - len(set(rows))
     unknown = [name for name in header if name not in {*_FIELDS, "throughput"}]
     several = int((table["trials"] > 1).sum())

@@ -1,4 +1,4 @@
-"""The results table, made ready for figures: rows chosen, ratios by what they are over, labels."""
+"""Choose rows of the results table for figures, with their metrics and labels."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CONTEXT = {
 """The columns that must be the same for all points of a chart, and their titles."""
 
 ALL = "all"
-"""In place of a value: all of them, `as_optimizations`."""
+"""The value of an axis that `merge_axis` has merged."""
 
 MERGED = ("allocator", "placement")
-"""The axes of which a chart may hold all values."""
+"""The axes that a chart can merge."""
 
 MetricName = Literal["latency", "throughput"]
 
@@ -37,7 +37,7 @@ Values = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity to draw: its axis, its unit, its values in a table; whether it is a ratio."""
+    """A quantity to draw: its axis, its unit, and the function of its values in a table."""
 
     axis: str
     unit: str
@@ -74,7 +74,7 @@ _OF_DECODING: dict[MetricName, Metric] = {
 
 
 def metric_of(rows: pd.DataFrame, name: MetricName) -> Metric:
-    """Return a metric as `rows`, of one phase, have it: a pass that decodes gives tokens."""
+    """Return a metric of `rows`, of one phase: decoding is counted in tokens."""
     return (_OF_DECODING if (rows["phase"] == "decode").all() else METRICS)[name]
 
 
@@ -112,7 +112,7 @@ def best_threads(rows: pd.DataFrame, threads: int | None = None) -> pd.DataFrame
 
 
 def pairing_label(hows: Iterable[str]) -> str:
-    """Say how ratios were got: ``paired``, or ``3 paired, 1 via eager``; empty without any."""
+    """Return how ratios were computed: ``paired``, or ``3 paired, 1 via eager``, or nothing."""
     counts = Counter(how.replace(f"via {EAGER}", "via eager") for how in hows)
     if len(counts) < 2:
         return next(iter(counts), "")
@@ -128,7 +128,7 @@ _MODEL_SIZES = {
 
 
 def model_line(model: str, task: str) -> str:
-    """Return ``BERT-base, 110 M parameters, no head`` of a known model, of others the title."""
+    """Return ``BERT-base, 110 M parameters, no head`` for a known model, the title for others."""
     size, head = _MODEL_SIZES.get(model), "no head" if task == "none" else f"{task} head"
     return f"{size}, {head}" if size else model_title(model, task)
 
@@ -136,8 +136,8 @@ def model_line(model: str, task: str) -> str:
 def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
     """Return the rows with these values, or one of a list of them.
 
-    Raises `RequestError` that says what there is where there are none, and ValueError where rows
-    of several contexts are left, which cannot be compared in one chart.
+    Raises `RequestError`, with the values of the table, where no row has them; ValueError for rows
+    of several contexts, which no chart can compare.
     """
     for column, value in wanted.items():
         values = value if isinstance(value, list) else [value]
@@ -152,17 +152,17 @@ def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
 
 
 def only_value(rows: pd.DataFrame, column: str) -> Any:
-    """Return the one value of `column`; ValueError where it has several."""
+    """Return the value of a constant `column`; ValueError for several values."""
     values = rows[column].unique()
     if len(values) != 1:
         raise ValueError(f"{column} is one of {sorted(values)} here: choose one first")
     return values[0]
 
 
-def as_optimizations(table: pd.DataFrame, column: str = "allocator") -> pd.DataFrame:
-    """Return `table` with values of `column` as part of optimizations' names: ``none, tcmalloc``.
+def merge_axis(table: pd.DataFrame, column: str = "allocator") -> pd.DataFrame:
+    """Return `table` with the values of `column`, one of `MERGED`, in those of the optimization.
 
-    `column` is one of `MERGED`; so one chart can hold several of its values.
+    So one chart can hold several of them: ``none, tcmalloc``.
     """
     if len(table[column].unique()) < 2:
         return table
@@ -171,9 +171,9 @@ def as_optimizations(table: pd.DataFrame, column: str = "allocator") -> pd.DataF
 
 
 def values_of(table: pd.DataFrame, column: str) -> list[Any]:
-    """Return the values of `column` in order, as plain Python, `ALL` with several of `MERGED`.
+    """Return the values of `column` in order, as plain Python; several of `MERGED` with `ALL`.
 
-    Optimizations are in our order, then the others by name; all allocators come first.
+    Known optimizations are in the order of `OPTIMIZATIONS`, others by name.
     """
     values = sorted(table[column].dropna().unique().tolist())
     if column == "optimization":
@@ -187,13 +187,13 @@ def values_of(table: pd.DataFrame, column: str) -> list[Any]:
 
 
 def shown_optimizations(table: pd.DataFrame) -> list[str]:
-    """Return those with figures of their own: eager only stands to compare with, unless alone."""
+    """Return the optimizations with figures of their own: all but eager, unless it is alone."""
     every = values_of(table, "optimization")
     return [name for name in every if name != EAGER] or every
 
 
 def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that hold a measurement; `RequestError` says why there are none."""
+    """Return the measured rows; raise `RequestError`, with the reasons, where there are none."""
     found = rows[rows["status"] == "ok"]
     if found.empty:
         raise RequestError("not measured: " + "; ".join(missing_lines(rows)))
@@ -201,7 +201,7 @@ def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def config_label(table: pd.DataFrame, optimization: str, smt: bool) -> str:
-    """Return ``TorchScript, SMT on``; of SMT only where `table` has it on somewhere."""
+    """Return ``TorchScript, SMT on``; without SMT where `table` never has it on."""
     shown = f", SMT {'on' if smt else 'off'}" if table["smt"].any() else ""
     return f"{title_of(optimization)}{shown}"
 
@@ -233,6 +233,6 @@ def varying_context(table: pd.DataFrame) -> list[str]:
 
 
 def context_label(table: pd.DataFrame, context: dict[str, Any]) -> str:
-    """Say what tells `context` from the others of `table`: ``tokens 128``; empty if alone."""
+    """Return what tells `context` from the others of `table`: ``tokens 128``; empty if alone."""
     varying = varying_context(table)
     return ", ".join(f"{CONTEXT[name].lower()} {context[name]}" for name in varying)

@@ -1,4 +1,4 @@
-"""The threads of this process on their CPUs, and the model that they run."""
+"""Pin the threads of this process to CPUs, and run a model on them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scalebench_lib.measure.pinning import SelfPinnedTeam, ThreadTeam, pin_threa
 
 
 class Executor:
-    """Runs a model on one thread a CPU, with as many threads as `set_num_threads` says.
+    """Run a model on one thread a CPU.
 
-    `threads` are the thread counts that will be used, `place` maps one of them to its CPU
-    numbers; without `pinnable` the system has no affinity. `team` are the threads that compute
-    now. `first_outputs` are those of the last pass over `first_batch`, if `keep_outputs` is set.
-    It took `open_s` seconds to make the first runner, `ready_s` with optimizing the model.
+    `threads` are the thread counts to use; `cpus_for` maps each to its CPU numbers; without
+    `pinnable` the system has no affinity. `team` are the threads that compute now.
+    `first_outputs` are those of the last pass over `first_batch`, if `keep_outputs` is set.
+    Opening the first runner took `open_s` seconds, `ready_s` with optimizing the model.
     """
 
     runner: Runner
@@ -33,9 +33,9 @@ class Executor:
     open_s = ready_s = 0.0
 
     def __init__(
-        self, threads: Sequence[int], place: Callable[[int], tuple[int, ...]], pinnable: bool
+        self, threads: Sequence[int], cpus_for: Callable[[int], tuple[int, ...]], pinnable: bool
     ) -> None:
-        self.threads, self.place, self.pinnable = threads, place, pinnable
+        self.threads, self.cpus_for, self.pinnable = threads, cpus_for, pinnable
         self.team = ThreadTeam((), ())
         self.teams: dict[int, ThreadTeam] = {}
         self.runners: dict[int, Runner] = {}
@@ -45,16 +45,17 @@ class Executor:
     def set_num_threads(self, threads: int) -> None:
         """Compute with `threads` threads from now on, each on its own CPU.
 
-        Threads are looked for once, and anew only if they have ended. Raises `MeasurementError`
-        if a thread of the team before has been moved, or another number computes than asked for.
+        Threads are found once, and again only after they have ended: a search takes up to 250 ms.
+        Raises `MeasurementError` if a thread of the last team has moved, or if another number of
+        threads computes.
         """
         self.team.require_in_place()
         torch.set_num_threads(threads)
-        cpus = self.place(threads)
+        cpus = self.cpus_for(threads)
         if self.optimized:
             if threads not in self.runners:
                 start = time.perf_counter()
-                with self._roaming(cpus):
+                with self._unpinned(cpus):
                     self.runners[threads] = self.optimized.runner(threads)
                 self.open_s = self.open_s or time.perf_counter() - start
             self.runner = self.runners[threads]
@@ -75,8 +76,8 @@ class Executor:
         return team
 
     @contextmanager
-    def _roaming(self, cpus: tuple[int, ...]) -> Iterator[None]:
-        """Let the caller use all of `cpus` for a while: compilers and engines look at that."""
+    def _unpinned(self, cpus: tuple[int, ...]) -> Iterator[None]:
+        """Let the caller use all of `cpus`: compilers and engines read its affinity."""
         if self.pinnable:
             os.sched_setaffinity(0, cpus)
         try:
@@ -85,9 +86,9 @@ class Executor:
             self.team.pin()
 
     def load(self, make: Callable[[], OptimizedModel], batches: Sequence[Inputs]) -> OptimizedModel:
-        """Run what `make` returns on `batches` in turn from now on, ready at each thread count."""
+        """Run the model that `make` returns on `batches` in rotation, at each thread count."""
         start = time.perf_counter()
-        with self._roaming(self.team.cpus):
+        with self._unpinned(self.team.cpus):
             self.optimized = optimized = make()
         made_s = time.perf_counter() - start
         batches = optimized.prepare(batches)
@@ -103,16 +104,15 @@ class Executor:
         return optimized
 
     def pass_once(self) -> None:
-        """Compute one pass over the next batch."""
         batch = next(self.batches)
         outputs = self.runner(*batch)
         if self.keep_outputs and batch is self.first_batch:
             self.first_outputs = outputs
 
-    def reopened(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
-        """Free the runners; return what an engine's profiler tells, on the CPUs of `threads`."""
+    def profile(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
+        """Free the runners; profile `passes` by the `engine`, on the CPUs of `threads`."""
         self.team = ThreadTeam((), ())
         self.runners.clear()
         del self.runner
-        with self._roaming(self.place(threads)):
+        with self._unpinned(self.cpus_for(threads)):
             return engine(threads, next(self.batches), passes)

@@ -1,10 +1,10 @@
-"""Generating text: passes that fill a cache (prefill), or decode one token after it.
+"""Generate text: passes that fill a cache (prefill), or decode one token after it.
 
-The cache is transformers' own static one. Its tensors are inputs of a pass, which writes the same
-positions of them each time, and so computes the same each time. Engines with a copy of the model
-(ONNX Runtime, OpenVINO) are exported with it as an input, and write to a copy of their own. All
-sequences of a batch are equally long: there is no padding. Encoder–decoders, and layers whose
-cache is not one of all tokens (sliding windows, recurrent ones), are left out.
+The cache is transformers' static one. Its tensors are inputs of a pass, which writes the same
+positions of them each time, so that every pass computes the same. ONNX Runtime and OpenVINO take
+them as inputs, and write to copies. All sequences of a batch are equally long, without padding.
+Encoder–decoders and caches that do not hold all tokens (sliding windows, recurrent layers) are not
+supported.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs, Tokens
 
-_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-"""Of a weight, by the precision of the matrix products."""
+_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+"""By the precision of the matrix products."""
 
 
 def model_class(config: Config, architecture: Any) -> Any:
@@ -56,10 +56,10 @@ class Generator(nn.Module):
         self.cache = self._new_cache(length)
 
     def _get_name(self) -> str:
-        return "Plain"  # the same weights have one digest, in whatever phase
+        return "Plain"  # the digest of a model does not depend on the phase
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Compute a pass, which writes its keys and values behind the past ones."""
+        """Compute a pass; write its keys and values behind the past ones."""
         tokens, *cache = inputs
         for layer, keys, values in zip(self.cache.layers, cache[::2], cache[1::2], strict=True):
             layer.keys, layer.values, layer.is_initialized = keys, values, True
@@ -68,7 +68,7 @@ class Generator(nn.Module):
         return self._last_logits(tokens[:, self.past :], self.cache)
 
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Compute the same by a full pass over whole sequences, without a cache."""
+        """Compute the same function by a pass over whole sequences, without a cache."""
         return self._last_logits(inputs[0], None)
 
     def filled_cache(self, tokens: Tensor) -> Inputs:
@@ -89,7 +89,7 @@ class Generator(nn.Module):
 class Sequences:
     """Batches of equally long sequences with their cache, as inputs of a `Generator`.
 
-    Of one batch size they share a past, and the memory of its cache; the tokens after it differ.
+    Batches of one size share a past and the memory of its cache; the tokens after it differ.
     """
 
     def __init__(self, tokens: Tokens, generator: Generator, seed: int) -> None:
@@ -111,7 +111,10 @@ class Sequences:
 
 
 def generating(config: Config, model: nn.Module, kind: Tokens) -> tuple[Generator, Sequences]:
-    """Return `model` as what runs the phase of `config`, and its kind of inputs."""
+    """Return a `Generator` of the phase of `config`, and its inputs.
+
+    Raises `MeasurementError` where a layer's cache does not hold all tokens.
+    """
     past = config.seq_len if config.phase == "decode" else 0
     generator = Generator(model, past, config.positions).eval()
     others = {type(layer).__name__ for layer in generator.cache.layers} - {StaticLayer.__name__}
@@ -127,12 +130,12 @@ def generating(config: Config, model: nn.Module, kind: Tokens) -> tuple[Generato
 def bytes_to_read(generator: Any, precision: str, cache: Inputs) -> int | None:
     """Return how many bytes a pass of decoding reads at least: weights and `cache`.
 
-    Of tables of embeddings it looks up a row. None for a mixture of experts: which of them are
-    read depends on the tokens.
+    Embedding tables count nothing: a pass reads one row. Return None for a mixture of experts,
+    where the tokens decide which weights are read.
     """
     if getattr(generator.model.config, "num_experts_per_tok", None):
         return None
     layers = [layer for layer in generator.modules() if not isinstance(layer, nn.Embedding)]
     weights: set[Tensor] = {part for layer in layers for part in layer.parameters(recurse=False)}
     cached = sum(part.nbytes for part in cache)
-    return sum(part.numel() for part in weights) * _BYTES[precision] + cached
+    return sum(part.numel() for part in weights) * _WEIGHT_BYTES[precision] + cached

@@ -1,4 +1,4 @@
-"""The kinds of inputs of a model: `Tokens`, and all others, and how a batch of each is made."""
+"""Make seeded batches of a model's inputs: `Tokens`, or others."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 Inputs = tuple[Tensor, ...]
 """The tensors of a batch, in the order in which the model takes them."""
 
-_SPECIAL = 1000
-"""Ids below this are special or unused in published vocabularies; words begin here."""
+_FIRST_WORD = 1000
+"""Lower ids are special or unused in published vocabularies."""
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Items of `seq_len` tokens, as (batch, tokens) of int64: ids, mask and, with `types`, types.
 
-    `start` and `end` are put around every item if the model has them; `pad` fills it up. The model
-    itself pads to a multiple of `window`. Those of a `decoder` beside an encoder are ids alone.
+    An item begins with `start`, ends with `end` and is filled with `pad`. The model itself pads to
+    a multiple of `window`. The inputs of an encoder–decoder's `decoder` are ids alone.
     """
 
     seq_len: int
@@ -39,10 +39,10 @@ class Tokens:
         return f"{self.seq_len} {'decoder ' * self.decoder}tokens{padded}"
 
     def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
-        """Make a seeded batch. `padded` shortens each item, but the first of several, at random."""
+        """Make a seeded batch; `padded` shortens all items but the first of several, at random."""
         random = torch.Generator().manual_seed(seed)
         shape = (batch_size, self.seq_len)
-        first_word = min(_SPECIAL, self.vocabulary // 2)
+        first_word = min(_FIRST_WORD, self.vocabulary // 2)
         ids = torch.randint(first_word, self.vocabulary, shape, generator=random)
         lengths = torch.full((batch_size, 1), self.seq_len)
         if padded and not self.decoder:
@@ -59,7 +59,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Made:
-    """Items of which `item` says what one is; `make(batch_size, seed, padded)` makes a batch."""
+    """Items that `item` describes; `make(batch_size, seed, padded)` makes a batch."""
 
     item: str
     make: Callable[[int, int, bool], Inputs]
@@ -71,7 +71,7 @@ class Made:
 Kind = Tokens | Made
 
 
-def values(item: str, *shape: int) -> Made:
+def random_floats(item: str, *shape: int) -> Made:
     """Return items of `shape`, (batch, *shape) of float32, normalised: images, videos, audio."""
 
     def make(batch_size: int, seed: int, padded: bool) -> Inputs:
@@ -81,8 +81,8 @@ def values(item: str, *shape: int) -> Made:
     return Made(item, make)
 
 
-def joined(kinds: Sequence[Kind]) -> Kind:
-    """Return `kinds`, one behind the other, as one."""
+def concatenated(kinds: Sequence[Kind]) -> Kind:
+    """Return one kind whose batches hold those of all `kinds`, in order."""
 
     def make(*how: Any) -> Inputs:
         return tuple(part for kind in kinds for part in kind.make(*how))

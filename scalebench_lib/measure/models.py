@@ -1,4 +1,4 @@
-"""The models: each built from its published configuration, a folder or hub id, or by own code.
+"""Build models from a published configuration, a folder or hub id, or the user's own code.
 
 Weights are drawn at random or loaded from safetensors. To add a model: enter the name that
 transformers has for it in `KNOWN`, and give it a title in `config.MODELS`.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
-from transformers.models.bert import BertModel
+from transformers.models.bert import BertModel  # noqa: F401 - before a warm kernel is forked
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.generic import ModelOutput
@@ -34,7 +34,7 @@ from transformers.utils.hub import has_file
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure import generation, own
-from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, joined, values
+from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 from scalebench_lib.record import model_files
 from scalebench_lib.sources import is_own, own_files
@@ -42,13 +42,10 @@ from scalebench_lib.sources import is_own, own_files
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-IMPORTED = BertModel
-"""Imported with this module, and so before a warm kernel is forked; other kinds when built."""
-
 
 @dataclass(frozen=True)
 class Known:
-    """A published model: its kind in transformers, where its weights lie, what is not default."""
+    """A published model: transformers' name for it, its hub id, and settings that differ."""
 
     kind: str
     hub_id: str | None = None
@@ -69,50 +66,48 @@ KNOWN = {
     "gpt2": Known("gpt2", "openai-community/gpt2"),
     "resnet50": Known("resnet", "microsoft/resnet-50"),
 }
-"""The models by name: the defaults of their configurations are the published ones."""
+"""The models by name: transformers' default configurations are the published ones."""
 
 _UNCASED_VOCABULARY, _CLS, _SEP = 30_522, 101, 102
-"""BERT's uncased vocabulary, and its ids for start and end, which configurations do not hold."""
+"""The size of BERT's uncased vocabulary, and its ids for start and end of a text, which its
+configuration lacks."""
 
-_LEFT_OUT = {
+_UNSUPPORTED = {
     "auto_map": "code of its own",
     "quantization_config": "quantized weights",
     "compression_config": "quantized weights",
     "adapter_config.json": "an adapter",
 }
-"""What a configuration, or a file beside it, may say of a model that is never done here."""
+"""Entries of a configuration, and files, of models that are not supported."""
 
 _SAFELY = {"trust_remote_code": False}
 
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
-"""How the names of the layers end that have a row for each position."""
+"""Endings of the names of layers with a row for each position."""
 
 HUB_ANSWERS_S = 5.0
-"""Its own client tries for half a minute."""
+"""The hub's own client tries for half a minute."""
 
-_LEAST = 1e-6
-"""Outputs of layers that are smaller fade further on."""
+_MIN_OUTPUT = 1e-6
+"""Smaller outputs of a layer fade to denormals in the layers after it."""
 
 _TILE = 1_000_003
-"""How many random numbers weights are tiled from; prime, so that no two rows are alike."""
+"""Weights are tiled from that many random numbers; prime, so that no two rows are equal."""
 
-
-_AUDIO_S, _SAMPLES_S = 10, 16_000
-"""Seconds of an item of audio, and its samples a second."""
-
+_AUDIO_S, _SAMPLES_PER_S = 10, 16_000
 _CODE_POINTS = 0x110000
-"""The vocabulary of models of characters."""
+"""The vocabulary of models that read characters."""
 
-Place = tuple[str | int, ...]
-"""Where in a model's answer a tensor is: names, and places in lists."""
+Keys = tuple[str | int, ...]
+"""The keys and indices that lead to a tensor in what a model returns."""
 
 
 @dataclass(frozen=True)
 class Model:
     """A module in evaluation mode that maps inputs of its kind to a tuple of tensors.
 
-    `str(model.kind)` describes an item: ``16 tokens``; `note` says which outputs are left out, and
-    `source` is a hash of the code of one's own that it runs.
+    `str(model.kind)` describes an item: ``16 tokens``; `note` says which outputs are left out;
+    `source` is a hash of the user's code that it runs, if any.
     """
 
     module: nn.Module
@@ -122,7 +117,7 @@ class Model:
 
     @property
     def reference(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The same function computed in another way: with a cache, by a pass without one."""
+        """The same function, of a model with a cache computed without it."""
         found: Callable[..., tuple[Tensor, ...]] = getattr(self.module, "reference", self.module)
         return found
 
@@ -132,13 +127,12 @@ class Model:
 
 
 class Plain(nn.Module):
-    """A model with positional inputs and plain tensors out, as tracing needs.
+    """A model that maps positional tensors to a tuple of tensors, as tracing needs.
 
-    It is called with the `names` of its arguments, if any; `outputs` are the places of the tensors
-    in its answer.
+    The model takes its inputs by `names`, if any; `outputs` lead to the tensors in its answer.
     """
 
-    outputs: tuple[Place, ...] = ()
+    outputs: tuple[Keys, ...] = ()
 
     def __init__(self, model: Callable[..., Any], names: tuple[str, ...]) -> None:
         super().__init__()
@@ -146,7 +140,6 @@ class Plain(nn.Module):
         self.names = names
 
     def answer(self, *inputs: Tensor) -> Any:
-        """Return whatever the model returns."""
         named = dict(zip(self.names, inputs, strict=True)) if self.names else {}
         return self.model(**named) if named else self.model(*inputs)
 
@@ -156,18 +149,18 @@ class Plain(nn.Module):
         return tuple(_part(answer, place) for place in self.outputs)
 
 
-def _part(answer: Any, place: Place) -> Any:
+def _part(answer: Any, place: Keys) -> Any:
     for key in place:
         answer = getattr(answer, str(key)) if isinstance(answer, ModelOutput) else answer[key]
     return answer
 
 
 def build(config: Config, shapes_only: bool = False) -> Model:
-    """Build the model of `config` with its weights, in evaluation mode, fp32, and run it.
+    """Build the model of `config` with its weights, in evaluation mode, in fp32, and run it once.
 
-    With `shapes_only` its tensors have no values and take no memory, unless its code is one's own.
-    Raises `MeasurementError` if the model or its weights cannot be had, or do not take items of the
-    config's size.
+    With `shapes_only` its tensors have no values and take no memory, but for the user's own models.
+    Raises `MeasurementError` if the model or its weights cannot be loaded, or do not take items of
+    the config's size.
     """
     kind: Kind
     if is_own(config.model):
@@ -180,7 +173,7 @@ def build(config: Config, shapes_only: bool = False) -> Model:
         model_class = _model_class(config, architecture)
         kind, names = _kind(config, architecture, model_class)
         weights = _weights(config, known, model_class, architecture, shapes_only)
-    # Nothing is trained: what counts operations would look for gradients that there are not.
+    # Without gradients: the counter of FLOPs would look for them.
     plain = Plain(weights.requires_grad_(False), names).eval()
     _require_positions(config, plain)
     model = _run(config, plain, kind, "meta" if shapes_only else "cpu")
@@ -195,13 +188,13 @@ def digest(model: Model) -> str:
     found = hashlib.sha256(f"{model.module} {_settings(model)} {model.source}".encode())
     for name, part in model.module.state_dict().items():
         weights = part.detach().contiguous().flatten().view(torch.uint8).numpy()
-        # By far the fastest that the standard library has; SHA-256 would take twice as long.
+        # The fastest checksum of the standard library; SHA-256 would take twice as long.
         found.update(f"{name} {part.dtype} {tuple(part.shape)} {zlib.crc32(weights)}".encode())
     return found.hexdigest()[:12]
 
 
 def _settings(model: Model) -> dict[str, Any]:
-    """The values of its configuration that differ from transformers' defaults."""
+    """Return the settings of its configuration that differ from transformers' defaults."""
     config = getattr(getattr(model.module, "model", None), "config", None)
     settings = config.to_diff_dict() if config else {}
     elsewhere = ("_name_or_path", "transformers_version")  # where it came from, and by what
@@ -223,8 +216,8 @@ def _architecture(config: Config, known: Known | None) -> Any:
 
 
 def _require_plain(what: str, source: str, configuration: Mapping[str, Any]) -> None:
-    """Raise `MeasurementError` where something else would be measured than `source` says."""
-    for key, brings in _LEFT_OUT.items():
+    """Raise `MeasurementError` where `source` needs more than transformers' own classes in fp32."""
+    for key, brings in _UNSUPPORTED.items():
         if configuration.get(key) or Path(source, key).is_file():
             raise MeasurementError(
                 f"{what}: {source!r} has {brings} ({key}), which is left out: transformers' own "
@@ -234,7 +227,7 @@ def _require_plain(what: str, source: str, configuration: Mapping[str, Any]) -> 
 
 
 def _cached_first(load: Callable[..., Any], what: str, source: str, **how: Any) -> Any:
-    """Call `load` with what is here; ask the hub only for what was never downloaded."""
+    """Call `load` with local files; ask the hub only for what was never downloaded."""
     if not Path(source).is_dir():
         with suppress(OSError):
             return load(source, local_files_only=True, **how)
@@ -243,7 +236,7 @@ def _cached_first(load: Callable[..., Any], what: str, source: str, **how: Any) 
 
 
 def _require_hub(what: str, source: str) -> None:
-    """Raise `MeasurementError` where the hub does not answer soon."""
+    """Raise `MeasurementError` unless the hub answers within `HUB_ANSWERS_S`."""
     failures = [f"no answer in {HUB_ANSWERS_S:.0f} s"]
 
     def ask() -> None:
@@ -264,7 +257,10 @@ def _require_hub(what: str, source: str) -> None:
 
 
 def _model_class(config: Config, architecture: Any) -> Any:
-    """What transformers has for the config's task: the class that a folder names, if it does."""
+    """Return transformers' class for the config's task, preferably the one that its folder names.
+
+    Raises `MeasurementError` where transformers has none.
+    """
     if config.phase != "forward":
         return generation.model_class(config, architecture)
     named = (getattr(architecture, "architectures", None) or [None])[0]
@@ -282,7 +278,7 @@ def _model_class(config: Config, architecture: Any) -> Any:
 
 
 def _classes(architecture: Any, task: str) -> dict[str, Any]:
-    """The classes that transformers has for `task`, by name."""
+    """Return the classes that transformers has for `task`, by name."""
     wanted = "automodel" + f"for{task}".replace("-", "") * (task != "none")
     autos = [one for name, one in vars(modeling_auto).items() if name.lower() == wanted]
     found = autos[0]._model_mapping.get(type(architecture), ()) if autos else ()
@@ -290,7 +286,7 @@ def _classes(architecture: Any, task: str) -> dict[str, Any]:
 
 
 def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tuple[str, ...]]:
-    """The kind of inputs, and the names of the arguments that take them."""
+    """Return the kind of inputs, and the names of the arguments that take them."""
     takes = inspect.signature(model_class.forward).parameters.keys()
     found: dict[str, Kind | None] = {}
     if {"input_ids", "attention_mask"} <= takes:
@@ -302,13 +298,13 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         shape = getattr(vision, "num_channels", 3), config.image_size, config.image_size
         item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
         videos = (f"{frames} frames of {item}", frames, *shape)
-        found["pixel_values"] = values(*videos) if frames else values(item, *shape)
+        found["pixel_values"] = random_floats(*videos) if frames else random_floats(item, *shape)
     if "input_values" in takes:
-        found["input_values"] = values(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_S)
+        found["input_values"] = random_floats(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_PER_S)
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
         frames = 2 * architecture.max_source_positions  # of 10 ms
         item = f"{frames / 100:g} s of audio"
-        found["input_features"] = values(item, architecture.num_mel_bins, frames)
+        found["input_features"] = random_floats(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
         start = getattr(architecture, "decoder_start_token_id", None)
         tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
@@ -317,7 +313,7 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    return joined(list(filter(None, found.values()))), tuple(found)
+    return concatenated(list(filter(None, found.values()))), tuple(found)
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
@@ -403,7 +399,7 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below
+            ignore_mismatched_sizes=True,  # reported below
         )
     own = tuple(f"{name}." for name, _ in model.named_children())
     wrong = {
@@ -439,7 +435,7 @@ def _require_safetensors(source: str) -> None:
 
 
 def _require_positions(config: Config, plain: Plain) -> None:
-    """Raise `MeasurementError` if the model has no such size, or fewer positions than tokens."""
+    """Raise `MeasurementError` if the model takes no such size, or fewer positions than tokens."""
     for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
         given = getattr(config, size) != Config.model_fields[size].default
         if given and name not in " ".join(plain.names):  # no axis to measure along
@@ -448,9 +444,9 @@ def _require_positions(config: Config, plain: Plain) -> None:
             )
     for name, layer in plain.named_modules():
         if isinstance(layer, nn.Embedding) and name.endswith(_POSITIONS):
-            # Positions of RoBERTa's kind begin behind the padding id, of OPT's at an offset.
-            behind = 0 if layer.padding_idx is None else layer.padding_idx + 1
-            longest = layer.num_embeddings - int(getattr(layer, "offset", behind))
+            # RoBERTa's positions begin after the padding id, OPT's at an offset.
+            after = 0 if layer.padding_idx is None else layer.padding_idx + 1
+            longest = layer.num_embeddings - int(getattr(layer, "offset", after))
             takes_text = "input_ids" in plain.names or "decoder" in name
             if takes_text and config.seq_len > longest:
                 raise MeasurementError(
@@ -460,14 +456,14 @@ def _require_positions(config: Config, plain: Plain) -> None:
 
 
 def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
-    """Run one item, and two, of which only the model knows whether it takes them; return it."""
+    """Run batches of one and two items, to find the outputs of each item; return the model."""
     batches = ([part.to(device) for part in kind.make(n, config.seed, False)] for n in (1, 2))
     sizes = {"input_ids": "seq_len", "pixel_values": "image_size"}
     size = sizes.get(next(iter(plain.names), ""), "model")
     files = own_files(config.model) if is_own(config.model) else []
     drawn = config.weights == "random" and device == "cpu" and not files
     left_out = ""
-    # Many models look at values, which "meta" has not, and end with a RuntimeError there.
+    # Many models read values, which "meta" tensors lack, and raise RuntimeError.
     with (
         _in_one_line(f"{size}: {config.model!r} takes no {kind}", files),
         suppress(RuntimeError) if device == "meta" else nullcontext(),
@@ -481,8 +477,8 @@ def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
     return Model(plain, kind, left_out, model_files(config) if files else None)
 
 
-def _parts(answer: Any, deep: bool, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """All that an answer holds, and where; without `deep` the tensors at its top alone."""
+def _parts(answer: Any, deep: bool, place: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Yield the parts of an answer with the keys to them; without `deep` its own tensors alone."""
     parts = dict(enumerate(answer)) if isinstance(answer, list | tuple) else answer
     if isinstance(parts, Mapping) and (deep or not place):
         for key, part in parts.items():
@@ -491,8 +487,8 @@ def _parts(answer: Any, deep: bool, place: Place = ()) -> Iterator[tuple[Place, 
         yield place, answer
 
 
-def _outputs(one: dict[Place, Any], two: dict[Place, Any]) -> tuple[tuple[Place, ...], str]:
-    """Where the floats are of which each item has its own, and a note on what else there is."""
+def _outputs(one: dict[Keys, Any], two: dict[Keys, Any]) -> tuple[tuple[Keys, ...], str]:
+    """Return the keys to floats of which each item has its own, and a note on all other parts."""
     left_out = {}
     for place, part in one.items():
         if not isinstance(part, Tensor) or not part.is_floating_point():
@@ -506,15 +502,15 @@ def _outputs(one: dict[Place, Any], two: dict[Place, Any]) -> tuple[tuple[Place,
 
 @contextmanager
 def _scaled(module: nn.Module) -> Iterator[None]:
-    """Scale the weights of layers whose outputs are far too small, or too large.
+    """Scale the weights of layers whose outputs are below 1e-6 or above 1e6.
 
     In networks that rely on trained normalization, random weights let signals fade to denormals,
-    with which CPUs are slow, and to zeros.
+    which slow CPUs down, and to zeros.
     """
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
         largest = float(output.abs().max()) if output.numel() else 0
-        if not largest or not math.isfinite(largest) or _LEAST <= largest <= 1 / _LEAST:
+        if not largest or not math.isfinite(largest) or _MIN_OUTPUT <= largest <= 1 / _MIN_OUTPUT:
             return output
         factor = 2.0 ** -round(math.log2(largest))  # exact, and the same everywhere
         for part in layer.parameters(recurse=False):
@@ -532,7 +528,7 @@ def _scaled(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(what: str, files: Sequence[Path] = ()) -> Iterator[None]:
-    """Turn whatever is raised into a `MeasurementError`, with the place in `files` if any."""
+    """Turn any exception into a `MeasurementError`, with the line of `files` that raised it."""
     try:
         yield
     except MeasurementError:

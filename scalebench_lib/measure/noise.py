@@ -10,7 +10,7 @@ import numpy as np
 PROBE_SECONDS = 10.0
 
 QUIET = 1.15
-"""Up to this ratio to the best time a machine is quiet."""
+"""A machine is quiet if its times stay below this ratio to the best."""
 
 
 class Noise(NamedTuple):

@@ -1,4 +1,4 @@
-"""A model of one's own: people's own code, run because they asked for it by its name."""
+"""Load a model of the user's own: their code, run because they named it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from scalebench_lib.measure.inputs import Inputs, Made
 
 
 def load(config: Config) -> tuple[Callable[..., Any], Made, tuple[str, ...]]:
-    """Return the model that `config` names, its inputs, and their names where they have any.
+    """Return the model that `config` names, its inputs, and their names, if any.
 
-    Weights that it draws at random are of the config's seed. Raises `MeasurementError` where it is
-    not there, or another thing; and what its code raises.
+    Its code draws random weights from the config's seed. Raises `MeasurementError` where it is
+    missing or returns something else, and whatever its code raises.
     """
     name, before = config.model, set(threading.enumerate())
     with torch.random.fork_rng(devices=[]):
@@ -46,7 +46,7 @@ def _function(name: str) -> Any:
     source, _, function = name.rpartition(":")
     path = Path(source).absolute()
     if path.suffix == ".py":
-        sys.path.append(str(path.parent))  # behind all that is installed
+        sys.path.append(str(path.parent))  # after all installed packages
         loader = SourceFileLoader(f"own_{path.stem}", str(path))
         module = sys.modules[loader.name] = ModuleType(loader.name)
         module.__file__ = str(path)
@@ -73,7 +73,7 @@ def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made
 
 
 def _checked(name: str, made: Any, size: int) -> dict[Any, Tensor]:
-    """The tensors of a batch by name, or by number; `MeasurementError` where they are not."""
+    """Return the tensors of a batch by name or number; `MeasurementError` for anything else."""
     parts = dict(enumerate(made)) if isinstance(made, tuple) else made
     values = list(parts.values()) if isinstance(parts, Mapping) else []
     strange = [part for part in values if not isinstance(part, Tensor)] or [made] * (not values)

@@ -8,37 +8,27 @@ from pathlib import Path
 import psutil
 import torch
 
-from scalebench_lib.measure.optimizations.base import has_bfloat16, has_float16
+from scalebench_lib.measure.optimizations.base import DTYPES, multiplies_in
 from scalebench_lib.optimizations import Precision
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
-"""Of about 2 GFLOP each: which of them is fastest differs from CPU to CPU."""
+"""Each takes about 2 GFLOP; which of them is fastest differs from CPU to CPU."""
 
-_TYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.int8,
-}
 _REPEATS = 2
 
 _CPUS = Path("/sys/devices/system/cpu")
-_LEAST_READ = 256 << 20
-"""Bytes, where the system does not tell how large its caches are."""
+_MIN_READ_BYTES = 256 << 20
+"""For systems that do not list the sizes of their caches."""
 
 
 def peak_gflops(precision: Precision) -> dict[str, float]:
     """Return the best GFLOP/s of a matrix product in `precision`, by its name.
 
-    Empty if the CPU has no arithmetic of that type: torch would emulate it.
+    Empty if torch would emulate that type.
     """
-    if precision == "bf16" and not has_bfloat16():
+    if not multiplies_in(precision):
         return {}
-    if precision == "fp16" and not has_float16():
-        return {}
-    if precision == "int8" and not torch.cpu._is_vnni_supported():
-        return {}
-    return {precision: max(_gflops(shape, _TYPES[precision]) for shape in _SHAPES)}
+    return {precision: max(_gflops(shape, DTYPES[precision]) for shape in _SHAPES)}
 
 
 def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
@@ -56,10 +46,10 @@ def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
 def read_gb_per_s() -> float | None:
     """Return the best GB/s (1e9 bytes/s) at which a matrix is read from memory.
 
-    In a product with a vector, or a sum: which is faster differs. The matrix is four times as
-    large as all last-level caches together; None where the memory for it is not free.
+    The faster of a product with a vector and a sum. The matrix is four times as large as all
+    last-level caches together; None where the memory for it is not free.
     """
-    size = max(_LEAST_READ, 4 * last_level_bytes())
+    size = max(_MIN_READ_BYTES, 4 * last_level_bytes())
     if size > psutil.virtual_memory().available / 2:
         return None
     matrix, vector = torch.ones(size // 4 // 4096, 4096), torch.ones(4096)  # by these threads
@@ -73,7 +63,7 @@ def read_gb_per_s() -> float | None:
 
 
 def last_level_bytes() -> int:
-    """Return the size of all third-level caches together; 0 where the system does not tell."""
+    """Return the size of all third-level caches together; 0 where it is not known."""
     sizes = {}
     for cache in _CPUS.glob("cpu[0-9]*/cache/index3"):
         size = (cache / "size").read_text().strip()

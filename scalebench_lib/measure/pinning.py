@@ -1,7 +1,7 @@
-"""Giving each computing thread a CPU of its own, and checking that it stays there.
+"""Give each computing thread a CPU of its own, and check that it stays there.
 
-The runtime is not asked which threads compute: they are the ones whose CPU time grows while they
-work. So the same code serves any OpenMP runtime and any inference engine.
+A thread computes if its CPU time grows during a pass. This finds the threads of any OpenMP runtime
+and of any inference engine.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _SETTLE_NS = 25_000_000
 """The kernel updates a running thread's CPU time at its ticks, which are up to 10 ms apart."""
 
 _BUSY = 0.2
-"""A thread computes if it has more than this share of the busiest thread's CPU time. Wall time is
-no yardstick: on a machine that others use too, no thread may get much of it."""
+"""A thread computes if it has more than this share of the busiest thread's CPU time; not of wall
+time, of which no thread gets much on a machine that others use too."""
 
 _SHARING = 0.02
-"""The same for an engine: it deals out small work unevenly, and some threads get little of it."""
+"""The same for an engine, which shares out small work unevenly."""
 
 SPIN_NS = 30_000_000
-"""In a turn, a thread with less CPU time than this has not computed: OpenMP's threads spin for
-10 ms after their last work, and ticks are up to 10 ms apart."""
+"""A thread with less CPU time in a turn has not computed: OpenMP's threads spin for 10 ms after
+their last work, and ticks are up to 10 ms apart."""
 
 _SMALL_PASS_NS = 20_000_000
 """An engine may leave some threads idle in a pass that takes less CPU time than this."""
 
-_LOOK_S = 0.0005
+_POLL_S = 0.0005
 _ATTEMPTS = 10
-"""On a busy machine a thread may look idle for a moment, or busy with its last work."""
+"""On a busy machine a thread may seem idle for a moment, or busy with its last work."""
 
 ThreadTimes = Mapping[int, tuple[int, int]]
 """By thread id, in ns: the thread's CPU time, and how long it was ready but had no CPU."""
@@ -49,7 +49,7 @@ ThreadTimes = Mapping[int, tuple[int, int]]
 
 @dataclass(frozen=True)
 class ThreadTeam:
-    """The threads that compute: `cpus[i]` is the CPU of thread `tids[i]`, the caller is the first.
+    """The threads that compute: `cpus[i]` is the CPU of thread `tids[i]`, the caller the first.
 
     Without affinity (macOS) `tids` is empty: threads are counted, not pinned.
     """
@@ -59,7 +59,6 @@ class ThreadTeam:
 
     @property
     def is_pinned(self) -> bool:
-        """True if each thread has a CPU of its own."""
         return bool(self.tids)
 
     @property
@@ -68,7 +67,6 @@ class ThreadTeam:
         return all((_TASKS / str(tid)).exists() for tid in self.tids)
 
     def pin(self) -> None:
-        """Put each thread on its CPU."""
         for tid, cpu in zip(self.tids, self.cpus, strict=False):
             os.sched_setaffinity(tid, {cpu})
 
@@ -105,7 +103,7 @@ class ThreadTeam:
 
 @dataclass(frozen=True)
 class SelfPinnedTeam(ThreadTeam):
-    """Threads that an engine binds to `cpus` itself, in each pass anew; their ids may change."""
+    """Threads that an engine binds to `cpus` in each pass; their ids may change."""
 
     @property
     def is_pinned(self) -> bool:
@@ -173,7 +171,7 @@ def pin_threads(
 
 
 def _likely_cause() -> str:
-    """The environment variable by which OpenMP uses fewer threads, or idle ones spin."""
+    """Name the variables by which OpenMP uses fewer threads, or idle ones spin."""
     names = ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     found = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     return f": start without {' and '.join(found)}" if found else ""
@@ -190,7 +188,7 @@ def set_affinity(cpus: Iterable[int]) -> None:
 def thread_times() -> ThreadTimes:
     """Return the `ThreadTimes` of this process so far; empty without ``/proc``.
 
-    Raises `MeasurementError` if the kernel has ``/proc``, but no times of threads in it.
+    Raises `MeasurementError` if ``/proc`` holds no times of threads.
     """
     times = {}
     for tid in _tids():
@@ -226,7 +224,7 @@ def busy_between(
 
 
 def _watch(run: Callable[[], object]) -> tuple[set[int], set[int]]:
-    """The threads that compute `run`, and the CPUs to which one of them alone was bound."""
+    """Return the threads that compute `run`, and the CPUs to which one of them was bound."""
     bound: dict[int, set[int]] = defaultdict(set)
     watcher = threading.Thread(target=_note_bound, args=(bound, stop := threading.Event()))
     watcher.start()
@@ -239,7 +237,7 @@ def _watch(run: Callable[[], object]) -> tuple[set[int], set[int]]:
 
 
 def _note_bound(bound: dict[int, set[int]], stop: threading.Event) -> None:
-    while not stop.wait(_LOOK_S):
+    while not stop.wait(_POLL_S):
         for tid in _tids():
             with suppress(ProcessLookupError):  # it has just ended
                 cpus = os.sched_getaffinity(tid)

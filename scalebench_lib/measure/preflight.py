@@ -1,4 +1,4 @@
-"""Can these be measured? Each model is built and run once before a sweep, in a process of its own.
+"""Build and run each model once before a sweep, in a process of its own.
 
 ``python -m`` this module reads configs from standard input as JSON, and prints why one of them
 cannot be measured, or null.
@@ -20,15 +20,12 @@ from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.processes import die_with_parent
 from scalebench_lib.sources import is_own
 
-MOST_BYTES = 2 * 2**30
-"""Weights of more than that are not loaded: only shapes are looked at."""
+MAX_WEIGHT_BYTES = 2 * 2**30
+"""Larger weights are not loaded: only shapes are checked."""
 
 
 def reason_against(configs: Iterable[Config]) -> str | None:
-    """Return why a model cannot be measured in the sizes of `configs`; None where it can.
-
-    One item of each size is run, one of the first size verified.
-    """
+    """Run an item of each of `configs`, and verify the first; return the first failure, or None."""
     try:
         with torch.inference_mode():
             for index, config in enumerate(configs):
@@ -40,7 +37,7 @@ def reason_against(configs: Iterable[Config]) -> str | None:
 
 def _require_measurable(config: Config, verify: bool) -> None:
     shapes = models.build(config, shapes_only=True)
-    if sum(part.nbytes for part in shapes.module.parameters()) > MOST_BYTES:
+    if sum(part.nbytes for part in shapes.module.parameters()) > MAX_WEIGHT_BYTES:
         return
     model = models.build(config)
     if is_own(config.model) and models.digest(model) != models.digest(shapes):
@@ -53,8 +50,8 @@ def _require_measurable(config: Config, verify: bool) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    torch.set_num_threads(1)  # so little is fast enough, and waits for nobody
+    torch.set_num_threads(1)  # fast enough for one item
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # people's own code may print
+    os.dup2(2, 1)  # the user's code may print
     found = reason_against(map(Config.model_validate, json.load(sys.stdin)))
     print(json.dumps(found), file=answers)

@@ -1,4 +1,4 @@
-"""A few passes after the timing, under the profiler of what computes them."""
+"""Profile a few passes after the timing, by torch's profiler or the engine's."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import Profile, Times
 from scalebench_lib.operators import OperatorTimes
 
-LEAST, MOST, USUAL_S = 5, 100, 0.5
-"""Passes, and the time of as many as are usual: an interruption of a few would count too much."""
-LONGEST_S = 10.0
-"""What would take longer, with an engine's second start, is not profiled."""
+MIN_PASSES, MAX_PASSES, PROFILE_S = 5, 100, 0.5
+"""Profile passes for about `PROFILE_S`: an interruption of a few would count too much."""
+MAX_PROFILE_S = 10.0
+"""Profile nothing that takes longer, with an engine's second start."""
 
 
 def operator_times(executor: Executor, threads: int, pass_s: float) -> OperatorTimes:
     """Profile passes, of about `pass_s` seconds each, at `threads` threads.
 
-    Engines need another session for it: those that were timed are freed. Raises `MeasurementError`
-    where it would take too long, or where the profiler tells nothing.
+    Engines profile in another session, and free those that were timed. Raises `MeasurementError`
+    where it would take too long, or where the profiler reports no times.
     """
-    passes = max(LEAST, min(MOST, round(USUAL_S / pass_s)))
+    passes = max(MIN_PASSES, min(MAX_PASSES, round(PROFILE_S / pass_s)))
     engine = executor.optimized.profile if executor.optimized else None
     expected_s = (executor.open_s if engine else 0) + (1 + passes) * pass_s
-    if expected_s > LONGEST_S:
-        raise MeasurementError(f"it would take {expected_s:.0f} s, more than {LONGEST_S:.0f}")
+    if expected_s > MAX_PROFILE_S:
+        raise MeasurementError(f"it would take {expected_s:.0f} s, more than {MAX_PROFILE_S:.0f}")
     executor.set_num_threads(threads)
-    profiled = executor.reopened(engine, threads, passes) if engine else _by_torch(executor, passes)
+    profiled = executor.profile(engine, threads, passes) if engine else _by_torch(executor, passes)
     wall_ns, times = profiled
     if not times.total():
         raise MeasurementError("its engine tells no times of operators")
@@ -49,7 +49,7 @@ def _by_torch(executor: Executor, passes: int) -> Profile:
         wall_ns = time.perf_counter_ns() - start
     times = Times()
     for event in found.function_events or ():
-        # A copy is part of what asked for it: a conversion, or a product.
+        # A copy counts for the operator that called it: a conversion, or a product.
         caller = event.cpu_parent if event.name == "aten::copy_" else None
         name = "CompiledFxGraph" if "CompiledFxGraph" in event.name else (caller or event).name
         times[name] += 1e3 * event.self_cpu_time_total

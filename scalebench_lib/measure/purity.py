@@ -1,4 +1,4 @@
-"""Is a pass a function of its inputs, and nothing else? If not, it is no reference."""
+"""Check that a pass is a pure function of its inputs: otherwise it is no reference."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 
 
-def require_function(module: nn.Module, inputs: Inputs) -> None:
-    """Raise `MeasurementError` where a pass does more than to return tensors of its own."""
+def require_pure(module: nn.Module, inputs: Inputs) -> None:
+    """Raise `MeasurementError` where a pass has side effects, or returns memory of another."""
     parts = (*inputs, *module.buffers())
     before, printed = [part.clone() for part in parts], StringIO()
     with redirect_stdout(printed), mock.patch.object(Thread, "start", _refuse):
@@ -39,7 +39,7 @@ def _refuse(thread: Thread) -> None:
     raise MeasurementError(f"model: a pass starts a thread, {thread.name!r}, which nobody counts")
 
 
-def first_different(module: nn.Module, inputs: Inputs) -> str:
+def first_varying_layer(module: nn.Module, inputs: Inputs) -> str:
     """Return the layer whose outputs are the first to differ between equal passes."""
     seen: list[tuple[nn.Module, list[Tensor]]] = []
 

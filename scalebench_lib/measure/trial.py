@@ -1,4 +1,4 @@
-"""One trial: build, optimize, verify and time a config, and return what was found as a `Record`."""
+"""Run one trial: build, optimize, verify and time a config, and return its `Record`."""
 
 from __future__ import annotations
 
@@ -21,42 +21,32 @@ from scalebench_lib import allocators, protocol
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
-from scalebench_lib.measure import generation, models
+from scalebench_lib.measure import generation, models, turns
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
 from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
 from scalebench_lib.measure.peak import peak_gflops, read_gb_per_s
 from scalebench_lib.measure.pinning import set_affinity, thread_times
 from scalebench_lib.measure.profiling import operator_times
-from scalebench_lib.measure.turns import (
-    LONG_PASS_NS,
-    SHORT_PASS_NS,
-    PointTurns,
-    Say,
-    TurnTaker,
-    Usage,
-    take_alone,
-)
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS
-from scalebench_lib.protocol import EndedBy
 from scalebench_lib.record import Point, Record, Setup, Software, model_files
 
 T = TypeVar("T")
 
 ROTATION = 4
-"""Batches, each of its own seed, that the timed passes take in turn."""
+"""Timed passes rotate over this many batches of different seeds."""
 
 _Found = dict[str, Any]
 """Fields of the `Record`, as they are found: a failure keeps what came before it."""
 
 
-def measure(trial: Trial, machine: Machine, say: Say = lambda doing, share: None) -> Record:
+def measure(trial: Trial, machine: Machine, say: turns.Say = lambda doing, share: None) -> Record:
     """Measure `trial` in this process; a `MeasurementError` becomes a failed record.
 
-    The runner named by the environment asks for its turns; without one the trial is alone, and
-    tells `say` how far it is. Raises `RequestError` if this process was started with another
-    allocator, and `ConnectionEndedError` if the runner has ended.
+    The runner that the environment names asks for turns; a trial without one is alone, and reports
+    its progress to `say`. Raises `RequestError` if this process was started with another allocator,
+    and `ConnectionEndedError` if the runner has ended.
     """
     allocators.require_loaded(trial.config.allocator)
     found: _Found = {"status": "ok", "started": datetime.now(UTC)}
@@ -93,7 +83,7 @@ def _runner() -> Iterator[IO[str] | None]:
 
 
 def _measure(
-    trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None, say: Say
+    trial: Trial, machine: Machine, found: _Found, runner: IO[str] | None, say: turns.Say
 ) -> None:
     config = trial.config
     say("building, optimizing and verifying the model", None)
@@ -103,21 +93,25 @@ def _measure(
         machine.pinnable,
     )
     optimized, verifier, first_pass_s = _set_up(trial, executor, found)
-    executor.keep_outputs = first_pass_s * 1e9 >= SHORT_PASS_NS
-    taker = TurnTaker(
+    executor.keep_outputs = first_pass_s * 1e9 >= turns.SHORT_PASS_NS
+    taker = turns.TurnTaker(
         executor.pass_once,
         executor.set_num_threads,
         trial.threads,
         usage=lambda: _usage(executor.team.cpus),
         check=lambda before, after: executor.team.require_alone(before.threads, after.threads),
-        warm=first_pass_s * 1e9 >= LONG_PASS_NS,
+        warm=first_pass_s * 1e9 >= turns.LONG_PASS_NS,
     )
     gc.collect()
     found["resident_bytes"] = psutil.Process().memory_info().rss
     with optimized.guarded():
-        found["ended_by"] = _take_turns(trial, taker, runner, first_pass_s, say)
+        if runner is None:
+            limits = trial.target_ci, trial.max_seconds
+            found["ended_by"] = turns.take_alone(taker, *limits, trial.number, say)
+        else:
+            found["ended_by"] = _take_requested_turns(runner, taker, first_pass_s)
         executor.team.require_in_place()
-        # Short passes keep no outputs, which would change their use of memory: this computes one.
+        # Short passes keep no outputs, which would change their use of memory: compute one more.
         verifier.check(executor.runner, executor.first_outputs)
     found["points"] = tuple(_point(one, executor, machine, trial) for one in taker.points.values())
     found["peak_memory_bytes"] = _peak_memory_bytes()
@@ -126,7 +120,7 @@ def _measure(
 
 
 def _profiled(executor: Executor, best: Point) -> _Found:
-    """Where the time of a pass goes at the best thread count; no profiler fails what was timed."""
+    """Profile passes at the best thread count; where the profiler fails, the trial does not."""
     try:
         return {"operators": operator_times(executor, best.threads, best.median_ns / 1e9)}
     except Exception as error:  # engines raise whatever their parts raise
@@ -136,7 +130,7 @@ def _profiled(executor: Executor, best: Point) -> _Found:
 def _set_up(
     trial: Trial, executor: Executor, found: _Found
 ) -> tuple[OptimizedModel, Verifier, float]:
-    """Build, optimize and verify the model; return it, and the seconds of its first pass."""
+    """Build, optimize and verify the model; return also the seconds of its first pass."""
     config, optimization = trial.config, OPTIMIZATIONS[trial.config.optimization]
     executor.set_num_threads(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
@@ -174,12 +168,14 @@ def _set_up(
 
 
 def _limits(executor: Executor, config: Config) -> _Found:
-    """What the machine itself reaches, by number of threads."""
+    """Measure the machine's peaks by number of threads."""
     precision = OPTIMIZATIONS[config.optimization].precision
-    found: _Found = {"peak_gflops": _by_threads(executor, lambda: peak_gflops(precision))}
-    if config.phase == "decode":
-        rates = _by_threads(executor, read_gb_per_s)
-        found["read_gb_per_s"] = {threads: rate for threads, rate in rates.items() if rate}
+    found: _Found = {"peak_gflops": {}, "read_gb_per_s": {}}
+    for threads in executor.threads:
+        executor.set_num_threads(threads)
+        found["peak_gflops"][threads] = peak_gflops(precision)
+        if config.phase == "decode" and (rate := read_gb_per_s()):
+            found["read_gb_per_s"][threads] = rate
     return found
 
 
@@ -191,34 +187,21 @@ def _first_pass(executor: Executor) -> tuple[float, Outputs]:
     return passes[0]
 
 
-def _by_threads(executor: Executor, measure: Callable[[], T]) -> dict[int, T]:
-    """What `measure` finds of the machine itself, by number of threads."""
-    found = {}
-    for threads in executor.threads:
-        executor.set_num_threads(threads)
-        found[threads] = measure()
-    return found
-
-
-def _take_turns(
-    trial: Trial, taker: TurnTaker, runner: IO[str] | None, first_pass_s: float, say: Say
-) -> EndedBy:
+def _take_requested_turns(
+    runner: IO[str], taker: turns.TurnTaker, first_pass_s: float
+) -> protocol.EndedBy:
     """Take the turns that the runner asks for, until it ends the trial; return why it did."""
-    if runner is None:
-        return take_alone(taker, trial.target_ci, trial.max_seconds, trial.number, say)
     protocol.send(runner, protocol.Ready(first_pass_s=first_pass_s))
-    while True:
-        message = protocol.receive(runner)
-        if isinstance(message, protocol.End):
-            return message.end
+    while isinstance(message := protocol.receive(runner), protocol.Request):
         protocol.send(runner, taker.take_turn(message.cycle, message.threads, message.seconds))
+    return message.end
 
 
-def _usage(cpus: tuple[int, ...]) -> Usage:
-    return Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
+def _usage(cpus: tuple[int, ...]) -> turns.Usage:
+    return turns.Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
 
 
-def _point(taken: PointTurns, executor: Executor, machine: Machine, trial: Trial) -> Point:
+def _point(taken: turns.PointTurns, executor: Executor, machine: Machine, trial: Trial) -> Point:
     team = executor.teams[taken.threads]
     return Point(
         threads=taken.threads,
@@ -233,7 +216,7 @@ def _point(taken: PointTurns, executor: Executor, machine: Machine, trial: Trial
 
 
 def _libraries() -> dict[str, str]:
-    """The libraries that compute inside torch, as it names them, and the one that serves malloc."""
+    """Return the libraries that compute inside torch, as it names them, and that of malloc."""
     lines = [line.strip() for line in torch.__config__.parallel_info().splitlines()]
     found = {}
     for name, mark in {"blas": "Math Kernel", "dnn": "MKL-DNN", "openmp": "OpenMP 2"}.items():
@@ -244,7 +227,7 @@ def _libraries() -> dict[str, str]:
 
 @contextmanager
 def _all_cpus_afterwards(machine: Machine) -> Iterator[None]:
-    """Give the process its CPUs back: in JupyterLab its kernel lives on."""
+    """Give the process its CPUs back: in JupyterLab its kernel goes on."""
     threads = torch.get_num_threads()
     try:
         yield

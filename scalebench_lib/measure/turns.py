@@ -1,7 +1,7 @@
-"""Turns: passes of one point, timed for a moment while everything else stands still.
+"""Time the passes of turns: one point computes for 0.3 s, everything else stands still.
 
-`TurnTaker` takes a turn when the sweep's runner asks for it or, in a trial alone, `take_alone`.
-The clock is an argument: tests bring their own.
+The sweep's runner asks a `TurnTaker` for turns or, in a trial alone, `take_alone`. The clock is an
+argument, for tests.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, ended_by
 from scalebench_lib.record import Turn
 from scalebench_lib.stats import MIN_TURNS, turns_interval
 
-Say = Callable[[str, float | None], None]  # what is being done, and which share of it is done
+Say = Callable[[str, float | None], None]  # reports an activity, and the share of it that is done
 _NS = 1_000_000_000
 
 MEAN_BELOW_NS = 1_000_000
-"""Shorter passes are timed several at once: the cost of reading the clock would show."""
+"""Shorter passes are timed several at once, to hide the cost of reading the clock."""
 
 SHORT_PASS_NS = _NS // 5
-"""A longer pass outlasts what is cold after standing still: a turn needs no pass to warm up."""
+"""A turn of longer passes needs no pass to warm up."""
 
 LONG_PASS_NS = _NS
-"""From this duration on, the first pass of a config warms up all its thread counts."""
+"""One longer pass warms up all thread counts of its config."""
 
 WARMUP_NS = _NS
 STEADY = 0.98
@@ -39,11 +39,11 @@ WINDOW = 3
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU time in ns of this process so far, and what kept it from more.
+    """CPU time in ns of this process so far, and the time that others took from it.
 
     `threads` holds, by thread id, CPU time and time spent ready but without a CPU. `throttled`
-    counts the periods in which a quota stopped the process; `stolen_ns` is what the hypervisor
-    took from its CPUs. Empty or None if the system does not tell.
+    counts the periods in which a quota stopped the process; the hypervisor took `stolen_ns` from
+    its CPUs. Empty or None if not known.
     """
 
     cpu_ns: int
@@ -54,7 +54,7 @@ class Usage:
     def since(self, before: Usage) -> dict[str, int | None]:
         """Return the growth since `before`, by the names of the fields of `record.Turn`.
 
-        Of the threads' waits it is the longest: their sum grows with the number of threads.
+        ``waited_ns`` is the longest wait of a thread: a sum grows with the number of threads.
         """
         waits = [
             waited - before.threads.get(tid, (0, 0))[1] for tid, (_, waited) in self.threads.items()
@@ -62,14 +62,14 @@ class Usage:
         found: dict[str, int | None] = {"waited_ns": max(waits, default=None)}
         for name in ("cpu_ns", "stolen_ns", "throttled"):
             old, new = getattr(before, name), getattr(self, name)
-            # A guest that moved to another host may count anew.
+            # The counts of a guest that moved to another host may start again.
             found[name] = None if old is None or new is None else max(0, new - old)
         return found
 
 
 @dataclass
 class PointTurns:
-    """The turns of one point so far; its warm-up passes, and the time of all, in ns."""
+    """The turns and warm-up passes of one point so far, and the time of all, in ns."""
 
     threads: int
     turns: list[Turn] = field(default_factory=list)
@@ -78,24 +78,19 @@ class PointTurns:
     spent_ns: int = 0
 
     def answer(self, spent_ns: int) -> Answer:
-        """Return what is known of the point after a turn that took `spent_ns`."""
+        """Return the answer to the runner after a turn that took `spent_ns`."""
         samples = [ns for turn in self.turns for ns in turn.samples_ns]
-        known = len(self.turns) >= MIN_TURNS
-        interval = turns_interval([turn.median_ns for turn in self.turns]) if known else None
-        return Answer(
-            median_ns=median(samples),
-            half_width=interval.half_width if interval else None,
-            spent_s=spent_ns / _NS,
-        )
+        medians = [turn.median_ns for turn in self.turns]
+        half_width = turns_interval(medians).half_width if len(medians) >= MIN_TURNS else None
+        return Answer(median_ns=median(samples), half_width=half_width, spent_s=spent_ns / _NS)
 
 
 @dataclass
 class TurnTaker:
-    """Times `run` at each of `threads`; `switch` makes the process compute with so many threads.
+    """Time `run` at each of `threads`; `switch` sets the number of threads.
 
-    `usage` reads the process's CPU time; `check` gets it from before and after the samples of a
-    turn, and raises if others computed meanwhile. With `warm` the config has had its long first
-    pass. `clock` is monotonic, in ns.
+    `check` takes the `usage` before and after the samples of a turn, and raises if other threads
+    computed. A `warm` config needs no warm-up. `clock` is monotonic, in ns.
     """
 
     run: Callable[[], object]
@@ -111,7 +106,7 @@ class TurnTaker:
         self.points = {threads: PointTurns(threads) for threads in self.threads}
 
     def take_turn(self, cycle: int, threads: int, seconds: float = TURN_S) -> Answer:
-        """Take a turn: passes at `threads` threads for `seconds`, at least one."""
+        """Compute passes at `threads` threads for `seconds`, at least one."""
         point, start = self.points[threads], self.clock()
         self.switch(threads)
         gc.disable()  # a collection during a pass would be timed as the model's
@@ -135,7 +130,7 @@ class TurnTaker:
         )
 
     def _samples(self, passes: int, end: int) -> Iterator[int]:
-        """Time `passes` passes at once, until `end`: the mean time of one, in ns."""
+        """Yield the mean time in ns of `passes` passes, until `end`."""
         run, clock, repeats = self.run, self.clock, range(passes)
         while True:
             began = clock()
@@ -147,7 +142,7 @@ class TurnTaker:
                 return
 
     def _warm_up(self, point: PointTurns) -> None:
-        """Before the first turn until passes are steady, before a later one for one short pass."""
+        """Compute passes until they are steady; before a later turn, one pass if it is short."""
         if point.warmup_ns:
             if point.warmup_ns[-1] < SHORT_PASS_NS:
                 point.warmup_ns.extend(self._samples(1, end=0))
@@ -169,8 +164,8 @@ def take_alone(
 ) -> EndedBy:
     """Let the thread counts take turns in shuffled cycles until they are done; return why.
 
-    The order and the end are those of a block; `max_seconds` is a point's computing time. After
-    each cycle `say` is told of it.
+    The rules are those of a block; `max_seconds` is a point's computing time. Each cycle is
+    reported to `say`.
     """
     shuffled, progress = random.Random(seed), {n: Progress() for n in taker.threads}  # noqa: S311
     for cycle in count(1):

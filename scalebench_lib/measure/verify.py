@@ -1,6 +1,6 @@
-"""Does the optimized model compute the same function as eager? If not, its speed means nothing.
+"""Verify that the optimized model computes the same function as eager.
 
-Outputs are compared with those of the model itself, computed in float64, as a signal-to-noise
+Outputs are compared with those of the model itself in float64, as a signal-to-quantization-noise
 ratio (SQNR, in dB): on items of the batch that is timed, and on items with padding. A decoder with
 a cache is compared with a full pass without one.
 """
@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
-from scalebench_lib.measure.optimizations.base import Outputs, Runner
-from scalebench_lib.measure.purity import first_different, require_function
+from scalebench_lib.measure.optimizations.base import DTYPES, Outputs, Runner
+from scalebench_lib.measure.purity import first_varying_layer, require_pure
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
@@ -35,23 +35,23 @@ NEAR_EAGER_DB = 10.0
 """Where eager fp32 itself is imprecise, this much less than eager's SQNR is enough."""
 
 EAGER_DB = REQUIRED_DB["bf16"] + NEAR_EAGER_DB
-"""Least SQNR of eager fp32 itself: below it, what a wrong model has would be enough."""
+"""Least SQNR of eager fp32 itself: below it, a wrong model would pass."""
 
 IDENTICAL_DB = 200.0
 """The SQNR of outputs that are equal bit for bit."""
 
 MAX_ITEMS = 8
-"""Items of a batch to compare: errors of a whole model show in every item."""
+"""Most items of a batch to compare: errors of a whole model show in every item."""
 
 FP64_FLOPS = 25e9
-"""Work of the reference, about half a second of two cores: fewer items are compared if long."""
+"""Most work of the reference, about half a second of two cores: it limits the items."""
 
 MEMORY_SHARE = 0.8
 """Share of the available memory that a layer in float64 may take."""
 
 
 class Verifier:
-    """Holds what `model` answers to `inputs` and to a padded batch, to compare a runner with.
+    """Compare runners with the outputs of `model` for `inputs` and for a padded batch.
 
     If `thorough`, the reference is float64, on up to 8 items, and `flops` are those of one pass of
     `inputs`. Otherwise it is eager float32 on one item: an earlier trial has proved the config.
@@ -82,7 +82,7 @@ class Verifier:
         self.note = model.note or None
         if thorough:
             if model.reference is model.module:  # others write to a cache among their inputs
-                require_function(model.module, self._padded.inputs)
+                require_pure(model.module, self._padded.inputs)
             self._require_repeatable(model)
             notes = filter(None, (self.note, self._use_float64(model)))
             self.note = "; ".join(notes) or None
@@ -115,7 +115,6 @@ class Verifier:
 
     @property
     def required_db(self) -> float:
-        """Least SQNR of the worst item, in dB."""
         least = REQUIRED_DB[self.precision]
         return least if self.eager_db is None else min(least, self.eager_db - NEAR_EAGER_DB)
 
@@ -128,15 +127,16 @@ class Verifier:
         return max(items, 1)
 
     def _require_repeatable(self, model: Model) -> None:
-        """Raise `MeasurementError` where eager draws lots: outputs would be compared with these."""
+        """Raise `MeasurementError` where eager is nondeterministic, and so no reference."""
         if self._padded.sqnr_db(model.reference(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
+            layer = first_varying_layer(model.module, self._padded.inputs)
             raise MeasurementError(
                 "the model answers the same input differently: cannot be verified; it draws at "
-                f"random, or keeps state, in {first_different(model.module, self._padded.inputs)}"
+                f"random, or keeps state, in {layer}"
             )
 
     def _use_float64(self, model: Model) -> str:
-        """Take float64 as the reference; return why not, if it cannot be had."""
+        """Take float64 as the reference; return why not where it does not run."""
         need = 3 * 8 * max((p.numel() for p in model.module.parameters()), default=0)
         available = psutil.virtual_memory().available
         if need > MEMORY_SHARE * available:
@@ -145,7 +145,7 @@ class Verifier:
         try:
             with Float64():
                 both[0].reference, both[1].reference = (model.reference(*b.inputs) for b in both)
-        except Exception as error:  # a kernel, or people's own code, that knows no float64
+        except Exception as error:  # of a kernel, or the user's code, without float64
             return f"float64 does not run: {first_line(error)}"
         self.eager_db = min(one.sqnr_db(one.eager) for one in both)
         if self.eager_db < EAGER_DB:
@@ -156,15 +156,14 @@ class Verifier:
         return ""
 
     def _check_form(self, got: Outputs, batch_size: int) -> None:
-        """Shapes, types, and that all values are finite: of the whole batch."""
+        """Raise `MeasurementError` for wrong shapes or types, or values that are not finite."""
         shapes = [tuple(output.shape) for output in got]
         wanted = [(batch_size, *output.shape[1:]) for output in self._padded.eager]
         if shapes != wanted:
             raise MeasurementError(
                 f"verification failed: outputs of shapes {shapes}, eager's are {wanted}"
             )
-        lowered = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
-        allowed = {torch.float32, lowered}
+        allowed = {torch.float32, DTYPES[self.precision]} - {torch.int8}
         for output in got:
             if output.dtype not in allowed:
                 raise MeasurementError(
@@ -177,9 +176,9 @@ class Verifier:
 
 
 def _require_different(first: Outputs, second: Outputs) -> None:
-    """Answers to different questions differ, unless they are cached or constant.
+    """Raise `MeasurementError` where different inputs give the same outputs: cached, or constant.
 
-    One output may be the same: of a text's start alone, as a decoder's first token is.
+    A single output may be equal, such as that of a decoder's first token.
     """
     if all(torch.equal(one[:1], other[:1]) for one, other in zip(first, second, strict=True)):
         raise MeasurementError(
@@ -189,10 +188,10 @@ def _require_different(first: Outputs, second: Outputs) -> None:
 
 
 class _Expected:
-    """Some `items` of a batch, with the outputs of eager and of the reference (eager at first)."""
+    """The expected outputs of some `items` of a batch: `eager`, and the `reference`."""
 
     def __init__(self, model: Model, batch: Inputs, items: int) -> None:
-        self.items = spread(len(batch[0]), items)
+        self.items = evenly_spaced(len(batch[0]), items)
         self.inputs = tuple(part[self.items] for part in batch)
         named = dict(zip(getattr(model.module, "names", ()), self.inputs, strict=False))
         self.mask = named.get("attention_mask")  # (items, tokens)
@@ -200,14 +199,14 @@ class _Expected:
         self.reference = self.eager
 
     def compare(self, outputs: Outputs) -> tuple[float, float]:
-        """SQNR in dB of a whole batch's `outputs`, and their largest difference from eager."""
+        """Return the SQNR in dB of a batch's `outputs`, and their largest difference from eager."""
         picked = [output[self.items] for output in outputs]
         pairs = zip(self.eager, picked, strict=True)
         largest = max(float(self._unmasked(one - other).abs().max()) for one, other in pairs)
         return self.sqnr_db(picked), largest
 
     def sqnr_db(self, got: Iterable[Tensor]) -> float:
-        """Signal over error of the worst item, over all outputs and unmasked positions."""
+        """Return the SQNR of the worst item, over all outputs and unmasked positions."""
         return min(
             _sqnr_db(self._unmasked(output), self._unmasked(other))
             for output, other in zip(self.reference, got, strict=True)
@@ -221,15 +220,15 @@ class _Expected:
 
 
 def _sqnr_db(reference: Tensor, got: Tensor) -> float:
-    """The least over items of 10 log10(signal / error), from (items, values) of float64."""
+    """Return the least over items of 10 log10(signal / error), from (items, values) of float64."""
     signal = reference.square().sum(1)
     error = (reference - got).square().sum(1)
     ratio = torch.where(error == 0, math.inf, signal / error)
     return max(-IDENTICAL_DB, min(IDENTICAL_DB, float(10 * torch.log10(ratio.min()))))
 
 
-def spread(size: int, items: int) -> Tensor:
-    """Indices of `items` of `size`, the first and the last among them."""
+def evenly_spaced(size: int, items: int) -> Tensor:
+    """Return the indices of `items` of `size` items, with the first and the last."""
     return torch.linspace(0, size - 1, min(items, size)).round().long()
 
 
@@ -242,7 +241,7 @@ class Float64(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        if func is not nn.functional.embedding:  # what is looked up is less than the whole table
+        if func is not nn.functional.embedding:  # convert the rows, not the whole table
             args, kwargs = tree_map(_widen, (args, kwargs))
         return tree_map(_widen, func(*args, **(kwargs or {})))
 
@@ -254,9 +253,9 @@ def _widen(value: Any) -> Any:
 
 
 def count_flops(module: Runner, inputs: Inputs) -> int:
-    """Floating-point operations of one pass over the whole batch, counted on its first item."""
+    """Return the FLOPs of one pass over the whole batch, counted on its first item."""
     one = tuple(part[:1] for part in inputs)
-    # The counter does not know the fused attention of CPUs; spelled out it is matrix products.
+    # The counter does not know the fused attention of CPUs; SDPBackend.MATH has matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(*one)
     return int(counter.get_total_flops()) * len(inputs[0])

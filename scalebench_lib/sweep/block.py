@@ -1,8 +1,8 @@
 """A block: trials that are alive together and take turns, in shuffled cycles.
 
-All points of a block meet the same minutes and the same states of the machine, so that their
-ratios are free of its drift (randomized multiple interleaved trials: Abedi and Brecht, ICPE 2017).
-One trial computes at a time: all others are stopped, and this process waits.
+All points of a block meet the same states of the machine, so that their ratios are free of its
+drift (randomized multiple interleaved trials: Abedi and Brecht, ICPE 2017). One trial computes at a
+time: all others are stopped, and this process waits.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Process(Protocol):
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that it has held so far."""
+        """The peak of its memory so far."""
 
     def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
-        """Let it take a turn; `MeasurementError` where it fails, dies or hangs."""
+        """Let it take a turn; raise `MeasurementError` where it fails, dies or hangs."""
 
     def end(self, reason: EndedBy) -> Record:
-        """Let it write its record; `MeasurementError` where that fails."""
+        """Let it recheck, and write its record; raise `MeasurementError` where that fails."""
 
     def kill(self) -> None:
         """End it, whatever it is doing."""
@@ -42,7 +42,7 @@ class Process(Protocol):
 
 @dataclass(eq=False)
 class Member:
-    """A trial of a block; a base is `remeasured` for others to be compared with: not counted."""
+    """A trial of a block; a `remeasured` base is only there to be compared with."""
 
     process: Process
     group: Hashable
@@ -56,7 +56,6 @@ class Member:
 
     @property
     def trial(self) -> Trial:
-        """The trial that the process runs."""
         return self.process.trial
 
 
@@ -85,7 +84,7 @@ class Block:
     def add(
         self, process: Process, group: Hashable, is_base: bool = False, remeasured: bool = False
     ) -> Member:
-        """Take in a trial that is set up and stands still."""
+        """Add a trial that is set up and stands still."""
         self.members.append(Member(process, group, is_base, remeasured))
         return self.members[-1]
 
@@ -122,9 +121,9 @@ class Block:
         return ended_by(points, counted[0].trial.target_ci, counted[0].trial.max_seconds)
 
     def end(self) -> Iterator[tuple[Member, Record | str]]:
-        """End the members one after another, bases first; yields the record of each, or why not.
+        """End the members one by one, bases first; yield the record of each, or why it has none.
 
-        Without a whole cycle there is nothing to keep. A group that is not done is interrupted.
+        Without a whole cycle nothing is kept. A group that is not done is interrupted.
         """
         for member in sorted(self.members, key=lambda member: not member.is_base):
             if member.failure is not None:
@@ -140,6 +139,5 @@ class Block:
             return str(error)
 
     def kill(self) -> None:
-        """End all members at once."""
         for member in self.members:
             member.process.kill()

@@ -1,8 +1,8 @@
 """A sweep on the hosts of a dask cluster: each task is a block, run there as it would be here.
 
-`HostsRun`, in this process, deals the blocks out and alone writes the records; `describe`,
-`measure_block` and `end_blocks` run on the hosts' workers. On the wire dask speaks pickle: use it
-on networks that you trust, or with ``tls://``.
+`HostsRun`, in this process, deals the blocks out and writes all records; `describe`,
+`measure_block` and `end_blocks` run on the hosts' workers. dask sends pickles: use it on networks
+that you trust, or with ``tls://``.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ HOST = "SCALEBENCH_HOST"
 """The environment variable that gives a worker's host another name than the system's."""
 
 CONNECT_S = 10.0
-"""How long the scheduler may take to answer, and then the first worker to turn up."""
+"""Time limit of the scheduler's answer, and then of the first worker."""
 
 POLL_S = 1.0
-"""Look at the hosts rarely: this machine may be one of them."""
+"""Poll the hosts rarely: this machine may be one of them."""
 
 
 class Host(StrictModel):
@@ -78,7 +78,7 @@ def describe(dask_worker: Any) -> str:
 
 
 def _undo_nanny_environment() -> None:
-    """Unset what dask's nannies set, such as one thread for all computations."""
+    """Unset the variables that dask's nannies set, such as OMP_NUM_THREADS."""
     config = importlib.import_module("dask.config")
     for name, value in config.get("distributed.nanny.pre-spawn-environ").items():
         if os.environ.get(name) == str(value):
@@ -86,7 +86,7 @@ def _undo_nanny_environment() -> None:
 
 
 def software_here() -> Software:
-    """Return this process's software, with the code that measures: a version may have several."""
+    """Return this process's software, with a digest of scalebench's code: a version may change."""
     digest = hashlib.sha256((NOTEBOOKS / "measure.ipynb").read_bytes())
     for path in sorted((PROJECT / "scalebench_lib").rglob("*.py")):
         digest.update(path.read_bytes())
@@ -143,10 +143,10 @@ class _HostStop(Stop):
 
 @contextmanager
 def _quiet(worker: Any) -> Iterator[None]:
-    """Let a worker do its periodic work rarely.
+    """Let a worker do its periodic work rarely, since that would slow turns down.
 
-    A worker takes 3 % of a CPU, in 100 slices a second, which turns would feel; a quiet one 0.2 %
-    in 5. A nanny (1.3 % in 50) and a scheduler (as much) are left alone.
+    A worker takes 3 % of a CPU, in 100 slices a second; a quiet one 0.2 %, in 5. A nanny and a
+    scheduler (1.3 %, in 50, each) are left alone.
     """
     with ExitStack() as later:
         for call in worker.periodic_callbacks.values():
@@ -173,7 +173,7 @@ def client_of(address: str) -> Iterator[Any]:
     try:
         yield client
     finally:
-        with suppress(Exception):  # nothing of ours depends on it
+        with suppress(Exception):  # the sweep has ended
             client.close(timeout=2)
 
 
@@ -232,10 +232,10 @@ class Lane:
 
 
 class HostsRun:
-    """A sweep on the hosts of a cluster, where it may be ``each`` or ``any`` of them.
+    """A sweep on the hosts of a cluster: ``each`` of them, or ``any``.
 
-    `runs` has one run for each host, or a single one where any host may measure. Making it checks
-    hosts and folder `out`, and writes nothing; it raises `RequestError` as `SweepRun.prepare`.
+    `runs` has one run for each host, or a single one where any host may measure. The constructor
+    checks hosts and folder `out`, writes nothing, and raises `RequestError` as `SweepRun.prepare`.
     """
 
     def __init__(
@@ -243,8 +243,9 @@ class HostsRun:
     ) -> None:
         any_host = sweep.hosts == "any"
         hosts = hosts_of(client, if_busy, alike=any_host)
+        prepare = partial(SweepRun.prepare, sweep, out, retry_failed)
         self.runs = [
-            SweepRun.on(host.machine, sweep, out, retry_failed, None if any_host else host.name)
+            prepare(machine=host.machine, host=None if any_host else host.name)
             for host in (hosts[:1] if any_host else hosts)
         ]
         self.lanes = list(map(Lane, hosts, self.runs * len(hosts)))
@@ -315,8 +316,8 @@ class HostsRun:
     def _submit(self, lane: Lane, budget_s: float) -> None:
         """Have a host measure its trials.
 
-        The scheduler unpickles the function and its arguments, and may lack scalebench: it gets a
-        function that is pickled by value, and bytes.
+        The scheduler unpickles function and arguments, and may lack scalebench: it gets a function
+        that is pickled by value, and bytes.
         """
 
         def call(block: bytes) -> Any:
@@ -377,7 +378,7 @@ class HostsRun:
 
     def _show(self, lane: Lane, record: Record | None = None) -> None:
         blocks = pluralize(sum(bool(lane.trials) for lane in self.lanes), "block")
-        seconds = sum(run.forecast() for run in self.runs) / len(self.lanes)
+        seconds = sum(run.seconds_left() for run in self.runs) / len(self.lanes)
         done, of = len(self._tried), self._total
         doing = f"{blocks} in turn"
         self._shown(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))

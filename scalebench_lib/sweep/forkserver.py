@@ -1,12 +1,11 @@
-"""Warm kernels: forks of a fork server, a process that has only imported what a trial needs.
+"""Warm kernels: forks of a process that has only imported what a trial needs.
 
-Importing costs seconds; a fork costs milliseconds. That is sound only as long as the fork server
-has a single thread and has never computed anything: then a fork of it is a fresh process that has
-done its imports.
+Imports take seconds, a fork milliseconds. A fork is as good as a fresh process only if the fork
+server has a single thread and has never computed.
 
 It answers JSON requests on a pipe: ``{"start": argv, "env": {}, "cwd": path}`` with a process id,
-and ``{"poll": pid}`` with an exit code or null. It ends, and its kernels with it, when the pipe
-does: that is when the sweep has ended.
+and ``{"poll": pid}`` with an exit code or null. When the pipe closes, as at the end of the sweep,
+it ends with its kernels.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ from scalebench_lib.sweep.locks import socket_folder
 START_S = 60.0
 
 ANSWER_S = 30.0
-"""A fork server that takes longer to answer is as good as gone."""
+"""A fork server that takes longer to answer is given up."""
 
 _COMMAND = ["-m", "scalebench_lib.sweep.forkserver"]
 
 
 class NotStartedError(ScalebenchError):
-    """A kernel, or the fork server, does not start or does not answer."""
+    """A kernel or the fork server does not start, or does not answer."""
 
 
 class ForkServer:
-    """A running fork server of `python`; `env` is added to what `python` has."""
+    """A running fork server of `python`, with `env` added to its environment."""
 
     def __init__(self, env: dict[str, str], python: Interpreter) -> None:
         self.folder, self.is_gone = socket_folder(), False
@@ -99,7 +98,7 @@ class ForkServer:
 
 
 class _ForkedKernel:
-    """A kernel that `server` has forked, as jupyter_client wants to see it: like a Popen."""
+    """A kernel that `server` has forked, with the interface of a Popen."""
 
     stdin = stdout = stderr = None
 
@@ -110,7 +109,7 @@ class _ForkedKernel:
     def poll(self) -> int | None:
         try:
             code: int | None = self._server.ask({"poll": self.pid})
-        except NotStartedError:  # it took its kernels along
+        except NotStartedError:  # its kernels ended with it
             return -signal.SIGKILL
         return code
 
@@ -121,14 +120,14 @@ class _ForkedKernel:
 
 
 class KernelProvisioner(LocalProvisioner):
-    """Starts a kernel of `python`, or has `fork_server` fork it; ends all that it has started."""
+    """Start a kernel of `python`, or have `fork_server` fork it; end it with its children."""
 
     process: Any
     python: Interpreter
     fork_server: ForkServer | None = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        """Start `cmd`, or fork with its arguments; `NotStartedError` where that cannot be."""
+        """Start `cmd`, or fork with its arguments; raise `NotStartedError` where that fails."""
         added = {k: v for k, v in kwargs["env"].items() if os.environ.get(k) != v}
         env = {**self.python.environment, **added}
         if self.fork_server is None:
@@ -140,14 +139,14 @@ class KernelProvisioner(LocalProvisioner):
         return self.connection_info
 
     async def send_signal(self, signum: int) -> None:
-        """Send nothing: before it kills, jupyter_client interrupts, of which children may print."""
+        """Send nothing: jupyter_client interrupts before it kills, and children would print."""
 
     async def kill(self, restart: bool = False) -> None:
         """End the kernel and wait: jupyter_client would poll every 0.1 s until it has ended."""
         self.end()
 
     def end(self) -> None:
-        """End the kernel, its process group, and what it has started elsewhere."""
+        """Kill the kernel, its process group, and all its descendants."""
         process = self.process
         if process is None or process.poll() is not None:
             return
@@ -161,7 +160,6 @@ class KernelProvisioner(LocalProvisioner):
         process.wait()
 
     def exit_reason(self, oom_kills_before: int) -> str:
-        """Return why the kernel has died."""
         code = self.process and self.process.poll()
         if self.fork_server is not None and self.fork_server.is_gone:
             return "the process that kernels are forked from died"
@@ -169,7 +167,7 @@ class KernelProvisioner(LocalProvisioner):
 
 
 def main() -> None:
-    """Be a fork server: import, check, say so, serve."""
+    """Import, check, report readiness, serve."""
     pipe, folder = Connection(int(sys.argv[-2])), sys.argv[-1]
     for name in IMPORTS:
         importlib.import_module(name)
@@ -200,7 +198,7 @@ def _serve(pipe: Connection) -> NoReturn:
 
 
 def _become_kernel(request: dict[str, Any]) -> NoReturn:
-    """Get a session of its own and new random numbers, then be a kernel."""
+    """Start a session with new random numbers, and run a kernel."""
     try:
         die_with_parent()
         os.setsid()
@@ -218,7 +216,7 @@ def _become_kernel(request: dict[str, Any]) -> NoReturn:
 
 
 def reseed() -> None:
-    """Give a kernel random numbers of its own: forks share the state of the generators."""
+    """Seed a kernel's generators: forks share their state."""
     import numpy as np
     import torch
 
@@ -229,7 +227,7 @@ def reseed() -> None:
 
 
 def require_single_thread() -> None:
-    """Raise RuntimeError where a library has started a thread: a fork would lose it."""
+    """Raise RuntimeError where the process has several threads: a fork would lose them."""
     count = len(list(Path("/proc/self/task").iterdir()))
     if count != 1:
         raise RuntimeError(f"{count} threads: something was computed, or a library starts its own")

@@ -32,14 +32,13 @@ IMPORTS = (
     "sqlite3",
     "tornado.platform.asyncio",
 )
-"""What ``measure.ipynb`` and its kernel import; named, since the sweep does not know torch."""
+"""Modules that ``measure.ipynb`` and its kernel import; by name, since a sweep imports no torch."""
 
 _ANSWER_S = 120.0
 
 
 class Interpreter(StrictModel):
-    """A Python as it describes itself: its path, its `environment`, what decides its speed, and
-    the `packages` that optimizations need, as far as it has them."""
+    """A Python: its path, `environment` and `software`, and its `packages` for optimizations."""
 
     executable: str
     environment: dict[str, str]
@@ -63,7 +62,7 @@ class Interpreter(StrictModel):
 
         Raises `RequestError` where it cannot run this checkout's kernels.
         """
-        # Where a wheel is installed, all that lies beside it would come too.
+        # With a wheel, PYTHONPATH would add all packages that are installed next to it.
         if not (PROJECT / "pyproject.toml").exists():
             raise RequestError("against: needs a checkout of scalebench, not an installed wheel")
         path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
@@ -98,7 +97,7 @@ class Interpreter(StrictModel):
 
 
 def _complaint(last: str, command: str) -> str:
-    """Say in one line what the `last` line of a traceback means."""
+    """Return the `last` line of a traceback as a message."""
     if (missing := last.partition("No module named ")[2]) and "scalebench_lib" not in missing:
         name = missing.strip("'").partition(".")[0]
         return f"{command} lacks {name}: install this checkout there, by its pip install -e ."

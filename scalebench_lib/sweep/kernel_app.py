@@ -1,4 +1,4 @@
-"""ipykernel without the user's part: what IPython reads at its start is not of a measurement."""
+"""ipykernel without the user's configuration and startup files, which measurements leave out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ipykernel.kernelapp import IPKernelApp
 from scalebench_lib.processes import die_with_parent
 
 _OPTIONS = ["--HistoryManager.enabled=False", "--IPKernelApp.ignore_cwd=True"]
-"""Nobody looks back into the history of a notebook that ran once; and a ``statistics.py`` in the
-folder at hand is no library."""
+"""No history of a notebook that runs once; a ``statistics.py`` in the working directory is not
+imported."""
 
 
 class KernelApp(IPKernelApp):

@@ -35,7 +35,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.notebook import scrub, write
 from scalebench_lib.processes import disk_error, error_reason, oom_kills
 from scalebench_lib.protocol import RUNNER
-from scalebench_lib.record import RUNNERS
+from scalebench_lib.record import RUNNER_ENVIRONMENT
 from scalebench_lib.sweep.forkserver import ForkServer, KernelProvisioner, NotStartedError
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
@@ -47,11 +47,11 @@ _SOCKET = "runner"
 
 class _Client(AsyncKernelClient):
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
-        """All but the heartbeat, which would ping the kernel every second."""
+        """Start all but the heartbeat, which would ping the kernel every second."""
         super().start_channels(*args, **{**kwargs, "hb": False})
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """Wait for the kernel's first answer; jupyter_client's own waits 0.2 s longer."""
+        """Wait for the kernel's first answer, 0.2 s less than jupyter_client does."""
         for _ in range(int(timeout or 60)):
             with suppress(TimeoutError, Empty):
                 await self.kernel_info(reply=True, timeout=1.0)
@@ -63,16 +63,15 @@ class _Client(AsyncKernelClient):
 
 
 class KernelManager(AsyncKernelManager):
-    """Starts and ends a kernel; `folder` has its sockets, and the one that `RUNNER` names."""
+    """Start and end a kernel; `folder` holds its sockets, and the one that `RUNNER` names."""
 
     folder: Path
     provisioner: KernelProvisioner
-    kernel_spec = KernelSpec()  # given, not looked for: whatever else is installed
+    kernel_spec = KernelSpec()  # not searched for among installed ones
 
 
 class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
-    """Sees a kernel's death at once, and does not ask every second whether it lives: a thread
-    that wakes up would disturb what is being timed."""
+    """Wait for a kernel's death instead of polling, which would disturb what is being timed."""
 
     async def _async_poll_kernel_alive(self) -> None:
         if hasattr(os, "pidfd_open"):
@@ -82,7 +81,7 @@ class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
 
 
 async def _end_of(pid: int) -> None:
-    """Wait for the end of a process, whoever's child it is."""
+    """Wait for the end of a process, which may be another's child."""
     loop, descriptor, ended = asyncio.get_running_loop(), os.pidfd_open(pid), asyncio.Event()
     loop.add_reader(descriptor, ended.set)
     try:
@@ -107,10 +106,10 @@ papermill_engines.register("scalebench", _Engine)
 
 
 class NotebookRun:
-    """A notebook that papermill executes in `kernel`, in a thread; saved as `target`.
+    """A notebook that papermill executes in `kernel`, in a thread, and saves as `target`.
 
-    The kernel can connect to `server`. Nothing works here while it computes. If the system kills it
-    for lack of memory after `oom_kills_before` was read, that is known.
+    The kernel connects to `server`. This process is idle while it computes. `oom_kills_before`
+    tells whether the system has killed it for lack of memory.
     """
 
     def __init__(
@@ -128,22 +127,21 @@ class NotebookRun:
 
     @property
     def pid(self) -> int:
-        """The kernel's process, which leads a group of its own; 0 before it has started."""
+        """The kernel's process, the leader of its group; 0 before it has started."""
         return self._kernel.provisioner.pid or 0
 
     def kill(self) -> None:
-        """End the kernel, also one that is just starting, and wait until all of it has ended."""
+        """End the kernel, even while it starts, and wait for the notebook's end."""
         while not self.future.done():
             self._kernel.provisioner.end()
             time.sleep(0.02)
         self._open.close()
 
     def wait(self, limit_s: float) -> None:
-        """Wait for the end, but no longer than `limit_s`.
+        """Wait for the end, at most `limit_s`.
 
-        Raises `MeasurementError` with the last line of an exception in the notebook, or with the
-        cause of the kernel's death; `NotStartedError` where it never answered. OSError means that
-        the disk is full.
+        Raises `MeasurementError` with the last line of an exception in the notebook, or the cause
+        of the kernel's death; `NotStartedError` where it never answered; OSError for a full disk.
         """
         try:
             self.future.result(limit_s)
@@ -180,7 +178,7 @@ class NotebookRun:
             reason = self._kernel.provisioner.exit_reason(self.oom_kills_before)
             raise MeasurementError(reason) from None
         finally:
-            ensure_event_loop().close()  # nbclient's, which it leaves open
+            ensure_event_loop().close()  # nbclient leaves it open
             _publish(draft, target)
             shutil.rmtree(self._kernel.folder, ignore_errors=True)
 
@@ -193,12 +191,11 @@ def _publish(draft: Path, target: Path) -> None:
 
 
 class Kernels:
-    """Makes kernels, each a process of its own: started afresh, or forked from a fork server.
+    """Make kernels: started afresh, or, if `warm`, forked from a fork server.
 
-    A context manager. `warm` is a wish: where no fork server can be had, or it fails later, kernels
-    are fresh, and `warning` says why. A malloc that is set up hears no variable any more: each
-    allocator has a fork server of its own. `python` runs the kernels: without one, the Python of
-    this process.
+    A context manager. Where a fork server does not start, or fails later, kernels are fresh, and
+    `warning` says why. Each allocator has a fork server of its own, since malloc reads its
+    variables once. `python` runs the kernels, by default this process's.
     """
 
     def __init__(self, warm: bool = True, python: Interpreter | None = None) -> None:
@@ -211,13 +208,13 @@ class Kernels:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the fork servers, and with them what they have forked; later kernels are fresh."""
+        """End the fork servers with their kernels; later kernels are fresh."""
         self.kind = "fresh"
         while self._fork_servers:
             self._fork_servers.popitem()[1].close()
 
     def new(self, allocator: Allocator = "default") -> KernelManager:
-        """Return a manager whose kernel is not started yet, with the environment of the sweep."""
+        """Return the manager of a kernel to be started, with the environment of the sweep."""
         allocating = variables(allocator, self._python.environment)
         server = self._fork_server(allocating)
         folder = Path(tempfile.mkdtemp(dir=server.folder)) if server else socket_folder()
@@ -235,7 +232,7 @@ class Kernels:
             env={
                 **allocating,
                 RUNNER: str(folder / _SOCKET),
-                RUNNERS: json.dumps(self._python.software.environment),
+                RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
                 "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
             },
         )
@@ -244,7 +241,7 @@ class Kernels:
         return kernel
 
     def fall_back(self, error: Exception) -> bool:
-        """Start kernels afresh from now on, because of `error`; False where they are already."""
+        """Start kernels afresh from now on, because of `error`; return False if they are."""
         if self.kind == "fresh":
             return False
         self.warning = f"no more warm kernels: {error}"

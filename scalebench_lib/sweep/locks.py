@@ -1,6 +1,6 @@
-"""One sweep at a time: in a folder, and on a machine, where two would disturb each other.
+"""Allow one sweep at a time in a folder, and on a machine, where two would disturb each other.
 
-The locks are the operating system's: they go with their process, however that ends.
+The operating system releases its locks when their process ends, however it does.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RUNTIME_DIR = "SCALEBENCH_RUNTIME_DIR"
 _POLL_S = 1.0
 """Poll slowly: polling would disturb the running measurement."""
 
-_LOOK_S = 0.2
-"""How long to find a lock taken: another process may only have looked whether it is free."""
+_TRY_S = 0.2
+"""Try this long: another process may hold the lock for a moment, to see whether it is free."""
 
 _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
 
-_IN_FLIGHT = ".running.json"
-"""The file in which a running sweep says what it does now; removed like what a kill left."""
+_STATUS = ".running.json"
+"""The status line of a running sweep; `files.unfinished` finds it after a kill."""
 
 _BUSY = "another sweep is running in {holder}: wait for it"
 
@@ -40,14 +40,14 @@ _log = logging.getLogger("scalebench")
 
 
 def lock_folder(out: Path) -> AbstractContextManager[None]:
-    """Keep other sweeps out of folder `out`; `RequestError` names the process that is there."""
+    """Keep other sweeps out of folder `out`; raise `RequestError` where one is running there."""
     return _lock(out / ".lock", _BUSY, str(out))
 
 
 def require_free(out: Path) -> None:
-    """Raise `RequestError`, naming its process, where a sweep is running in folder `out` now.
+    """Raise `RequestError`, naming its process, where a sweep is running in folder `out`.
 
-    Nothing is written: who only looks leaves no trace.
+    Writes nothing.
     """
     path = out / ".lock"
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
@@ -57,22 +57,22 @@ def require_free(out: Path) -> None:
             raise RequestError(_BUSY.format(holder=_holder(path))) from None
 
 
-def say_in_flight(out: Path, doing: str | None) -> None:
-    """Set the line that `in_flight` returns for the sweep in folder `out`; None removes it."""
+def write_status(out: Path, doing: str | None) -> None:
+    """Set the status line of the sweep in folder `out`; None removes it."""
     with suppress(OSError):
         if doing is None:
-            (out / _IN_FLIGHT).unlink(missing_ok=True)
+            (out / _STATUS).unlink(missing_ok=True)
         else:
-            (out / _IN_FLIGHT).write_text(doing, encoding="utf-8")
+            (out / _STATUS).write_text(doing, encoding="utf-8")
 
 
-def in_flight(out: Path) -> str | None:
-    """Return the running sweep's status line in folder `out`; None where none is running."""
+def read_status(out: Path) -> str | None:
+    """Return the status line of the sweep in folder `out`; None where none is running."""
     try:
         require_free(out)
     except RequestError:
         with suppress(OSError, ValueError):
-            return (out / _IN_FLIGHT).read_text(encoding="utf-8")
+            return (out / _STATUS).read_text(encoding="utf-8")
     return None
 
 
@@ -80,7 +80,7 @@ def in_flight(out: Path) -> str | None:
 def lock_machine(doing: str, if_busy: str = "refuse") -> Iterator[None]:
     """Allow this user one measurement at a time on this machine; others are shown `doing`.
 
-    Where there is another, ``refuse`` raises `RequestError`, ``wait`` waits for its end, and
+    While another is running, ``refuse`` raises `RequestError`, ``wait`` waits for its end, and
     ``ignore`` (once ``beside``) measures all the same.
     """
     if if_busy in ("ignore", "beside"):
@@ -100,7 +100,7 @@ def _lock(path: Path, busy: str, holder: str, wait: bool = False) -> Iterator[No
     """Hold the lock at `path`; a note next to it names the holder."""
     lock, note = filelock.FileLock(path), _note(path)
     try:
-        lock.acquire(timeout=_LOOK_S, poll_interval=_LOOK_S / 4)
+        lock.acquire(timeout=_TRY_S, poll_interval=_TRY_S / 4)
     except filelock.Timeout:
         message = busy.format(holder=_holder(path))
         if not wait:
@@ -121,13 +121,12 @@ def _note(path: Path) -> Path:
 
 
 def _holder(path: Path) -> str:
-    """Return the process that holds the lock at `path`."""
     note = _note(path)
     return note.read_text(encoding="utf-8") if note.exists() else "something else"
 
 
 def _own_folder() -> Path:
-    """This user's, the same in every session; `RequestError` where there is no such place."""
+    """Return this user's folder, the same in every session; `RequestError` where it has none."""
     folder = Path(os.environ.get(RUNTIME_DIR) or platformdirs.user_cache_dir("scalebench"))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -142,7 +141,7 @@ def _own_folder() -> Path:
 
 
 def socket_folder() -> Path:
-    """A new folder that nobody else can enter or guess, with a path short enough for sockets."""
+    """Make a folder that only this user can enter, with a path short enough for sockets."""
     named = os.environ.get(RUNTIME_DIR) or os.environ.get("XDG_RUNTIME_DIR")
     parent = Path(named) if named and _is_ours(Path(named)) else Path(tempfile.gettempdir())
     longest = parent / "scalebench-12345678" / "tmp12345678/kernel-ipc-5"

@@ -1,4 +1,4 @@
-"""Before a sweep its model is built and run once, in a process of its own (`measure.preflight`)."""
+"""Build and run the model of a sweep once before it, in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMMAND = ("-P", "-m", "scalebench_lib.measure.preflight")
 
 
 def require_measurable(run: SweepRun) -> None:
-    """Have the model of `run` built and run in each size that no record shows to be measurable.
+    """Have `measure.preflight` run the model of `run` in each size without a good record.
 
     Writes nothing. Raises `RequestError`, saying why, where it cannot be measured.
     """
@@ -31,7 +31,7 @@ def _size(config: Config) -> tuple[int, int, str]:
 
 
 def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:
-    """Return the line that the Python of `run` says, or the cause of its death."""
+    """Return why one of `configs` cannot be measured, or why the process died."""
     kills = oom_kills()
     try:
         done = subprocess.run(  # noqa: S603 - our own module

@@ -1,4 +1,4 @@
-"""Console output of a sweep: summary, progress, time left; and what others see of it meanwhile."""
+"""Console output of a sweep: summary, progress, time left; and its status line for others."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scalebench_lib.config import AXES, Config
+from scalebench_lib.config import AXES
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.machine import perhaps_another_host
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.locks import say_in_flight
+from scalebench_lib.sweep.locks import write_status
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
 from scalebench_lib.text import format_duration, format_number, pluralize
 
 _SHOW_EVERY_S = 1.0
-"""Drawing takes some ms, between turns."""
+"""Drawing takes some ms between turns."""
 
-_MOST_LINES = 16
+_MAX_LINES = 16
 
 
 def announce(runs: Sequence[SweepRun], console: Console) -> None:
-    """Print what each of `runs` will measure, and how long all of it takes at most."""
+    """Print what each of `runs` will measure, and how long that takes at most."""
     for machine in dict.fromkeys(str(run.machine) for run in runs):
         _print(console, machine)
     before = (record.machine for run in runs for record in run.records)
@@ -41,14 +41,14 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
             console,
             f"{side}{pluralize(len(schedule.left), 'config')} to measure in "
             f"{pluralize(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
-            f"{len(schedule.failed)} failed before: about {format_duration(run.forecast())}",
+            f"{len(schedule.failed)} failed before: about {format_duration(run.seconds_left())}",
         )
 
 
 def run_with_progress(
     runs: Sequence[SweepRun], budget_s: float, warm: bool, if_busy: str, console: Console
 ) -> list[str]:
-    """Run the sweeps and show where they are; return warnings, a line each."""
+    """Run the sweeps and show their progress; return warnings, a line each."""
     with ExitStack() as stack:
         for run in runs:
             run.kernels = stack.enter_context(Kernels(warm, run.python))
@@ -60,7 +60,7 @@ def run_with_progress(
 
 
 def summary(run: SweepRun, console: Console) -> list[str]:
-    """Print what is left, and what disturbed; return what went wrong."""
+    """Print what is left, and disturbances; return failures, a line each."""
     schedule, complaints = run.schedule, list[str]()
     if schedule.left:
         left = pluralize(len(schedule.left), "config")
@@ -76,18 +76,17 @@ def summary(run: SweepRun, console: Console) -> list[str]:
 
 
 class _Shown:
-    """Draws each `Step` at most once a second; a line a record stays."""
+    """Draw each `Step` at most once a second, and print a line for each record."""
 
     def __init__(self, runs: Sequence[SweepRun], console: Console, live: Live) -> None:
         self._runs, self._console, self._live = runs, console, live
         self._next = 0.0
 
     def say(self, line: str) -> None:
-        """Print `line`, which stays."""
         _print(self._console, line)
 
     def __call__(self, step: Step) -> None:
-        """Called between turns: nothing may go on afterwards."""
+        """Draw between turns: no thread may go on afterwards."""
         if step.record is not None:
             side = step.run.out.name if step.run and len(self._runs) > 1 else ""
             where = f"{step.record.host or side}, ".removeprefix(", ")
@@ -95,13 +94,13 @@ class _Shown:
         if step.doing != "in turn" or time.monotonic() >= self._next:
             self._live.update(_drawn(step), refresh=self._console.is_terminal)
             for run in self._runs:
-                say_in_flight(run.out, _status_line(step))
+                write_status(run.out, _status_line(step))
             self._next = time.monotonic() + _SHOW_EVERY_S
 
 
 @contextmanager
 def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Shown]:
-    """Show each `Step` of `runs` that the result is called with."""
+    """Yield a function that shows a `Step` of `runs`."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield _Shown(runs, console, live)
 
@@ -126,11 +125,11 @@ def _left(step: Step) -> str:
 
 
 def _drawn(step: Step) -> Group:
-    """The points of the block, with how well each is known, above what is done, and a bar."""
+    """Return the points of the block with their intervals, above the activity and a bar."""
     points, bar = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
     rows = [
         (
-            _point_name(member.trial.config),
+            member.trial.config.label(AXES, always=("batch_size", "optimization")),
             pluralize(threads, "thread"),
             Text(f"{format_number(point.median_ns / 1e6)} ms", justify="right"),
             "" if point.half_width is None else f"± {100 * point.half_width:.1f} %",
@@ -139,17 +138,13 @@ def _drawn(step: Step) -> Group:
         for threads, point in member.points.items()
         if point.turns
     ]
-    for row in rows[:_MOST_LINES]:
+    for row in rows[:_MAX_LINES]:
         points.add_row(*row)
-    if len(rows) > _MOST_LINES:
-        points.add_row(f"… and {len(rows) - _MOST_LINES} more")
+    if len(rows) > _MAX_LINES:
+        points.add_row(f"… and {len(rows) - _MAX_LINES} more")
     done = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
     bar.add_row(done, f"{step.done}/{step.total} trials of round {step.round}", _left(step))
     return Group(points, Text(_doing(step)), bar)
-
-
-def _point_name(config: Config) -> str:
-    return config.label(AXES, always=("batch_size", "optimization"))
 
 
 def _found(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""A sweep in its folder: what it may do there, what is left of it, what it has found."""
+"""A sweep in its folder: whether it fits there, its records, and what is left to measure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scalebench_lib.sources import is_own
 from scalebench_lib.sweep.block import Process
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.locks import lock_folder, lock_machine, say_in_flight
+from scalebench_lib.sweep.locks import lock_folder, lock_machine, write_status
 from scalebench_lib.sweep.schedule import Pace, Schedule
 from scalebench_lib.sweep.trial_process import TrialProcess
 
@@ -44,9 +44,9 @@ _HOSTS = {"one": "one machine", "each": "each of several hosts", "any": "any of 
 class SweepRun:
     """A sweep in its folder, checked and ready to run with `python`, in `kernels`.
 
-    `trial_timeout` bounds the set-up of a trial, each turn, and its end, in seconds. `other` is
-    the same sweep in another environment, with which it takes turns; `host` is where it measures,
-    if that is one of several.
+    `trial_timeout` limits the set-up of a trial, each turn, and its end, in seconds. `other` is the
+    same sweep in another environment, with which it takes turns; `host` measures it, where that is
+    one of several.
     """
 
     sweep: Sweep
@@ -68,25 +68,18 @@ class SweepRun:
         out: Path,
         retry_failed: bool = False,
         python: Interpreter | None = None,
-    ) -> SweepRun:
-        """Check `sweep` against this machine and folder `out`; writes nothing.
-
-        Raises `RequestError` where the machine lacks what is asked, or `out` cannot take it.
-        """
-        require_installed(sweep.allocators)
-        return cls.on(Machine.here(), sweep, out, retry_failed, python=python)
-
-    @classmethod
-    def on(
-        cls,
-        machine: Machine,
-        sweep: Sweep,
-        out: Path,
-        retry_failed: bool = False,
+        machine: Machine | None = None,
         host: str | None = None,
-        python: Interpreter | None = None,
     ) -> SweepRun:
-        """Prepare a run on `machine`, which has the allocators; `host` names one of several."""
+        """Check `sweep` against `machine` and folder `out`; write nothing.
+
+        Without a `machine` it is this one, which must have the allocators; `host` names one of
+        several. Raises `RequestError` where the machine lacks what is asked, or `out` cannot take
+        the sweep.
+        """
+        if machine is None:
+            require_installed(sweep.allocators)
+            machine = Machine.here()
         python = python or Interpreter.here()
         records = [record for record in _usable_records(sweep, out) if record.host_label == host]
         _require_same(sweep, machine, python.software, out, records)
@@ -98,13 +91,12 @@ class SweepRun:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule, by the records so far."""
         others = None if self.other is None else tuple(self.other.records)
         records, retry = tuple(self.records), frozenset(self.retry)
         return Schedule(self.sweep, self.machine, records, retry, others)
 
-    def forecast(self) -> float:
-        """Seconds that the sweep will still take, at most."""
+    def seconds_left(self) -> float:
+        """Return how long the sweep will still take, at most."""
         pace, schedule = Pace.of(self.records), self.schedule
         rounds = range(1, self.sweep.rounds + 1)
         return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
@@ -124,25 +116,24 @@ class SweepRun:
                 try:
                     yield
                 finally:
-                    say_in_flight(self.out, None)
+                    write_status(self.out, None)
 
     def reload(self) -> None:
-        """Read the records anew: another sweep may have made some."""
+        """Read the records again: another sweep may have added some."""
         records = load_records(self.out, aside=True)
         self.records[:] = [record for record in records if record.host_label == self.host]
 
     def write_spec(self) -> None:
-        """Keep what was asked for, added to what was asked for before."""
+        """Merge the sweep into the one that the folder's file asks for."""
         path = self.out / SPEC
         before = Sweep.load(path) if path.exists() else self.sweep
         write_atomically(path, before.merged(self.sweep).dump())
 
     def has_measured(self, config: Config) -> bool:
-        """Return whether any trial of `config` went well."""
         return any(r.config_id == config.id and r.status == "ok" for r in self.records)
 
     def numbered(self, trial: Trial, round_number: int, block: str) -> Trial:
-        """Return `trial` with its number and what it needs to know of its round and block."""
+        """Return `trial` with its number, round and block."""
         update = {
             "number": next_trial(self.out, trial.config),
             "round": round_number,
@@ -152,7 +143,7 @@ class SweepRun:
         return trial.model_copy(update=update)
 
     def add(self, record: Record) -> Record:
-        """Add `record`, which was just saved, to those in memory."""
+        """Add `record`, which is saved, to those in memory."""
         self.records.append(record)
         self.retry.discard(record.config_id)  # once is enough
         return record
@@ -160,10 +151,9 @@ class SweepRun:
     def add_result(
         self, trial: Trial, found: Record | str, started: datetime | None = None
     ) -> Record:
-        """Add the record of `trial`; of a failure, `found` is why, and its own record tells more.
+        """Add the record of `trial`: `found`, or, for a failure, its own with more details.
 
-        Raises `ScalebenchError` where it was made on another machine, or of another model, and sets
-        it aside.
+        Raises `ScalebenchError` where it is of another machine or model, and sets it aside.
         """
         path = self.out / "records" / f"{trial.name}.json"
         if isinstance(found, Record):
@@ -216,10 +206,10 @@ class SweepRun:
 def prepare_pair(
     sweep: Sweep, out: Path, command: str, retry_failed: bool = False
 ) -> tuple[SweepRun, SweepRun]:
-    """Check `sweep` for this Python, in folder ``out/a``, and for that of `command`, in ``out/b``.
+    """Prepare `sweep` for this Python, in folder ``out/a``, and for `command`'s, in ``out/b``.
 
-    Each is a sweep of its own; their trials of one config share a block. Writes nothing. Raises
-    `RequestError` as `SweepRun.prepare` and `Interpreter.of`.
+    Their trials of one config share a block. Writes nothing. Raises `RequestError` as
+    `SweepRun.prepare` and `Interpreter.of`.
     """
     if (out / SPEC).exists() or (out / "records").exists():
         raise RequestError(f"{out} holds a sweep: choose a new folder for '--against'")
@@ -247,7 +237,7 @@ def _require_usable(out: Path) -> None:
 
 
 def _usable_records(sweep: Sweep, out: Path) -> list[Record]:
-    """The records in `out`, which may hold nothing else than this sweep (`RequestError`)."""
+    """Return the records in `out`; raise `RequestError` where it holds anything but this sweep."""
     _require_usable(out)
     records = load_records(out)
     before = {"any" if r.any_host else "each" if r.host else "one" for r in records}
@@ -276,7 +266,7 @@ def _require_same(
 def _differing(
     record: Record, sweep: Sweep, machine: Machine, software: Software, files: str | None
 ) -> Iterator[str]:
-    """Return the conditions of `record` that a trial of `sweep` would not have here and now."""
+    """Yield the conditions of `record` that a trial of `sweep` would not have here and now."""
     asked = {"task": resolved_task(sweep.model, sweep.task, record.config.phase)}
     for name in ("model", "task", "weights", "seed", "placement"):
         theirs, mine = getattr(record.config, name), asked.get(name, getattr(sweep, name))
@@ -286,7 +276,7 @@ def _differing(
         "another machine": record.machine.differs_from(machine),
         "other software": record.software.differs_from(software, record.config.allocator),
     }
-    if record.points:  # else it holds no numbers that others could be mixed with
+    if record.points:  # without numbers nothing can be mixed
         others["another setting"] = record.machine.other_setting(machine)
         known = record.host is None and record.model_files and files  # a host has its own
         if known and record.model_files != files:
@@ -296,7 +286,7 @@ def _differing(
 
 @contextmanager
 def _disk_errors_in_one_line(out: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a `ScalebenchError`."""
+    """Turn an OSError into a `ScalebenchError`."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Rounds of blocks, in which all that is left of one sweep or more takes turns.
+"""Run rounds of blocks, in which the trials that are left of one sweep or more take turns.
 
 For each block: set up, one trial at a time; for each cycle: shuffle, turn; end, one at a time.
-The records alone say what is done. Everything here can be killed at any moment and started again:
-at most the block in flight is measured once more.
+The records alone say what is done: the sweep can be killed at any moment and started again, and
+measures at most the last block once more.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from scalebench_lib.sweep.schedule import Pace, turn_seconds
 from scalebench_lib.sweep.trial_process import StoppedError
 
 END_S = 0.5
-"""Seconds of the end of a trial, roughly: recheck, record, drawing."""
+"""About the time of a trial's end: recheck, record, drawing."""
 
 BLOCK_S = 300.0
-"""Seconds after which a block is long enough: a kill costs no more than that."""
+"""The time of a full block, and the most that a kill costs."""
 
 
 @dataclass(frozen=True)
 class Step:
     """The state of a running sweep, for its progress display.
 
-    `record` was just made, by `run`. `done` of `total` trials of this round have ended;
-    `seconds_left` are those of the whole sweep, at most.
+    `done` of `total` trials of this round have ended, the last one with `record`, of `run`.
+    `seconds_left` is the most that the whole sweep still takes.
     """
 
     round: int
@@ -67,7 +67,7 @@ def run_in_turn(
     The runs are the same sweep in different environments: trials of one config share a block.
     After `budget_s` seconds, or the first Ctrl-C or SIGTERM, the block in flight ends with its
     cycle. Raises `RequestError` where another sweep is running, and `ScalebenchError` where the
-    disk is full, or machine or model are no longer what they were.
+    disk is full, or where machine or model have changed.
     """
     stop = Stop(time.monotonic() + budget_s)
     with ExitStack() as locks:
@@ -84,7 +84,7 @@ def run_in_turn(
 
 
 def run_block(run: SweepRun, number: int, wanted: Container[str], stop: Stop) -> list[Trial]:
-    """Run one block of round `number`, of the configs `wanted` (ids); returns those left of them.
+    """Run one block of round `number` of the configs `wanted` (ids); return those that are left.
 
     Raises as `run_in_turn`.
     """
@@ -97,14 +97,13 @@ def run_block(run: SweepRun, number: int, wanted: Container[str], stop: Stop) ->
 
 
 class Stop:
-    """Tell whether to end the sweep after the cycle in flight: by a signal, or a deadline."""
+    """Whether to end the sweep after the cycle in flight: by a signal, or a deadline."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.signum: int | None = None
 
     def __call__(self) -> bool:
-        """Return whether to end."""
         return self.asked() or time.monotonic() > self.deadline
 
     def asked(self) -> bool:
@@ -113,9 +112,9 @@ class Stop:
 
     @contextmanager
     def at_signals(self) -> Iterator[None]:
-        """Let the first Ctrl-C or SIGTERM ask for the end; the second does what it did before.
+        """Let the first Ctrl-C or SIGTERM ask for the end; the second acts at once.
 
-        In the end the first one is passed on.
+        The first one is raised again at the end.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -181,7 +180,7 @@ class _Round:
             for member, found in block.end():
                 self._add_result(block, member, found)
         except StoppedError:
-            pass  # without turns there is nothing to keep
+            pass  # without turns nothing is kept
         finally:
             block.kill()
 
@@ -189,7 +188,7 @@ class _Round:
         """Set up as many of the queue as fit, each with the base of its group.
 
         A trial that does not fit into memory together with its base has a block for itself.
-        Set-ups take at most half of a time budget: without turns there is nothing to keep.
+        Set-ups take at most half of a time budget: without turns nothing is kept.
         """
         half = (time.monotonic() + self.stop.deadline) / 2
         while self.queue and time.monotonic() <= half:
@@ -206,7 +205,7 @@ class _Round:
                 return
 
     def _wanted(self, block: Block, trial: Trial) -> Iterator[_Wanted]:
-        """`trial` in each run in which it is left, after its base where `block` lacks that."""
+        """Yield `trial` for each run that lacks it, after its base where `block` lacks that."""
         for run in self._random.sample(self.queue[trial], len(self.queue[trial])):
             if reason := run.schedule.skip_reason(trial):
                 numbered = run.numbered(trial, self.number, block.name)
@@ -219,9 +218,9 @@ class _Round:
             yield _Wanted(run, trial, remeasured=False)
 
     def _room(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
-        """Return whether `wanted` can join: by memory, and by the length of the block.
+        """Return whether `wanted` fit into memory and into the block's time.
 
-        The first trial after its base may take as long as it likes.
+        The first trial after its base may take any time.
         """
         group = wanted[-1].trial.config.group
         first = not any(one.remeasured for one in wanted) and all(
@@ -234,8 +233,8 @@ class _Round:
     def _fits(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
         """Return whether the available memory holds `wanted`.
 
-        To be set up, a trial needs its own last peak, else the largest so far; then it keeps what
-        it held between turns.
+        A trial needs its own last peak, else the largest so far, to be set up, and then its
+        resident memory.
         """
         records = [record for run in self.runs for record in run.records]
         peaks = {r.config_id: r.peak_memory_bytes for r in records if r.peak_memory_bytes}
@@ -264,7 +263,7 @@ class _Round:
         block.add(process, trial.config.group, is_base=is_base, remeasured=wanted.remeasured)
 
     def _add_result(self, block: Block, member: Member, found: Record | str) -> None:
-        """Add what became of `member` to its run, and its turns to the pace."""
+        """Add the result of `member` to its run, and its turns to the pace."""
         run = next(run for run in self.runs if run.out == member.process.out)
         record = run.add_result(member.trial, found)
         for point in record.points:

@@ -1,8 +1,8 @@
-"""Which trials of a sweep are left, in which order, and how long they take.
+"""Decide which trials of a sweep are left, in which order, and how long they take.
 
-The records alone say what is done: a trial that was not ended early, in a block with its group's
-base. So a group that a kill left half done, a failure that is tried again, an axis that is added
-later are all one case: what is left is measured, and each block brings its base.
+A trial is done when its record was not ended early, in a block with its group's base. So a group
+that a kill left half done, a failure that is retried, and an axis that is added later are one case:
+what is left is measured, and each block has its base.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TRIAL_S = 4.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """The trials of `sweep` on `machine`, sorted by what `records` say of them.
+    """The trials of `sweep` on `machine` by their state, which `records` decide.
 
-    What failed is left alone, but for the config ids in `retry`. With `others`, the records of
-    another environment, a trial counts where its block has one of the same config there too.
+    Failures are retried for the config ids in `retry`. With `others`, the records of another
+    environment, a trial counts only if its block has one of the same config there, too.
     """
 
     sweep: Sweep
@@ -47,7 +47,6 @@ class Schedule:
 
     @property
     def done(self) -> list[Trial]:
-        """Trials of configs that need no further one."""
         return self._by_state["done"]
 
     @property
@@ -67,8 +66,8 @@ class Schedule:
         return sum(len(self._by_config.get(trial.config.id, ())) for trial in self.trials)
 
     def pending(self, number: int) -> list[Trial]:
-        """Return the trials left in round `number`, in the order of set-up: by batch size, in each
-        the bases first, the rest shuffled."""
+        """Return the trials left in round `number` in the order of set-up: by batch size, bases
+        first, the rest shuffled."""
         left = [trial for trial in self.left if self._rounds_done(trial) < number]
         shuffled = random.Random(f"{self.sweep.seed} {number}").sample(left, len(left))  # noqa: S311
         return sorted(
@@ -76,11 +75,10 @@ class Schedule:
         )
 
     def base(self, trial: Trial) -> Trial:
-        """The trial of the base of the group of `trial`."""
         return self._bases[trial.config.group]
 
     def skip_reason(self, trial: Trial) -> str | None:
-        """Why `trial` is not tried: a smaller batch alike has died, and is not retried. Or None."""
+        """Return why to skip `trial`, or None: a smaller batch has died, and is not retried."""
         if trial.config.id in self._measured:
             return None
         for records in self._by_config.values():
@@ -134,19 +132,19 @@ class Schedule:
         return len({record.block for record in records if self._counts(record, trial)})
 
     def _counts(self, record: Record, trial: Trial) -> bool:
-        """Return whether `record` is a whole trial, at all thread counts, beside its base."""
+        """Return whether `record` is a whole trial, at all thread counts, with its base."""
         whole = record.status == "ok" and record.ended_by != "interrupted" and record.block
         if not whole or not set(trial.threads) <= {point.threads for point in record.points}:
             return False
         if not self._paired(record):
             return False
         base, block = self.base(trial).config.id, self._blocks[str(record.block)]
-        # Alone in its block: it does not fit into memory together with its base.
+        # A trial alone in its block does not fit into memory together with its base.
         alone = base not in block and list(block.values()).count("ok") == 1
         return base not in self._measured or block.get(base) == "ok" or alone
 
     def _paired(self, record: Record) -> bool:
-        """Return whether the other environment, if any, took turns with `record`, or cannot."""
+        """Return whether the other environment, if any, took turns with `record`, or failed."""
         there = self._others_by_config.get(record.config_id, [])
         if self.others is None or (there and there[-1].status != "ok"):
             return True
@@ -154,7 +152,7 @@ class Schedule:
 
     @cached_property
     def _slow_groups(self) -> set[Config]:
-        """The groups of which a single cycle takes more than their time for all rounds."""
+        """The groups whose single cycle takes more than their time for all rounds."""
         turns: dict[Config, dict[tuple[str, int], float]] = defaultdict(dict)
         for record in self.records:
             for point in record.points if record.schema_version == SCHEMA else ():
@@ -177,7 +175,7 @@ def _same_but_batch(one: Config, other: Config) -> bool:
 
 
 def turn_seconds(point: Point) -> float:
-    """Seconds that a turn of `point` took, on average, its warm-up left out."""
+    """Return the mean time of a turn of `point`, without its warm-up."""
     return point.wall_ns / len(point.turns) / 1e9
 
 
@@ -186,14 +184,13 @@ _Seen = dict[int, list[float]]
 
 @dataclass
 class Pace:
-    """Seconds that set-ups (with ends), and turns, took at each batch size."""
+    """Seconds of set-ups (with ends), and of turns, by batch size."""
 
     setups: _Seen = field(default_factory=lambda: defaultdict(list))
     turns: _Seen = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Pace:
-        """Return the pace of `records`."""
         pace = cls()
         for record in records:
             size = record.config.batch_size
@@ -204,21 +201,19 @@ class Pace:
         return pace
 
     def trial_s(self, trial: Trial) -> float:
-        """Seconds of `trial`, at most."""
         return self.setup_s(trial) + self.turns_s(trial)
 
     def setup_s(self, trial: Trial) -> float:
-        """Seconds of `trial` outside its turns."""
         return _at(self.setups, trial.config.batch_size, unknown=TRIAL_S)
 
     def turns_s(self, trial: Trial) -> float:
-        """Seconds of the turns of `trial` in its block, at most: one is never cut short."""
+        """Return the most that the turns of `trial` take in its block; none is cut short."""
         turn = _at(self.turns, trial.config.batch_size, unknown=TURN_S, constant=TURN_S)
         return len(trial.threads) * max(trial.max_seconds, turn)
 
 
 def _at(seen: _Seen, batch_size: int, unknown: float, constant: float = 0.0) -> float:
-    """The mean at the nearest batch size; all of it but `constant` grows with the batch."""
+    """Return the mean at the nearest batch size; all but `constant` grows with the batch."""
     if not seen:
         return unknown
     nearest = min(seen, key=lambda size: max(size, batch_size) / min(size, batch_size))

@@ -1,4 +1,4 @@
-"""A trial in its kernel, as the runner sees it: it is set up, takes turns, stands still, ends."""
+"""A trial in its kernel: the runner sets it up, has it take turns or stand still, and ends it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from scalebench_lib.sweep.forkserver import NotStartedError
 from scalebench_lib.sweep.kernels import Kernels, NotebookRun
 
 SETUP_LIMIT_S = 900.0
-"""Compilers and downloads take minutes; what takes longer hangs."""
+"""Compilers and downloads take minutes; a set-up that takes longer hangs."""
 
 END_LIMIT_S = 300.0
 TURN_LIMIT_S = 60.0
 SLOWER_THAN_FIRST = 20
-"""A turn hangs when it takes `TURN_LIMIT_S` and so many first passes on as many threads."""
+"""A turn hangs if it takes `TURN_LIMIT_S` and that many first passes at its threads."""
 
-LEAST_WAIT_S = 5.0
-"""What is left of a trial that has failed gets so long to write down why."""
+FAILURE_LIMIT_S = 5.0
+"""Time limit of a failed trial to write its record."""
 
-_LOOK_S = 0.1
+_POLL_S = 0.1
 
 
 class StoppedError(Exception):
@@ -44,8 +44,8 @@ class StoppedError(Exception):
 class TrialProcess(NotebookRun):
     """The process of `trial`, which writes its record into folder `out`.
 
-    `limit_s` bounds its set-up, a turn and its end, each; None: what is sure to hang. Between its
-    turns it stands still.
+    `limit_s` limits its set-up, each turn and its end; None: the limits above. It is stopped
+    between its turns.
     """
 
     _connection: socket.socket
@@ -70,7 +70,7 @@ class TrialProcess(NotebookRun):
         limit_s: float | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> TrialProcess:
-        """Set `trial` up; then it stands still. Others should stand still meanwhile.
+        """Set `trial` up, and stop it. All others should be stopped meanwhile.
 
         Raises `MeasurementError` where it fails, `StoppedError` as soon as `stopping`, and OSError
         where the disk is full.
@@ -90,11 +90,9 @@ class TrialProcess(NotebookRun):
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that it has held so far."""
         return peak_bytes(self.pid)
 
     def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
-        """Let it take a turn; `MeasurementError` where it fails, dies or hangs."""
         slowest = self.first_pass_s * max(self.trial.threads) / threads
         limit_s = self._limit_s or TURN_LIMIT_S + seconds + SLOWER_THAN_FIRST * slowest
         self._wake(protocol.Request(cycle=cycle, threads=threads, seconds=seconds))
@@ -103,7 +101,6 @@ class TrialProcess(NotebookRun):
         return answer
 
     def end(self, reason: EndedBy) -> Record:
-        """Let it recheck, write its record and draw; `MeasurementError` where that fails."""
         self._wake(protocol.End(end=reason))
         return self._ended(self._limit_s or END_LIMIT_S)
 
@@ -113,14 +110,14 @@ class TrialProcess(NotebookRun):
         self._connection = self._open.enter_context(self.server.accept()[0])
         self._lines = self._open.enter_context(self._connection.makefile(errors="replace"))
         self._wait_for(self._connection, start, stopping)
-        self.first_pass_s = self._receive(protocol.Ready, LEAST_WAIT_S).first_pass_s
+        self.first_pass_s = self._receive(protocol.Ready, FAILURE_LIMIT_S).first_pass_s
         self._rest()
         self.setup_s = time.monotonic() - start
 
     def _wait_for(self, sign: socket.socket, start: float, stopping: Callable[[], bool]) -> None:
-        """Wait until `sign` can be read, while the kernel is being set up."""
+        """Wait until the kernel, which is being set up, sends something to `sign`."""
         limit_s = self._limit_s or SETUP_LIMIT_S
-        while not select.select([sign], [], [], _LOOK_S)[0]:
+        while not select.select([sign], [], [], _POLL_S)[0]:
             prefer_to_kill(self.pid, preferred=True)
             if stopping():
                 raise StoppedError
@@ -141,7 +138,7 @@ class TrialProcess(NotebookRun):
         prefer_to_kill(self.pid, preferred=False)
 
     def _receive(self, kind: type[Message], limit_s: float) -> Message:
-        """Its next message; while it computes, nothing here looks or listens."""
+        """Return its next message; this process is idle meanwhile."""
         self._connection.settimeout(limit_s)
         try:
             line = self._lines.readline()
@@ -157,12 +154,12 @@ class TrialProcess(NotebookRun):
             raise MeasurementError(str(error)) from None
 
     def _fail(self) -> NoReturn:
-        """Raise why it has ended before its time: as its record says, or its death."""
-        record = self._ended(LEAST_WAIT_S)
+        """Raise why it has ended early: the reason in its record, or the cause of its death."""
+        record = self._ended(FAILURE_LIMIT_S)
         raise MeasurementError(record.reason or "it ended before its turns did")
 
     def _ended(self, limit_s: float) -> Record:
-        """The record of a notebook that is just ending; it counts, whatever came after."""
+        """Return the record of a notebook that is ending; it counts even if the kernel fails."""
         path = self.out / "records" / f"{self.trial.name}.json"
         try:
             self.wait(limit_s)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from scalebench_lib.analysis.draw import draw, spread
+from scalebench_lib.analysis.draw import draw, separate
 from scalebench_lib.analysis.figures import (
     Choices,
     distribution,
@@ -82,9 +82,9 @@ def test_end_labels_keep_the_order_of_the_lines(full: pd.DataFrame) -> None:
 
 def test_spreading_moves_only_what_is_too_close() -> None:
     """A label with room stays where its line ends."""
-    assert spread([0.9, 0.1], 0.1, 0, 1) == [0.9, 0.1]
-    assert spread([0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.45, 0.55])
-    crowded = spread([0.99] * 5, 0.1, 0.05, 0.95)
+    assert separate([0.9, 0.1], 0.1, 0, 1) == [0.9, 0.1]
+    assert separate([0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.45, 0.55])
+    crowded = separate([0.99] * 5, 0.1, 0.05, 0.95)
     assert np.diff(crowded) == pytest.approx([0.1] * 4)
     assert max(crowded) <= 0.95
 

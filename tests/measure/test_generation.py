@@ -12,7 +12,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import models
 from scalebench_lib.measure.generation import bytes_to_read
-from scalebench_lib.measure.optimizations import native
+from scalebench_lib.measure.optimizations import base, native
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.measure.preflight import reason_against
 from scalebench_lib.measure.trial import measure
@@ -131,12 +131,12 @@ def test_optimizations_take_the_cache_as_an_input(tiny, name: str, phase: str, n
 
 def test_bf16_keeps_the_cache_in_bf16(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cast before the turns, once for all batches, which go on sharing it."""
-    monkeypatch.setattr(native, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
     config = tiny("gpt2", optimization="bf16")
     model = models.build(config)
     verified(config, model)
     batches = [model.inputs(2, seed) for seed in (1, 2)]
-    one, other = native.bf16(Target(model, batches[0], config)).prepare(batches)
+    one, other = native.low_precision(Target(model, batches[0], config)).prepare(batches)
     assert one[0].dtype == torch.int64
     assert {part.dtype for part in one[1:]} == {torch.bfloat16}
     assert all(a is b for a, b in zip(one[1:], other[1:], strict=True))

@@ -9,7 +9,7 @@ from transformers.models.albert import AlbertConfig
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import build
-from scalebench_lib.measure.optimizations import onnx_runtime
+from scalebench_lib.measure.optimizations import base, onnx_runtime
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.measure.optimizations.export_cache import cache_key
 
@@ -51,7 +51,7 @@ def test_weights_that_layers_share_are_quantized_too(tmp_path) -> None:
     config = Config(model=str(tmp_path))
     model = build(config)
     optimized = onnx_runtime.int8(Target(model, model.inputs(1, seed=0), config))
-    assert float(optimized.engine["quantized_flops"]) > onnx_runtime.ENOUGH_QUANTIZED
+    assert float(optimized.engine["quantized_flops"]) > base.MIN_QUANTIZED_SHARE
 
 
 def test_a_quantizer_that_does_nothing_is_refused(monkeypatch, tmp_path) -> None:

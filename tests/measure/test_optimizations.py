@@ -12,11 +12,11 @@ from torch import nn
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.inputs import values
+from scalebench_lib.measure.inputs import random_floats
 from scalebench_lib.measure.models import Model, build
-from scalebench_lib.measure.optimizations import base, native
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.base import Target, by_torch
-from scalebench_lib.measure.optimizations.native import bf16, script
+from scalebench_lib.measure.optimizations.native import low_precision, script
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS
 
@@ -29,7 +29,7 @@ LOWERED = replace(TARGET, config=TINY.model_copy(update={"optimization": "bf16"}
 @pytest.fixture
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that has bfloat16."""
-    monkeypatch.setattr(native, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
 
 
 def test_every_optimization_that_may_be_asked_for_can_be_applied() -> None:
@@ -79,7 +79,7 @@ def test_script_without_torchscript_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_bf16_computes_in_bfloat16_and_leaves_the_model_alone() -> None:
     """The reference is still fp32."""
     with torch.inference_mode():
-        outputs = bf16(LOWERED).runner(1)(*TARGET.inputs)
+        outputs = low_precision(LOWERED).runner(1)(*TARGET.inputs)
         expected = MODEL.module(*TARGET.inputs)
     assert {output.dtype for output in outputs} == {torch.bfloat16}
     assert {output.dtype for output in expected} == {torch.float32}
@@ -91,14 +91,13 @@ def test_bf16_that_left_the_weights_as_they_were_is_refused(monkeypatch) -> None
     """With the types that were found."""
     monkeypatch.setattr(nn.Module, "to", lambda self, _: self)
     with pytest.raises(MeasurementError, match=r"'bf16' did not take effect: found .*float32"):
-        bf16(LOWERED)
+        low_precision(LOWERED)
 
 
 @pytest.mark.parametrize("name", ["bf16", "compile-bf16", "compile-max-bf16", "fp16"])
 def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
     """Emulated, its speed would say nothing."""
-    for has in ("has_bfloat16", "has_float16"):
-        monkeypatch.setattr(native, has, lambda: False)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: False)
     target = replace(TARGET, config=TINY.model_copy(update={"optimization": name}))
     title = "float16" if name == "fp16" else "bfloat16"
     with pytest.raises(
@@ -109,9 +108,10 @@ def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
 
 def test_fp16_is_verified_as_fp16(monkeypatch) -> None:
     """More exact than bfloat16, and less than fp32."""
-    monkeypatch.setattr(native, "has_float16", lambda: True)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
+    target = replace(TARGET, config=TINY.model_copy(update={"optimization": "fp16"}))
     with torch.inference_mode():
-        runner = OPTIMIZATIONS["fp16"].apply(TARGET).runner(1)
+        runner = OPTIMIZATIONS["fp16"].apply(target).runner(1)
         found = Verifier(MODEL, TARGET.inputs, OPTIMIZATIONS["fp16"].precision).check(runner)
     assert 50 < found.sqnr_db < 75
     assert found.precision == "fp16"
@@ -123,7 +123,7 @@ def test_torchao_quantizes_linear_layers_alone() -> None:
         pytest.skip("an extra")
     config = Config(model="resnet50", optimization="torchao-int8")
     target = Target(
-        Model(nn.Conv2d(3, 8, 3), values("32 × 32 pixels", 3, 32, 32)),
+        Model(nn.Conv2d(3, 8, 3), random_floats("32 × 32 pixels", 3, 32, 32)),
         (torch.ones(1, 3, 32, 32),),
         config,
     )
@@ -134,7 +134,9 @@ def test_torchao_quantizes_linear_layers_alone() -> None:
 @pytest.mark.slow
 def test_a_cpu_that_emulates_bfloat16_has_none() -> None:
     """Any with AVX-512 says that it is supported; a product in it is slower than in fp32."""
-    code = "from scalebench_lib.measure.optimizations import base; print(base.has_bfloat16())"
+    code = (
+        "from scalebench_lib.measure.optimizations import base; print(base.multiplies_in('bf16'))"
+    )
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -149,7 +151,7 @@ def test_a_cpu_has_bfloat16_where_a_product_in_it_is_faster(monkeypatch) -> None
     for bf16_ns, has_it in ((5, True), (20, False)):
         times = {torch.bfloat16: bf16_ns, torch.float32: 10}
         monkeypatch.setattr(base, "_product_ns", times.__getitem__)
-        assert base.has_bfloat16.__wrapped__() is has_it
+        assert base.multiplies_in.__wrapped__("bf16") is has_it
 
 
 @pytest.mark.parametrize(

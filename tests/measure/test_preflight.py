@@ -99,7 +99,7 @@ def test_every_size_is_run(folder: Folder) -> None:
 def test_of_large_models_the_shapes_alone_are_looked_at(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "MOST_BYTES", 0)
+    monkeypatch.setattr(preflight, "MAX_WEIGHT_BYTES", 0)
     monkeypatch.setattr(models, "_tiled_random", lambda seed: pytest.fail("weights are drawn"))
     bert = folder("bert")
     assert reason_against([Config(model=bert)]) is None

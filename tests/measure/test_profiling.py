@@ -14,7 +14,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Target, Times, by_torch
-from scalebench_lib.measure.profiling import LEAST, operator_times
+from scalebench_lib.measure.profiling import MIN_PASSES, operator_times
 from scalebench_lib.optimizations import OPTIMIZATIONS
 
 MACHINE = Machine.here()
@@ -41,7 +41,7 @@ def test_only_the_own_time_of_nested_operators_counts() -> None:
 
     with torch.inference_mode():
         found = operator_times(loaded(lambda: by_torch(run)), 1, 1.0)
-    assert (found.threads, found.passes) == (1, LEAST)
+    assert (found.threads, found.passes) == (1, MIN_PASSES)
     assert found.self_ns["aten::addmm"] > 10 * found.self_ns["aten::linear"]
     assert "aten::copy_" not in found.self_ns, "it is part of what asked for it"
     assert found.self_ns["aten::_to_copy"] > 0
@@ -88,7 +88,7 @@ def test_sessions_that_were_timed_are_freed_before_another_is_opened() -> None:
     def profile(threads: int, batch: object, passes: int) -> tuple[int, Times]:
         gc.collect()
         assert [one() for one in opened] == [None]
-        assert (threads, batch, passes) == (1, BATCH, LEAST)
+        assert (threads, batch, passes) == (1, BATCH, MIN_PASSES)
         return 10, Times(Add=7)
 
     executor = loaded(lambda: OptimizedModel(runner, {}, per_thread_count=True, profile=profile))

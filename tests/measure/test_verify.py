@@ -11,7 +11,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations.base import Runner
-from scalebench_lib.measure.verify import Float64, Verifier, count_flops, spread
+from scalebench_lib.measure.verify import Float64, Verifier, count_flops, evenly_spaced
 from scalebench_lib.record import Verification
 from tests.measure.sabotage import heavy_layers
 
@@ -289,8 +289,8 @@ def test_a_batch_of_one_is_verified_with_padding_too() -> None:
 
 def test_items_are_compared_from_the_first_to_the_last() -> None:
     """An error at the end of a batch is found."""
-    assert spread(64, 8).tolist() == [0, 9, 18, 27, 36, 45, 54, 63]
-    assert spread(3, 8).tolist() == [0, 1, 2]
+    assert evenly_spaced(64, 8).tolist() == [0, 9, 18, 27, 36, 45, 54, 63]
+    assert evenly_spaced(3, 8).tolist() == [0, 1, 2]
 
 
 def test_flops_grow_with_the_batch() -> None:

@@ -96,15 +96,15 @@ def local() -> Iterator[distributed.LocalCluster]:
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
     """What every host has instead of trials and kernels, on machines that are alike."""
-    trials, on = SharedTrials(), SweepRun.on
+    trials, prepare = SharedTrials(), SweepRun.prepare
     SharedTrials.now, trials.memory = trials, 10**6
 
     def with_fakes(*arguments: object, **more: object) -> SweepRun:
-        run = on(*arguments, **more)
+        run = prepare(*arguments, **more)
         run.start = trials
         return run
 
-    monkeypatch.setattr(SweepRun, "on", with_fakes)
+    monkeypatch.setattr(SweepRun, "prepare", with_fakes)
     monkeypatch.setattr(cluster, "Kernels", lambda warm: nullcontext(FakeKernels()))
     monkeypatch.setattr(cluster, "describe", describe)
     monkeypatch.setattr(cluster, "_ended", set())

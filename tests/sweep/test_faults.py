@@ -26,7 +26,7 @@ from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import Results
 from scalebench_lib.sweep import runner
-from scalebench_lib.sweep.locks import in_flight
+from scalebench_lib.sweep.locks import read_status
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import sweep_schedules
 from tests.factories import machine, measured, save_sweep
@@ -334,7 +334,7 @@ LONG = (*TINY, "--max-seconds", "4", "--target-ci", "0.0001")
 
 def in_turn(out: Path) -> bool:
     """Whether the trials of the sweep in folder `out` take turns now."""
-    return "in turn" in (in_flight(out) or "")
+    return "in turn" in (read_status(out) or "")
 
 
 @pytest.mark.stress

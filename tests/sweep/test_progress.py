@@ -11,7 +11,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record
 from scalebench_lib.sweep import progress
 from scalebench_lib.sweep.block import Block
-from scalebench_lib.sweep.locks import in_flight
+from scalebench_lib.sweep.locks import read_status
 from scalebench_lib.sweep.progress import announce, progress_shown, summary
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import Step, run_in_turn
@@ -112,10 +112,10 @@ def test_others_see_what_is_in_flight_as_long_as_it_is(
     """By a file that goes with the sweep."""
     with run.locked(), progress_shown([run], console) as show:
         show(step(block(), doing="setting up a trial"))
-        assert str(in_flight(tmp_path)).startswith(
+        assert str(read_status(tmp_path)).startswith(
             "round 2, 3 of 8 trials, setting up a trial, about"
         )
-    assert in_flight(tmp_path) is None
+    assert read_status(tmp_path) is None
     assert [path.name for path in tmp_path.iterdir() if "running" in path.name] == []
 
 

@@ -91,9 +91,9 @@ def look(counts: Counter, out: Path, before: dict[str, bytes]) -> None:
     counts["done trials begun again"] += sum("-none-" not in n and config(n) in done for n in begun)
     counts["bases again"] += len(bases) - len({config(name) for name in bases})
     counts["unpaired"] += len(unpaired(out))
-    in_flight = sum(name not in now for name in begun)
-    counts["redone"] += in_flight
-    counts["most redone after a kill"] = max(in_flight, counts["most redone after a kill"])
+    read_status = sum(name not in now for name in begun)
+    counts["redone"] += read_status
+    counts["most redone after a kill"] = max(read_status, counts["most redone after a kill"])
 
 
 def one_sweep(

@@ -1,7 +1,6 @@
 """The optimizations: functions of a `Target` that return an `OptimizedModel` of it.
 
 `scalebench_lib.optimizations` declares them, and imports their modules when they are applied.
-They raise `MeasurementError` where they do not apply or did not take effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an optimization is: a function of a `Target` that returns an `OptimizedModel`."""
+"""An optimization is a function of a `Target` that returns an `OptimizedModel`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
+from scalebench_lib.optimizations import Precision
 
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
@@ -35,15 +36,21 @@ Times = Counter[str]
 Profile = tuple[int, Times]
 """The wall time of passes in ns, and the times of their operators."""
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
-ENOUGH_QUANTIZED = 0.8
+MIN_QUANTIZED_SHARE = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
 TORCH = {"name": "torch", "version": torch.__version__}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to optimize: a model, inputs like those that it will be timed with, its config."""
+    """A model to optimize, a batch like those to be timed, and its config."""
 
     model: Model
     inputs: Inputs
@@ -52,16 +59,15 @@ class Target:
 
 @dataclass(frozen=True)
 class OptimizedModel:
-    """A model made ready to run; `runner(threads)` is what to time with so many threads.
+    """A model ready to run; `runner(threads)` returns the function to time at `threads` threads.
 
-    `engine` names what computes it, for the record. By default torch's threads compute it. With
-    `own_threads` the engine has a pool of its own; if it also `pins_itself`, it binds its threads,
-    in each pass, to the CPUs that the caller was allowed when the runner was made. With
-    `per_thread_count` runners are costly, and made before the turns. `prepare` makes what batches
-    keep from pass to pass (a cache) fit for it. `guarded` is entered around the turns; it raises
-    `MeasurementError` if something else was timed than was prepared.
-    `profile(threads, batch, passes)` does passes under the engine's profiler, in another session.
-    `files` is the folder of what the engine reads.
+    `engine` describes what computes it, for the record: by default torch's threads. With
+    `own_threads` the engine has a thread pool; if it also `pins_itself`, it binds the pool, in each
+    pass, to the CPUs that the caller had when the runner was made. With `per_thread_count` runners
+    are costly, and made before the turns. `prepare` converts batches, such as the type of a cache.
+    `guarded` is entered around the turns; it raises `MeasurementError` if something else was timed
+    than was prepared. `profile(threads, batch, passes)` runs passes under the engine's profiler, in
+    another session. `files` is the folder that the engine reads.
     """
 
     runner: Callable[[int], Runner]
@@ -76,31 +82,28 @@ class OptimizedModel:
 
 
 def by_torch(run: Runner, **more: Any) -> OptimizedModel:
-    """Return `run` as a model that any number of torch's threads computes."""
+    """Return an `OptimizedModel` that torch's threads compute, whatever their number."""
     return OptimizedModel(lambda _: run, TORCH, **more)
 
 
 @cache
-def has_bfloat16() -> bool:
-    """Return whether this CPU multiplies in bfloat16: emulated, a product is slower than in fp32.
+def multiplies_in(precision: Precision) -> bool:
+    """Return whether this CPU has products of that type: emulated, they are slower than in fp32.
 
-    oneDNN alone says yes of any CPU with AVX-512; ``ONEDNN_MAX_CPU_ISA`` may forbid what there is.
+    oneDNN supports bf16 on any CPU with AVX-512, and converts fp16: the CPU's flags decide, and the
+    time of a product, as ``ONEDNN_MAX_CPU_ISA`` may forbid what the CPU has.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    if _X86 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    return _is_faster(torch.bfloat16)
-
-
-@cache
-def has_float16() -> bool:
-    """Return whether this CPU multiplies in float16: with AVX-512 alone, oneDNN would convert."""
-    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        return False
-    if _X86 and not torch.cpu.get_capabilities().get("avx512_fp16"):
-        return False
-    return _is_faster(torch.float16)
+    if precision in ("fp32", "int8"):
+        return precision == "fp32" or bool(torch.cpu._is_vnni_supported())
+    if precision == "bf16":
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+            not _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    else:
+        supported = torch.ops.mkldnn._is_mkldnn_fp16_supported() and (
+            not _X86 or torch.cpu.get_capabilities().get("avx512_fp16")
+        )
+    return bool(supported) and _is_faster(DTYPES[precision])
 
 
 def _is_faster(dtype: torch.dtype) -> bool:
@@ -113,7 +116,7 @@ def _is_faster(dtype: torch.dtype) -> bool:
 
 
 def _product_ns(dtype: torch.dtype) -> int:
-    """The least CPU time of a matrix product on this thread, whatever else the machine does."""
+    """Return the least CPU time of 10 matrix products on this thread: others do not count."""
     left, right = torch.ones((256, 512), dtype=dtype), torch.ones((512, 512), dtype=dtype)
     times = []
     for _ in range(10):
@@ -123,9 +126,19 @@ def _product_ns(dtype: torch.dtype) -> int:
     return min(times)
 
 
+def require_quantized(target: Target, share: float, of: str) -> None:
+    """Raise `MeasurementError` where layers with a `share` of less than 0.8 are quantized."""
+    name, model = target.config.optimization, target.config.model
+    if share < MIN_QUANTIZED_SHARE:
+        raise MeasurementError(
+            f"optimization {name!r} does not apply to {model}: {share:.0%} of its {of} are in "
+            f"layers that it quantizes, less than {MIN_QUANTIZED_SHARE:.0%}"
+        )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence exporters and quantizers: warnings, logs, and bars of progress."""
+    """Silence the warnings, logs and progress bars of exporters and quantizers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     bars = mock.patch.multiple("rich.progress.Progress", start=mock.DEFAULT, stop=mock.DEFAULT)

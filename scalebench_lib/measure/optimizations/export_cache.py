@@ -1,8 +1,8 @@
-"""Models exported for engines, kept on disk: an export may take longer than its measurement.
+"""Keep models that were exported for engines: an export may take longer than its measurement.
 
-Each lies in a folder of its own, named by a hash of all that it was made from, weights included.
-The folder appears whole or not at all; its manifest holds checksums, and an entry that does not
-match them is made again. Nothing in it is ever unpickled.
+The folder of an export is named by a hash of all that it was made from, weights included. It is
+renamed into place when it is complete; an export that does not match the checksums in its manifest
+is made again. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _DISK = re.compile(
 _FULL_BYTES = 16 << 20
 
 Metadata = dict[str, str]
-"""What was found out while exporting, kept in the manifest."""
+"""Facts about an export, kept in the manifest."""
 
 LOOKUPS = Counter[bool]()
-"""How often something was looked for in this process, by whether it was there."""
+"""Hits (True) and misses (False) of the cache in this process."""
 
 
 def cache_state(before: Counter[bool]) -> CacheState | None:
-    """Return what the cache was found to be since `LOOKUPS` were `before`; None if not asked."""
+    """Return the state of the cache by the lookups since `before`; None without any."""
     since = LOOKUPS - before
     states: dict[int, CacheState] = {1: "empty", 2: "full", 3: "partly full"}
     return states.get(bool(since[False]) + 2 * bool(since[True]))
@@ -62,7 +62,7 @@ def cache_folder() -> Path:
 
 
 def require_space(error: Exception, folder: Path) -> None:
-    """Raise `MeasurementError` where not the model but the disk of `folder` caused `error`."""
+    """Raise `MeasurementError` where the disk of `folder`, not the model, caused `error`."""
     if found := _DISK.search(f"{error} {error.__cause__} {error.__context__}"):
         raise _unusable(folder, found[0]) from None
     if shutil.disk_usage(folder).free < _FULL_BYTES:  # some only say that they cannot write
@@ -74,7 +74,7 @@ def _unusable(folder: Path, why: str | None) -> MeasurementError:
 
 
 def cache_key(target: Target, kind: str, *packages: str) -> str:
-    """Return a name for the export of kind `kind` that `packages` make: readable, with a hash."""
+    """Return a readable name, with a hash, for the export of `kind` that `packages` make."""
     versions = {name: package_version(name) for name in ("torch", "transformers", *packages)}
     shapes = [(str(part.dtype), *part.shape[1:]) for part in target.inputs]
     source, phase = inspect.getsource(type(target.model.module)), target.config.phase
@@ -118,7 +118,7 @@ def _make(folder: Path, make: Callable[[Path], Metadata]) -> Metadata:
 
 
 def _load(folder: Path) -> Metadata | None:
-    """The metadata of a whole entry; None if there is none, or if it is damaged."""
+    """Return the metadata of an export; None if it is missing or damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         whole = all(_checksum(folder / name) == sum_ for name, sum_ in manifest["files"].items())

@@ -1,4 +1,4 @@
-"""``torch.compile``: compiled ahead of the timing, and guarded so that nothing falls back."""
+"""``torch.compile``: compile ahead of the timing, and refuse to fall back to eager."""
 
 from __future__ import annotations
 
@@ -25,29 +25,24 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target, quiet
-from scalebench_lib.measure.optimizations.export_cache import (
-    LOOKUPS,
-    cache_folder,
-    require_space,
-)
+from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_folder, require_space
 from scalebench_lib.measure.optimizations.native import casting, lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
-_MOST = ("max_autotune", "freezing", "cpp_wrapper")  # settings of Inductor
+_MAX_SETTINGS = ("max_autotune", "freezing", "cpp_wrapper")  # settings of Inductor
 
-_MOST_THREAD_COUNTS = 1024
+_MAX_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
 
 
 def compiled(target: Target) -> OptimizedModel:
-    """``compile``, or with all of `_MOST` ``compile-max``; either also in bfloat16."""
+    """``compile``, or with all of `_MAX_SETTINGS` ``compile-max``; either also in bfloat16."""
     name = target.config.optimization
-    settings = _MOST if "-max" in name else ()
+    settings = _MAX_SETTINGS if "-max" in name else ()
     if "bf16" not in name:
         return compile_module(target, target.model.module, settings)
-    made = compile_module(target, lowered(target, torch.bfloat16), settings)
-    return replace(made, **casting(target, torch.bfloat16))
+    return replace(compile_module(target, lowered(target), settings), **casting(target))
 
 
 def compile_module(
@@ -55,8 +50,8 @@ def compile_module(
 ) -> OptimizedModel:
     """Compile `module` for one shape of inputs, and for each number of threads.
 
-    `settings` of Inductor are on, others of `_MOST` off. It keeps its code beside the exports of
-    other engines, for later trials, unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder.
+    `settings` of Inductor are on, others of `_MAX_SETTINGS` off. It keeps its code for later trials
+    next to the exports of other engines, unless ``TORCHINDUCTOR_CACHE_DIR`` names another folder.
     """
     try:
         get_cpp_compiler()
@@ -68,10 +63,10 @@ def compile_module(
     os.environ.setdefault(_FOLDER, str(cache_folder() / "inductor"))
     _require_one_word(os.environ[_FOLDER])
     torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = _MOST_THREAD_COUNTS
+    torch._dynamo.config.recompile_limit = _MAX_THREAD_COUNTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.suppress_errors = False  # what does not compile would run eager
-    for name in _MOST:  # not as options: freezing would be heard too late, by half
+    for name in _MAX_SETTINGS:  # as an option, freezing would take effect in part
         setattr(torch._inductor.config, name, name in settings)
     before = _compilations()["graphs"]
     runner = torch.compile(module, fullgraph=True, dynamic=False)
@@ -113,7 +108,7 @@ def _compile_now(module: Runner, target: Target, graphs_before: int) -> Runner:
 
 
 def _require_one_word(path: str) -> None:
-    """Inductor splits the compiler's command at spaces."""
+    """Raise `MeasurementError` for a path with spaces: Inductor splits the compiler's command."""
     try:
         whole = shlex.split(path) == [path]
     except ValueError:

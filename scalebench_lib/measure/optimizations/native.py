@@ -1,4 +1,4 @@
-"""What torch has by itself: eager, TorchScript, bfloat16, float16."""
+"""The optimizations of torch itself: eager, TorchScript, bfloat16, float16."""
 
 from __future__ import annotations
 
@@ -12,29 +12,23 @@ from torch import Tensor, nn
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.optimizations.base import (
-    OptimizedModel,
-    Outputs,
-    Target,
-    by_torch,
-    has_bfloat16,
-    has_float16,
-)
+from scalebench_lib.measure.optimizations import base
+from scalebench_lib.optimizations import OPTIMIZATIONS
 
 
-def none(target: Target) -> OptimizedModel:
+def none(target: base.Target) -> base.OptimizedModel:
     """Eager PyTorch, as it comes."""
-    return by_torch(target.model.module)
+    return base.by_torch(target.model.module)
 
 
-def script(target: Target) -> OptimizedModel:
+def script(target: base.Target) -> base.OptimizedModel:
     """TorchScript: traced on the inputs, frozen, optimized for inference."""
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(target.model.module, target.inputs, check_trace=False)
         _require_script(traced)  # with PYTORCH_JIT=0 it is none
         runner = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     _require_script(runner)
-    return by_torch(runner)
+    return base.by_torch(runner)
 
 
 def _require_script(made: object) -> None:
@@ -45,14 +39,9 @@ def _require_script(made: object) -> None:
         )
 
 
-def bf16(target: Target) -> OptimizedModel:
-    """Weights, computation and outputs in bfloat16."""
-    return by_torch(lowered(target, torch.bfloat16), **casting(target, torch.bfloat16))
-
-
-def fp16(target: Target) -> OptimizedModel:
-    """Weights, computation and outputs in float16."""
-    return by_torch(lowered(target, torch.float16), **casting(target, torch.float16))
+def low_precision(target: base.Target) -> base.OptimizedModel:
+    """Weights, computation and outputs in the type of the optimization."""
+    return base.by_torch(lowered(target), **casting(target))
 
 
 class Lowered(nn.Module):
@@ -62,19 +51,25 @@ class Lowered(nn.Module):
         super().__init__()
         self.module, self.dtype = copy.deepcopy(module).to(dtype), dtype
 
-    def forward(self, *inputs: Tensor) -> Outputs:
-        """Return the outputs of `module`, in `dtype`."""
+    def forward(self, *inputs: Tensor) -> base.Outputs:
         cast = (part.to(self.dtype) if part.is_floating_point() else part for part in inputs)
         return tuple(self.module(*cast))
 
 
-def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
-    """Return the model in `dtype`; `MeasurementError` where that does not apply here."""
-    name, title = target.config.optimization, str(dtype).removeprefix("torch.")
-    if not (has_bfloat16() if dtype == torch.bfloat16 else has_float16()):
+def _dtype(target: base.Target) -> torch.dtype:
+    return base.DTYPES[OPTIMIZATIONS[target.config.optimization].precision]
+
+
+def lowered(target: base.Target) -> nn.Module:
+    """Return the model in the type of the optimization.
+
+    Raises `MeasurementError` where the CPU has no such arithmetic, or some of it keeps its type.
+    """
+    name, dtype = target.config.optimization, _dtype(target)
+    if not base.multiplies_in(OPTIMIZATIONS[name].precision):
         raise MeasurementError(
-            f"optimization {name!r} does not apply: this CPU has no {title} arithmetic, "
-            "and torch would emulate it"
+            f"optimization {name!r} does not apply: this CPU has no "
+            f"{str(dtype).removeprefix('torch.')} arithmetic, and torch would emulate it"
         )
     module = Lowered(target.model.module, dtype)
     one_item = (part[:1] for part in target.inputs)
@@ -84,8 +79,9 @@ def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-def casting(target: Target, dtype: torch.dtype) -> dict[str, Any]:
-    """Return how batches are prepared: a decoder keeps its cache in its own type."""
+def casting(target: base.Target) -> dict[str, Any]:
+    """Return how batches are prepared: a decoder's cache has the type of its weights."""
+    dtype = _dtype(target)
     if target.config.phase == "forward":
         return {}
 

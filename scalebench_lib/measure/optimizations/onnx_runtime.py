@@ -1,4 +1,4 @@
-"""ONNX Runtime: exported once with a free batch axis, a session for each number of threads."""
+"""ONNX Runtime: export once with a free batch axis, open a session for each thread count."""
 
 from __future__ import annotations
 
@@ -14,17 +14,7 @@ from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.optimizations.base import (
-    ENOUGH_QUANTIZED,
-    OptimizedModel,
-    Outputs,
-    Profile,
-    Runner,
-    Target,
-    Times,
-    import_extra,
-    quiet,
-)
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 from scalebench_lib.text import pluralize
 
@@ -32,45 +22,39 @@ _FLOATS = ("MatMul", "Gemm", "Conv", "FusedMatMul")
 _MODEL = "model.onnx"
 
 
-def fp32(target: Target) -> OptimizedModel:
+def fp32(target: base.Target) -> base.OptimizedModel:
     """ONNX Runtime, computing in fp32."""
     return _engine(_runtime(), _exported(target), {})
 
 
-def int8(target: Target) -> OptimizedModel:
+def int8(target: base.Target) -> base.OptimizedModel:
     """ONNX Runtime with dynamic quantization, of matrix products alone."""
     runtime = _runtime()
     key = cache_key(target, "onnx-int8", "onnx", "onnxruntime", "onnxscript")
     folder, metadata = export(key, lambda draft: _quantize(_exported(target), draft))
-    share = float(metadata["quantized_flops"])
-    if share < ENOUGH_QUANTIZED:
-        raise MeasurementError(
-            f"optimization 'onnxruntime-int8' does not apply to {target.config.model}: "
-            f"{share:.0%} of its FLOPs are in layers that it quantizes, less than "
-            f"{ENOUGH_QUANTIZED:.0%}"
-        )
+    base.require_quantized(target, float(metadata["quantized_flops"]), of="FLOPs")
     return _engine(runtime, folder, metadata)
 
 
 def _runtime() -> Any:
-    runtime = import_extra("onnxruntime", "onnxruntime")
+    runtime = base.import_extra("onnxruntime", "onnxruntime")
     runtime.disable_telemetry_events()
     return runtime
 
 
-def _exported(target: Target) -> Path:
-    import_extra("onnxruntime", "onnx", "onnxscript")
+def _exported(target: base.Target) -> Path:
+    base.import_extra("onnxruntime", "onnx", "onnxscript")
     key = cache_key(target, "onnx", "onnx", "onnxscript")
     folder, _ = export(key, partial(_export, target))
     return folder
 
 
-def _export(target: Target, draft: Path) -> Metadata:
+def _export(target: base.Target, draft: Path) -> Metadata:
     # A batch of one would become part of the graph.
     inputs = tuple(torch.cat([part[:1], part[:1]]) for part in target.inputs)
     axes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    passes = import_extra("onnxruntime", "onnx_ir.passes.common")
-    with quiet(), torch.no_grad():
+    passes = base.import_extra("onnxruntime", "onnx_ir.passes.common")
+    with base.quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
             target.model.module,
             inputs,
@@ -87,8 +71,8 @@ def _export(target: Target, draft: Path) -> Metadata:
 
 
 def _quantize(source: Path, draft: Path) -> Metadata:
-    quantization = import_extra("onnxruntime", "onnxruntime.quantization")
-    with quiet():
+    quantization = base.import_extra("onnxruntime", "onnxruntime.quantization")
+    with base.quiet():
         quantization.quantize_dynamic(
             source / _MODEL, draft / _MODEL, op_types_to_quantize=["MatMul"]
         )
@@ -97,7 +81,7 @@ def _quantize(source: Path, draft: Path) -> Metadata:
 
 
 def quantized_share(before: Path, after: Path) -> float:
-    """Return the share of the FLOPs in graph `before` whose layers are no floats in `after`."""
+    """Return the share of the FLOPs in graph `before` in layers that `after` computes in int8."""
     graph = _graph(before)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -109,36 +93,33 @@ def quantized_share(before: Path, after: Path) -> float:
 
 
 def _graph(path: Path) -> Any:
-    return import_extra("onnxruntime", "onnx").load(path, load_external_data=False).graph
+    return base.import_extra("onnxruntime", "onnx").load(path, load_external_data=False).graph
 
 
 def _stem(node: Any) -> str:
-    """A layer's name: the quantizer gives the product of a Gemm its output's, with a suffix."""
+    """Return a layer's name, by its output; the quantizer adds a suffix to a Gemm's."""
     return str(node.output[0]).removesuffix("_MatMul")
 
 
 def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Twice the elements of the output times the length of each sum."""
+    """Return twice the elements of the output times the length of each sum."""
     output, left, right = (shapes.get(name, (0, 0)) for name in (node.output[0], *node.input[:2]))
     flipped = any(part.name == "transA" and part.i for part in node.attribute)
     length = math.prod(right[1:]) if node.op_type == "Conv" else left[-2 if flipped else -1]
     return 2 * math.prod(output) * length
 
 
-def _engine(runtime: Any, folder: Path, metadata: Metadata) -> OptimizedModel:
+def _engine(runtime: Any, folder: Path, metadata: Metadata) -> base.OptimizedModel:
     engine = {"name": "onnxruntime", "version": runtime.__version__, "spinning": "within a pass"}
-    return OptimizedModel(
-        partial(_session, runtime, folder / _MODEL),
+    open_ = partial(_open, runtime, folder / _MODEL)
+    return base.OptimizedModel(
+        lambda threads: _runner(open_(threads, runtime.SessionOptions())),
         {**engine, **metadata},
         own_threads=True,
         per_thread_count=True,
-        profile=partial(_profile, runtime, folder / _MODEL),
+        profile=partial(_profile, runtime, open_),
         files=folder,
     )
-
-
-def _session(runtime: Any, path: Path, threads: int) -> Runner:
-    return _runner(_open(runtime, path, threads, runtime.SessionOptions()))
 
 
 def _open(runtime: Any, path: Path, threads: int, options: Any) -> Any:
@@ -152,21 +133,21 @@ def _open(runtime: Any, path: Path, threads: int, options: Any) -> Any:
     return session
 
 
-def _runner(session: Any) -> Runner:
+def _runner(session: Any) -> base.Runner:
     names = [one.name for one in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> Outputs:
+    def run(*inputs: Tensor) -> base.Outputs:
         feeds = {name: part.numpy() for name, part in zip(names, inputs, strict=False)}
         return tuple(map(torch.from_numpy, session.run(None, feeds)))
 
     return run
 
 
-def _profile(runtime: Any, path: Path, threads: int, batch: Inputs, passes: int) -> Profile:
-    options, times = runtime.SessionOptions(), Times()
+def _profile(runtime: Any, open_: Any, threads: int, batch: Inputs, passes: int) -> base.Profile:
+    options, times = runtime.SessionOptions(), base.Times()
     with TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        session = _open(runtime, path, threads, options)
+        session = open_(threads, options)
         run = _runner(session)
         for _ in range(1 + passes):
             run(*batch)
@@ -179,7 +160,7 @@ def _profile(runtime: Any, path: Path, threads: int, batch: Inputs, passes: int)
 
 
 def _operator(node: Any) -> str:
-    """The operator's type. Weights have two axes, or were packed, and are no inputs any more."""
+    """Return the operator's type; inputs of three axes and more are activations, not weights."""
     shapes = [shape for each in node["input_type_shape"] for shape in each.values()]
     of_activations = "MatMul" in node["op_name"] and any(len(shape) > 2 for shape in shapes[1:2])
     return f"{node['op_name']}{' of activations' * of_activations}"

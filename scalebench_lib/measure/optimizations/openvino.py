@@ -15,17 +15,7 @@ from torch import Tensor
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.optimizations.base import (
-    OptimizedModel,
-    Outputs,
-    Profile,
-    Runner,
-    Target,
-    Times,
-    has_bfloat16,
-    import_extra,
-    quiet,
-)
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
 from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 from scalebench_lib.text import pluralize
@@ -35,18 +25,18 @@ _TYPES = {"fp32": {"f32"}, "bf16": {"bf16"}, "int8": {"i8", "u8"}}
 _WEIGHTED = {"FullyConnected", "Convolution"}
 
 _CALIBRATION_SEEDS = range(3 * 2**30, 3 * 2**30 + 32)
-"""Larger than any config's, of which what is verified and timed is made; torch hears 32 bits."""
+"""Larger than the seeds of any config, of which timed and verified batches are made."""
 
 
-def engine(target: Target) -> OptimizedModel:
-    """OpenVINO in the precision of the optimization; what int8 leaves in bfloat16 where it can."""
+def engine(target: base.Target) -> base.OptimizedModel:
+    """OpenVINO in the precision of the optimization; int8 leaves floats in bfloat16 if it can."""
     precision = OPTIMIZATIONS[target.config.optimization].precision
     # Its Python package reports conversions to a server; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    ov = import_extra("openvino", "openvino")
+    ov = base.import_extra("openvino", "openvino")
     core = ov.Core()
     capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    floats = "bf16" if precision != "fp32" and capable and has_bfloat16() else "f32"
+    floats = "bf16" if precision != "fp32" and capable and base.multiplies_in("bf16") else "f32"
     if precision == "bf16" and floats != "bf16":
         raise MeasurementError(
             "optimization 'openvino-bf16' does not apply: this CPU has no bfloat16 arithmetic, "
@@ -54,7 +44,7 @@ def engine(target: Target) -> OptimizedModel:
         )
     folder = (_quantized if precision == "int8" else _converted)(ov, target)
     open_ = partial(_open, core, folder / _MODEL, target.inputs, precision, floats)
-    return OptimizedModel(
+    return base.OptimizedModel(
         lambda threads: _runner(open_(threads), target.inputs),
         {"name": "openvino", "version": ov.get_version(), "floats": floats},
         own_threads=True,
@@ -65,32 +55,32 @@ def engine(target: Target) -> OptimizedModel:
     )
 
 
-def _converted(ov: Any, target: Target) -> Path:
+def _converted(ov: Any, target: base.Target) -> Path:
     return export(cache_key(target, "openvino", "openvino"), partial(_convert, ov, target))[0]
 
 
-def _convert(ov: Any, target: Target, draft: Path) -> Metadata:
+def _convert(ov: Any, target: base.Target, draft: Path) -> Metadata:
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         model = ov.convert_model(target.model.module, example_input=target.inputs)
     ov.save_model(model, draft / _MODEL, compress_to_fp16=False)
     return {}
 
 
-def _quantized(ov: Any, target: Target) -> Path:
-    import_extra("openvino", "nncf")
+def _quantized(ov: Any, target: base.Target) -> Path:
+    base.import_extra("openvino", "nncf")
     key = cache_key(target, "openvino-int8", "openvino", "nncf")
     return export(key, partial(_quantize, ov, target))[0]
 
 
-def _quantize(ov: Any, target: Target, draft: Path) -> Metadata:
+def _quantize(ov: Any, target: base.Target, draft: Path) -> Metadata:
     """Quantize weights and activations after training, calibrated on seeded items."""
-    nncf = import_extra("openvino", "nncf")
+    nncf = base.import_extra("openvino", "nncf")
     model = ov.Core().read_model(_converted(ov, target) / _MODEL)
     batches = [[part.numpy() for part in one[: len(model.inputs)]] for one in calibration(target)]
     attends = any("Attention" in type(part).__name__ for part in target.model.module.modules())
     # Products of 8-bit weights saturate on CPUs without VNNI: 21 dB of BERT tiny, with 7 bits 34.
     weights = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-    with quiet():
+    with base.quiet():
         quantized = nncf.quantize(
             model,
             nncf.Dataset(batches),
@@ -102,7 +92,7 @@ def _quantize(ov: Any, target: Target, draft: Path) -> Metadata:
     return {}
 
 
-def calibration(target: Target) -> list[Inputs]:
+def calibration(target: base.Target) -> list[Inputs]:
     """Return batches of one item, every other one with padding."""
     return [target.model.inputs(1, seed, padded=seed % 2 == 1) for seed in _CALIBRATION_SEEDS]
 
@@ -132,10 +122,10 @@ def _open(
     return compiled.create_infer_request()
 
 
-def _runner(request: Any, batch: Inputs) -> Runner:
+def _runner(request: Any, batch: Inputs) -> base.Runner:
     count = len(request.model_inputs)
 
-    def run(*inputs: Tensor) -> Outputs:
+    def run(*inputs: Tensor) -> base.Outputs:
         parts = [part.numpy() for part in inputs[:count]]
         found = request.infer(parts, share_inputs=True, share_outputs=False)
         return tuple(map(torch.from_numpy, found.values()))
@@ -144,7 +134,7 @@ def _runner(request: Any, batch: Inputs) -> Runner:
     return run
 
 
-def _profile(request: Any, batch: Inputs, passes: int) -> Profile:
+def _profile(request: Any, batch: Inputs, passes: int) -> base.Profile:
     run = _runner(request, batch)
     before, start = _times(request, 1), time.perf_counter_ns()
     for _ in range(passes):
@@ -153,11 +143,11 @@ def _profile(request: Any, batch: Inputs, passes: int) -> Profile:
     return wall_ns, _times(request, 1 + passes) - before
 
 
-def _times(request: Any, passes: int) -> Times:
-    """The times of all passes so far, by type of the node: OpenVINO tells the mean of each."""
+def _times(request: Any, passes: int) -> base.Times:
+    """Return the times of all passes so far by type of node, from OpenVINO's means."""
     graph = request.get_compiled_model().get_runtime_model().get_ops()
     layers = {node.get_friendly_name(): dict(node.get_rt_info()) for node in graph}
-    times = Times()
+    times = base.Times()
     for node in request.profiling_info:
         parts = layers.get(node.node_name, {}).get("originalLayersNames")
         attends = parts and re.search("dot_product_attention|softmax", parts.astype(str), re.I)
@@ -169,7 +159,7 @@ def _times(request: Any, passes: int) -> Times:
 
 
 def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:
-    """Read back the number of threads, and the types of the matrix products."""
+    """Raise `MeasurementError` for another number of threads, or type of the matrix products."""
     if (got := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
         raise MeasurementError(f"asked for {pluralize(threads, 'thread')}, openvino uses {got}")
     # In int8 some products of activations stay floats: attention's, after the softmax.

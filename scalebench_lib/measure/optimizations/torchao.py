@@ -7,35 +7,24 @@ import sys
 
 from torch import Tensor, nn
 
-from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.optimizations.base import (
-    ENOUGH_QUANTIZED,
-    OptimizedModel,
-    Target,
-    import_extra,
-    quiet,
-)
+from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.inductor import compile_module
 
 
-def int8(target: Target) -> OptimizedModel:
+def int8(target: base.Target) -> base.OptimizedModel:
     """Linear layers in int8, compiled with the weights as constants."""
     if sys.modules.get("torchao") is None:
         sys.modules.pop("torchao", None)  # `measure` hides it from transformers
-    with quiet():
-        quantization = import_extra("torchao", "torchao.quantization")
+    with base.quiet():
+        quantization = base.import_extra("torchao", "torchao.quantization")
         module = copy.deepcopy(target.model.module)
         quantization.quantize_(module, quantization.Int8DynamicActivationInt8WeightConfig())
-    if (share := quantized_share(module)) < ENOUGH_QUANTIZED:
-        raise MeasurementError(
-            f"optimization 'torchao-int8' does not apply to {target.config.model}: {share:.0%} of "
-            f"its weights are in layers that it quantizes, less than {ENOUGH_QUANTIZED:.0%}"
-        )
+    base.require_quantized(target, quantized_share(module), of="weights")
     return compile_module(target, module, ("freezing",))
 
 
 def quantized_share(module: nn.Module) -> float:
-    """Return the share of the weights of layers, embeddings aside, that are no plain tensors."""
+    """Return the quantized share of the weights of layers, embeddings left out."""
     layers = (part for part in module.modules() if not isinstance(part, nn.Embedding))
     found = (getattr(layer, "weight", None) for layer in layers)
     weights = [part for part in found if isinstance(part, Tensor) and part.dim() > 1]
