@@ -292,7 +292,7 @@ class Chart:
     def _how_to_read(self) -> Iterator[str]:
         if any(line.marks.bounded.any() for line in self.lines):
             intervals = "Bands" if self.many else "Bars"
-            yield f"{intervals}: 95 % interval, of these rounds, where wider than the mark."
+            yield f"{intervals}: 95 % intervals, where wider than the mark."
         if any(line.coarse.any() for line in self.lines):
             yield f"Hollow marks: coarse, fewer than {MIN_TURNS} turns."
         if any(line.missing_at for line in self.lines):

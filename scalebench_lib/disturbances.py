@@ -82,7 +82,7 @@ def _shared(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str
             f"Something else was computing here: it shared {shared} of "
             f"{pluralize(total.turns, 'turn')}, the most at {worst} "
             f"({by_point[worst].shared} of {by_point[worst].turns}). A "
-            "median holds with less than half of its point's turns shared (see results.csv): "
+            "median holds if less than half of the turns of its point were shared (results.csv): "
             f"{advice if unsure else 'so do all here'}."
         )
 

@@ -219,13 +219,18 @@ class Stack:
         found = self.bars(tables.best_threads(known))
         if found.empty:
             raise RequestError(f"{title}: not known at batch size {choices.batch_size}")
-        found = found.sort_values("total")
+        found, captions = found.sort_values("total"), _captions(chosen)
+        unknown = tables.best_threads(chosen[~chosen["config_id"].isin(known["config_id"])])
+        captions["missing"] += [
+            f"{tables.config_label(rows, row['optimization'], row['smt'])}: {title} not known."
+            for row in unknown.to_dict("records")
+        ]
         bars = [
             f"{tables.config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
             for name, smt, how, total in found[_NAMED].itertuples(index=False)
         ]
         return Chart(
-            title=f"{_model(rows)} {title}: batch size {choices.batch_size}",
+            title=f"{_model(rows)}, {title}: batch size {choices.batch_size}",
             x_label=f"{title} ({self.part_unit})",
             y_label="",
             unit=self.part_unit,
@@ -233,7 +238,7 @@ class Stack:
             bars=bars,
             parts=list(self._parts(bars, self.scale * found[list(self.parts)].to_numpy(float))),
             note=self.note,
-            **_captions(chosen),
+            **captions,
         )
 
     def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[Part]:
@@ -258,7 +263,9 @@ _NAMED = ["optimization", "smt", "how", "total"]
 
 def _latency_bars(rows: pd.DataFrame) -> pd.DataFrame:
     slower = (rows["profiled_ms"] / rows["latency_ms"]).astype(float)
-    how = slower.map(lambda times: f" ({times:.1f}× under the profiler)" * (times > MUCH_SLOWER))
+    how = slower.map(
+        lambda times: f" ({times:.1f}× under the profiler)" * (times > findings.MUCH_SLOWER)
+    )
     return rows.assign(total=rows["latency_ms"], how=how)
 
 
@@ -274,9 +281,6 @@ def _memory_bars(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(total=peak / 1e3, how="", held=held, more=peak - held)
 
 
-MUCH_SLOWER = 1.5
-"""The bar says so where the profiler slows passes down by more: their shares may have changed."""
-
 _BLUE, _ORANGE, _GREY = "#1a78c2", "#c05c00", "#6e7681"
 _KIND_COLOURS = (_BLUE, "#7a5cd6", "#3c8a2e", "#0f8a8f", "#d03a4a", _ORANGE, "#8a7400", _GREY)
 STACKS = {
@@ -286,7 +290,7 @@ STACKS = {
         _latency_bars,
         *("ms", "% of a pass", 100),
         {SHARES[kind]: (kind, colour) for kind, colour in zip(SHARES, _KIND_COLOURS, strict=True)},
-        "Under the profiler of what computes, after the timing. A fused kernel does several kinds.",
+        "After the timing, by the profiler of each engine. Fused kernels do several kinds at once.",
     ),
     "start": Stack(
         "Cold start",
@@ -298,15 +302,15 @@ STACKS = {
             "optimize_s": ("optimizing it", _BLUE),
             "first_pass_s": ("first pass", _ORANGE),
         },
-        "For one thread count, without starting Python. Made anew: exporting what was not on disk.",
+        "For one thread count, without starting Python. Made anew: with exporting and compiling.",
     ),
     "memory": Stack(
         "Memory",
         "peak_memory_mb",
         _memory_bars,
         *("GB", "GB", 1e-3),
-        {"held": ("held between turns", _BLUE), "more": ("more at its peak", _GREY)},
-        "Of the whole process, with setting up and verifying.",
+        {"held": ("held between turns", _BLUE), "more": ("extra at its peak", _GREY)},
+        "Of the whole process; the peak includes setting up and verifying.",
     ),
 }
 """The views of bars, by name."""

@@ -15,12 +15,13 @@ import pandas as pd
 
 from scalebench_lib.analysis import tables
 from scalebench_lib.charts import title_of
+from scalebench_lib.config import DEFAULTS
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.operators import BETWEEN, QUANTIZING, SHARES
 from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import EAGER, Results
-from scalebench_lib.stats import ASSUMED_SPREAD, Ratio
+from scalebench_lib.stats import ASSUMED_SPREAD, MIN_TURNS, Ratio
 from scalebench_lib.text import decibels, format_number, pluralize, with_margin
 
 EXACT_DB = 60.0
@@ -28,6 +29,9 @@ EXACT_DB = 60.0
 
 MUCH_QUANTIZING = 0.1
 """Smaller shares of a pass, such as eager's conversion of its mask, are not reported."""
+
+MUCH_SLOWER = 1.5
+"""A profiler that slows passes down by more may have changed the shares of operators."""
 
 MEAN_OFF = 0.05
 """A mean is reported if it differs from its median by more than this, and than its interval."""
@@ -112,7 +116,8 @@ def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[
     more = [f"No measurable difference to {alike}."] if alike else []
     if best["sqnr_db"] < EXACT_DB:
         exact = (row for row in others if row["sqnr_db"] >= EXACT_DB and row["speedup_low"] > 1)
-        more += [f"With less error: {_run(row, rows)}." for row in [next(exact, None)] if row]
+        runs = (f"With less error: {_run(row, rows)}." for row in exact)
+        more.append(next(runs, "With less error, nothing is measurably faster than eager."))
     return [f"Run {_run(best, rows)}.", *more]
 
 
@@ -165,12 +170,13 @@ def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
     setup = row["build_s"] + row["first_pass_s"]
     row = row | {"cached_s": setup + row["optimize_s"], "anew_s": setup + row["optimize_anew_s"]}
     row["memory_mb"] = _memory_mb(row)
+    all_coarse = (rows["coarse"] == 1).all()
     exported = " anew" * bool(number("anew_s") and not number("cached_s"))
     return {
         "Batch size": str(row["batch_size"]),
         "Optimization": _config(row, rows),
         "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
-        "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1),
+        "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1 and not all_coarse),
         f"Throughput, {tables.metric_of(rows, 'throughput').unit}": number("throughput"),
         "Cost, per million": number("cost"),
         "p90, ms": number("latency_ms_p90"),
@@ -193,6 +199,18 @@ def _ties(results: Results, rows: pd.DataFrame, best: Any) -> list[Any]:
     return [row for row in others.to_dict("records") if results.row_ratio(best, row).high >= 1]
 
 
+def _sizes_alike(results: Results, rows: pd.DataFrame, best: Any) -> list[int]:
+    """Return the batch sizes at which the config of `best` has no measurably lower throughput."""
+    same = (rows["optimization"] == best["optimization"]) & (rows["smt"] == best["smt"])
+    others = tables.best_threads(rows[same & (rows["batch_size"] != best["batch_size"])])
+    alike = (
+        row["batch_size"]
+        for row in others.to_dict("records")
+        if results.row_ratio(best, row).high >= best["batch_size"] / row["batch_size"]
+    )
+    return sorted(alike)
+
+
 def findings(results: Results) -> list[str]:
     """Return the answers and observations, a sentence each, by context if there are several."""
     lines = [line for answer in answers(results) for line in answer.lines]
@@ -200,8 +218,10 @@ def findings(results: Results) -> list[str]:
 
 
 def observations(results: Results) -> list[str]:
-    """Return the `findings` other than the `answers`."""
+    """Return the `findings` other than the `answers`; of several allocators, with the default."""
     table, sentences = results.table, list[str]()
+    if (default := table["allocator"] == DEFAULTS["allocator"]).any():
+        table = table[default]
     for context, part in tables.by_context(table):
         if (part["status"] == "ok").any():
             label = tables.context_label(table, context)
@@ -266,7 +286,7 @@ def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[s
         yield f"{subject}: no measurable difference to {other} ({_span(values)}×{how})."
         return
     if len(ratios) > 1:
-        spread = f"median of {_span(values)}"
+        spread = f"median of {len(ratios)}, {_span(values)}"
     else:
         spread = f"{format_number(1 / ratios[0].high)}–{format_number(1 / ratios[0].low)}"
     times = format_number(1 / _median(ratios))
@@ -280,7 +300,12 @@ def _span(values: pd.Series) -> str:
 
 
 def time_sentence(rows: pd.DataFrame) -> str:
-    """Return the operators with the most time in the fastest of `rows`, and the most quantizing."""
+    """Return the operators with the most time in the fastest of `rows`, and the most quantizing.
+
+    Only of rows that their profiler did not slow down much, if there are any.
+    """
+    trusted = rows[~(rows["profiled_ms"] > MUCH_SLOWER * rows["latency_ms"])]
+    rows = rows if trusted.empty else trusted
     rows = rows.sort_values("latency_ms")
     shares = rows[list(SHARES.values())].astype(float).set_axis(list(SHARES), axis=1)
     most, quantizing = str(shares.iloc[0].idxmax()), int(shares[QUANTIZING].argmax())
@@ -301,25 +326,26 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
         best = rows[rows["batch_size"] == batch_size].sort_values("latency_ms").iloc[0]
         if best.threads > 1 and pd.notna(best.scaling):
             value = speedup_label(best, "1 thread", "scaling")
-            yield f"With {point_label(rows, best)}: {value}."
+            yield f"At {point_label(rows, best)}: {value}."
 
 
 def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) -> Fact:
     """Return the lowest latency or the highest throughput of `table`, with its point."""
     rows = _with_mean_off(tables.measured_only(table))
     if metric == "latency":
-        best = rows.sort_values("latency_ms").iloc[0]
-        title, value = "Lowest latency", f"{format_number(best.latency_ms)} ms"
-        mean = f"mean {format_number(best.latency_ms_mean)} ms"
+        title, best = "Lowest latency", rows.sort_values("latency_ms").iloc[0]
+        mean, sizes = f"mean {format_number(best.latency_ms_mean)} ms", list[int]()
     else:
-        best = rows.sort_values("throughput").iloc[-1]
-        unit = tables.metric_of(rows, metric).unit
-        title, value = "Highest throughput", f"{format_number(best.throughput)} {unit}"
+        title, best = "Highest throughput of one copy", rows.sort_values("throughput").iloc[-1]
         mean = f"{format_number(_sustained(best))} sustained"
-    ties = ", ".join(_config(row, rows) for row in _ties(results, rows, best))
+        sizes = _sizes_alike(results, rows, best)
+    quantity = tables.metric_of(rows, metric)
+    value = with_margin(*(float(one[0]) for one in quantity.of(rows.loc[[best.name]])))
+    configs = [_config(row, rows) for row in _ties(results, rows, best)]
+    ties = ", ".join([*(f"batch {size}" for size in sizes), *configs])
     alike = f"no measurable difference to {ties}" if ties else ""
     note = "; ".join(filter(None, [mean if best.mean_off else "", alike]))
-    return Fact(title, value, point_label(rows, best), note)
+    return Fact(title, f"{value} {quantity.unit}", point_label(rows, best), note)
 
 
 def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
@@ -390,11 +416,19 @@ def _reservations(results: Results) -> Iterator[str]:
     """Yield reservations about all ratios and intervals."""
     if results.assumed_spread:
         share = f"{100 * ASSUMED_SPREAD:g} %"
-        yield f"One round only: the spread between processes is assumed to be {share}."
+        yield f"One round only: intervals assume that other processes would differ by {share}."
+    if (results.table["coarse"] == 1).any() and (results.table["coarse"] != 0).all():
+        yield (
+            f"Every point is coarse: it had fewer than {MIN_TURNS} turns. More --max-seconds give "
+            "narrower intervals."
+        )
+    lossy = (one.verification for one in results.records if one.config.weights == "random")
+    if any(one and one.sqnr_db is not None and one.sqnr_db < EXACT_DB for one in lossy):
+        yield "The weights are random: errors of int8 and bf16 differ for trained weights."
     if any(record.schema_version == 1 for record in results.records):
         yield (
-            "Measured by an older scalebench, whose configs did not take turns: their ratios are "
-            "'not measured together'."
+            "Measured by an older scalebench, whose configs did not take turns: their points were "
+            "not measured together."
         )
     yield from _mixed(results.records)
     yield from disturbances(results.records)

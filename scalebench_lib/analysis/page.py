@@ -62,7 +62,7 @@ _COLUMNS = {
     "threads": "Threads",
     "status": "Status",
     "latency_ms": "Latency, ms",
-    "speedup": "× eager",
+    "speedup": "× best eager",
     "speedup_paired": "Ratio",
     "throughput": "Throughput, 1/s",
     "error_db": "Error, dB",

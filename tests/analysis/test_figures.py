@@ -360,6 +360,14 @@ def test_a_profiler_that_slowed_the_passes_down_is_told() -> None:
     slow = none.operators.model_copy(update={"wall_ns": 10**10})
     chart = stacked("time", [none.model_copy(update={"operators": slow}), script], 1)
     assert re.fullmatch(r"eager \(\d+\.\d× under the profiler\): [\d.]+ ms", chart.bars[1])
+    records = [none, script.model_copy(update={"operators": slow})]
+    assert any("batch 1, eager spends" in one for one in findings(Results(records)))
+
+
+def test_a_config_without_a_profile_is_named_under_the_bars() -> None:
+    none, script = factories.small_records([1])
+    chart = stacked("time", [none, script.model_copy(update={"operators": None})], 1)
+    assert chart.missing == ["TorchScript: where the time goes not known."]
 
 
 def test_a_cold_start_with_an_export_is_a_bar_of_its_own() -> None:

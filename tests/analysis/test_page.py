@@ -346,7 +346,7 @@ def test_findings_are_computed_from_the_table() -> None:
     measured = Results(factories.full_records())
     found, table = findings(measured), measured.table
     fastest = table.loc[table["latency_ms"].idxmin()]
-    assert found[0].startswith(f"Lowest latency: {format_number(fastest['latency_ms'])} ms")
+    assert found[0].startswith(f"Lowest latency: {format_number(fastest['latency_ms'])} ± ")
     ratio = re.search(r"TorchScript: ([\d.]+)× as fast as eager", "\n".join(found))
     assert ratio
     assert float(ratio[1]) == pytest.approx(factories.SCRIPT_SPEEDUP, rel=0.05)
@@ -405,7 +405,7 @@ def test_where_the_mean_differs_from_the_median_both_are_said() -> None:
     stops = [1, 1, 1, 4, 1, 1, 1, 4]
     throttled = with_passes(record, lambda passes: map(operator.mul, passes, stops))
     told = "\n".join(findings_of([throttled]))
-    assert re.search(r"Lowest latency: [\d.]+ ms, with .*; mean [\d.]+ ms", told)
+    assert re.search(r"Lowest latency: [\d.± ]+ ms, with .*; mean [\d.]+ ms", told)
     assert re.search(r"inferences/s, with .*; [\d.]+ sustained", told)
     assert "At 2 of 2 points the mean of the passes differs" in told
 
@@ -441,6 +441,35 @@ def test_findings_compare_allocators_with_all_else_equal() -> None:
     records = [*factories.small_records([1]), *factories.small_records([1], allocator="tcmalloc")]
     told = [one for one in findings_of(records) if one.startswith("tcmalloc")]
     assert re.match(r"tcmalloc: no measurable difference to the default allocator", told[-1])
+    compared = [one for one in findings_of(records) if "eager at the same batch size" in one]
+    assert len(compared) == 1
+
+
+def test_batch_sizes_that_serve_as_much_are_named_with_the_highest_throughput() -> None:
+    """Twice the items in twice the time is no higher throughput."""
+    one, other = (
+        next(r for r in factories.small_records([1]) if r.config.optimization == "none")
+        for _ in range(2)
+    )
+    twice = other.model_copy(update={"config": other.config.model_copy(update={"batch_size": 2})})
+    twice = with_passes(twice, lambda passes: (2 * ns for ns in passes))
+    (fact,) = [one for one in findings_of([one, twice]) if one.startswith("Highest throughput")]
+    assert re.search("no measurable difference to batch [12]", fact)
+    assert "no measurable difference" not in findings_of(factories.small_records([1, 64]))[1]
+
+
+def with_few_turns(record: Record) -> Record:
+    """Return `record` with 3 turns a point."""
+    points = (one.model_copy(update={"turns": one.turns[:3]}) for one in record.points)
+    return record.model_copy(update={"points": tuple(points)})
+
+
+def test_a_page_says_once_that_all_of_it_is_coarse() -> None:
+    """And not at each latency."""
+    records = [with_few_turns(record) for record in factories.small_records([1])]
+    assert any(one.startswith("Every point is coarse") for one in findings_of(records))
+    tables = [table for answer in answers(Results(records)) for table in answer.rankings.values()]
+    assert not any(table["Latency, ms"].str.contains("coarse").any() for table in tables)
 
 
 def test_findings_say_nothing_of_what_was_not_measured() -> None:
