@@ -35,10 +35,10 @@ MANY = 16
 MANY_POINTS = MANY // 2
 """Lines of more points have bands for intervals, and small marks."""
 
-HALF_COLUMN = 0.28
+HALF_WIDTH = 0.28
 """Half the width of a column of dots, which are drawn in the order made."""
 
-MIN_LABELLED = 0.07
+MIN_LABEL = 0.07
 """Smaller parts of bars, as a share of the axis, have no room for their value."""
 
 _MAX_MISSING = 5

@@ -18,16 +18,7 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from scalebench_lib.charts import (
-    HALF_COLUMN,
-    MIN_LABELLED,
-    Axis,
-    Cells,
-    Chart,
-    Dots,
-    Line,
-    tick_label,
-)
+from scalebench_lib.charts import HALF_WIDTH, MIN_LABEL, Axis, Cells, Chart, Dots, Line, tick_label
 from scalebench_lib.picture import Picture
 
 DPI = 144
@@ -190,7 +181,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
         axes.barh(part.row, wide, 0.5, left, color=part.colour, edgecolor="white", label=part.label)
         every = zip(part.marks.values, left + wide / 2, part.row, wide, strict=True)
         for value, middle, row, width in every:
-            axes.text(middle, row, value * bool(width > MIN_LABELLED * axis.high), **look)
+            axes.text(middle, row, value * bool(width > MIN_LABEL * axis.high), **look)
     for place, name in enumerate(chart.bars):
         axes.text(0, place - 0.28, name, fontsize=_FONT_POINTS, va="bottom")
     axes.set(ylim=(len(chart.bars) - 0.6, -1.4), yticks=())
@@ -199,7 +190,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
 
 def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     for place, dots in enumerate(columns):
-        x = place + np.linspace(-HALF_COLUMN, HALF_COLUMN, len(dots.passes))
+        x = place + np.linspace(-HALF_WIDTH, HALF_WIDTH, len(dots.passes))
         odd, y = dots.outlier, dots.passes
         axes.plot(x[~odd], y[~odd], ".", color=dots.colour, markersize=4, alpha=0.55)
         axes.plot(x[odd], y[odd], "x", color=_OUTLIER, markersize=5, gid="outlier")

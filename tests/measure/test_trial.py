@@ -204,7 +204,7 @@ def test_passes_rotate_over_inputs(monkeypatch) -> None:
 def _long_passes(monkeypatch) -> None:
     """Passes count as long, however short they are."""
     for name in ("SHORT_PASS_NS", "LONG_PASS_NS"):
-        monkeypatch.setattr(f"scalebench_lib.measure.trial.{name}", 0)
+        monkeypatch.setattr(f"scalebench_lib.measure.turns.{name}", 0)
 
 
 @pytest.mark.usefixtures("_long_passes")
