@@ -19,6 +19,7 @@ from scalebench_lib.measure.optimizations.base import (
     by_torch,
     has_bfloat16,
     has_float16,
+    no_arithmetic,
 )
 
 
@@ -73,7 +74,7 @@ def lowered(target: Target, dtype: torch.dtype) -> nn.Module:
     name, title = target.config.optimization, str(dtype).removeprefix("torch.")
     if not (has_bfloat16() if dtype == torch.bfloat16 else has_float16()):
         raise MeasurementError(
-            f"optimization {name!r} does not apply: this CPU has no {title} arithmetic, "
+            f"optimization {name!r} does not apply: {no_arithmetic(title)}, "
             "and torch would emulate it"
         )
     module = Lowered(target.model.module, dtype)

@@ -24,6 +24,7 @@ from scalebench_lib.measure.optimizations.base import (
     Times,
     has_bfloat16,
     import_extra,
+    no_arithmetic,
     quiet,
 )
 from scalebench_lib.measure.optimizations.export_cache import Metadata, cache_key, export
@@ -49,7 +50,7 @@ def engine(target: Target) -> OptimizedModel:
     floats = "bf16" if precision != "fp32" and capable and has_bfloat16() else "f32"
     if precision == "bf16" and floats != "bf16":
         raise MeasurementError(
-            "optimization 'openvino-bf16' does not apply: this CPU has no bfloat16 arithmetic, "
+            f"optimization 'openvino-bf16' does not apply: {no_arithmetic('bfloat16')}, "
             "and OpenVINO would compute in fp32, or emulate it"
         )
     folder = (_quantized if precision == "int8" else _converted)(ov, target)
