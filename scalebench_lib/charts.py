@@ -333,10 +333,13 @@ class Chart:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """The least and the largest of its values, intervals included."""
+        """The least and the largest of its values, intervals included that have an end."""
         marks = [line.marks for line in self.lines]
-        values = [bound for one in marks for bound in (one.y, one.low, one.high)]
-        every = np.concatenate([*values, *(dots.passes for dots in self.dots)])
+        bounds = np.concatenate([[], *(bound for one in marks for bound in (one.low, one.high))])
+        ends = bounds[(bounds > 0) & (bounds < np.inf)]  # of two noisy turns: 0 to infinity
+        every = np.concatenate(
+            [*(one.y for one in marks), *(dots.passes for dots in self.dots), ends]
+        )
         return float(np.nanmin(every)), float(np.nanmax(every))
 
     @property

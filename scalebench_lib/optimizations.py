@@ -119,11 +119,11 @@ _TABLE = (
     Optimization("compile-bf16", "torch.compile bf16", "inductor:compiled",
         description="torch.compile in bfloat16, on CPUs that have it; needs g++"),
     Optimization("compile-max", "torch.compile max", "inductor:compiled",
-        description="torch.compile: max-autotune, frozen, C++ wrapper; needs g++, takes minutes"),
+        description="torch.compile: max-autotune, frozen, C++ wrapper; needs g++, minutes a trial"),
     Optimization("compile-max-bf16", "torch.compile max bf16", "inductor:compiled",
         description="compile-max in bfloat16, on CPUs that have it"),
     Optimization("torchao-int8", "torchao int8", "torchao:int8", needs=("torchao",),
-        description="torchao, dynamic int8, compiled; models of linear layers; needs g++"),
+        description="torchao, dynamic int8, compiled in each trial; linear layers; needs g++"),
     Optimization("fp16", "eager fp16", "native:low_precision", any_batch=True,
         description="eager PyTorch in float16; any model, on CPUs that have it (AVX512-FP16, ARM)"),
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench_lib.analysis.draw import draw
 from scalebench_lib.charts import (
     Chart,
     Line,
@@ -65,6 +66,15 @@ def test_a_scale_that_is_asked_for_overrules_the_automatic_choice() -> None:
     """Either way."""
     assert not replace(chart(1, 500), scale="linear").y.log
     assert replace(chart(1, 2), scale="log").y.log
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_an_interval_without_end_does_not_stretch_the_axis(scale: str) -> None:
+    """Two noisy turns say nothing: a speed-up from 0 to infinity."""
+    endless = replace(chart(3).lines[0].marks, low=np.zeros(1), high=np.full(1, np.inf))
+    drawn = replace(chart(3), scale=scale, lines=[replace(chart(3).lines[0], marks=endless)])
+    assert drawn.extent == (3, 3)
+    assert draw(drawn).png()
 
 
 def test_the_alternative_text_holds_the_ends_of_each_line() -> None:

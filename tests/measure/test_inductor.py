@@ -13,6 +13,7 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.optimizations.base import Target
+from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
 from scalebench_lib.measure.optimizations.inductor import compile_module, compiled
 
 
@@ -80,6 +81,16 @@ def test_weights_are_frozen_where_that_is_asked_for() -> None:
         plain = compiled(target(Linear()))
         assert not torch._inductor.config.freezing
         assert "freezing" not in plain.engine
+
+
+def test_what_no_cache_keeps_is_compiled_anew() -> None:
+    """Packed weights, each time: its set-up is not one from disk."""
+    module = Linear()
+    for _ in range(2):
+        before = LOOKUPS.copy()
+        with torch.inference_mode():
+            compile_module(target(module), module, ("freezing",)).runner(torch.get_num_threads())
+        assert cache_state(before) == "empty"
 
 
 def test_a_module_that_would_be_compiled_in_pieces_is_refused() -> None:

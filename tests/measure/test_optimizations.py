@@ -106,6 +106,16 @@ def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
         OPTIMIZATIONS[name].apply(target)
 
 
+def test_a_limit_of_the_cpu_is_named(monkeypatch) -> None:
+    """The CPU may have the type, and oneDNN be told to do without."""
+    monkeypatch.setattr(native, "has_bfloat16", lambda: False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(
+        MeasurementError, match="no bfloat16 arithmetic with ONEDNN_MAX_CPU_ISA=AVX2, and torch"
+    ):
+        bf16(LOWERED)
+
+
 def test_fp16_is_verified_as_fp16(monkeypatch) -> None:
     """More exact than bfloat16, and less than fp32."""
     monkeypatch.setattr(base, "multiplies_in", lambda _: True)
@@ -162,7 +172,8 @@ def test_an_engine_that_is_not_installed_names_its_extra(monkeypatch, name: str)
     package = name.partition("-")[0]
     missing = {"torchao": "torchao.quantization"}.get(package, package)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MeasurementError, match=rf"pip install -e '.\[{package}\]'"):
+    told = rf"^{package}\S* cannot be imported: pip install -e '.\[{package}\]'"
+    with pytest.raises(MeasurementError, match=told):
         OPTIMIZATIONS[name].apply(TARGET)
 
 

@@ -106,6 +106,12 @@ def multiplies_in(precision: Precision) -> bool:
     return bool(supported) and _is_faster(DTYPES[precision])
 
 
+def no_arithmetic(title: str) -> str:
+    """Say that this CPU does not compute in the type `title`, and the limit it was given."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"this CPU has no {title} arithmetic{f' with ONEDNN_MAX_CPU_ISA={limit}' * bool(limit)}"
+
+
 def _is_faster(dtype: torch.dtype) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -161,5 +167,5 @@ def import_extra(name: str, *modules: str) -> ModuleType:
         return first
     except ImportError as error:
         raise MeasurementError(
-            f"optimization {name!r} needs {error.name or name}: pip install -e '.[{name}]'"
+            f"{error.name or name} cannot be imported: pip install -e '.[{name}]'"
         ) from None

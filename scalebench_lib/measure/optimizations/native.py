@@ -68,8 +68,8 @@ def lowered(target: base.Target) -> nn.Module:
     name, dtype = target.config.optimization, _dtype(target)
     if not base.multiplies_in(OPTIMIZATIONS[name].precision):
         raise MeasurementError(
-            f"optimization {name!r} does not apply: this CPU has no "
-            f"{str(dtype).removeprefix('torch.')} arithmetic, and torch would emulate it"
+            f"optimization {name!r} does not apply: {base.no_arithmetic(str(dtype).removeprefix('torch.'))}, "
+            "and torch would emulate it"
         )
     module = Lowered(target.model.module, dtype)
     one_item = (part[:1] for part in target.inputs)

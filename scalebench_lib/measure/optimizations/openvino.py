@@ -39,7 +39,7 @@ def engine(target: base.Target) -> base.OptimizedModel:
     floats = "bf16" if precision != "fp32" and capable and base.multiplies_in("bf16") else "f32"
     if precision == "bf16" and floats != "bf16":
         raise MeasurementError(
-            "optimization 'openvino-bf16' does not apply: this CPU has no bfloat16 arithmetic, "
+            f"optimization 'openvino-bf16' does not apply: {base.no_arithmetic('bfloat16')}, "
             "and OpenVINO would compute in fp32, or emulate it"
         )
     folder = (_quantized if precision == "int8" else _converted)(ov, target)
