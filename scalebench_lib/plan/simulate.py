@@ -70,8 +70,8 @@ class ServiceTimes:
         """
         known = sorted(samples)
         curves = np.array([np.quantile(samples[size], _QUANTILES) for size in known])
-        found = np.array([np.interp(sizes, known, curve) for curve in curves.T])
-        return cls(dict(zip(sizes, found.T.tolist(), strict=True)), cores)
+        shares = np.array([np.interp(sizes, known, one) for one in np.eye(len(known))])
+        return cls(dict(zip(sizes, (shares.T @ curves).tolist(), strict=True)), cores)
 
     @property
     def capacity(self) -> float:
