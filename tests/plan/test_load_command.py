@@ -35,8 +35,8 @@ def test_a_plan_for_a_rate_is_made_and_then_run_under_load(scalebench, out: Path
     assert (code, len(trouble.splitlines())) == (2, 1)
     assert "has no plan for requests" in trouble
     _, said, _ = scalebench("plan", out, "--rate", 20, "--slo-ms", 500, "--percentile", 90)
-    assert "1: " in said
-    assert "p90" in said
+    assert "requests/s with a p90 of" in said
+    assert "deployment" in said
     assert "taskset -c" in said
     planned = json.loads((out / "plan.json").read_text())
     assert planned["rate"] == 20
