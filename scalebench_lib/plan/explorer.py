@@ -20,9 +20,6 @@ from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, s
 REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)
 """The numbers that each question asks with."""
 
-_PATIENCE = 5
-"""The limit where none was asked for, in passes of the fastest instance."""
-
 
 def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Question]:
     """Return the evidence in `out`, and the question by the parameters in a notebook's `namespace`.
@@ -38,8 +35,8 @@ def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Que
 
 
 def _limit(context: Context) -> float:
-    """Return a limit in ms that some rate keeps to as a rule, of two digits."""
-    return float(f"{_PATIENCE * min(one.latency_ms for one in context.profile.instances):.2g}")
+    """Return five times the fastest pass in ms, of two digits: some rate keeps to it as a rule."""
+    return float(f"{5 * min(one.latency_ms for one in context.profile.instances):.2g}")
 
 
 class PlanExplorer(widgets.Box):  # type: ignore[misc]

@@ -164,7 +164,7 @@ def by_rate(curve: Sequence[Prediction], every: Sequence[LoadRun]) -> Picture:
         if known := [run for run in runs if q in run.percentiles]:
             middle, *ends = np.transpose([run.percentiles[q] for run in known])
             reach = np.nan_to_num(np.abs(ends - middle), posinf=0.0)
-            look = {"fmt": "o", "color": colour, "label": f"p{q:g} measured"}
+            look: dict[str, Any] = {"fmt": "o", "color": colour, "label": f"p{q:g} measured"}
             axes.errorbar([run.rate for run in known], middle, reach, **look)
     for run in runs:
         if run.log.overloaded:
