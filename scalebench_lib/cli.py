@@ -321,9 +321,9 @@ def plan(
     from scalebench_lib.plan.report import commands
     from scalebench_lib.plan.search import Predictor
 
-    asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
-    asked |= {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
-    question = Question.of(**asked, **of)
+    served = {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
+    on = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
+    question = Question.of(**served, **on, **of)
     context = Context.load(out, question.request)
     with console.status("") as line:
         answer = question.answer(Predictor(context, line.update))

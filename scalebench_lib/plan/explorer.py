@@ -14,7 +14,7 @@ from scalebench_lib.picture import Picture
 from scalebench_lib.plan import figures
 from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.decide import Context
-from scalebench_lib.plan.search import QUICK, Predictor
+from scalebench_lib.plan.search import Predictor
 from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, slider, status
 
 REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)
@@ -47,7 +47,7 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
     """
 
     def __init__(self, context: Context, question: Question) -> None:
-        self._predictor = Predictor(context, stages=QUICK)
+        self._predictor = Predictor(context, quick=True)
         request, target = question.request, question.target
         kinds = [("requests as they come", REQUESTS), ("one batch at a time", BATCH)]
         self.question = buttons("Serve", kinds)

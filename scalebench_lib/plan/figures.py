@@ -107,7 +107,7 @@ def _latency_throughput(plans: Sequence[Plan]) -> tuple[list[float], list[float]
 def predictions(context: Context) -> Picture:
     """Draw what plans and requests took over what had been predicted then."""
     seen = [(plan, plan.interval_ms) for plan in context.runs if np.isfinite(plan.predicted_ms)]
-    rows = [(len(p.instances) > 1, p.predicted_ms, i.value, i.low, i.high) for p, i in seen]
+    rows = [(+(len(p.instances) > 1), p.predicted_ms, i.value, i.low, i.high) for p, i in seen]
     loads = [(run, run.percentile) for run in context.loads if run.percentile in run.percentiles]
     rows += [(2, run.predicted_ms[q], *run.percentiles[q]) for run, q in loads]
     if not rows:

@@ -50,8 +50,8 @@ _STAGES = ((2_000, 10), (20_000, 5), (100_000, 5))
 In the first stage no batch waits; those that go on do so with each of `WAITS_MS`.
 """
 
-QUICK = ((500, 3), (2_000, 2), (7_000, 1))
-"""For an answer at once; p99.9 needs 6,636 requests."""
+_QUICK = ((500, 3), (2_000, 2), (7_000, 1))
+"""For an answer at once, without fat and thin; p99.9 needs 6,636 requests."""
 
 _SEARCH_S = 15.0
 """For the first stage, which begins with those of most capacity."""
@@ -104,8 +104,12 @@ class Predictor:
 
     context: Context
     say: Say = lambda _: None
-    stages: Sequence[tuple[int, int]] = field(default_factory=lambda: _STAGES)
+    quick: bool = False
     _services: dict[Any, ServiceTimes] = field(default_factory=dict)
+
+    @property
+    def _stages(self) -> tuple[tuple[int, int], ...]:
+        return _QUICK if self.quick else _STAGES
 
     @cached_property
     def _alone(self) -> Mapping[_Kind, _Samples]:
@@ -172,7 +176,7 @@ class Predictor:
 
     def curve(self, deployment: Deployment, target: Target) -> list[Prediction]:
         """Return the deployment at rates that ascend, closest around the highest that holds."""
-        unit = arrival_times("poisson", 1, min(20_000, self.stages[-1][0]))
+        unit = arrival_times("poisson", 1, min(20_000, self._stages[-1][0]))
         rates = {target.rate, *np.linspace(0.1, 0.95, 7) * self.capacity(deployment)} - {0.0}
         found = [self._at(deployment, rate, unit, target) for rate in rates]
         found += self._bisected(deployment, target, unit)
@@ -198,17 +202,18 @@ class Predictor:
 
         Raises `RequestError`, with the highest rate that can be had, if none holds.
         """
-        if not supports_percentile(simulated := self.stages[-1][0], target.percentile):
+        if not supports_percentile(simulated := self._stages[-1][0], target.percentile):
             raise RequestError(
                 f"percentile: p{target.percentile:g} needs {requests_for(target.percentile):,} "
                 f"requests, of which {simulated:,} are simulated here: ask for a lower one"
             )
         able = [one for one in self.deployments() if self.capacity(one) > target.rate]
         able.sort(key=self.capacity, reverse=True)
-        for stage, (requests, most) in enumerate(self.stages):
+        for stage, (requests, most) in enumerate(self._stages):
             found = self._simulated(able, target, requests, first=not stage)
-            best = found[: most if target.rate else max(3, most // 5)]
-            kept = dict.fromkeys([*(one.deployment for one in best), *self._first_of_each(found)])
+            best = found[: most if target.rate else min(most, 3)]
+            baselines = [] if self.quick else self._first_of_each(found)
+            kept = dict.fromkeys([*(one.deployment for one in best), *baselines])
             able = list(kept) if stage else [w for one in kept for w in _with_waits(one)]
         if found and found[0].holds:
             return found
@@ -224,7 +229,7 @@ class Predictor:
             if time.monotonic() > given_up:
                 break
             self.say(f"{number} of {len(able)} simulated, {requests:,} requests each")
-            always = not first and baseline(one, self.context.cores)
+            always = not (first or self.quick) and baseline(one, self.context.cores)
             least = 0.0 if always else 0.8 * max((other.rate for other in found), default=0.0)
             asked = [self._at(one, target.rate, unit, target)] if target.rate else []
             tried = (each for each in self._bisected(one, target, unit, least) if each.holds)

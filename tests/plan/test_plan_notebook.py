@@ -19,7 +19,7 @@ from scalebench_lib.plan.explorer import BATCH, PlanExplorer, from_notebook
 from scalebench_lib.plan.interference import Interference
 from scalebench_lib.plan.load import Deployment, LoadRun, keep
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.search import _STAGES, QUICK, Predictor
+from scalebench_lib.plan.search import Predictor
 from scalebench_lib.plan.simulate import Batching, Log
 from scalebench_lib.text import format_number
 from tests import factories
@@ -150,9 +150,7 @@ def test_command_and_explorer_agree(loaded: Context) -> None:
     """On the highest rate, by as many fewer requests as an answer at once takes."""
     for limit in (100.0, 300.0):
         question = Question.of(slo_ms=limit)
-        exact, quick = (
-            question.answer(Predictor(loaded, stages=stages)) for stages in (_STAGES, QUICK)
-        )
+        exact, quick = (question.answer(Predictor(loaded, quick=quick)) for quick in (False, True))
         rates = [
             float(re.search(r": ([\d.]+) requests/s", o.sentences[0])[1]) for o in (exact, quick)
         ]
