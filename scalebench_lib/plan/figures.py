@@ -25,7 +25,7 @@ _IDLE, _INK, _PALE, _MARK = "0.93", "0.25", "0.55", "#0072b2"
 _ROW = 16
 """Cores in a row of the picture of cores."""
 
-_RUN = {"a batch, one instance": "s", "a batch, several": "o", "percentile of requests": "^"}
+_RUN = ("a batch, one instance", "s"), ("a batch, several", "o"), ("requests, their tail", "^")
 
 CLOSE = 0.1
 """What a prediction may be off by: the band in the picture of predictions."""
@@ -120,7 +120,8 @@ def predictions(context: Context) -> Picture:
     axes.fill_between(ends, ends * (1 - CLOSE), ends * (1 + CLOSE), color=_IDLE)
     axes.plot(ends, ends, color=_PALE, linewidth=1)
     reach = np.where(np.isfinite(high), [measured - low, high - measured], 0)
-    for kind, (label, mark) in enumerate(_RUN.items()):
+    for kind in np.unique(kinds):
+        label, mark = _RUN[int(kind)]
         points = predicted[kinds == kind], measured[kinds == kind], reach[:, kinds == kind]
         axes.errorbar(*points, fmt=mark, color=_MARK, label=label)
     logarithmic(axes, "x", "y")

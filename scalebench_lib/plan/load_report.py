@@ -32,15 +32,16 @@ def comparison(
     target, measured = best.target, {run.deployment: run for run in runs}
     q, seen = f"p{target.percentile:g}", bool(runs)
     title = f"{q} within {target.slo_ms:g} ms; predicted times in ms"
-    table = report.new_table("", "deployment", title=Text(title))
+    table = report.new_table("", title=Text(title))
     for name in ("requests/s", "p50", q, *["measured"] * seen):
         table.add_column(name, justify="right", overflow="fold")
+    table.add_column("deployment", overflow="fold")
     for one in found:
         names = "plan" * (one is best), baseline(one.deployment, cores)
         numbers = one.rate, 1e3 * float(np.median(one.log.latency_s)), one.reached_ms
-        cells = [" ".join(names).strip(), str(one.deployment), *map(format_number, numbers)]
         run = measured.get(one.deployment)
-        cells += [_measured(run) if run else ""] * seen
+        told = [*map(format_number, numbers), *[_measured(run) if run else ""] * seen]
+        cells = [" ".join(names).strip(), *told, str(one.deployment)]
         table.add_row(*map(Text, cells), style="bold" if one is best else None)
     return table
 

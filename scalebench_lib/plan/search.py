@@ -50,7 +50,7 @@ _STAGES = ((2_000, 10), (20_000, 5), (100_000, 5))
 In the first stage no batch waits; those that go on do so with each of `WAITS_MS`.
 """
 
-_QUICK = ((500, 3), (2_000, 2), (7_000, 1))
+_QUICK = ((500, 2), (2_000, 1), (7_000, 1))
 """For an answer at once, without fat and thin; p99.9 needs 6,636 requests."""
 
 _SEARCH_S = 15.0
@@ -176,7 +176,8 @@ class Predictor:
 
     def curve(self, deployment: Deployment, target: Target) -> list[Prediction]:
         """Return the deployment at rates that ascend, closest around the highest that holds."""
-        unit = arrival_times("poisson", 1, min(20_000, self._stages[-1][0]))
+        enough = (n for n, _ in self._stages[1:] if supports_percentile(n, target.percentile))
+        unit = arrival_times("poisson", 1, next(enough, self._stages[-1][0]))
         rates = {target.rate, *np.linspace(0.1, 0.95, 7) * self.capacity(deployment)} - {0.0}
         found = [self._at(deployment, rate, unit, target) for rate in rates]
         found += self._bisected(deployment, target, unit)

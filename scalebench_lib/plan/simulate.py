@@ -49,7 +49,7 @@ class Batching(StrictModel):
         return self.sizes[bisect_left(self.sizes, count)]
 
     def __str__(self) -> str:
-        waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_batch > 1)
+        waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_wait_ms > 0)
         return f"batches of up to {self.max_batch}{waits}"
 
 
