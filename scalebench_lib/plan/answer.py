@@ -27,9 +27,7 @@ class Question(StrictModel):
     target: Target
 
     @classmethod
-    def of(
-        cls, rate: Any = None, percentile: Any = 99.0, max_seconds: Any = 10.0, **of: Any
-    ) -> Question:
+    def of(cls, rate: Any = 0, percentile: Any = 99, max_seconds: Any = 10, **of: Any) -> Question:
         """Check the values, and those `of` the request.
 
         Raises `RequestError` where they are wrong, too few or contradict each other.
@@ -54,8 +52,7 @@ class Question(StrictModel):
 class Answer:
     """The best plan, what was considered, and the findings; the rest takes a moment.
 
-    `verified` runs the best for real, and returns the answer by what was measured: its arguments
-    are called before each step, and with each load test.
+    `verified` runs the best: its arguments are called before each step, and with each load test.
     """
 
     decision: Decision

@@ -10,15 +10,13 @@ import ipywidgets as widgets
 
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.notebook import WIDGET, is_interactive, parameters
-from scalebench_lib.picture import Picture
 from scalebench_lib.plan import figures
 from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.decide import Context
 from scalebench_lib.plan.search import Predictor
 from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, slider, status
 
-REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)
-"""The numbers that each question asks with."""
+REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)  # asked with these numbers
 
 
 def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Question]:
@@ -73,7 +71,7 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
         self._answer()
 
     def _answer(self, _change: object = None) -> None:
-        charts = list[Picture]()
+        charts: list[Any] = []
         for name, field in self.numbers.items():
             field.layout.display = "flex" if name in self.question.value else "none"
         asked = {name: self.numbers[name].value for name in self.question.value}

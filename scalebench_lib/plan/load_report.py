@@ -31,8 +31,7 @@ def comparison(
     """Return deployments as a table: predicted on that many `cores`, and measured in `runs`."""
     target, measured = best.target, {run.deployment: run for run in runs}
     q, seen = f"p{target.percentile:g}", bool(runs)
-    title = f"{q} within {target.slo_ms:g} ms; predicted times in ms"
-    table = report.new_table("", title=Text(title))
+    table = report.new_table("", title=Text(f"{q} within {target.slo_ms:g} ms; times in ms"))
     for name in ("requests/s", "p50", q, *["measured"] * seen):
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("deployment", overflow="fold")
@@ -49,8 +48,7 @@ def comparison(
 def _measured(run: LoadRun) -> str:
     """Return the percentile that a run was asked about, at the rate that it had."""
     none = "unknown: the queue grew" if run.log.overloaded else "unknown: too few requests"
-    known = run.percentile in run.percentiles
-    reached = f"{_percentile(run, run.percentile)} ms" if known else none
+    reached = f"{_percentile(run, q)} ms" if (q := run.percentile) in run.percentiles else none
     return f"{reached}, at {format_number(run.rate)}/s"
 
 
@@ -62,8 +60,7 @@ def answer(predictor: Predictor, best: Prediction, run: LoadRun | None = None) -
     yield f"{serves} with a {q} of {ms} ms, a median of {median_ms} ms (predicted)"
     if run:
         kept = {True: "kept", False: "not kept", None: "in doubt: the interval holds it"}
-        limit = f"the limit of {run.slo_ms:g} ms is {kept[run.holds]}"
-        yield f"measured: a {q} of {_measured(run)}; {limit}"
+        yield f"measured: a {q} of {_measured(run)}; {run.slo_ms:g} ms are {kept[run.holds]}"
     if not predictor.context.record:
         yield "an import has mean times alone: the tails of requests are longer than predicted"
     if predictor.slowdown_unknown(best.deployment):

@@ -226,9 +226,8 @@ class Predictor:
         """Return `able` at the target's rate, or each at its highest, the best first."""
         unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
         given_up = time.monotonic() + (_SEARCH_S if first else inf)
-        for number, one in enumerate(able, 1):
-            if time.monotonic() > given_up:
-                break
+        in_time = itertools.takewhile(lambda _: time.monotonic() < given_up, enumerate(able, 1))
+        for number, one in in_time:
             self.say(f"{number} of {len(able)} simulated, {requests:,} requests each")
             always = not (first or self.quick) and baseline(one, self.context.cores)
             least = 0.0 if always else 0.8 * max((other.rate for other in found), default=0.0)
