@@ -28,10 +28,7 @@ class Question(StrictModel):
 
     @classmethod
     def of(cls, rate: Any = 0, percentile: Any = 99, max_seconds: Any = 10, **of: Any) -> Question:
-        """Check the values, and those `of` the request.
-
-        Raises `RequestError` where they are wrong, too few or contradict each other.
-        """
+        """Check the values, and those `of` the request; `RequestError` says what is wrong."""
         request = Request.of(**of)
         if rate and request.batch_size:
             raise RequestError("rate: asks for requests, batch_size for one batch: leave one out")
@@ -42,8 +39,7 @@ class Question(StrictModel):
     def answer(self, predictor: Predictor) -> Answer:
         """Return what is predicted to be best; `RequestError` says what cannot be had."""
         if self.request.batch_size:
-            limits = Limits(max_seconds=self.target.max_seconds)
-            return _of_batch(predictor.context.decide(self.request), limits)
+            return _of_batch(predictor.context.decide(self.request), self.target.max_seconds)
         narrowed = replace(predictor, context=predictor.context.narrowed(self.request))
         return _of_requests(narrowed, self.request, narrowed.search(self.target))
 
@@ -64,7 +60,8 @@ class Answer:
     verified: Callable[..., Answer]
 
 
-def _of_batch(decision: Decision, limits: Limits) -> Answer:
+def _of_batch(decision: Decision, max_seconds: float) -> Answer:
+    limits = Limits(max_seconds=max_seconds)
     return Answer(
         decision,
         report.comparison(decision),
@@ -72,7 +69,7 @@ def _of_batch(decision: Decision, limits: Limits) -> Answer:
         chart=partial(figures.frontier, decision.context),
         costs=partial(report.costs, decision),
         save=partial(report.save, decision),
-        verified=lambda say, *_: _of_batch(decide.verify(decision, limits, say), limits),
+        verified=lambda say, *_: _of_batch(decide.verify(decision, limits, say), max_seconds),
     )
 
 

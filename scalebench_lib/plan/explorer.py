@@ -22,26 +22,23 @@ REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)  # asked wit
 def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Question]:
     """Return the evidence in `out`, and the question by the parameters in a notebook's `namespace`.
 
-    Raises `RequestError` for an unknown parameter or a wrong value.
+    A limit that is not asked for is five times the fastest pass. Raises `RequestError` for an
+    unknown parameter or a wrong value.
     """
     values, other = parameters(namespace), {"out", "verify", "price_per_hour"}
     asked = {name: value for name, value in values.items() if name not in other}
     limited = asked.get("batch_size") or asked.get("slo_ms")
     question = Question.of(**asked if limited else asked | {"slo_ms": 1.0})
     context = Context.load(out, question.request)
-    return context, question if limited else Question.of(**asked | {"slo_ms": _limit(context)})
-
-
-def _limit(context: Context) -> float:
-    """Return five times the fastest pass in ms, of two digits: some rate keeps to it as a rule."""
-    return float(f"{5 * min(one.latency_ms for one in context.profile.instances):.2g}")
+    fastest_ms = min(one.latency_ms for one in context.profile.instances)
+    usual = {"slo_ms": float(f"{5 * fastest_ms:.2g}")}
+    return context, question if limited else Question.of(**asked | usual)
 
 
 class PlanExplorer(widgets.Box):  # type: ignore[misc]
     """Asks `context` on from `question`: requests or a batch, cores, an optimization.
 
-    `answer` says what is best, or why nothing is; the `pictures` show latency by rate, or
-    throughput, and where the instances run.
+    `answer` says what is best, or why nothing is; `pictures` are its chart, and where it runs.
     """
 
     def __init__(self, context: Context, question: Question) -> None:
@@ -52,7 +49,7 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
         self.question.value = BATCH if request.batch_size else REQUESTS
         self.numbers = {
             "rate": number("Requests/s", target.rate),
-            "slo_ms": number("Limit (ms)", request.slo_ms or _limit(context)),
+            "slo_ms": number("Limit (ms)", target.slo_ms or 100.0),
             "percentile": number("Percentile", target.percentile),
             "batch_size": number("Batch", request.batch_size or context.profile.batch_sizes[-1]),
         }

@@ -46,7 +46,6 @@ def comparison(
 
 
 def _measured(run: LoadRun) -> str:
-    """Return the percentile that a run was asked about, at the rate that it had."""
     none = "unknown: the queue grew" if run.log.overloaded else "unknown: too few requests"
     reached = f"{_percentile(run, q)} ms" if (q := run.percentile) in run.percentiles else none
     return f"{reached}, at {format_number(run.rate)}/s"

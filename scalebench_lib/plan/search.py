@@ -53,8 +53,8 @@ In the first stage no batch waits; those that go on do so with each of `WAITS_MS
 _QUICK = ((500, 2), (2_000, 1), (7_000, 1))
 """For an answer at once, without fat and thin; p99.9 needs 6,636 requests."""
 
-_SEARCH_S = 15.0
-"""For the first stage, which begins with those of most capacity."""
+_SEARCH_S = (15.0, 0.3)
+"""For the first stage, which begins with those that promise most; and for a quick one."""
 
 _ENOUGH = 20
 """Batches of a size under load, before their times count in simulations."""
@@ -106,10 +106,6 @@ class Predictor:
     say: Say = lambda _: None
     quick: bool = False
     _services: dict[Any, ServiceTimes] = field(default_factory=dict)
-
-    @property
-    def _stages(self) -> tuple[tuple[int, int], ...]:
-        return _QUICK if self.quick else _STAGES
 
     @cached_property
     def _alone(self) -> Mapping[_Kind, _Samples]:
@@ -176,8 +172,9 @@ class Predictor:
 
     def curve(self, deployment: Deployment, target: Target) -> list[Prediction]:
         """Return the deployment at rates that ascend, closest around the highest that holds."""
-        enough = (n for n, _ in self._stages[1:] if supports_percentile(n, target.percentile))
-        unit = arrival_times("poisson", 1, next(enough, self._stages[-1][0]))
+        sizes = [requests for requests, _ in (_QUICK if self.quick else _STAGES)][1:]
+        enough = (size for size in sizes if supports_percentile(size, target.percentile))
+        unit = arrival_times("poisson", 1, next(enough, sizes[-1]))
         rates = {target.rate, *np.linspace(0.1, 0.95, 7) * self.capacity(deployment)} - {0.0}
         found = [self._at(deployment, rate, unit, target) for rate in rates]
         found += self._bisected(deployment, target, unit)
@@ -203,14 +200,13 @@ class Predictor:
 
         Raises `RequestError`, with the highest rate that can be had, if none holds.
         """
-        if not supports_percentile(simulated := self._stages[-1][0], target.percentile):
-            raise RequestError(
-                f"percentile: p{target.percentile:g} needs {requests_for(target.percentile):,} "
-                f"requests, of which {simulated:,} are simulated here: ask for a lower one"
-            )
+        stages, q = _QUICK if self.quick else _STAGES, target.percentile
+        if not supports_percentile(most := stages[-1][0], q):
+            needed = f"p{q:g} needs {requests_for(q):,} requests, but {most:,} are simulated here"
+            raise RequestError(f"percentile: {needed}: ask for a lower one")
         able = [one for one in self.deployments() if self.capacity(one) > target.rate]
-        able.sort(key=self.capacity, reverse=True)
-        for stage, (requests, most) in enumerate(self._stages):
+        able.sort(key=lambda one: self._promise(one, target))
+        for stage, (requests, most) in enumerate(stages):
             found = self._simulated(able, target, requests, first=not stage)
             best = found[: most if target.rate else min(most, 3)]
             baselines = [] if self.quick else self._first_of_each(found)
@@ -220,12 +216,18 @@ class Predictor:
             return found
         raise RequestError(self._why_nothing(target))
 
+    def _promise(self, one: Deployment, target: Target) -> tuple[bool, float]:
+        """Return a key: first full batches within the limit, then a soon answer or capacity."""
+        took_s, capacity = self.service(one)[0][0].mean_s.values(), self.capacity(one)
+        soon = min(took_s) / (1 - target.rate / capacity) if target.rate else -capacity
+        return 1e3 * max(took_s) > target.slo_ms, soon
+
     def _simulated(
         self, able: Sequence[Deployment], target: Target, requests: int, first: bool
     ) -> list[Prediction]:
         """Return `able` at the target's rate, or each at its highest, the best first."""
         unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
-        given_up = time.monotonic() + (_SEARCH_S if first else inf)
+        given_up = time.monotonic() + (_SEARCH_S[self.quick] if first else inf)
         in_time = itertools.takewhile(lambda _: time.monotonic() < given_up, enumerate(able, 1))
         for number, one in in_time:
             self.say(f"{number} of {len(able)} simulated, {requests:,} requests each")

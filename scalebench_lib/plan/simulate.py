@@ -73,10 +73,15 @@ class ServiceTimes:
         shares = np.array([np.interp(sizes, known, one) for one in np.eye(len(known))])
         return cls(dict(zip(sizes, (shares.T @ curves).tolist(), strict=True)), cores)
 
-    @property
+    @cached_property
+    def mean_s(self) -> dict[int, float]:
+        """Mean time by size."""
+        return {size: float(np.mean(times)) for size, times in self.by_size.items()}
+
+    @cached_property
     def capacity(self) -> float:
         """Requests/s that it serves alone, if it is always busy."""
-        return float(max(size / np.mean(times) for size, times in self.by_size.items()))
+        return max(size / mean for size, mean in self.mean_s.items())
 
 
 @dataclass(frozen=True)
