@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import webbrowser
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -32,9 +32,7 @@ from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
     from scalebench_lib.analysis.compare import Comparison
-    from scalebench_lib.plan.decide import Context, Decision, Request
     from scalebench_lib.plan.load import LoadRun
-    from scalebench_lib.plan.runner import Limits
     from scalebench_lib.sweep.run import SweepRun
 
 app = typer.Typer(
@@ -320,70 +318,31 @@ def plan(
     With --rate or --slo-ms it is for requests, with --batch-size for one batch. With --verify the
     best plans are proved by running them.
     """
-    from scalebench_lib.plan.decide import Context, Request
+    from scalebench_lib.plan.answer import Question
+    from scalebench_lib.plan.decide import Context
     from scalebench_lib.plan.report import commands
-    from scalebench_lib.plan.runner import Limits
+    from scalebench_lib.plan.search import Predictor
 
-    asked = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
-    request = Request.of(**asked, **of, slo_ms=slo_ms)
-    limits = Limits.from_input({"max_seconds": max_seconds})
-    context = Context.load(out, request)
-    if rate and batch_size:
-        raise RequestError("rate: asks for requests, --batch-size for one batch: leave one out")
-    if batch_size:
-        found = _plan_batch(context, request, limits if verify else None, if_busy)
-    else:
-        target = {"rate": rate or 0.0, "percentile": percentile, "seconds": max_seconds}
-        target |= {"slo_ms": slo_ms} if slo_ms is not None else {}
-        found = _plan_requests(context.narrowed(request), target, verify, if_busy)
-    decision, costs, path = found
-    console.print(*commands(decision), "", sep="\n", soft_wrap=True)  # to be copied
+    served = {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
+    on = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
+    question = Question.of(**served, **on, **of)
+    context = Context.load(out, question.request)
+    with console.status("") as line:
+        answer = question.answer(Predictor(context, line.update))
+    if verify:
+        with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
+            answer = answer.verified(line.update, _show_load(out))
+    path = answer.save()
+    console.say(answer.table, *answer.sentences, "")
+    console.print(*commands(answer.decision), "", sep="\n", soft_wrap=True)  # to be copied
     if price_per_hour is not None:
-        console.say(*costs(price_per_hour), "")
+        console.say(*answer.costs(price_per_hour), "")
     if export:
         from scalebench_lib.measure.optimizations import engine_files
         from scalebench_lib.plan.export import export as write
 
-        console.say(f"exported: {write(decision, export, engine_files)}")
+        console.say(f"exported: {write(answer.decision, export, engine_files)}")
     console.say(f"plan: {path}")
-
-
-_Planned = tuple["Decision", Callable[[float], Iterable[str]], Path]
-"""A plan, what says its costs at a price per hour, and its file."""
-
-
-def _plan_batch(
-    context: Context, request: Request, limits: Limits | None, if_busy: str
-) -> _Planned:
-    """Say how to split a batch; with `limits` prove it by running the best plans."""
-    from scalebench_lib.plan import report as telling
-    from scalebench_lib.plan.decide import verify
-
-    decision = context.decide(request)
-    if limits:
-        with lock_machine(f"a plan of {context.out}", if_busy), console.status("") as line:
-            decision = verify(decision, limits, line.update)
-    console.say(telling.comparison(decision), *telling.sentences(decision), "")
-    return decision, partial(telling.costs, decision), telling.save(decision)
-
-
-def _plan_requests(context: Context, asked: dict[str, Any], verify: bool, if_busy: str) -> _Planned:
-    """Say how to serve requests within a latency limit."""
-    from scalebench_lib.plan import load_report as telling
-    from scalebench_lib.plan.runner import Limits
-    from scalebench_lib.plan.search import Predictor, Prover, Target
-
-    target, predictor = Target.from_input(asked), Predictor(context)
-    with console.status("simulating …"):
-        found, runs = predictor.search(target), []
-    if verify:
-        runner = context.runner(Limits(), console.say)
-        with lock_machine(f"a plan of {context.out}", if_busy):
-            runs = Prover(predictor, runner, target, _show_load(context.out)).verify(found)
-    console.say(*telling.ranking(predictor, found, runs), "")
-    best = next((p for p in found if runs and p.deployment == runs[0].deployment), found[0])
-    path, decision = telling.save(predictor, best, runs[0] if runs else None, target)
-    return decision, partial(telling.costs, predictor, found, target), path
 
 
 def _show_load(out: Path) -> Callable[[LoadRun], None]:
@@ -425,8 +384,8 @@ def load(
         raise RequestError("load: name a rate, or a trace, or a limit with --slo-ms")
     seconds = parse_duration("duration", duration) or (math.inf if trace else 20.0)
     asked = {"rate": rate or 0.0, "slo_ms": slo_ms or 0.0, "percentile": percentile}
-    target = Target.from_input({**asked, "seconds": 20.0 if trace else seconds})
-    times = arrival_times(arrivals, rate or 1.0, max(1, round(target.rate * target.seconds)))
+    target = Target.from_input({**asked, "max_seconds": 20.0 if trace else seconds})
+    times = arrival_times(arrivals, rate or 1.0, max(1, round(target.rate * target.max_seconds)))
     if trace:
         times, arrivals = read_trace(trace), f"trace {trace.name}"
         times = times[: max(1, int((times <= seconds).sum()))]
@@ -437,8 +396,9 @@ def load(
         if rate or trace:
             prover.run(deployment, times)
         else:
+            curve = prover.predictor.curve(deployment, target)
             runs = prover.highest(deployment)
-            (out / "load-rates.png").write_bytes(telling.by_rate(runs).png())
+            (out / "load-rates.png").write_bytes(telling.by_rate(curve, runs).png())
             console.say(telling.highest(runs), f"curve: {out / 'load-rates.png'}")
     console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.jsonl'}")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from math import ceil, isfinite
 
 from scalebench_lib.errors import RequestError
 from scalebench_lib.stats import Interval
+from scalebench_lib.text import format_number, pluralize
 
 MARGIN = 0.2
 """The share of a machine's highest rate that is left unused."""
@@ -23,3 +25,12 @@ def fleet(highest: Interval, price_per_hour: float, rate: float = 0.0) -> tuple[
     usable = (1 - MARGIN) * (highest.low or highest.value)
     machines = max(1, ceil(rate / usable))
     return machines, machines * price_per_hour / 3600 / (rate or usable) * 1e6
+
+
+def costs(highest: Mapping[str, Interval], price: float, rate: float = 0.0) -> Iterator[str]:
+    """Yield what a million requests cost with each of what serves `highest`, the cheapest first."""
+    yield f"Cost per million requests, {price:g} an hour, {MARGIN:.0%} left unused:"
+    fleets = {name: fleet(most, price, rate) for name, most in highest.items()}
+    for name, (machines, cost) in sorted(fleets.items(), key=lambda each: each[1][1]):
+        most = f"{pluralize(machines, 'machine')} of {format_number(highest[name].value)}/s at most"
+        yield f"  {format_number(cost)} with {name}: {most}"

@@ -85,9 +85,10 @@ def is_interactive() -> bool:
 
 
 def say(*lines: object) -> None:
-    """Show a paragraph a line: JupyterLab breaks what is printed in the middle of words."""
+    """Show a paragraph a line, or code where it is indented: JupyterLab breaks printed words."""
     texts = [str(line) for line in lines if line]
-    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts)
+    tags = ["pre" if text.startswith(" ") else "p" for text in texts]
+    paragraphs = "".join(f"<{t}>{escape(text)}</{t}>" for t, text in zip(tags, texts, strict=True))
     display({"text/html": paragraphs, "text/plain": "\n".join(texts)}, raw=True)
 
 

@@ -11,6 +11,9 @@ import traitlets
 
 _MOST_ROWS = 6
 
+RIGHT = {"flex": "1 1 30rem", "min_width": "0"}
+"""Layout of message and pictures: right of the controls, so that both are seen at once."""
+
 
 def _look(description: str, width: str = "19rem") -> dict[str, Any]:
     style = {"description_width": "6rem"}
@@ -29,6 +32,12 @@ def buttons(description: str, options: Sequence[Any] = ()) -> widgets.ToggleButt
 def dropdown(description: str, options: Sequence[Any] = ()) -> widgets.Dropdown:
     """Return a choice of one of many."""
     return widgets.Dropdown(options=options, **_look(description))
+
+
+def number(description: str, value: float) -> widgets.FloatText | widgets.IntText:
+    """Return a field for any number, a whole one if `value` is; Enter ends it."""
+    field = widgets.IntText if isinstance(value, int) else widgets.FloatText
+    return field(value=value, **_look(description))
 
 
 def slider(description: str) -> widgets.SelectionSlider:

@@ -35,6 +35,7 @@ from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive, say, sweeps
 from scalebench_lib.results import Results
 from scalebench_lib.widgets import (
+    RIGHT,
     PngImage,
     buttons,
     dropdown,
@@ -62,9 +63,6 @@ _SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "S
 
 _BESIDE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
 """Of each picture: where there is room they stand side by side, else one under the other."""
-
-_RIGHT = {"flex": "1 1 30rem", "min_width": "0"}
-"""Of message and pictures: right of the controls, so that both are seen at once."""
 
 
 def show(view: str, *results: Results, **chosen: Any) -> None:
@@ -146,7 +144,7 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         self.pictures = widgets.Box([self.picture], layout={"flex_flow": "row wrap"})
         saving = [widgets.HBox([self.save_picture, self.save_data]), self.saved]
         left = widgets.VBox([*self.controls, *saving])
-        right = widgets.VBox([self.message, self.pictures], layout=_RIGHT)
+        right = widgets.VBox([self.message, self.pictures], layout=RIGHT)
         super().__init__([left, right], layout={"flex_flow": "row wrap"})
         self.add_class("scalebench-explorer")
         self._choose_sweep()

@@ -20,6 +20,7 @@ from scalebench_lib.config import PositiveInt, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.interference import Interference, Observation, published_runs, slowdown
+from scalebench_lib.plan.load import LoadRun, load_runs
 from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import Plan, Planner, even_split, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
@@ -61,31 +62,44 @@ class Request(StrictModel):
 
 @dataclass(frozen=True)
 class Context:
-    """The evidence for decisions: the profile, the cores to use, and the plans that were run.
+    """The evidence for decisions: the profile, the cores to use, and what was run.
 
-    `record` is one of the profile's; None where the sweep was imported, whose runs are `published`.
+    `records` are the profile's; none where the sweep was imported, whose runs are `published`.
+    `loads` are the load tests of this profile with the software of the sweep.
     """
 
     out: Path
     profile: Profile
     machine: Machine
     cores: int
-    record: Record | None
+    records: tuple[Record, ...]
     interference: Interference
     published: tuple[Plan, ...] = ()
+    loads: tuple[LoadRun, ...] = ()
 
     @classmethod
     def load(cls, out: Path, request: Request) -> Context:
         """Read what the sweep in `out` has for `request`; `RequestError` says what it lacks."""
         results = Results.load(out)
         profile = Profile.of(results.table, request.shared)
-        record = next((one for one in results.records if one.points and profile.holds(one)), None)
+        records = tuple(one for one in results.records if one.points and profile.holds(one))
         together = results.imported.together if results.imported else ()
         published = tuple(published_runs(profile, together))
-        machine = record.machine if record else _published_machine(profile, published)
+        machine = records[0].machine if records else _published_machine(profile, published)
         profile = replace(profile, instances=tuple(_on_any_cores(profile.instances, machine)))
         learned, cores = Interference.load(out), machine.max_threads(smt=False)
-        return cls(out, profile, machine, cores, record, learned, published)
+        context = cls(out, profile, machine, cores, records, learned, published)
+        return replace(context, loads=tuple(filter(context._counts, load_runs(out))))
+
+    @property
+    def record(self) -> Record | None:
+        """One of `records`."""
+        return next(iter(self.records), None)
+
+    def _counts(self, run: Observation | LoadRun) -> bool:
+        """Return whether `run` is of this profile, with the software of the sweep."""
+        same, record = run.shared == self.profile.shared, self.record
+        return bool(same and record and not run.software.differs_from(record.software))
 
     def decide(self, request: Request) -> Decision:
         """Return the plan that was measured, or else is predicted, to be best; nothing is run.
@@ -117,10 +131,8 @@ class Context:
     @cached_property
     def runs(self) -> list[Plan]:
         """The plans of this profile that were run with the software of the sweep, or published."""
-        seen = [one for one in self.interference.observations if one.shared == self.profile.shared]
-        software = self.record and self.record.software
-        own = [one.plan for one in seen if software and not one.software.differs_from(software)]
-        return [*self.published, *own]
+        seen = filter(self._counts, self.interference.observations)
+        return [*self.published, *(one.plan for one in seen)]
 
     @property
     def slowdown(self) -> float | None:

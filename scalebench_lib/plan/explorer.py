@@ -1,4 +1,4 @@
-"""The plan notebook's parameters, and controls for asking on; the picture of the cores follows."""
+"""The plan notebook's parameters, and controls for asking on; the pictures follow."""
 
 from __future__ import annotations
 
@@ -11,75 +11,79 @@ import ipywidgets as widgets
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.notebook import WIDGET, is_interactive, parameters
 from scalebench_lib.plan import figures
-from scalebench_lib.plan.decide import Context, Request
-from scalebench_lib.plan.report import sentences
-from scalebench_lib.text import format_number
-from scalebench_lib.widgets import buttons, dropdown, slider, status
+from scalebench_lib.plan.answer import Question
+from scalebench_lib.plan.decide import Context
+from scalebench_lib.plan.search import Predictor
+from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, slider, status
 
-FASTEST, MOST = "the fastest for a batch", "the most with a median within a limit"
+REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)  # asked with these numbers
 
 
-def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Request]:
-    """Return the evidence in `out`, and the request by the parameters in a notebook's `namespace`.
+def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Question]:
+    """Return the evidence in `out`, and the question by the parameters in a notebook's `namespace`.
 
-    Raises `RequestError` for an unknown parameter or a wrong value.
+    A limit that is not asked for is five times the fastest pass. Raises `RequestError` for an
+    unknown parameter or a wrong value.
     """
-    values = parameters(namespace)
-    asked = values.keys() - {"out", "verify", "max_seconds", "rate", "price_per_hour"}
-    request = Request.of(**{name: values[name] for name in asked})
-    return Context.load(out, request), request
+    values, other = parameters(namespace), {"out", "verify", "price_per_hour"}
+    asked = {name: value for name, value in values.items() if name not in other}
+    limited = asked.get("batch_size") or asked.get("slo_ms")
+    question = Question.of(**asked if limited else asked | {"slo_ms": 1.0})
+    context = Context.load(out, question.request)
+    fastest_ms = min(one.latency_ms for one in context.profile.instances)
+    usual = {"slo_ms": float(f"{5 * fastest_ms:.2g}")}
+    return context, question if limited else Question.of(**asked | usual)
 
 
-class PlanExplorer(widgets.VBox):  # type: ignore[misc]
-    """Asks `context` for a plan: a batch size or a latency limit, cores, an optimization.
+class PlanExplorer(widgets.Box):  # type: ignore[misc]
+    """Asks `context` on from `question`: requests or a batch, cores, an optimization.
 
-    `answer` is its decision, or why there is none; the picture shows where it runs.
+    `answer` says what is best, or why nothing is; `pictures` are its chart, and where it runs.
     """
 
-    def __init__(self, context: Context, batch_size: int = 0) -> None:
-        self._context = context
-        self.question = buttons("Wanted", [FASTEST, MOST])
-        self.batch_size = widgets.BoundedIntText(
-            value=batch_size or context.profile.batch_sizes[-1],
-            min=1,
-            max=context.planner.largest_batch,
-            description="Batch size",
-            style={"description_width": "7rem"},
-            layout={"width": "24rem"},
-        )
-        latencies = [plan.latency_ms for plan in context.frontier()]
-        self.limit, self.cores = slider("Latency limit"), slider("Cores")
-        self.limit.options = [(f"{format_number(ms, 4)} ms", ms) for ms in latencies]
-        self.limit.value = latencies[-1]
+    def __init__(self, context: Context, question: Question) -> None:
+        self._predictor = Predictor(context, quick=True)
+        request, target = question.request, question.target
+        kinds = [("requests as they come", REQUESTS), ("one batch at a time", BATCH)]
+        self.question = buttons("Serve", kinds)
+        self.question.value = BATCH if request.batch_size else REQUESTS
+        self.numbers = {
+            "rate": number("Requests/s", target.rate),
+            "slo_ms": number("Limit (ms)", target.slo_ms or 100.0),
+            "percentile": number("Percentile", target.percentile),
+            "batch_size": number("Batch", request.batch_size or context.profile.batch_sizes[-1]),
+        }
+        self.cores, self.optimization = slider("Cores"), dropdown("Optimization")
         self.cores.options = range(1, context.cores + 1)
-        self.cores.value = context.cores
-        optimizations = [(name, name) for name in context.profile.optimizations]
-        self.optimization = dropdown("Optimization", [("any", ""), *optimizations])
+        self.cores.value = request.threads or context.cores
+        self.optimization.options = {"any": "", **{n: n for n in context.profile.optimizations}}
+        self.optimization.value = request.optimization
         self.message = widgets.HTML()
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.controls = (self.question, self.batch_size, self.limit, self.cores, self.optimization)
-        super().__init__([*self.controls, self.message, self.picture])
-        for control in self.controls:
+        self.pictures = [PngImage(format="png", layout={"max_width": "100%"}) for _ in range(2)]
+        controls = [self.question, *self.numbers.values(), self.cores, self.optimization]
+        right = widgets.VBox([self.message, *self.pictures], layout=RIGHT)
+        super().__init__([widgets.VBox(controls), right], layout={"flex_flow": "row wrap"})
+        for control in controls:
             control.observe(self._answer, "value")
         self._answer()
 
     def _answer(self, _change: object = None) -> None:
-        by_batch = self.question.value == FASTEST
-        self.batch_size.layout.display = "flex" if by_batch else "none"
-        self.limit.layout.display = "none" if by_batch else "flex"
-        request = Request.of(
-            batch_size=by_batch and self.batch_size.value,
-            slo_ms=not by_batch and self.limit.value,
-            threads=self.cores.value,
-            optimization=self.optimization.value,
-        )
+        charts: list[Any] = []
+        for name, field in self.numbers.items():
+            field.layout.display = "flex" if name in self.question.value else "none"
+        asked = {name: self.numbers[name].value for name in self.question.value}
+        asked |= {"threads": self.cores.value, "optimization": self.optimization.value}
         try:
-            decision = self._context.decide(request)
+            answer = Question.of(**asked).answer(self._predictor)
+            charts = [answer.chart(), figures.cores(answer.decision)]
+            self.answer = ". ".join([*answer.sentences, *charts[0].sentence.splitlines()]) + "."
         except ScalebenchError as error:
-            self.answer, self.picture.layout.display = str(error), "none"
-        else:
-            self.answer, self.picture.layout.display = ". ".join(sentences(decision)) + ".", ""
-            self.picture.value = figures.cores(decision).png()
+            self.answer = str(error)
+        for image, chart in zip(self.pictures, charts, strict=False):
+            with image.hold_sync():  # each message would load the picture anew
+                image.value, image.tooltip = chart.png(), chart.alt
+        for image in self.pictures:
+            image.layout.display = "" if charts else "none"
         self.message.value = status(self.answer)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:

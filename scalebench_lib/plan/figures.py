@@ -15,15 +15,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from scalebench_lib.machine import Core
+from scalebench_lib.notebook import say
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.planner import Plan
-from scalebench_lib.plan.report import sentences
-from scalebench_lib.text import format_number
+from scalebench_lib.text import format_number, pluralize
 
 _IDLE, _INK, _PALE, _MARK = "0.93", "0.25", "0.55", "#0072b2"
 _ROW = 16
 """Cores in a row of the picture of cores."""
+
+_RUN = ("a batch, one instance", "s"), ("a batch, several", "o"), ("requests, their tail", "^")
 
 CLOSE = 0.1
 """What a prediction may be off by: the band in the picture of predictions."""
@@ -33,7 +35,7 @@ def show(picture: Picture) -> None:
     """Show `picture`, unless it is empty, and its sentence in a notebook."""
     if picture.axes:
         display(picture)
-    print(picture.sentence)
+    say(*picture.sentence.splitlines())
 
 
 def cores(decision: Decision) -> Picture:
@@ -41,7 +43,7 @@ def cores(decision: Decision) -> Picture:
     plan, every = decision.best, decision.context.machine.cores
     sockets = [list(some) for _, some in groupby(every, key=lambda core: core.socket)]
     rows = [one[start : start + _ROW] for one in sockets for start in range(0, len(one), _ROW)]
-    title = f"{plan}: batch {plan.batch_size} on {plan.cores} of {len(every)} cores"
+    title = f"{plan} on {plan.cores} of {len(every)} cores"
     figure, axes = canvas(title, height=1.0 + 0.8 * len(rows))
     owner = {cpu: n for n, one in enumerate(decision.placed) for cpu in one.cpus}
     for y, row in enumerate(rows):
@@ -55,7 +57,6 @@ def cores(decision: Decision) -> Picture:
     if not decision.context.record:
         legend += " CPU numbers are made up."
     figure.text(0.02, 0.03, legend, fontsize=8, color=_INK)
-    figure.sentence = "\n".join(sentences(decision))
     return figure
 
 
@@ -72,32 +73,6 @@ def _draw_core(axes: Axes, core: Core, x: float, y: float, owner: dict[int, int]
             "fontsize": 5 + 4 * width,
         }
         axes.text(left + width / 2, y + 0.42, text, ha="center", va="center", **look)
-
-
-def gains(context: Context) -> Picture:
-    """Draw how many times as fast as fat the best plan is, by profiled batch size."""
-    found = {
-        size: fat.latency_ms / context.fastest(size).latency_ms
-        for size in context.profile.batch_sizes
-        if (fat := context.fat(size))
-    }
-    figure, axes = canvas("The best plan against one instance on all cores, by batch size")
-    bars = axes.bar(list(map(str, found)), list(found.values()), color=_MARK, width=0.6)
-    axes.bar_label(bars, fmt="{:.2f}×", fontsize=8, padding=2)
-    axes.axhline(1, color=_PALE, linewidth=1, zorder=0)
-    axes.set(xlabel="batch size", ylabel="times as fast as fat")
-    axes.margins(y=0.1)
-    figure.sentence = _gains_sentence(found)
-    return figure
-
-
-def _gains_sentence(gains: dict[int, float]) -> str:
-    if not gains:
-        return "no batch size was profiled on all cores, so there is no fat to compare with"
-    most = max(gains, key=gains.__getitem__)
-    none = [str(size) for size, ratio in gains.items() if ratio <= 1]
-    at = f"most at batch {most}, {gains[most]:.2f}×" if gains[most] > 1 else "nothing anywhere"
-    return f"splitting gains {at}" + (f"; nothing at batch {', '.join(none)}" if none else "")
 
 
 def frontier(context: Context) -> Picture:
@@ -130,22 +105,24 @@ def _latency_throughput(plans: Sequence[Plan]) -> tuple[list[float], list[float]
 
 
 def predictions(context: Context) -> Picture:
-    """Draw the measured latency of the plans that were run over what was predicted then."""
-    runs = [plan for plan in context.runs if np.isfinite(plan.predicted_ms)]
-    if not runs:
+    """Draw what plans and requests took over what had been predicted then."""
+    seen = [(plan, plan.interval_ms) for plan in context.runs if np.isfinite(plan.predicted_ms)]
+    rows = [(+(len(p.instances) > 1), p.predicted_ms, i.value, i.low, i.high) for p, i in seen]
+    loads = [(run, run.percentile) for run in context.loads if run.percentile in run.percentiles]
+    rows += [(2, run.predicted_ms[q], *run.percentiles[q]) for run, q in loads]
+    if not rows:
         figure = Picture()
-        figure.sentence = "no plan was run yet: 'scalebench plan OUT --batch-size … --verify' does"
+        figure.sentence = "nothing was run yet: 'scalebench plan OUT … --verify' does"
         return figure
     figure, axes = canvas("Predicted against measured", height=4.6)
-    found = [(plan.predicted_ms, plan.interval_ms) for plan in runs]
-    predicted, measured, low, high = np.array([(x, y.value, y.low, y.high) for x, y in found]).T
+    kinds, predicted, measured, low, high = np.array(rows, dtype=float).T
     ends = np.array([min(*predicted, *measured) / 1.3, max(*predicted, *measured) * 1.3])
     axes.fill_between(ends, ends * (1 - CLOSE), ends * (1 + CLOSE), color=_IDLE)
     axes.plot(ends, ends, color=_PALE, linewidth=1)
-    several = np.array([len(plan.instances) > 1 for plan in runs])
     reach = np.where(np.isfinite(high), [measured - low, high - measured], 0)
-    for label, mark, which in (("one instance", "s", ~several), ("several", "o", several)):
-        points = predicted[which], measured[which], reach[:, which]
+    for kind in np.unique(kinds):
+        label, mark = _RUN[int(kind)]
+        points = predicted[kinds == kind], measured[kinds == kind], reach[:, kinds == kind]
         axes.errorbar(*points, fmt=mark, color=_MARK, label=label)
     logarithmic(axes, "x", "y")
     axes.set(xlim=ends, ylim=ends, xlabel="predicted (ms)", ylabel="measured (ms)")
@@ -153,7 +130,8 @@ def predictions(context: Context) -> Picture:
     off = measured / predicted - 1
     within, worst = int((abs(off) <= CLOSE).sum()), off[np.argmax(abs(off))]
     figure.sentence = (
-        f"{within} of {len(off)} plans were within 10 % of their prediction; at worst {worst:+.1%}"
+        f"{within} of {pluralize(len(off), 'run')} were within 10 % of their prediction; "
+        f"at worst {worst:+.1%}"
     )
     return figure
 

@@ -54,8 +54,9 @@ class Deployment:
     batching: Batching
 
     def __str__(self) -> str:
-        kinds = [(one.threads, one.optimization) for one in self.plan.instances]
-        counted = (f"{kinds.count(k)} × {pluralize(k[0], 'thread')}, {k[1]}" for k in kinds)
+        kinds = [(o.threads, o.optimization, o.allocator) for o in self.plan.instances]
+        named = [(k, k[1] + f", {k[2]}" * (k[2] != "default")) for k in kinds]
+        counted = (f"{kinds.count(k)} × {pluralize(k[0], 'thread')}, {name}" for k, name in named)
         return f"{' + '.join(dict.fromkeys(counted))}, {self.batching}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
@@ -10,39 +9,60 @@ from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
+from rich.table import Table
+from rich.text import Text
 
-from scalebench_lib.cost import MARGIN, fleet
-from scalebench_lib.files import write_atomically
+from scalebench_lib import cost
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
-from scalebench_lib.plan.decide import Decision, Request
+from scalebench_lib.plan.decide import Decision
 from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
 from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline, requests_for
 from scalebench_lib.stats import Interval, Variance
-from scalebench_lib.text import format_duration, format_number, pluralize
+from scalebench_lib.text import format_duration, format_number
 
 _LIMIT, _COLOURS = "#d55e00", ("#56b4e9", "#0072b2")
 
 
-def ranking(
-    predictor: Predictor, found: Sequence[Prediction], runs: Sequence[LoadRun]
-) -> Iterator[str]:
-    """Yield the deployments, the best first: predicted, and measured where they were run."""
-    measured = {run.deployment: run for run in runs}
-    for number, one in enumerate(found, 1):
-        name, q = baseline(one.deployment, predictor.context.cores), f"p{one.target.percentile:g}"
-        yield f"{number}: {one.deployment}{f' ({name})' * bool(name)}"
-        times = format_number(1e3 * float(np.median(one.log.latency_s)))
-        line = f"   predicted median {times} ms, {q} {format_number(one.reached_ms)} ms"
-        if run := measured.get(one.deployment):
-            none = "overload: the queue grew" if run.log.overloaded else "of too few requests"
-            seen = _percentile(run, run.percentile) if run.percentile in run.percentiles else none
-            line += f"; measured {q} {seen}, at {format_number(run.rate)} requests/s"
-        yield f"{line}, at {format_number(one.rate)} requests/s" if not run else line
+def comparison(
+    cores: int, found: Sequence[Prediction], best: Prediction, runs: Sequence[LoadRun]
+) -> Table:
+    """Return deployments as a table: predicted on that many `cores`, and measured in `runs`."""
+    target, measured = best.target, {run.deployment: run for run in runs}
+    q, seen = f"p{target.percentile:g}", bool(runs)
+    table = report.new_table("", title=Text(f"{q} within {target.slo_ms:g} ms; times in ms"))
+    for name in ("requests/s", "p50", q, *["measured"] * seen):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("deployment", overflow="fold")
+    for one in found:
+        names = "plan" * (one is best), baseline(one.deployment, cores)
+        numbers = one.rate, 1e3 * float(np.median(one.log.latency_s)), one.reached_ms
+        run = measured.get(one.deployment)
+        told = [*map(format_number, numbers), *[_measured(run) if run else ""] * seen]
+        cells = [" ".join(names).strip(), *told, str(one.deployment)]
+        table.add_row(*map(Text, cells), style="bold" if one is best else None)
+    return table
+
+
+def _measured(run: LoadRun) -> str:
+    none = "unknown: the queue grew" if run.log.overloaded else "unknown: too few requests"
+    reached = f"{_percentile(run, q)} ms" if (q := run.percentile) in run.percentiles else none
+    return f"{reached}, at {format_number(run.rate)}/s"
+
+
+def answer(predictor: Predictor, best: Prediction, run: LoadRun | None = None) -> Iterator[str]:
+    """Yield what `best` serves, as simulated and as `run` saw it, and what that assumes."""
+    q, ms = f"p{best.target.percentile:g}", format_number(best.reached_ms)
+    median_ms = format_number(1e3 * float(np.median(best.log.latency_s)))
+    serves = f"{best.deployment}: {format_number(best.rate)} requests/s"
+    yield f"{serves} with a {q} of {ms} ms, a median of {median_ms} ms (predicted)"
+    if run:
+        kept = {True: "kept", False: "not kept", None: "in doubt: the interval holds it"}
+        yield f"measured: a {q} of {_measured(run)}; {run.slo_ms:g} ms are {kept[run.holds]}"
     if not predictor.context.record:
         yield "an import has mean times alone: the tails of requests are longer than predicted"
-    if predictor.slowdown_unknown(found[0].deployment):
+    if predictor.slowdown_unknown(best.deployment):
         yield "instances are assumed not to slow each other down: --verify measures it"
 
 
@@ -130,23 +150,29 @@ def over_time(run: LoadRun) -> Picture:
     return _finished(figure, axes, "arrival (s)", run.slo_ms)
 
 
-def by_rate(runs: Sequence[LoadRun]) -> Picture:
-    """Draw p50 and p99 by rate with their intervals, as measured and as predicted."""
-    figure, axes = canvas("Latency by rate, measured and predicted")
-    known = sorted((run for run in runs if 99 in run.percentiles), key=lambda run: run.rate)
-    rates = [run.rate for run in known]
-    for name, q in (("p50", 50.0), ("p99", 99.0)):
-        found = np.array([run.percentiles[q] for run in known]).reshape(-1, 3).T
-        reach = np.nan_to_num(np.abs(found[1:] - found[0]), posinf=0.0)
-        axes.errorbar(rates, found[0], reach, fmt="o-", color=_COLOURS[q > 50], label=name)
-        every = sorted((run.rate, run.predicted_ms[q]) for run in runs if q in run.predicted_ms)
-        axes.plot(*zip(*every, strict=True), ":", color=_COLOURS[q > 50], label=f"{name} predicted")
+def by_rate(curve: Sequence[Prediction], every: Sequence[LoadRun]) -> Picture:
+    """Draw p50 and the percentile by rate: lines are simulated, dots those of `every` run of it."""
+    target, deployment = curve[0].target, curve[0].deployment
+    runs = [run for run in every if run.deployment == deployment]
+    figure, axes = canvas("Latency by rate")
+    for colour, q in zip(_COLOURS, dict.fromkeys((50.0, target.percentile)), strict=False):
+        simulated = [(one.rate, 1e3 * np.percentile(one.log.latency_s, q)) for one in curve]
+        axes.plot(*np.transpose(simulated), color=colour, label=f"p{q:g} simulated")
+        if known := [run for run in runs if q in run.percentiles]:
+            middle, *ends = np.transpose([run.percentiles[q] for run in known])
+            reach = np.nan_to_num(np.abs(ends - middle), posinf=0.0)
+            look: dict[str, Any] = {"fmt": "o", "color": colour, "label": f"p{q:g} measured"}
+            axes.errorbar([run.rate for run in known], middle, reach, **look)
     for run in runs:
         if run.log.overloaded:
             axes.axvline(run.rate, color="0.8", label="the queue grew")
-    if known:
-        logarithmic(axes, "y")
-    return _finished(figure, axes, f"requests/s to {runs[0].deployment}", runs[0].slo_ms)
+    if target.rate:
+        axes.axvline(target.rate, color="0.5", ls=":", label=f"{target.rate:g} requests/s")
+    logarithmic(axes, "y")
+    held = max((one.rate for one in curve if one.holds), default=0.0)
+    where = f"up to {format_number(held)} requests/s" if held else "at no rate"
+    figure.sentence = f"simulated, p{target.percentile:g} is within {target.slo_ms:g} ms {where}"
+    return _finished(figure, axes, f"requests/s to {deployment}", target.slo_ms)
 
 
 def _finished(figure: Picture, axes: Any, across: str, slo_ms: float) -> Picture:
@@ -162,33 +188,21 @@ def _finished(figure: Picture, axes: Any, across: str, slo_ms: float) -> Picture
 def costs(
     predictor: Predictor, found: Sequence[Prediction], target: Target, price_per_hour: float
 ) -> Iterator[str]:
-    """Yield the cost of a million requests with the best deployment of each optimization."""
-    best: dict[str, Deployment] = {}
-    for one in found:
-        best.setdefault(one.deployment.plan.instances[0].optimization, one.deployment)
-    yield f"Cost per million requests, {price_per_hour:g} an hour, {MARGIN:.0%} left unused:"
-    for name, deployment in best.items():
-        if highest := predictor.highest(deployment, target):
-            fleet_of = fleet(Interval(highest, Variance(0.0)), price_per_hour, target.rate)
-            machines, cost = pluralize(fleet_of[0], "machine"), format_number(fleet_of[1])
-            yield f"  {cost} with {name}: {machines} of {format_number(highest)} requests/s at most"
+    """Yield what a million requests cost with the best deployment of each optimization."""
+    every = [one.deployment for one in reversed(found)]
+    best = {one.plan.instances[0].optimization: one for one in every}
+    rates = {name: predictor.highest(one, target) for name, one in best.items()}
+    highest = {name: Interval(rate, Variance(0.0)) for name, rate in rates.items() if rate}
+    return cost.costs(highest, price_per_hour, target.rate)
 
 
-def save(
-    predictor: Predictor, best: Prediction, run: LoadRun | None, target: Target
-) -> tuple[Path, Decision]:
-    """Write ``plan.json`` for the best deployment; return its path, and the plan as a decision."""
-    context, plan = predictor.context, best.deployment.plan
-    request = Request.of(slo_ms=target.slo_ms)
-    decision = Decision(context, request, plan, fat=None, thin=None)
+def save(decision: Decision, best: Prediction, run: LoadRun | None = None) -> Path:
+    """Write ``plan.json`` for the best deployment, and return its path."""
     values = {
-        **report.as_json(decision),
         "deployment": TypeAdapter(Deployment).dump_python(best.deployment, mode="json"),
         "rate": best.rate,
-        "percentile": target.percentile,
+        "percentile": best.target.percentile,
         "predicted_percentile_ms": best.reached_ms,
         "measured_percentile_ms": run and run.reached_ms,
     }
-    path = context.out / report.FILE
-    write_atomically(path, json.dumps(values, indent=1) + "\n")
-    return path, decision
+    return report.save(decision, **values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from scalebench_lib import cost
 from scalebench_lib.config import WITHIN
-from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Context, Decision
@@ -33,13 +34,15 @@ BASELINES = {"fat": "one copy on all cores (fat)", "thin": "one copy per core (t
 NOISY = 0.2
 """A ratio whose interval is of this half-width, or more, is no verdict."""
 
+new_table = partial(Table, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+
 _RUN_BY = ("threads", "batch_size", *WITHIN)
 
 
-def save(decision: Decision) -> Path:
-    """Write ``plan.json`` into the sweep's folder, and return its path."""
+def save(decision: Decision, **more: Any) -> Path:
+    """Write ``plan.json``, with `more` values, into the sweep's folder; return its path."""
     path = decision.context.out / FILE
-    write_atomically(path, json.dumps(as_json(decision), indent=1) + "\n")
+    write_atomically(path, json.dumps({**as_json(decision), **more}, indent=1) + "\n")
     return path
 
 
@@ -115,8 +118,7 @@ def comparison(decision: Decision) -> Table:
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
     model, cores = context.profile.shared["model"], pluralize(context.cores, "core")
     title = f"{model}, batch {best.batch_size} on {cores}{limit}; times in ms"
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.add_column("", no_wrap=True)
+    table = new_table("", title=Text(title))
     table.add_column("⟨threads, batch⟩", overflow="fold")
     table.add_column("predicted", justify="right", no_wrap=True)
     run = any(plan.measured_ms for plan in decision.plans)
@@ -202,22 +204,15 @@ def sentences(decision: Decision) -> Iterator[str]:
     yield from _reservations(decision)
 
 
-def costs(decision: Decision, price_per_hour: float, rate: float = 0.0) -> Iterator[str]:
-    """Yield what a million requests cost with the best plan of each optimization, cheapest first.
-
-    `rate` is in requests/s; 0 is as many as one machine serves.
-    """
-    fleets = []
+def costs(decision: Decision, price_per_hour: float) -> Iterator[str]:
+    """Yield what a million requests cost with the best plan of each optimization."""
+    highest: dict[str, Interval] = {}
     for name in decision.context.profile.optimizations:
         request = decision.request.model_copy(update={"optimization": name})
         with suppress(RequestError):  # not all can do what was asked for
             best = decision.context.decide(request).best
-            highest = Interval(best.throughput, best.interval_ms.variance)
-            fleets.append((fleet(highest, price_per_hour, rate), name))
-    where = f" at {rate:g} requests/s" if rate else ""
-    yield f"Cost per million requests, {price_per_hour:g} an hour, {MARGIN:.0%} left unused{where}:"
-    for (machines, cost), name in sorted(fleets, key=lambda each: each[0][1]):
-        yield f"  {format_number(cost)} with {name}: {pluralize(machines, 'machine')}"
+            highest[name] = Interval(best.throughput, best.interval_ms.variance)
+    return cost.costs(highest, price_per_hour)
 
 
 def _reservations(decision: Decision) -> Iterator[str]:

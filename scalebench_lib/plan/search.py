@@ -10,7 +10,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
@@ -32,24 +32,29 @@ from scalebench_lib.plan.load import (
     LoadRun,
     LoadTest,
     keep,
-    load_runs,
     ready,
 )
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import SHARED, Instance
 from scalebench_lib.plan.report import FILE
-from scalebench_lib.plan.runner import PlanRunner
+from scalebench_lib.plan.runner import PlanRunner, Say
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
-from scalebench_lib.record import Software, load_records
+from scalebench_lib.record import Software
 from scalebench_lib.stats import Interval, Variance, supports_percentile
 from scalebench_lib.text import format_number, pluralize
 
 WAITS_MS = (0.0, 1.0, 2.0, 5.0, 10.0)
-_STAGES = ((2_000, 50), (20_000, 5), (100_000, 5))
-"""Requests that candidates are simulated with, and how many of the best go on."""
+_STAGES = ((2_000, 10), (20_000, 5), (100_000, 5))
+"""Requests that candidates are simulated with, and how many of the best go on.
 
-_SEARCH_S = 15.0
-"""For the first stage, which begins with those of most capacity."""
+In the first stage no batch waits; those that go on do so with each of `WAITS_MS`.
+"""
+
+_QUICK = ((500, 2), (2_000, 1), (7_000, 1))
+"""For an answer at once, without fat and thin; p99.9 needs 6,636 requests."""
+
+_SEARCH_S = (15.0, 0.3)
+"""For the first stage, which begins with those that promise most; and for a quick one."""
 
 _ENOUGH = 20
 """Batches of a size under load, before their times count in simulations."""
@@ -70,7 +75,7 @@ class Target(StrictModel):
     rate: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     slo_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     percentile: Annotated[float, Field(ge=1, le=99.99)] = 99.0
-    seconds: Seconds = 20.0
+    max_seconds: Seconds = 20.0
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,17 @@ class Predictor:
     """Simulates deployments by the samples of the profile, and by load tests that were run."""
 
     context: Context
+    say: Say = lambda _: None
+    quick: bool = False
     _services: dict[Any, ServiceTimes] = field(default_factory=dict)
 
     @cached_property
     def _alone(self) -> Mapping[_Kind, _Samples]:
         """Times of a pass in s, by kind of instance and batch size; of an import the means."""
         context, found = self.context, defaultdict[_Kind, dict[int, list[float]]](dict)
-        for record in load_records(context.out) if context.record else ():
+        for record in context.records:
             config = record.config
-            for point in record.points if context.profile.holds(record) else ():
+            for point in record.points:
                 kind = ((point.threads, *(getattr(config, name) for name in WITHIN)),)
                 seconds = [ns / 1e9 for ns in point.samples_ns]
                 found[kind].setdefault(config.batch_size, []).extend(seconds)
@@ -117,13 +124,11 @@ class Predictor:
     @cached_property
     def _together(self) -> Mapping[_Kind, _Samples]:
         """Times in s that instances took under load beside each other, in runs of this profile."""
-        found, record = defaultdict[_Kind, dict[int, list[np.ndarray]]](dict), self.context.record
-        for run in load_runs(self.context.out) if record else ():
-            differs = record and run.software.differs_from(record.software)
-            if run.shared == self.context.profile.shared and not differs:
-                known = found[_kind(run.deployment.plan.instances)]
-                for size, times in run.service_s.items():
-                    known.setdefault(size, []).append(times)
+        found = defaultdict[_Kind, dict[int, list[np.ndarray]]](dict)
+        for run in self.context.loads:
+            known = found[_kind(run.deployment.plan.instances)]
+            for size, times in run.service_s.items():
+                known.setdefault(size, []).append(times)
         return {
             kind: {
                 n: every
@@ -165,68 +170,92 @@ class Predictor:
         busy = deployment.plan.cores
         return sum(one.capacity * exp(-slowdown * (busy - one.cores)) for one in times)
 
-    def highest(self, deployment: Deployment, target: Target, requests: int = 20_000) -> float:
+    def curve(self, deployment: Deployment, target: Target) -> list[Prediction]:
+        """Return the deployment at rates that ascend, closest around the highest that holds."""
+        sizes = [requests for requests, _ in (_QUICK if self.quick else _STAGES)][1:]
+        enough = (size for size in sizes if supports_percentile(size, target.percentile))
+        unit = arrival_times("poisson", 1, next(enough, sizes[-1]))
+        rates = {target.rate, *np.linspace(0.1, 0.95, 7) * self.capacity(deployment)} - {0.0}
+        found = [self._at(deployment, rate, unit, target) for rate in rates]
+        found += self._bisected(deployment, target, unit)
+        return sorted(found, key=lambda one: one.rate)
+
+    def highest(self, deployment: Deployment, target: Target) -> float:
         """Return the highest rate that is predicted to hold; 0 if none does."""
-        most, unit = target.model_copy(update={"rate": 0.0}), arrival_times("poisson", 1, requests)
-        return max((one.rate for one in self._predicted(deployment, most, unit, 0.0)), default=0.0)
+        return max((o.rate for o in self.curve(deployment, target) if o.holds), default=0.0)
 
     def deployments(self) -> Iterator[Deployment]:
-        """Yield equal instances, as many as fit, a half, a quarter …, with every batching."""
+        """Yield equal instances, as many as fit, a half, a quarter …, whose batches do not wait."""
         every = sorted(self.context.profile.instances, key=lambda o: (_kind([o]), o.batch_size))
         for _, group in groupby(every, key=lambda one: _kind([one])):
             sizes: tuple[int, ...] = ()
             for one in group:
                 sizes, most = (*sizes, one.batch_size), self.context.cores // one.cores
-                waits = WAITS_MS if one.batch_size > 1 else WAITS_MS[:1]
                 for count in {most >> halved for halved in range(most.bit_length())}:
                     plan = Plan.of([one] * count, self.context.planner.slowdown)
-                    for wait in waits:
-                        batching = Batching(max_batch=sizes[-1], max_wait_ms=wait, sizes=sizes)
-                        yield Deployment(plan, batching)
+                    yield Deployment(plan, Batching(max_batch=sizes[-1], sizes=sizes))
 
     def search(self, target: Target) -> list[Prediction]:
         """Return the best deployments, the best fat and thin ones among them, the best first.
 
         Raises `RequestError`, with the highest rate that can be had, if none holds.
         """
+        stages, q = _QUICK if self.quick else _STAGES, target.percentile
+        if not supports_percentile(most := stages[-1][0], q):
+            needed = f"p{q:g} needs {requests_for(q):,} requests, but {most:,} are simulated here"
+            raise RequestError(f"percentile: {needed}: ask for a lower one")
         able = [one for one in self.deployments() if self.capacity(one) > target.rate]
-        able.sort(key=self.capacity, reverse=True)
-        give_up_at, baselines = time.monotonic() + _SEARCH_S, list[Deployment]()
-        for stage, (requests, most) in enumerate(_STAGES):
-            unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
-            for one in able:
-                if stage or time.monotonic() < give_up_at:
-                    highest = max((other.rate for other in found), default=0.0)
-                    least = 0.0 if one in baselines else 0.8 * highest
-                    found += self._predicted(one, target, unit, least)
-            found.sort(key=lambda one: (-one.rate, one.reached_ms, one.deployment.plan.cores))
-            baselines = baselines or self._first_of_each(found)
-            best = found[: most if target.rate else max(3, most // 5)]
-            able = list(dict.fromkeys([*(one.deployment for one in best), *baselines]))
+        able.sort(key=lambda one: self._promise(one, target))
+        for stage, (requests, most) in enumerate(stages):
+            found = self._simulated(able, target, requests, first=not stage)
+            best = found[: most if target.rate else min(most, 3)]
+            baselines = [] if self.quick else self._first_of_each(found)
+            kept = dict.fromkeys([*(one.deployment for one in best), *baselines])
+            able = list(kept) if stage else [w for one in kept for w in _with_waits(one)]
         if found and found[0].holds:
             return found
         raise RequestError(self._why_nothing(target))
 
-    def _predicted(
-        self, one: Deployment, target: Target, unit: np.ndarray, least: float
+    def _promise(self, one: Deployment, target: Target) -> tuple[bool, float]:
+        """Return a key: first full batches within the limit, then a soon answer or capacity."""
+        took_s, capacity = self.service(one)[0][0].mean_s.values(), self.capacity(one)
+        soon = min(took_s) / (1 - target.rate / capacity) if target.rate else -capacity
+        return 1e3 * max(took_s) > target.slo_ms, soon
+
+    def _simulated(
+        self, able: Sequence[Deployment], target: Target, requests: int, first: bool
+    ) -> list[Prediction]:
+        """Return `able` at the target's rate, or each at its highest, the best first."""
+        unit, found = arrival_times("poisson", 1, requests), list[Prediction]()
+        given_up = time.monotonic() + (_SEARCH_S[self.quick] if first else inf)
+        in_time = itertools.takewhile(lambda _: time.monotonic() < given_up, enumerate(able, 1))
+        for number, one in in_time:
+            self.say(f"{number} of {len(able)} simulated, {requests:,} requests each")
+            always = not (first or self.quick) and baseline(one, self.context.cores)
+            least = 0.0 if always else 0.8 * max((other.rate for other in found), default=0.0)
+            asked = [self._at(one, target.rate, unit, target)] if target.rate else []
+            tried = (each for each in self._bisected(one, target, unit, least) if each.holds)
+            found += asked or list(tried)[-1:]
+        return sorted(found, key=lambda o: (-o.rate, o.reached_ms, o.deployment.plan.cores))
+
+    def _at(self, one: Deployment, rate: float, unit: np.ndarray, target: Target) -> Prediction:
+        return Prediction(one, rate, self.simulate(one, unit / rate), target)
+
+    def _bisected(
+        self, one: Deployment, target: Target, unit: np.ndarray, least: float = 0.0
     ) -> Iterator[Prediction]:
-        """Yield the deployment at the target's rate; or at its highest, found by bisection."""
-        if target.rate:
-            log = self.simulate(one, unit / target.rate)
-            yield Prediction(one, target.rate, log, target)
-            return
-        best, low, capacity = list[Prediction](), least, self.capacity(one)
+        """Yield the deployment at each rate of a bisection for its highest, `least` the first."""
+        low, capacity = least, self.capacity(one)
         rate, high = low or capacity / 2, capacity
         while rate < high and high - low > 0.01 * high > 1e-5 * capacity:
-            found = Prediction(one, rate, self.simulate(one, unit / rate), target)
+            yield (found := self._at(one, rate, unit, target))
             if found.holds:
-                low, best = rate, [found]
+                low = rate
             elif rate == least:
                 return
             else:
                 high = rate
             rate = (low + high) / 2
-        yield from best
 
     def _first_of_each(self, found: Sequence[Prediction]) -> list[Deployment]:
         cores = self.context.cores
@@ -302,7 +331,7 @@ class Prover:
     def times(self, rate: float) -> np.ndarray:
         """Return the arrivals of a test: half as many again as the percentile needs, at least."""
         needed = 1.5 * requests_for(self.target.percentile)
-        return arrival_times(self.kind, rate, round(max(rate * self.target.seconds, needed)))
+        return arrival_times(self.kind, rate, round(max(rate * self.target.max_seconds, needed)))
 
     def _run(self, test: LoadTest, deployment: Deployment, times: np.ndarray) -> LoadRun:
         """Run a test; what was seen is kept and shown, also where it is interrupted."""
@@ -333,6 +362,12 @@ class Prover:
                 keep(run, self.predictor.context.out)
                 self.show(run)
         return run
+
+
+def _with_waits(one: Deployment) -> Iterator[Deployment]:
+    """Yield the deployment with each of `WAITS_MS`; batches of one do not wait."""
+    for wait in WAITS_MS if one.batching.max_batch > 1 else WAITS_MS[:1]:
+        yield replace(one, batching=one.batching.model_copy(update={"max_wait_ms": wait}))
 
 
 def baseline(one: Deployment, cores: int) -> str:

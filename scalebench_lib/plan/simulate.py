@@ -49,7 +49,7 @@ class Batching(StrictModel):
         return self.sizes[bisect_left(self.sizes, count)]
 
     def __str__(self) -> str:
-        waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_batch > 1)
+        waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_wait_ms > 0)
         return f"batches of up to {self.max_batch}{waits}"
 
 
@@ -70,13 +70,18 @@ class ServiceTimes:
         """
         known = sorted(samples)
         curves = np.array([np.quantile(samples[size], _QUANTILES) for size in known])
-        found = np.array([np.interp(sizes, known, curve) for curve in curves.T])
-        return cls(dict(zip(sizes, found.T.tolist(), strict=True)), cores)
+        shares = np.array([np.interp(sizes, known, one) for one in np.eye(len(known))])
+        return cls(dict(zip(sizes, (shares.T @ curves).tolist(), strict=True)), cores)
 
-    @property
+    @cached_property
+    def mean_s(self) -> dict[int, float]:
+        """Mean time by size."""
+        return {size: float(np.mean(times)) for size, times in self.by_size.items()}
+
+    @cached_property
     def capacity(self) -> float:
         """Requests/s that it serves alone, if it is always busy."""
-        return float(max(size / np.mean(times) for size, times in self.by_size.items()))
+        return max(size / mean for size, mean in self.mean_s.items())
 
 
 @dataclass(frozen=True)

@@ -108,12 +108,12 @@ def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
 
 def test_a_limit_of_the_cpu_is_named(monkeypatch) -> None:
     """The CPU may have the type, and oneDNN be told to do without."""
-    monkeypatch.setattr(native, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(base, "multiplies_in", lambda _: False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     with pytest.raises(
         MeasurementError, match="no bfloat16 arithmetic with ONEDNN_MAX_CPU_ISA=AVX2, and torch"
     ):
-        bf16(LOWERED)
+        low_precision(LOWERED)
 
 
 def test_fp16_is_verified_as_fp16(monkeypatch) -> None:

@@ -8,6 +8,8 @@ import pytest
 from scalebench_lib.config import Config
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan import runner, search
+from scalebench_lib.plan.answer import Question
+from scalebench_lib.plan.decide import Context
 from scalebench_lib.plan.load import load_runs
 from scalebench_lib.record import Software
 from tests import factories
@@ -34,9 +36,14 @@ def test_a_plan_for_a_rate_is_made_and_then_run_under_load(scalebench, out: Path
     code, _, trouble = scalebench("load", out, "--rate", 50)
     assert (code, len(trouble.splitlines())) == (2, 1)
     assert "has no plan for requests" in trouble
-    _, said, _ = scalebench("plan", out, "--rate", 20, "--slo-ms", 500, "--percentile", 90)
-    assert "1: " in said
-    assert "p90" in said
+    asked = {"rate": 20, "slo_ms": 500, "percentile": 90}
+    options = ("--rate", 20, "--slo-ms", 500, "--percentile", 90, "--price-per-hour", 1.53)
+    _, said, _ = scalebench("plan", out, *options)
+    question = Question.of(**asked)
+    in_notebook = question.answer(search.Predictor(Context.load(out, question.request)))
+    assert "\n".join(in_notebook.costs(1.53)) in said
+    assert "requests/s with a p90 of" in said
+    assert "deployment" in said
     assert "taskset -c" in said
     planned = json.loads((out / "plan.json").read_text())
     assert planned["rate"] == 20

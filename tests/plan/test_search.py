@@ -1,6 +1,7 @@
 """From a rate and a limit to deployments, on made-up sweeps; and their proof, on stand-ins."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan import load_report, runner, search
+from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.arrivals import arrival_times
 from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.plan.load import Deployment, LoadRun, keep, load_runs
@@ -63,7 +65,6 @@ def test_without_a_rate_it_is_the_most_that_holds(out: Path) -> None:
     made = predictor(out)
     best = made.search(target())[0]
     assert best.holds
-    assert not list(made._predicted(best.deployment, target(), np.arange(3.0), 1e9))
     times = arrival_times("poisson", 1, 5_000)
     over = made.simulate(best.deployment, times / (1.1 * best.rate))
     assert 1e3 * np.percentile(over.latency_s, 99) > 200
@@ -85,7 +86,7 @@ def test_a_rate_that_nothing_holds_is_answered_with_the_highest(out: Path) -> No
         ({"rate": float("nan")}, "rate"),
         ({"percentile": 100}, "percentile"),
         ({"slo_ms": -1}, "slo_ms"),
-        ({"seconds": 0}, "seconds"),
+        ({"max_seconds": 0}, "max_seconds"),
     ],
 )
 def test_what_makes_no_sense_is_refused(asked: dict, why: str) -> None:
@@ -146,7 +147,8 @@ def test_a_plan_is_saved_and_load_finds_it(out: Path) -> None:
     """With another batching if that is asked for."""
     made, asked = predictor(out), target(rate=30.0)
     best = made.search(asked)[0]
-    path, decision = load_report.save(made, best, None, asked)
+    decision = Question.of(rate=30.0, slo_ms=200.0).answer(made).decision
+    path = load_report.save(decision, best)
     found = json.loads(path.read_text())
     assert (found["rate"], found["percentile"]) == (30.0, 99.0)
     assert found["predicted_percentile_ms"] == best.reached_ms
@@ -172,7 +174,7 @@ def prover(out: Path, monkeypatch, **asked: float) -> Prover:
 def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> None:
     """Of a server that holds the limit up to 100 requests a second; every rate is kept."""
     factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
-    made = prover(tmp_path, monkeypatch, seconds=0.01, percentile=50)
+    made = prover(tmp_path, monkeypatch, max_seconds=0.01, percentile=50)
 
     def served(self: Prover, test: object, deployment: Deployment, times: np.ndarray) -> LoadRun:
         rate = len(times) / times[-1]
@@ -190,7 +192,7 @@ def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> 
     assert len(load_runs(tmp_path)) == len(runs) <= 8
     assert "requests/s, surely more than" in load_report.highest(runs)
     assert "no rate held" in load_report.highest([one for one in runs if not one.holds])
-    assert load_report.by_rate(runs).png()
+    assert load_report.by_rate(made.predictor.curve(runs[0].deployment, target()), runs).png()
     assert instances() == []
 
 
@@ -200,7 +202,7 @@ def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
 ) -> None:
     """The best three, fat and thin; predicted is kept beside measured."""
     factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
-    made = prover(tmp_path, monkeypatch, rate=40.0, seconds=1.0, percentile=50)
+    made = prover(tmp_path, monkeypatch, rate=40.0, max_seconds=1.0, percentile=50)
     found = made.predictor.search(made.target)
     runs = made.verify(found)
     names = {baseline(one.deployment, 2) for one in runs}
@@ -209,9 +211,12 @@ def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
     assert [one.reached_ms for one in runs] == sorted(one.reached_ms for one in runs)
     assert all(50.0 in one.predicted_ms for one in runs)
     assert [one.kind for one in load_runs(tmp_path)] == ["poisson"] * len(runs)
-    told = list(load_report.ranking(made.predictor, found, runs))
-    assert sum("predicted" in line for line in told) == len(found)
-    assert sum("measured" in line for line in told) == len(runs)
+    best = next(one for one in found if one.deployment == runs[0].deployment)
+    table = load_report.comparison(2, found, best, runs)
+    assert table.row_count == len(found)
+    assert sum(cell.plain.endswith("/s") for cell in table.columns[-2]._cells) == len(runs)
+    told = "; ".join(load_report.answer(made.predictor, best, runs[0]))
+    assert re.search(r"measured: a p50 of .* ms, at .*/s; 200 ms are kept", told)
     said = "\n".join(load_report.sentences(runs[0]))
     assert "p50:" in said
     assert "p99.9 needs 6,636 requests" in said
@@ -275,7 +280,6 @@ def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) ->
     found = made.search(target(rate=5.0, slo_ms=1000.0))
     times, _ = made.service(found[0].deployment)
     assert all(len(set(values)) == 1 for values in times[0].by_size.values())
-    told = list(load_report.ranking(made, found, []))
-    assert "an import has mean times alone" in " ".join(told)
+    assert "an import has mean times alone" in " ".join(load_report.answer(made, found[0]))
     several = [one for one in found if len(one.deployment.plan.instances) > 1]
     assert made.slowdown_unknown(several[0].deployment)

@@ -67,9 +67,9 @@ def lowered(target: base.Target) -> nn.Module:
     """
     name, dtype = target.config.optimization, _dtype(target)
     if not base.multiplies_in(OPTIMIZATIONS[name].precision):
+        lacking = base.no_arithmetic(str(dtype).removeprefix("torch."))
         raise MeasurementError(
-            f"optimization {name!r} does not apply: {base.no_arithmetic(str(dtype).removeprefix('torch.'))}, "
-            "and torch would emulate it"
+            f"optimization {name!r} does not apply: {lacking}, and torch would emulate it"
         )
     module = Lowered(target.model.module, dtype)
     one_item = (part[:1] for part in target.inputs)

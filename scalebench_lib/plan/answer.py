@@ -1,0 +1,97 @@
+"""A question as the command and the notebook ask it, and its answer: predicted, then proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from scalebench_lib.config import StrictModel
+from scalebench_lib.errors import RequestError
+from scalebench_lib.picture import Picture
+from scalebench_lib.plan import decide, figures, load_report, report
+from scalebench_lib.plan.decide import Decision, Request
+from scalebench_lib.plan.load import LoadRun
+from scalebench_lib.plan.runner import Limits, Say
+from scalebench_lib.plan.search import Prediction, Predictor, Prover, Target
+
+
+class Question(StrictModel):
+    """How to split a batch, where `request` has one; else how to serve requests."""
+
+    request: Request
+    target: Target
+
+    @classmethod
+    def of(cls, rate: Any = 0, percentile: Any = 99, max_seconds: Any = 10, **of: Any) -> Question:
+        """Check the values, and those `of` the request; `RequestError` says what is wrong."""
+        request = Request.of(**of)
+        if rate and request.batch_size:
+            raise RequestError("rate: asks for requests, batch_size for one batch: leave one out")
+        asked = {"rate": rate or 0.0, "percentile": percentile, "max_seconds": max_seconds}
+        target = Target.from_input({**asked, "slo_ms": request.slo_ms})
+        return cls(request=request, target=target)
+
+    def answer(self, predictor: Predictor) -> Answer:
+        """Return what is predicted to be best; `RequestError` says what cannot be had."""
+        if self.request.batch_size:
+            return _of_batch(predictor.context.decide(self.request), self.target.max_seconds)
+        narrowed = replace(predictor, context=predictor.context.narrowed(self.request))
+        return _of_requests(narrowed, self.request, narrowed.search(self.target))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best plan, what was considered, and the findings; the rest takes a moment.
+
+    `verified` runs the best: its arguments are called before each step, and with each load test.
+    """
+
+    decision: Decision
+    table: Table
+    sentences: Sequence[str]
+    chart: Callable[[], Picture]
+    costs: Callable[[float], Iterator[str]]
+    save: Callable[[], Path]
+    verified: Callable[..., Answer]
+
+
+def _of_batch(decision: Decision, max_seconds: float) -> Answer:
+    limits = Limits(max_seconds=max_seconds)
+    return Answer(
+        decision,
+        report.comparison(decision),
+        list(report.sentences(decision)),
+        chart=partial(figures.frontier, decision.context),
+        costs=partial(report.costs, decision),
+        save=partial(report.save, decision),
+        verified=lambda say, *_: _of_batch(decide.verify(decision, limits, say), max_seconds),
+    )
+
+
+def _of_requests(
+    predictor: Predictor, request: Request, found: Sequence[Prediction], *runs: LoadRun
+) -> Answer:
+    """Tell what was `found`, and seen in `runs`, the best first."""
+    served = runs[0].deployment if runs else found[0].deployment
+    best = next(one for one in found if one.deployment == served)
+    context = replace(predictor.context, loads=(*predictor.context.loads, *runs))
+    decision = Decision(context, request, served.plan, fat=None, thin=None)
+
+    def verified(say: Say, show: Callable[[LoadRun], None] = lambda _: None) -> Answer:
+        prover = Prover(predictor, context.runner(Limits(), say), best.target, show)
+        return _of_requests(predictor, request, found, *prover.verify(found))
+
+    return Answer(
+        decision,
+        load_report.comparison(context.cores, found, best, runs),
+        list(load_report.answer(predictor, best, *runs[:1])),
+        chart=lambda: load_report.by_rate(predictor.curve(served, best.target), context.loads),
+        costs=partial(load_report.costs, predictor, found, best.target),
+        save=partial(load_report.save, decision, best, *runs[:1]),
+        verified=verified,
+    )
