@@ -42,7 +42,7 @@ def test_shared_turns_are_said_with_the_point_that_had_the_most() -> None:
     (told,) = disturbances(records)
     assert told.startswith("Something else was computing here: it shared 5 of 32 turns")
     assert "the most at BERT, batch 1 of 16 tokens, none, SMT off, 2 threads (3 of 8)" in told
-    assert told.endswith("(see results.csv): so do all here.")
+    assert told.endswith("(results.csv): so do all here.")
 
 
 def test_a_point_with_half_its_turns_shared_is_said_however_many_others_are_calm() -> None:

@@ -15,6 +15,7 @@ import yaml
 from scalebench_lib.analysis import page
 from scalebench_lib.analysis.findings import answers, findings
 from scalebench_lib.analysis.page import figure_specs, write_page
+from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import PROJECT
 from scalebench_lib.record import Record, load_records
@@ -447,13 +448,13 @@ def test_findings_compare_allocators_with_all_else_equal() -> None:
 
 def test_batch_sizes_that_serve_as_much_are_named_with_the_highest_throughput() -> None:
     """Twice the items in twice the time is no higher throughput."""
-    one, other = (
-        next(r for r in factories.small_records([1]) if r.config.optimization == "none")
-        for _ in range(2)
+    one, two = (
+        next(r for r in factories.small_records([1, 2]) if r.config_id == config.id)
+        for config in (Config(batch_size=1), Config(batch_size=2))
     )
-    twice = other.model_copy(update={"config": other.config.model_copy(update={"batch_size": 2})})
-    twice = with_passes(twice, lambda passes: (2 * ns for ns in passes))
-    (fact,) = [one for one in findings_of([one, twice]) if one.startswith("Highest throughput")]
+    twice = with_passes(one, lambda passes: (2 * ns for ns in passes)).points
+    two = two.model_copy(update={"points": twice})
+    (fact,) = [told for told in findings_of([one, two]) if told.startswith("Highest throughput")]
     assert re.search("no measurable difference to batch [12]", fact)
     assert "no measurable difference" not in findings_of(factories.small_records([1, 64]))[1]
 

@@ -255,11 +255,12 @@ def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:
 
 
 def test_a_search_whose_time_is_up_ranks_what_it_has_seen(out: Path, monkeypatch) -> None:
-    """Also where neither fat nor thin was among that: later stages simulate what the first left."""
+    """One deployment, whose waits the later stages try, though it is neither fat nor thin."""
     made, seconds = predictor(out), iter([0.0, 0.0])
     monkeypatch.setattr(search, "baseline", lambda *_: "")
     monkeypatch.setattr(search.time, "monotonic", lambda: next(seconds, 1e9))
-    assert len(made.search(target(rate=5.0, slo_ms=2000.0))) == 1
+    found = made.search(target(rate=5.0, slo_ms=2000.0))
+    assert len({one.deployment.plan for one in found}) == 1
 
 
 def test_a_run_of_too_few_requests_for_its_percentile_is_ranked_and_says_so(out: Path) -> None:
@@ -268,7 +269,7 @@ def test_a_run_of_too_few_requests_for_its_percentile_is_ranked_and_says_so(out:
     log = Log.of(np.arange(20.0), [(0, 1, n, n + 0.005) for n in range(20)])
     short = run(log, deployment=found[0].deployment)
     assert short.percentiles.keys() == {50.0}
-    assert "of too few requests" in " ".join(load_report.ranking(made, found, [short]))
+    assert "unknown: too few requests" in " ".join(load_report.answer(made, found[0], short))
 
 
 def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) -> None:
