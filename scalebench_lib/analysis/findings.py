@@ -342,7 +342,8 @@ def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) ->
     quantity = tables.metric_of(rows, metric)
     value = with_margin(*(float(one[0]) for one in quantity.of(rows.loc[[best.name]])))
     configs = [_config(row, rows) for row in _ties(results, rows, best)]
-    ties = ", ".join([*(f"batch {size}" for size in sizes), *configs])
+    batches = [f"batch {', '.join(map(str, sizes))}"] * bool(sizes)
+    ties = "; ".join(filter(None, [*batches, ", ".join(configs)]))
     alike = f"no measurable difference to {ties}" if ties else ""
     note = "; ".join(filter(None, [mean if best.mean_off else "", alike]))
     return Fact(title, f"{value} {quantity.unit}", point_label(rows, best), note)

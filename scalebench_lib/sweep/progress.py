@@ -41,7 +41,8 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
             console,
             f"{side}{pluralize(len(schedule.left), 'config')} to measure in "
             f"{pluralize(run.sweep.rounds, 'round')}, {len(schedule.done)} done before, "
-            f"{len(schedule.failed)} failed before: about {format_duration(run.seconds_left())}",
+            f"{len(schedule.failed)} failed before: {'about' if run.records else 'at least'} "
+            f"{format_duration(run.seconds_left())}",
         )
 
 

@@ -60,7 +60,7 @@ def block(trials: int = 1) -> Block:
 def test_a_sweep_begins_with_what_it_will_measure_and_how_long(run, console) -> None:
     """And ends with what is left."""
     announce([run], console)
-    assert "4 configs to measure in 2 rounds, 0 done before, 0 failed before: about" in printed(
+    assert "4 configs to measure in 2 rounds, 0 done before, 0 failed before: at least" in printed(
         console
     )
     assert summary(run, console) == []
