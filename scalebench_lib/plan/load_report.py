@@ -44,6 +44,7 @@ def ranking(
         yield "an import has mean times alone: the tails of requests are longer than predicted"
     if predictor.slowdown_unknown(found[0].deployment):
         yield "instances are assumed not to slow each other down: --verify measures it"
+    yield from predictor.reservations(found[0].deployment)
 
 
 def _percentile(run: LoadRun, q: float) -> str:
