@@ -23,6 +23,7 @@ from rich.console import Console
 from scalebench_lib import __version__
 from scalebench_lib.config import AXES, PRESETS, Sweep, preset
 from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
@@ -390,7 +391,7 @@ def _show_load(out: Path) -> Callable[[LoadRun], None]:
 
     def show(run: LoadRun) -> None:
         console.say(*telling.sentences(run), "")
-        (out / "load.png").write_bytes(telling.over_time(run).png())
+        write_atomically(out / "load.png", telling.over_time(run).png())
 
     return show
 
@@ -435,7 +436,7 @@ def load(
             prover.run(deployment, times)
         else:
             runs = prover.highest(deployment)
-            (out / "load-rates.png").write_bytes(telling.by_rate(runs).png())
+            write_atomically(out / "load-rates.png", telling.by_rate(runs).png())
             console.say(telling.highest(runs), f"curve: {out / 'load-rates.png'}")
     console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.jsonl'}")
 
