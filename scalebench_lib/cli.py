@@ -535,8 +535,8 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             return f"stopped: {error.strerror or error}{where}", 1
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
-            kept = "what was measured is kept, 'scalebench report' shows it"
-            go_on = "and a sweep goes on by the same command"
+            kept = "what a sweep has measured is kept, 'scalebench report' shows it"
+            go_on = "and it goes on by the same command"
             return f"{word}: {kept}, {go_on}", 128 + error.args[0]
         case _:
             message = error.format_message()  # type: ignore[attr-defined]
