@@ -309,7 +309,7 @@ def _cores(devices: Path, allowed: set[int] | None) -> tuple[Core, ...]:
         usable = [n for n in _numbers(siblings) or [cpu] if allowed is None or n in allowed]
         if usable:
             socket = int(_text(topology / "physical_package_id") or 0)
-            core_id = int(_text(topology / "core_id") or cpu)
+            core_id = int(_text(topology / "core_id") or usable[0])
             node = nodes.get(cpu, 0)
             found.add((cpu in efficient, socket, node, core_id, tuple(usable)))
     ranks = {
