@@ -23,6 +23,7 @@ from rich.console import Console
 from scalebench_lib import __version__
 from scalebench_lib.config import AXES, PRESETS, Sweep, preset
 from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
@@ -351,7 +352,7 @@ def _show_load(out: Path) -> Callable[[LoadRun], None]:
 
     def show(run: LoadRun) -> None:
         console.say(*telling.sentences(run), "")
-        (out / "load.png").write_bytes(telling.over_time(run).png())
+        write_atomically(out / "load.png", telling.over_time(run).png())
 
     return show
 
@@ -398,7 +399,7 @@ def load(
         else:
             curve = prover.predictor.curve(deployment, target)
             runs = prover.highest(deployment)
-            (out / "load-rates.png").write_bytes(telling.by_rate(curve, runs).png())
+            write_atomically(out / "load-rates.png", telling.by_rate(curve, runs).png())
             console.say(telling.highest(runs), f"curve: {out / 'load-rates.png'}")
     console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.jsonl'}")
 
@@ -497,8 +498,8 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             return f"stopped: {error.strerror or error}{where}", 1
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
-            kept = "what was measured is kept, 'scalebench report' shows it"
-            go_on = "and a sweep goes on by the same command"
+            kept = "what a sweep has measured is kept, 'scalebench report' shows it"
+            go_on = "and it goes on by the same command"
             return f"{word}: {kept}, {go_on}", 128 + error.args[0]
         case _:
             message = error.format_message()  # type: ignore[attr-defined]

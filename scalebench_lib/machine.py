@@ -302,7 +302,7 @@ def _cores(devices: Path, usable: set[int]) -> tuple[Core, ...]:
         siblings = _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
         if ours := tuple(n for n in _numbers(siblings) or [cpu] if n in usable):
             socket = int(_text(topology / "physical_package_id") or 0)
-            core_id = int(_text(topology / "core_id") or cpu)
+            core_id = int(_text(topology / "core_id") or ours[0])
             found.add((cpu in efficient, socket, nodes.get(cpu, 0), core_id, ours))
     ranks = {
         socket: sorted({node for _, s, node, *_ in found if s == socket}) for _, socket, *_ in found

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,13 @@ def die_with_parent() -> None:
     """Have the operating system kill this process when its parent ends, however it does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def leave_terminal() -> None:
+    """Write nothing more to a terminal: to one that has closed it would be an error."""
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def signal_group(leader: int, number: int) -> None:

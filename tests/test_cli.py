@@ -246,7 +246,10 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, sent, code: int)
     run.send_signal(sent)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == code
-    assert errors.splitlines()[-1].endswith("and a sweep goes on by the same command")
+    assert errors.splitlines()[-1].endswith("and it goes on by the same command")
+    assert errors.splitlines()[-1].endswith(
+        "is kept, 'scalebench report' shows it, and it goes on by the same command"
+    )
     assert not (out / "records").exists()
     assert psutil.wait_procs(family, timeout=10)[1] == []
 

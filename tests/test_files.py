@@ -1,11 +1,19 @@
 """Files that are whole or not there, and damage that is noticed."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from scalebench_lib.files import DamagedError, sealed, set_aside, unfinished, unsealed
+from scalebench_lib.files import (
+    DamagedError,
+    sealed,
+    set_aside,
+    unfinished,
+    unsealed,
+    write_atomically,
+)
 from scalebench_lib.record import Record, load_records
 from tests.factories import save_sweep, small_records
 
@@ -89,3 +97,16 @@ def test_records_are_for_whom_the_umask_says(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {p.stat().st_mode & 0o077 for p in (tmp_path / "records").iterdir()} == {0}
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch) -> None:
+    """The system's own error has no name where a write fails."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_atomically(tmp_path / "index.html", "page")
+    assert raised.value.filename == str(tmp_path / "index.html")
+    assert not list(tmp_path.iterdir())

@@ -77,6 +77,12 @@ def test_siblings_far_apart(here) -> None:
     assert found.cores[8].socket == 1
 
 
+def test_siblings_are_one_core_where_cores_have_no_numbers(here) -> None:
+    """As a virtual machine may leave them out."""
+    cpus = {n: (*one[:1], "", one[2]) for n, one in far_apart().items()}
+    assert here(cpus).cores == here(far_apart()).cores
+
+
 def test_interleave_deals_cores_out_across_sockets(here) -> None:
     """Socket 0, socket 1, socket 0 … and with SMT both threads of a core together."""
     found = here(far_apart())

@@ -395,14 +395,15 @@ def speedup_label(row: Any, other: str = "eager", name: str = "speedup") -> str:
 
 def _differs(row: Any, name: str) -> bool:
     """Return whether the interval of a ratio excludes 1; True for one without an interval."""
-    return not (np.isfinite(row[f"{name}_high"]) and row[f"{name}_low"] <= 1 <= row[f"{name}_high"])
+    return not row[f"{name}_low"] <= 1 <= row[f"{name}_high"]
 
 
 def _ends(row: Any, name: str) -> str:
     """``1.8–2.2; via eager``: the interval of a ratio if it has one, and how, unless paired."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     known = np.isfinite(low) and np.isfinite(high)
-    ends = f"{format_number(low)}–{format_number(high)}" if known else ""
+    unbounded = "too few turns" if np.isinf(high) else ""
+    ends = f"{format_number(low)}–{format_number(high)}" if known else unbounded
     how = tables.pairing_label([row[f"{name}_paired"]])
     return "; ".join(filter(None, [ends, how * (how != "paired")]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -48,13 +49,11 @@ class Metric:
 def with_bounds(rows: pd.DataFrame, name: str) -> Values:
     """Return the column `name` of `rows`, with its ``_low`` and ``_high``."""
     middle, low, high = (rows[f"{name}{part}"].to_numpy(float) for part in ("", "_low", "_high"))
-    return middle, low, high
-
-
-def _latencies(rows: pd.DataFrame) -> Values:
-    middle, low, high = with_bounds(rows, "latency_ms")
     bounded = np.isfinite(high) & (low > 0)
     return middle, np.where(bounded, low, np.nan), np.where(bounded, high, np.nan)
+
+
+_latencies = partial(with_bounds, name="latency_ms")
 
 
 def _throughputs(rows: pd.DataFrame) -> Values:

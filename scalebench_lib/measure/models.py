@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
@@ -33,6 +34,7 @@ from transformers.utils.hub import has_file
 
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
 from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
@@ -93,6 +95,9 @@ _MIN_OUTPUT = 1e-6
 
 _TILE = 1_000_003
 """Weights are tiled from that many random numbers; prime, so that no two rows are equal."""
+
+MAX_TENSORS = 20_000
+"""Weights and biases of a model: 1,250 layers of BERT have as many, and take seconds to build."""
 
 _AUDIO_S, _SAMPLES_PER_S = 10, 16_000
 _CODE_POINTS = 0x110000
@@ -354,8 +359,34 @@ def _weights(
         if not shapes_only:
             return _pretrained(model_class, source, architecture)
         _require_safetensors(source)
-    with torch.device("meta") if shapes_only else _tiled_random(config.seed):
+    with _within_memory(config.model) if shapes_only else _tiled_random(config.seed):
         return model_class._from_config(architecture, dtype=torch.float32)
+
+
+@contextmanager
+def _within_memory(model: str) -> Iterator[None]:
+    """Make weights without values; `MeasurementError` once they are more than this machine holds.
+
+    Building all of a model that is far too large would take as long as if it were not.
+    """
+    memory, tensors, size = Machine.here().memory_bytes, 0, 0
+
+    def count(module: nn.Module, name: str, weight: nn.Parameter) -> None:
+        nonlocal tensors, size
+        tensors, size = tensors + 1, size + 4 * weight.numel()
+        if size > memory or tensors > MAX_TENSORS:
+            raise MeasurementError(
+                f"model: {model!r} has more than {size / 2**30:.1f} GiB of weights in fp32, in "
+                f"{tensors:,} tensors; this machine has {memory / 2**30:.1f} GiB of memory, and "
+                f"{MAX_TENSORS:,} tensors are the most that are built"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -233,6 +233,15 @@ class Context:
         with suppress(RequestError):
             yield Planner(instances, cores, self.planner.slowdown).best(batch_size)
 
+    def reservations(self, plan: Plan) -> Iterator[str]:
+        """Yield why `plan` may take longer than predicted."""
+        fast = sum(not core.efficient for core in self.machine.cores)
+        if len(plan.instances) > 1 and plan.cores > fast > 0 and not plan.measured_ms:
+            yield (
+                "it is predicted for performance cores, on which instances were measured alone; "
+                "some of these get slower, efficiency cores: --verify measures it"
+            )
+
     def runner(self, limits: Limits, say: Say) -> PlanRunner:
         """Return a runner of plans; `RequestError` if the sweep is of another machine, or model."""
         here = Machine.here()
@@ -264,11 +273,16 @@ class Context:
 
 
 def _on_any_cores(instances: Iterable[Instance], machine: Machine) -> Iterator[Instance]:
-    """Those of SMT on a machine of unequal cores may get the narrowest, and cost so many cores."""
+    """Those of SMT on a machine of unequal cores may get the narrowest, and cost so many cores.
+
+    Where a quota allows fewer CPUs than the cores have, each costs its share of the quota.
+    """
     narrowest = min(len(core.cpus) for core in machine.cores)
+    cores, most = (machine.max_threads(smt) for smt in (False, True))
     for one in instances:
-        if one.smt and narrowest < machine.smt_width:
-            one = replace(one, cores=ceil(one.threads / narrowest))
+        if one.smt:
+            wide, share = ceil(one.threads / narrowest), ceil(one.threads * cores / most)
+            one = replace(one, cores=max(one.cores, wide, share))
         yield one
 
 

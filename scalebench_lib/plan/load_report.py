@@ -64,6 +64,7 @@ def answer(predictor: Predictor, best: Prediction, run: LoadRun | None = None) -
         yield "an import has mean times alone: the tails of requests are longer than predicted"
     if predictor.slowdown_unknown(best.deployment):
         yield "instances are assumed not to slow each other down: --verify measures it"
+    yield from predictor.reservations(best.deployment)
 
 
 def _percentile(run: LoadRun, q: float) -> str:

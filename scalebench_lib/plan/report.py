@@ -221,6 +221,7 @@ def _reservations(decision: Decision) -> Iterator[str]:
     if len(best.instances) > 1 and not best.measured_ms and context.slowdown is None:
         tells = "--verify measures it" if context.record else "an import has no runs"
         yield f"instances are assumed not to slow each other down: {tells}"
+    yield from context.reservations(best)
     here = Software.here()
     measured_with = context.record.software if context.record else here
     if decision.timings and (differs := measured_with.differs_from(here)):

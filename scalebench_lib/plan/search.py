@@ -106,6 +106,7 @@ class Predictor:
     say: Say = lambda _: None
     quick: bool = False
     _services: dict[Any, ServiceTimes] = field(default_factory=dict)
+    _means: set[Any] = field(default_factory=set)
 
     @cached_property
     def _alone(self) -> Mapping[_Kind, _Samples]:
@@ -115,6 +116,8 @@ class Predictor:
             config = record.config
             for point in record.points:
                 kind = ((point.threads, *(getattr(config, name) for name in WITHIN)),)
+                if point.passes_per_sample > 1:
+                    self._means.add((*kind, config.batch_size))
                 seconds = [ns / 1e9 for ns in point.samples_ns]
                 found[kind].setdefault(config.batch_size, []).extend(seconds)
         for one in () if context.record else context.profile.instances:
@@ -158,6 +161,16 @@ class Predictor:
         """Return whether several instances are assumed not to slow each other down."""
         kinds = _kind(deployment.plan.instances)
         return len(kinds) > 1 and kinds not in self._together and self.context.slowdown is None
+
+    def reservations(self, deployment: Deployment) -> Iterator[str]:
+        """Yield why requests may take longer than predicted."""
+        yield from self.context.reservations(deployment.plan)
+        kinds, sizes = _kind(deployment.plan.instances), deployment.batching.sizes
+        if kinds not in self._together and self._means & set(itertools.product(kinds, sizes)):
+            yield (
+                "passes of less than 1 ms were timed several at once: the tails of requests are "
+                "longer than predicted"
+            )
 
     def simulate(self, deployment: Deployment, arrivals: np.ndarray) -> Log:
         """Return what would become of requests that arrive at `arrivals`."""

@@ -10,6 +10,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError, reason
 from scalebench_lib.processes import exit_reason, oom_kills
 from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.trial_process import SETUP_LIMIT_S
 
 _COMMAND = ("-P", "-m", "scalebench_lib.measure.preflight")
 
@@ -32,7 +33,7 @@ def _size(config: Config) -> tuple[int, int, str]:
 
 def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:
     """Return why one of `configs` cannot be measured, or why the process died."""
-    kills = oom_kills()
+    kills, limit_s = oom_kills(), run.trial_timeout or SETUP_LIMIT_S
     try:
         done = subprocess.run(  # noqa: S603 - our own module
             [run.python.executable, *_COMMAND],
@@ -40,11 +41,11 @@ def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:
             env=run.python.environment,
             capture_output=True,
             text=True,
-            timeout=run.trial_timeout,
+            timeout=limit_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"model: {run.sweep.model!r} is not built and run within {run.trial_timeout:.0f} s"
+        return f"model: {run.sweep.model!r} is not built and run within {limit_s:.0f} s"
     if done.returncode == 0:
         found: str | None = json.loads(done.stdout.splitlines()[-1])
         return found

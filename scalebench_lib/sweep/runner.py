@@ -22,6 +22,7 @@ from typing import NamedTuple
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, available_bytes
+from scalebench_lib.processes import leave_terminal
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.block import Block, Member
 from scalebench_lib.sweep.run import SweepRun
@@ -114,12 +115,15 @@ class Stop:
     def at_signals(self) -> Iterator[None]:
         """Let the first Ctrl-C or SIGTERM ask for the end; the second acts at once.
 
-        The first one is raised again at the end.
+        So does a terminal that closes, which shell and system may both report. The first one is
+        raised again at the end.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heeded = (s for s in asking if signal.getsignal(s) is not signal.SIG_IGN)
+        before = {signum: signal.getsignal(signum) for signum in heeded}
 
         def restore() -> None:
             for signum, handler in before.items():
@@ -128,10 +132,12 @@ class Stop:
         def ask(signum: int, frame: FrameType | None) -> None:
             self.signum = signum
             restore()
+            if signum == signal.SIGHUP:
+                signal.signal(signum, signal.SIG_IGN)
+                leave_terminal()
 
-        for signum, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(signum, ask)
+        for signum in before:
+            signal.signal(signum, ask)
         try:
             yield
         finally:

@@ -382,6 +382,27 @@ def findings_of(records: list[Record]) -> list[str]:
     return findings(Results(records))
 
 
+def test_a_speedup_of_two_turns_that_differ_much_is_none(tmp_path: Path) -> None:
+    """Its interval has no bounds; the picture has a place for it all the same."""
+    out = factories.save_sweep(tmp_path, map(_of_two_turns, factories.small_records((1, 4))))
+    lines = [line for answer in answers(Results.load(out)) for line in answer.lines]
+    assert "none measurable over eager; largest " in " ".join(lines)
+    assert "(too few turns)" in " ".join(lines)
+    assert write_page(out, Results.load(out)).exists()
+
+
+def _of_two_turns(record: Record) -> Record:
+    """`record`; but of each point one turn is much faster where it is not eager."""
+    eager = record.config.optimization == "none"
+    points = [
+        factories.with_turns(
+            p, factories.turns((p.samples_ns[0], p.samples_ns[1] // (1 + 90 * (not eager))))
+        )
+        for p in record.points
+    ]
+    return record.model_copy(update={"points": tuple(points)})
+
+
 def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
     """Of one round the spread is assumed; of two it is measured."""
     one = factories.small_records([1])

@@ -1,9 +1,10 @@
 """Speed-ups are the ratios of `Results`, as columns of the table."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.tables import over_eager, over_one_thread, pairing_label
+from scalebench_lib.analysis.tables import over_eager, over_one_thread, pairing_label, with_bounds
 from scalebench_lib.results import Results
 from tests import factories
 
@@ -74,3 +75,13 @@ def test_how_ratios_were_got_is_counted_where_it_differs() -> None:
     assert pairing_label([]) == ""
     assert pairing_label(["paired", "paired"]) == "paired"
     assert pairing_label(pd.Series(["paired", "via none", "paired"])) == "2 paired, 1 via eager"
+
+
+def test_an_interval_without_bounds_has_none_to_draw() -> None:
+    """As of two turns that differ much: a logarithmic axis has no place for 0."""
+    rows = pd.DataFrame({"speedup": [2.0, 3.0], "speedup_low": [0.0, 2.5]})
+    rows["speedup_high"] = [float("inf"), 3.5]
+    middle, low, high = with_bounds(rows, "speedup")
+    assert middle.tolist() == [2, 3]
+    assert [*low[1:], *high[1:]] == [2.5, 3.5]
+    assert np.isnan([low[0], high[0]]).all()

@@ -72,6 +72,19 @@ def test_what_cannot_be_measured_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
+    "values", [{"num_hidden_layers": 10**6}, {"num_hidden_layers": 9_999}, {"vocab_size": 10**12}]
+)
+def test_more_than_the_machine_holds_is_refused_before_it_is_built(
+    folder: Folder, values: dict[str, int], monkeypatch
+) -> None:
+    """In seconds: layers are no longer made once there are too many, though they are small."""
+    monkeypatch.setattr(models, "MAX_TENSORS", 1_000)
+    found = reason_against([Config(model=folder("bert", SMALL | values))])
+    assert found is not None
+    assert "GiB of weights in fp32, in " in found
+
+
+@pytest.mark.parametrize(
     ("kind", "values"),
     [
         ("deberta", DEBERTA),

@@ -30,6 +30,9 @@ bert_manual_none,sequential,numactl,default,1,1,2,8,119,120,121
 """
 
 
+FOUR = factories.machine(cores=4, smt=False)
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of 4 cores with SMT, batch 1 to 16."""
@@ -103,6 +106,28 @@ def test_on_unequal_cores_an_instance_with_smt_on_fits_wherever_it_is_put(tmp_pa
         decision = ask(tmp_path, batch_size=size)
         cpus = [cpu for one in decision.placed for cpu in one.cpus]
         assert len(cpus) == len(set(cpus)) == sum(one.threads for one in decision.best.instances)
+
+
+def test_with_smt_on_all_instances_together_keep_to_a_quota(tmp_path: Path) -> None:
+    """Two threads on a core are two CPUs of a quota: more would be throttled."""
+    for quota in (2.5, 6.0):
+        limited = factories.machine(cores=4).model_copy(update={"quota": quota})
+        records = [factories.measured(c, limited) for c in factories.configs(limited, (1, 2))]
+        out = factories.save_sweep(tmp_path / str(quota), records)
+        for size in (1, 2, 4):
+            assert sum(one.threads for one in ask(out, batch_size=size).best.instances) <= quota
+
+
+def test_a_plan_that_needs_slower_cores_than_were_measured_says_so(tmp_path: Path) -> None:
+    """Of 2 performance and 2 efficiency cores, as many are fast enough for two of one thread."""
+    slow = [core.model_copy(update={"efficient": core.cpus[0] > 1}) for core in FOUR.cores]
+    hybrid = FOUR.model_copy(update={"cores": tuple(slow)})
+    records = [factories.measured(c, hybrid) for c in factories.configs(hybrid, (1, 2, 4))]
+    out = factories.save_sweep(tmp_path, records)
+    for threads, said in ((2, False), (4, True)):
+        decision = ask(out, batch_size=8, threads=threads)
+        assert len(decision.best.instances) > 1
+        assert any("efficiency cores" in line for line in report.sentences(decision)) == said
 
 
 def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:

@@ -20,7 +20,7 @@ from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.runner import Limits
 from scalebench_lib.plan.search import Predictor, Prover, Target, baseline, load_planned
 from scalebench_lib.plan.simulate import Batching, Log
-from scalebench_lib.record import Software
+from scalebench_lib.record import Record, Software
 from tests import factories
 from tests.plan.test_decide import PUBLISHED
 from tests.plan.test_load import run
@@ -244,6 +244,19 @@ def test_an_overloaded_run_is_said_to_be_so() -> None:
     assert "2,400 requests failed, or were not answered" in said
     dead = run(Log.of(times, batches), failures=("an instance was killed",))
     assert "after an instance failed requests piled up" in "\n".join(load_report.sentences(dead))
+
+
+def test_tails_of_passes_that_were_timed_several_at_once_are_said_to_be_longer(tmp_path) -> None:
+    for passes, said in ((1, False), (6, True)):
+        records = [_timed_together(record, passes) for record in factories.small_records((1,))]
+        made = predictor(factories.save_sweep(tmp_path / str(passes), records))
+        told = load_report.answer(made, made.search(target(rate=10.0))[0])
+        assert any("several at once" in line for line in told) == said
+
+
+def _timed_together(record: Record, passes: int) -> Record:
+    points = [one.model_copy(update={"passes_per_sample": passes}) for one in record.points]
+    return record.model_copy(update={"points": tuple(points)})
 
 
 def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:

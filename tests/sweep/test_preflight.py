@@ -9,6 +9,7 @@ import pytest
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
+from scalebench_lib.sweep import preflight
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.preflight import require_measurable
 from scalebench_lib.sweep.run import SweepRun
@@ -90,6 +91,13 @@ def test_why_it_cannot_be_measured_is_told_in_one_line(
     with pytest.raises(RequestError, match=reason) as told:
         require_measurable(run)
     assert "\n" not in str(told.value)
+
+
+def test_a_model_that_hangs_is_given_up_after_a_time(prepared: Prepared, monkeypatch) -> None:
+    """People's own code may wait for ever."""
+    monkeypatch.setattr(preflight, "SETUP_LIMIT_S", 0.5)
+    with pytest.raises(RequestError, match="'bert-tiny' is not built and run within 0 s"):
+        require_measurable(prepared("exec sleep 3"))
 
 
 def test_each_phase_is_asked_for(prepared: Prepared, tmp_path: Path) -> None:

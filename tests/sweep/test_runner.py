@@ -4,6 +4,7 @@ All with trials that take no time, and a clock of the test's own.
 """
 
 import errno
+import math
 import os
 import signal
 from collections import Counter
@@ -19,7 +20,7 @@ from scalebench_lib.record import Record, Software, load_records, model_files
 from scalebench_lib.sweep import run as run_module
 from scalebench_lib.sweep.locks import lock_folder, lock_machine
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, run_in_turn
+from scalebench_lib.sweep.runner import Step, Stop, run_in_turn
 from tests.factories import SOFTWARE, machine, measured, save_sweep
 from tests.fake_workers import (
     SMALL,
@@ -767,3 +768,20 @@ def test_what_a_sweep_was_asked_for_is_kept_with_it(trials: FakeTrials, tmp_path
     run(trials, tmp_path, SWEEP.model_copy(update={"batch_sizes": (1,)}))
     run(trials, tmp_path, SWEEP.model_copy(update={"batch_sizes": (4,)}))
     assert Sweep.load(tmp_path / "sweep.yaml") == SWEEP
+
+
+def test_a_terminal_that_closes_asks_for_the_end_however_often_that_is_told() -> None:
+    """Shell and system may both tell; in the end it is passed on, once."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda signum, _: heard.append(signum))
+    try:
+        stop = Stop(math.inf)
+        with stop.at_signals():
+            assert not stop()
+            for _ in range(2):
+                signal.raise_signal(signal.SIGHUP)
+            assert stop()
+            assert not heard
+        assert heard == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)
