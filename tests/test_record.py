@@ -1,5 +1,6 @@
 """Records: written whole or not at all, never changed, read back as they were."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch) -> Non
     write_atomically(path, "old")
 
     def crash(_: int) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr("os.fsync", crash)
     with pytest.raises(OSError, match="disk full"):

@@ -167,8 +167,22 @@ def commands(decision: Decision) -> Iterator[str]:
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
         yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
+    if engines := sorted(_THREAD_SETTINGS.keys() & _engines(decision.best)):
+        settings = ", ".join(_THREAD_SETTINGS[name] for name in engines)
+        yield f"and tell the engine its number of threads: {settings}"
     if not decision.context.record:
         yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
+
+
+_THREAD_SETTINGS = {
+    "onnxruntime": "intra_op_num_threads of ONNX Runtime's session",
+    "openvino": "INFERENCE_NUM_THREADS of OpenVINO's CPU plugin",
+}
+"""Engines whose threads OMP_NUM_THREADS does not set."""
+
+
+def _engines(plan: Plan) -> set[str]:
+    return {name.partition("-")[0] for name in plan.optimizations}
 
 
 def _description(one: Instance) -> str:
