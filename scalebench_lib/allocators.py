@@ -109,11 +109,11 @@ def require_loaded(allocator: Allocator) -> None:
         _require_linux(allocator)
     elif not sys.platform.startswith("linux"):
         return
-    c_library = library_of("getpid")  # a function that no allocator replaces
+    c_library = library_serving("getpid")  # a function that no allocator replaces
     settings = " ".join(f"{name}={it}" for name, it in portable_variables(allocator).items())
     advice = f"start with {settings} papermill …, or use 'scalebench sweep'"
     for symbol in _SERVED:
-        found = library_of(symbol)
+        found = library_serving(symbol)
         if allocator not in LIBRARIES and found != c_library:
             advice = "to measure the system's own, start without LD_PRELOAD"
         elif allocator not in LIBRARIES or found.startswith(f"lib{allocator}"):
@@ -153,7 +153,7 @@ def _require_linux(allocator: Allocator) -> None:
         raise RequestError(f"allocator {allocator!r} needs LD_PRELOAD, which only Linux has")
 
 
-def library_of(symbol: str) -> str:
+def library_serving(symbol: str) -> str:
     """Return the file name of the library to which `symbol` resolves in this process.
 
     ``unknown`` where the system does not list what a process has mapped.

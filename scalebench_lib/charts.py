@@ -244,7 +244,7 @@ class Dots:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class BarSegments:
     """A part of the bars of a chart: in bar `row` it begins at x of `marks`, and is y long."""
 
     label: str
@@ -275,7 +275,7 @@ class Chart:
     cells: Cells | None = None
     dots: Sequence[Dots] = ()
     bars: Sequence[str] = ()
-    parts: Sequence[Part] = ()
+    parts: Sequence[BarSegments] = ()
     doubling: bool = False
     scale: Scale = "auto"
     span: tuple[float, float] | None = None
@@ -291,7 +291,7 @@ class Chart:
 
     def _how_to_read(self) -> Iterator[str]:
         if any(line.marks.bounded.any() for line in self.lines):
-            intervals = "Bands" if self.many else "Bars"
+            intervals = "Bands" if self.is_dense else "Bars"
             yield f"{intervals}: 95 % intervals, where wider than the mark."
         if any(line.coarse.any() for line in self.lines):
             yield f"Hollow marks: coarse, fewer than {MIN_TURNS} turns."
@@ -299,7 +299,7 @@ class Chart:
             yield "Crosses: failed or skipped."
 
     @property
-    def many(self) -> bool:
+    def is_dense(self) -> bool:
         """True if intervals are bands, and marks small."""
         return max((line.marks.x.size for line in self.lines), default=0) > MANY_POINTS
 

@@ -379,7 +379,7 @@ def load(
     from scalebench_lib.plan import load_report as telling
     from scalebench_lib.plan.arrivals import arrival_times, read_trace
     from scalebench_lib.plan.runner import Limits
-    from scalebench_lib.plan.search import Predictor, Prover, Target, load_planned
+    from scalebench_lib.plan.search import Predictor, Prover, Target, read_planned_deployment
 
     if bool(rate) == bool(trace) and (rate or not slo_ms):
         raise RequestError("load: name a rate, or a trace, or a limit with --slo-ms")
@@ -390,7 +390,7 @@ def load(
     if trace:
         times, arrivals = read_trace(trace), f"trace {trace.name}"
         times = times[: max(1, int((times <= seconds).sum()))]
-    context, deployment = load_planned(out, max_batch or 0, max_wait_ms)
+    context, deployment = read_planned_deployment(out, max_batch or 0, max_wait_ms)
     runner = context.runner(Limits(), console.say)
     prover = Prover(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):

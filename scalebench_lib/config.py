@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from scalebench_lib.errors import RequestError, nearest, one_line
+from scalebench_lib.errors import RequestError, nearest, validation_message
 from scalebench_lib.machine import Machine
 from scalebench_lib.optimizations import NAME, OPTIMIZATIONS
 from scalebench_lib.sources import folder_of, is_own, own_files
@@ -234,7 +234,7 @@ class StrictModel(BaseModel):
         try:
             return cls.model_validate(dict(values), context=context)
         except ValidationError as error:
-            raise RequestError(one_line(error, cls.model_fields)) from None
+            raise RequestError(validation_message(error, cls.model_fields)) from None
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
-def one_line(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
+def validation_message(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
     """Return pydantic's first complaint about a request as one line."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"] if isinstance(part, str))

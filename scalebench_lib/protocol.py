@@ -1,6 +1,6 @@
 """The messages between a sweep's runner and a trial in its kernel, and when a group is done.
 
-The trial connects to the Unix socket that the variable `RUNNER` names. One JSON object a line:
+The trial connects to the Unix socket named by the variable `RUNNER_SOCKET`. One JSON object a line:
 
     trial    {"first_pass_s": 0.05}                          it is set up, and stands still
     runner   {"cycle": 7, "threads": 2, "seconds": 0.3}      a turn
@@ -22,7 +22,7 @@ from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.stats import MIN_TURNS
 
-RUNNER = "SCALEBENCH_RUNNER"
+RUNNER_SOCKET = "SCALEBENCH_RUNNER"
 """The environment variable that names the runner's socket; without it a trial is alone."""
 
 TURN_S = 0.3
@@ -107,7 +107,7 @@ class Progress:
         self.median_ns = answer.median_ns
 
 
-def ended_by(points: Iterable[Progress], target_ci: float, max_seconds: float) -> EndedBy | None:
+def stop_reason(points: Iterable[Progress], target_ci: float, max_seconds: float) -> EndedBy | None:
     """Return why a group of `points` needs no further cycle, or None.
 
     `max_seconds` is the computing time of a point in this block; the group shares its sum.

@@ -32,7 +32,13 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from scalebench_lib import __version__
 from scalebench_lib.allocators import LIBRARIES, SETTINGS, without_allocators
 from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
-from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError, one_line, plain
+from scalebench_lib.errors import (
+    MeasurementError,
+    RequestError,
+    ScalebenchError,
+    plain,
+    validation_message,
+)
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.operators import OperatorTimes
@@ -470,7 +476,7 @@ class Record(StrictModel):
         except OSError as error:
             raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
         except ValidationError as error:
-            raise DamagedError(f"{path.name} is damaged: {one_line(error)}") from None
+            raise DamagedError(f"{path.name} is damaged: {validation_message(error)}") from None
         except (DamagedError, ValueError, LookupError, TypeError) as error:
             raise DamagedError(f"{path.name} is damaged: {error}") from None
         if path.stem != record.name:  # a copy would count twice

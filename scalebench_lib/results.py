@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from scalebench_lib import stats
 from scalebench_lib.config import AXES, DEFAULTS, Config, StrictModel, base_of
 from scalebench_lib.disturbances import Disturbed
-from scalebench_lib.errors import RequestError, ScalebenchError, one_line
+from scalebench_lib.errors import RequestError, ScalebenchError, validation_message
 from scalebench_lib.operators import SHARES
 from scalebench_lib.record import (
     CONFIG_ORDER,
@@ -136,7 +136,7 @@ class Imported(StrictModel):
         except OSError as error:
             raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
         except ValidationError as error:
-            raise ScalebenchError(f"{path} is damaged: {one_line(error)}") from None
+            raise ScalebenchError(f"{path} is damaged: {validation_message(error)}") from None
 
 
 @dataclass(frozen=True, eq=False)

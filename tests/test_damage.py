@@ -44,7 +44,7 @@ def test_whatever_is_damaged_is_told_in_a_line(
 ) -> None:
     """Figures are not drawn here, which takes seconds."""
     monkeypatch.setattr(page, "figure_specs", lambda _: [])
-    monkeypatch.setattr(page, "overviews", lambda _: [])
+    monkeypatch.setattr(page, "overview_specs", lambda _: [])
     for number, arguments in enumerate(COMMANDS):
         out = Path(shutil.copytree(whole, tmp_path / str(number)))
         spoil(out / name, DAMAGE[damage])

@@ -11,10 +11,10 @@ from scalebench_lib.protocol import (
     Progress,
     Ready,
     Request,
-    ended_by,
     parse,
     receive,
     send,
+    stop_reason,
 )
 from scalebench_lib.stats import MIN_TURNS
 
@@ -99,7 +99,7 @@ KNOWN, NOISY = point(MIN_TURNS, 0.01, 1.0), point(MIN_TURNS, 0.5, 1.0)
 )
 def test_a_group_is_done_when_all_is_known_or_its_time_is_up(points, reason) -> None:
     """Its points share their seconds: 10 s each."""
-    assert ended_by(points, 0.02, 10.0) == reason
+    assert stop_reason(points, 0.02, 10.0) == reason
 
 
 def test_progress_adds_up_turns() -> None:

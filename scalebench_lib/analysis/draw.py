@@ -120,7 +120,7 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
     _scale(axes, "y", chart.y)
     for line in chart.lines:
         if line.marks.x.size:
-            _draw_line(axes, line, chart.many)
+            _draw_line(axes, line, chart.is_dense)
         floor = np.full(len(line.missing_at), chart.y.low)
         cross: dict[str, Any] = {"color": line.colour, "markersize": 7, "clip_on": False}
         axes.plot(line.missing_at, floor, "x", zorder=5, gid="missing", **cross)

@@ -17,12 +17,12 @@ import pandas as pd
 
 from scalebench_lib.analysis import findings, tables
 from scalebench_lib.charts import (
+    BarSegments,
     Cells,
     Chart,
     Dots,
     Line,
     Marks,
-    Part,
     batch_colours,
     style_of,
     title_of,
@@ -241,7 +241,7 @@ class Stack:
             **captions,
         )
 
-    def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[Part]:
+    def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[BarSegments]:
         ends = np.nan_to_num(lengths).cumsum(axis=1)
         for place, (label, colour) in enumerate(self.parts.values()):
             row = np.flatnonzero(lengths[:, place] > 0)
@@ -249,7 +249,7 @@ class Stack:
             names, details = [f"{bars[int(bar)]}: {label}" for bar in row], [""] * len(row)
             if len(row):
                 marks = Marks(ends[row, place] - y, y, none, none, names, details)
-                yield Part(label, colour, row, marks)
+                yield BarSegments(label, colour, row, marks)
 
     def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
         """Return the best bar in words; of times, their largest shares."""

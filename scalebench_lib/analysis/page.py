@@ -38,7 +38,7 @@ from scalebench_lib.analysis.figures import (
     views_of,
 )
 from scalebench_lib.analysis.findings import answers, observations
-from scalebench_lib.charts import Axis, Cells, Chart, Dots, Line, Marks, Part, title_of
+from scalebench_lib.charts import Axis, BarSegments, Cells, Chart, Dots, Line, Marks, title_of
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
@@ -162,7 +162,7 @@ def _optimization_specs(
             yield _spec(table, context, part, words, name, "optimization", choices)
 
 
-def overviews(table: pd.DataFrame) -> Iterator[FigureSpec]:
+def overview_specs(table: pd.DataFrame) -> Iterator[FigureSpec]:
     """Yield the specs of speed-ups over eager, shares of the peak, and stacks, of all configs."""
     table = tables.merge_axis(table)
     for context, rows in tables.by_context(table):
@@ -263,7 +263,7 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
     results = results or Results.load(out)
     write_atomically(out / CSV, results.csv.to_csv(index=False))
     contexts, charts = every_chart(results)
-    specs, over = figure_specs(results.table), list(overviews(results.table))
+    specs, over = figure_specs(results.table), list(overview_specs(results.table))
     drawn = {f"{spec.name}.png": charts[spec.key] for spec in (*specs, *over) if not spec.missing}
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
@@ -310,7 +310,7 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
             heading: {group: list(some) for group, some in groupby(part, attrgetter("group"))}
             for heading, part in groupby(specs, attrgetter("heading"))
         },
-        "overviews": over,
+        "overview_specs": over,
         "stacks": {
             VIEWS[view].title: [spec for spec in over if spec.view == view]
             for view in STACKS
@@ -427,7 +427,7 @@ def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> d
 
 _PARTS: dict[type, tuple[str, ...]] = {
     Chart: (
-        *("title", "alt", "caption", "unit", "many", "log", "x_label", "y_label"),
+        *("title", "alt", "caption", "unit", "is_dense", "log", "x_label", "y_label"),
         *("axes", "lines", "cells", "dots", "bars", "parts"),
     ),
     Axis: ("label", "low", "high", "log", "ticks", "texts"),
@@ -436,7 +436,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
         *("coarse", "missing_at", "marks"),
     ),
     Marks: ("x", "y", "low", "high", "values", "intervals", "names", "details"),
-    Part: ("label", "colour", "row", "marks"),
+    BarSegments: ("label", "colour", "row", "marks"),
     Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
     Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
 }

@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalebench_lib.config import DEFAULTS
-from scalebench_lib.errors import RequestError, one_line
+from scalebench_lib.errors import RequestError, validation_message
 from scalebench_lib.files import write_atomically
 from scalebench_lib.results import COLUMNS, CSV, FILE, Imported, PublishedPoint, Results, Row
 
@@ -210,7 +210,7 @@ def _row(header: list[str], cells: list[str]) -> _Row:
     try:
         return _Row(**values)
     except ValidationError as error:
-        raise ValueError(one_line(error)) from None
+        raise ValueError(validation_message(error)) from None
 
 
 def _mean_of(values: dict[str, Any]) -> float:

@@ -110,7 +110,9 @@ class Sequences:
         return tokens[:, : self.generator.past], self.generator.filled_cache(tokens)
 
 
-def generating(config: Config, model: nn.Module, kind: Tokens) -> tuple[Generator, Sequences]:
+def with_static_cache(
+    config: Config, model: nn.Module, kind: Tokens
+) -> tuple[Generator, Sequences]:
     """Return a `Generator` of the phase of `config`, and its inputs.
 
     Raises `MeasurementError` where a layer's cache does not hold all tokens.

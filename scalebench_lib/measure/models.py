@@ -184,7 +184,7 @@ def build(config: Config, shapes_only: bool = False) -> Model:
     model = _run(config, plain, kind, "meta" if shapes_only else "cpu")
     if config.phase != "forward":
         tokens = _tokens(config, architecture.get_text_config(), takes_types=False)
-        return Model(*generation.generating(config, weights, tokens))
+        return Model(*generation.with_static_cache(config, weights, tokens))
     return model
 
 

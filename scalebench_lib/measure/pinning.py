@@ -78,7 +78,8 @@ class ThreadTeam:
                 f"{torch.get_num_threads()}"
             )
         for _ in range(_ATTEMPTS):
-            if not (extra_threads := busy_during(run) - set(self.tids)) or not self.is_pinned:
+            extra_threads = computing_threads_during(run) - set(self.tids)
+            if not extra_threads or not self.is_pinned:
                 break
         else:
             raise MeasurementError(
@@ -94,7 +95,7 @@ class ThreadTeam:
 
     def require_alone(self, before: ThreadTimes, after: ThreadTimes) -> None:
         """Raise `MeasurementError` if threads other than `tids` (if known) computed in between."""
-        extra_threads = busy_between(before, after, least_ns=SPIN_NS) - set(self.tids)
+        extra_threads = computing_threads_between(before, after, least_ns=SPIN_NS) - set(self.tids)
         if self.tids and extra_threads:
             raise MeasurementError(
                 f"{len(extra_threads)} more threads computed than the {len(self.cpus)} asked for"
@@ -157,7 +158,7 @@ def pin_threads(
     set_affinity(cpus)
     caller = threading.get_native_id()
     for _ in range(_ATTEMPTS):
-        busy = {caller, *busy_during(run, share)}
+        busy = {caller, *computing_threads_during(run, share)}
         if len(busy) == len(cpus):
             break
     else:
@@ -203,15 +204,15 @@ def thread_times() -> ThreadTimes:
     return times
 
 
-def busy_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
+def computing_threads_during(run: Callable[[], object], share: float = _BUSY) -> set[int]:
     """Call `run` for 25 ms, at least once; return the ids of the threads that compute it."""
     before, start = thread_times(), time.perf_counter_ns()
     while time.perf_counter_ns() - start < _SETTLE_NS:
         run()
-    return busy_between(before, thread_times(), share)
+    return computing_threads_between(before, thread_times(), share)
 
 
-def busy_between(
+def computing_threads_between(
     before: ThreadTimes, after: ThreadTimes, share: float = _BUSY, least_ns: int = 0
 ) -> set[int]:
     """Return the ids of the threads that computed between two `thread_times`.
@@ -229,7 +230,8 @@ def _watch(run: Callable[[], object]) -> tuple[set[int], set[int]]:
     watcher = threading.Thread(target=_note_bound, args=(bound, stop := threading.Event()))
     watcher.start()
     try:
-        busy = {threading.get_native_id(), *busy_during(run, _SHARING)} - {watcher.native_id}
+        busy = {threading.get_native_id(), *computing_threads_during(run, _SHARING)}
+        busy -= {watcher.native_id}
     finally:
         stop.set()
         watcher.join()

@@ -69,7 +69,7 @@ def measure(trial: Trial, machine: Machine, say: turns.Say = lambda doing, share
 @contextmanager
 def _runner() -> Iterator[IO[str] | None]:
     """The connection to the sweep's runner; None for a trial alone."""
-    path = os.environ.get(protocol.RUNNER)
+    path = os.environ.get(protocol.RUNNER_SOCKET)
     if not path:
         yield None
         return
@@ -222,7 +222,7 @@ def _libraries() -> dict[str, str]:
     for name, mark in {"blas": "Math Kernel", "dnn": "MKL-DNN", "openmp": "OpenMP 2"}.items():
         found[name] = next((line for line in lines if mark in line), "unknown")
     vector = torch.backends.cpu.get_cpu_capability()
-    return {**found, "malloc": allocators.library_of("malloc"), "vector": vector}
+    return {**found, "malloc": allocators.library_serving("malloc"), "vector": vector}
 
 
 @contextmanager

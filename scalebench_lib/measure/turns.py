@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
 
-from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, ended_by
+from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, stop_reason
 from scalebench_lib.record import Turn
 from scalebench_lib.stats import MIN_TURNS, turns_interval
 
@@ -174,7 +174,7 @@ def take_alone(
         most_s = max_seconds * len(progress)
         left_s = max(0.0, most_s - sum(point.spent_s for point in progress.values()))
         say(f"cycle {cycle}, at most {left_s:.0f} s left", 1 - left_s / most_s)
-        if reason := ended_by(progress.values(), target_ci, max_seconds):
+        if reason := stop_reason(progress.values(), target_ci, max_seconds):
             return reason
     raise AssertionError
 

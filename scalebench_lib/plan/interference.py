@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError, model_validator
 
 from scalebench_lib.config import StrictModel
-from scalebench_lib.errors import ScalebenchError, one_line
+from scalebench_lib.errors import ScalebenchError, validation_message
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Profile, instance_of
@@ -61,7 +61,8 @@ class Interference(StrictModel):
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise ScalebenchError(
-                f"{path} is damaged: {one_line(error)}; delete it, and 'plan --verify' learns anew"
+                f"{path} is damaged: {validation_message(error)}; delete it, and 'plan --verify' "
+                "learns anew"
             ) from None
 
     def save(self, out: Path) -> None:

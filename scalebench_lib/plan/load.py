@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BeforeValidator, ValidationError
 
 from scalebench_lib.config import StrictModel
-from scalebench_lib.errors import MeasurementError, ScalebenchError, one_line
+from scalebench_lib.errors import MeasurementError, ScalebenchError, validation_message
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import available_bytes
 from scalebench_lib.plan.planner import Plan
@@ -142,7 +142,7 @@ def load_runs(out: Path) -> list[LoadRun]:
         return [LoadRun.model_validate_json(line) for line in lines]
     except ValidationError as error:
         raise ScalebenchError(
-            f"{path} is damaged: {one_line(error)}; delete it, and 'load' measures anew"
+            f"{path} is damaged: {validation_message(error)}; delete it, and 'load' measures anew"
         ) from None
 
 

@@ -408,7 +408,7 @@ def requests_for(q: float) -> int:
     return next(count for count in itertools.count(2) if supports_percentile(count, q))
 
 
-def load_planned(
+def read_planned_deployment(
     out: Path, max_batch: int, max_wait_ms: float | None
 ) -> tuple[Context, Deployment]:
     """Return the deployment in ``plan.json``, with another batching if asked for.

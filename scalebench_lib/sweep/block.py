@@ -15,7 +15,7 @@ from typing import Protocol
 
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, ended_by
+from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, stop_reason
 from scalebench_lib.record import Record
 
 
@@ -118,7 +118,7 @@ class Block:
         if not counted:
             return "max_seconds"
         points = (point for member in counted for point in member.points.values())
-        return ended_by(points, counted[0].trial.target_ci, counted[0].trial.max_seconds)
+        return stop_reason(points, counted[0].trial.target_ci, counted[0].trial.max_seconds)
 
     def end(self) -> Iterator[tuple[Member, Record | str]]:
         """End the members one by one, bases first; yield the record of each, or why it has none.

@@ -34,7 +34,7 @@ from scalebench_lib.config import Allocator
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.notebook import scrub, write
 from scalebench_lib.processes import disk_error, error_reason, oom_kills
-from scalebench_lib.protocol import RUNNER
+from scalebench_lib.protocol import RUNNER_SOCKET
 from scalebench_lib.record import RUNNER_ENVIRONMENT
 from scalebench_lib.sweep.forkserver import ForkServer, KernelProvisioner, NotStartedError
 from scalebench_lib.sweep.interpreter import Interpreter
@@ -63,7 +63,7 @@ class _Client(AsyncKernelClient):
 
 
 class KernelManager(AsyncKernelManager):
-    """Start and end a kernel; `folder` holds its sockets, and the one that `RUNNER` names."""
+    """Start and end a kernel; `folder` holds its sockets, and that of `RUNNER_SOCKET`."""
 
     folder: Path
     provisioner: KernelProvisioner
@@ -231,7 +231,7 @@ class Kernels:
             language="python",
             env={
                 **allocating,
-                RUNNER: str(folder / _SOCKET),
+                RUNNER_SOCKET: str(folder / _SOCKET),
                 RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
                 "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
             },

@@ -5,7 +5,7 @@ import torch
 
 from scalebench_lib.analysis.figures import VIEWS, Choices
 from scalebench_lib.analysis.findings import answers, findings
-from scalebench_lib.analysis.page import overviews, write_page
+from scalebench_lib.analysis.page import overview_specs, write_page
 from scalebench_lib.measure import peak
 from scalebench_lib.results import Results
 from tests.factories import save_sweep, small_records
@@ -58,7 +58,7 @@ def test_low_precision_is_held_against_its_own_peak() -> None:
 
 def test_without_a_peak_there_is_no_figure() -> None:
     """And no share."""
-    views = {spec.view for spec in overviews(Results(small_records()).table)}
+    views = {spec.view for spec in overview_specs(Results(small_records()).table)}
     assert "eager" in views
     assert "peak" not in views
 

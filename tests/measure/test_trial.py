@@ -285,7 +285,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, plays: Callable[[Runner], None]) -> 
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(folder / "runner"))
     server.listen()
-    monkeypatch.setenv(protocol.RUNNER, str(folder / "runner"))
+    monkeypatch.setenv(protocol.RUNNER_SOCKET, str(folder / "runner"))
     troubles: list[BaseException] = []
 
     def play() -> None:
@@ -340,7 +340,7 @@ def test_a_trial_whose_runner_is_gone_ends_without_a_record(monkeypatch) -> None
 
     with runner(monkeypatch, plays), pytest.raises(ConnectionEndedError, match="is gone"):
         measure(trial(), MACHINE)
-    monkeypatch.setenv(protocol.RUNNER, "/nowhere/at/all")
+    monkeypatch.setenv(protocol.RUNNER_SOCKET, "/nowhere/at/all")
     with pytest.raises(ConnectionEndedError, match="the runner is gone"):
         measure(trial(), MACHINE)
 

@@ -18,7 +18,7 @@ from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.plan.load import Deployment, LoadRun, keep, load_runs
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.runner import Limits
-from scalebench_lib.plan.search import Predictor, Prover, Target, baseline, load_planned
+from scalebench_lib.plan.search import Predictor, Prover, Target, baseline, read_planned_deployment
 from scalebench_lib.plan.simulate import Batching, Log
 from scalebench_lib.record import Record, Software
 from tests import factories
@@ -154,12 +154,12 @@ def test_a_plan_is_saved_and_load_finds_it(out: Path) -> None:
     assert found["predicted_percentile_ms"] == best.reached_ms
     assert len(found["instances"]) == len(best.deployment.plan.instances)
     assert len(decision.placed) == len(best.deployment.plan.instances)
-    assert load_planned(out, 0, None)[1] == best.deployment
-    changed = load_planned(out, 6, 3.0)[1].batching
+    assert read_planned_deployment(out, 0, None)[1] == best.deployment
+    changed = read_planned_deployment(out, 6, 3.0)[1].batching
     assert (changed.max_batch, changed.max_wait_ms, changed.sizes) == (6, 3.0, (1, 4, 6))
     path.write_text('{"instances": []}')
     with pytest.raises(RequestError, match="has no plan for requests: make one first"):
-        load_planned(out, 0, None)
+        read_planned_deployment(out, 0, None)
 
 
 def prover(out: Path, monkeypatch, **asked: float) -> Prover:

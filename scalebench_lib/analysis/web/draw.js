@@ -97,11 +97,11 @@ function setColours(svg, lines) {
 
 function lineMarks(line, chart) {
   const points = pointsOf(line.marks, chart.unit, line.coarse), known = points.filter(p => p.low !== null && p.high !== null);
-  const stroke = colourOf(line), r = chart.many ? 2.8 : 4, symbol = SYMBOLS[line.marker];
+  const stroke = colourOf(line), r = chart.is_dense ? 2.8 : 4, symbol = SYMBOLS[line.marker];
   const dots = (coarse, fill) => Plot.dot(points.filter(p => p.coarse === coarse), {x: "x", y: "y", symbol, r, stroke, fill});
   return [
-    Plot.areaY(known, {x: "x", y1: "low", y2: "high", fill: stroke, fillOpacity: chart.many ? 0.2 : 0.1}),
-    chart.many ? null : Plot.ruleX(known, {x: "x", y1: "low", y2: "high", stroke, strokeWidth: 1.4, marker: "tick-y"}),
+    Plot.areaY(known, {x: "x", y1: "low", y2: "high", fill: stroke, fillOpacity: chart.is_dense ? 0.2 : 0.1}),
+    chart.is_dense ? null : Plot.ruleX(known, {x: "x", y1: "low", y2: "high", stroke, strokeWidth: 1.4, marker: "tick-y"}),
     Plot.line(points, {x: "x", y: "y", stroke, strokeWidth: 1.7, strokeDasharray: line.reference ? "1.5 4" : line.dashed ? "6 3" : null}),
     ...(line.reference ? [] : [dots(false, stroke), dots(true, PAPER)]),
     Plot.dot(line.missing_at || [], {x: d => d, frameAnchor: "bottom", symbol: "times", r: 5, stroke, strokeWidth: 2}),
