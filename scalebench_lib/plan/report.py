@@ -167,9 +167,8 @@ def commands(decision: Decision) -> Iterator[str]:
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
         yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
-    if engines := sorted(_THREAD_SETTINGS.keys() & _engines(decision.best)):
-        settings = ", ".join(_THREAD_SETTINGS[name] for name in engines)
-        yield f"and tell the engine its number of threads: {settings}"
+    for name in sorted(_THREAD_SETTINGS.keys() & _engines(decision.best)):
+        yield f"and set {_THREAD_SETTINGS[name]} to its number of threads"
     if not decision.context.record:
         yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
 
