@@ -342,7 +342,7 @@ def plan(
         from scalebench_lib.measure.optimizations import engine_files
         from scalebench_lib.plan.export import export as write
 
-        console.say(f"exported: {write(answer.decision, export, engine_files)}")
+        console.say(f"exported: {write(answer.decision, answer.sentences, export, engine_files)}")
     console.say(f"plan: {path}")
 
 

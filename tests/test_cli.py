@@ -114,6 +114,7 @@ def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> 
     boost.parent.mkdir(parents=True)
     boost.write_text("1\n")
     monkeypatch.setattr(optimizations, "is_installed", lambda package: False)
+    monkeypatch.setattr(optimizations, "_CPUINFO", tmp_path / "proc/cpuinfo")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     two = Core(cpus=(0, 2)), Core(cpus=(1, 3), socket=1)
     on = machine(2).model_copy(update={"cores": two, "quota": 1.5})
@@ -122,6 +123,8 @@ def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> 
     assert "2 sockets, 2 NUMA nodes; SMT: 2 threads a core" in told["CPU"]
     assert told["Limits"][:2] == ["quota: 1.5 CPUs", "affinity: CPU 0, 1, 2, 3"]
     assert told["Clock"] == ["governor: not known", "turbo: on"]
+    (bf16,) = [line for line in told["Optimizations"] if line.startswith("bf16: ")]
+    assert bf16.endswith("; this CPU has no bf16")
     assert told["Installed"][0] == "g++: no, compile needs it: apt install g++"
     (engine,) = [line for line in told["Optimizations"] if line.startswith("openvino: ")]
     assert engine.endswith("not installed: pip install -e '.[openvino]'")

@@ -76,7 +76,7 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
         try:
             answer = Question.of(**asked).answer(self._predictor)
             charts = [answer.chart(), figures.cores(answer.decision)]
-            self.answer = ". ".join([*answer.sentences, *charts[0].sentence.splitlines()]) + "."
+            self.answer = "; ".join([*answer.sentences, *charts[0].sentence.splitlines()])
         except ScalebenchError as error:
             self.answer = str(error)
         for image, chart in zip(self.pictures, charts, strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scalebench_lib.config import Config, slug
@@ -13,7 +13,6 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Decision
 from scalebench_lib.plan.placement import ranges
-from scalebench_lib.plan.report import sentences
 
 _RUN = """\
 #!/bin/sh
@@ -55,15 +54,20 @@ _PARAMETERS = {
 """What Triton's backends call the settings of the measurement."""
 
 
-def export(decision: Decision, folder: Path, files_of: Callable[[Config], Path | None]) -> Path:
-    """Write the best plan into the new `folder`, and return it.
+def export(
+    decision: Decision,
+    sentences: Sequence[str],
+    folder: Path,
+    files_of: Callable[[Config], Path | None],
+) -> Path:
+    """Write the best plan, which `sentences` describe, into the new `folder`, and return it.
 
     `files_of` returns the folder of an engine's model. Raises `RequestError` if `folder` is there.
     """
     if folder.exists():
         raise RequestError(f"export: {folder} is already there: choose a new folder")
     folder.mkdir(parents=True)
-    record, placed, summary = decision.context.record, decision.placed, decision.best.summary
+    record, placed, summary = decision.context.record, decision.placed, sentences[0]
     for one, count in Counter(decision.best.instances).items():
         if record and one.optimization.partition("-")[0] in _PARAMETERS:
             config = record.config.model_copy(update={"batch_size": one.batch_size, **one.settings})
@@ -82,7 +86,7 @@ def export(decision: Decision, folder: Path, files_of: Callable[[Config], Path |
     versions = record.software.versions if record else {"software": "not known"}
     readme = _README.format(
         summary=summary,
-        found="\n".join(f"- {line}" for line in sentences(decision)),
+        found="\n".join(f"- {line}" for line in sentences),
         machine=decision.context.machine.title + "; its CPU numbers are made up" * (not record),
         software=", ".join(f"{name} {version}" for name, version in versions.items()),
         triton=_TRITON.format(cpus=cpus) if (folder / "triton").exists() else "",

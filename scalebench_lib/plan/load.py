@@ -103,7 +103,11 @@ class LoadRun(StrictModel):
 
     @property
     def holds(self) -> bool | None:
-        """Whether the percentile keeps to the limit; None where its interval holds both."""
+        """Whether the percentile keeps to the limit; None where its interval holds both, and where
+        it is not known for want of requests.
+        """
+        if not self.log.overloaded and self.percentile not in self.percentiles:
+            return None
         _, low, high = self.percentiles.get(self.percentile, (inf, inf, inf))
         return True if high <= self.slo_ms else False if low > self.slo_ms else None
 

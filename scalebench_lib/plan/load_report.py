@@ -58,7 +58,7 @@ def answer(predictor: Predictor, best: Prediction, run: LoadRun | None = None) -
     serves = f"{best.deployment}: {format_number(best.rate)} requests/s"
     yield f"{serves} with a {q} of {ms} ms, a median of {median_ms} ms (predicted)"
     if run:
-        kept = {True: "kept", False: "not kept", None: "in doubt: the interval holds it"}
+        kept = {True: "kept", False: "not kept", None: "in doubt"}
         yield f"measured: a {q} of {_measured(run)}; {run.slo_ms:g} ms are {kept[run.holds]}"
     if not predictor.context.record:
         yield "an import has mean times alone: the tails of requests are longer than predicted"
@@ -82,12 +82,9 @@ def sentences(run: LoadRun) -> Iterator[str]:
         f"{format_duration(log.arrivals[-1])}; {achieved}{', interrupted' * run.interrupted}"
     )
     if log.overloaded:
-        why = (
-            "after an instance failed requests piled up"
-            if run.failures
-            else ("overload: the queue grew all the time")
-        )
-        yield f"{why}: no percentile is given as if that were steady; {achieved}"
+        why = "overload: the queue grew all the time"
+        why = "after an instance failed requests piled up" if run.failures else why
+        yield f"{why}, so there are no percentiles; {achieved}"
     replay_ms = 1e3 * run.replay.latency_s if run.percentiles else np.zeros(1)
     for q in run.percentiles:
         replayed = f"by this run's service times {format_number(np.percentile(replay_ms, q))}"
@@ -132,7 +129,7 @@ def highest(runs: Sequence[LoadRun]) -> str:
     failed = sorted(run.rate for run in runs if run.holds is False)
     low = max((o.rate for o in runs if o.holds and o.rate < min(failed, default=inf)), default=0.0)
     high = next((rate for rate in failed if rate > held), inf)
-    between = f"surely more than {format_number(low)}" if low else "how low is not clear"
+    between = f"surely more than {format_number(low)}" if low else "its low end is not known"
     between += f" and less than {format_number(high)}" if high < inf else ", or more"
     return f"highest rate with {limit}: {format_number(held)} requests/s, {between}"
 

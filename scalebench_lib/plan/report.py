@@ -167,8 +167,9 @@ def commands(decision: Decision) -> Iterator[str]:
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
         yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
-    for name in sorted(_THREAD_SETTINGS.keys() & _engines(decision.best)):
-        yield f"and set {_THREAD_SETTINGS[name]} to its number of threads"
+    for engine, setting in _THREAD_SETTINGS.items():
+        if any(name.startswith(engine) for name in decision.best.optimizations):
+            yield f"and set {setting} to its number of threads"
     if not decision.context.record:
         yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
 
@@ -178,10 +179,6 @@ _THREAD_SETTINGS = {
     "openvino": "INFERENCE_NUM_THREADS of OpenVINO's CPU plugin",
 }
 """Engines whose threads OMP_NUM_THREADS does not set."""
-
-
-def _engines(plan: Plan) -> set[str]:
-    return {name.partition("-")[0] for name in plan.optimizations}
 
 
 def _description(one: Instance) -> str:

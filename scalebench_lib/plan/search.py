@@ -39,7 +39,7 @@ from scalebench_lib.plan.profile import SHARED, Instance
 from scalebench_lib.plan.report import FILE
 from scalebench_lib.plan.runner import PlanRunner, Say
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
-from scalebench_lib.record import Software
+from scalebench_lib.record import Point, Software
 from scalebench_lib.stats import Interval, Variance, supports_percentile
 from scalebench_lib.text import format_number, pluralize
 
@@ -106,23 +106,28 @@ class Predictor:
     say: Say = lambda _: None
     quick: bool = False
     _services: dict[Any, ServiceTimes] = field(default_factory=dict)
-    _means: set[Any] = field(default_factory=set)
+
+    def _points(self) -> Iterator[tuple[Any, int, Point]]:
+        """Yield each point of the profile after how its instance is run, and its batch size."""
+        for record in self.context.records:
+            settings = [getattr(record.config, name) for name in WITHIN]
+            for point in record.points:
+                yield (point.threads, *settings), record.config.batch_size, point
 
     @cached_property
     def _alone(self) -> Mapping[_Kind, _Samples]:
         """Times of a pass in s, by kind of instance and batch size; of an import the means."""
         context, found = self.context, defaultdict[_Kind, dict[int, list[float]]](dict)
-        for record in context.records:
-            config = record.config
-            for point in record.points:
-                kind = ((point.threads, *(getattr(config, name) for name in WITHIN)),)
-                if point.passes_per_sample > 1:
-                    self._means.add((*kind, config.batch_size))
-                seconds = [ns / 1e9 for ns in point.samples_ns]
-                found[kind].setdefault(config.batch_size, []).extend(seconds)
+        for kind, size, point in self._points():
+            found[(kind,)].setdefault(size, []).extend(ns / 1e9 for ns in point.samples_ns)
         for one in () if context.record else context.profile.instances:
             found[_kind([one])][one.batch_size] = [one.latency_ms / 1e3]
         return {kind: {n: np.array(s) for n, s in some.items()} for kind, some in found.items()}
+
+    @cached_property
+    def _means(self) -> set[tuple[Any, int]]:
+        """The kinds of instance, and batch sizes, whose samples are means of several passes."""
+        return {(kind, size) for kind, size, one in self._points() if one.passes_per_sample > 1}
 
     @cached_property
     def _together(self) -> Mapping[_Kind, _Samples]:

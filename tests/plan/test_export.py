@@ -18,6 +18,8 @@ from scalebench_lib.plan.export import export
 from tests import factories
 from tests.plan.test_decide import PUBLISHED, ask
 
+SAID = ("the plan serves batch 8", "and what that assumes")
+
 SOFTWARE = factories.SOFTWARE.model_copy(
     update={"environment": {"OMP_NUM_THREADS": "9", "GLIBC_TUNABLES": "a b=$(1)"}}
 )
@@ -90,8 +92,9 @@ def test_the_script_is_clean_and_runs_every_instance_as_it_was_measured(tmp_path
     """On its CPUs, with its threads and the measurement's environment; a failure is its own."""
     decision = ask(sweep(tmp_path / "sweep", ("none",)), batch_size=8)
     assert len(decision.best.instances) == 2
-    folder = export(decision, tmp_path / "plan", nothing)
+    folder = export(decision, SAID, tmp_path / "plan", nothing)
     script = folder / "run.sh"
+    assert f"# {SAID[0]};" in script.read_text()
     shellcheck = shutil.which(
         "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     )
@@ -110,7 +113,7 @@ def test_the_script_is_clean_and_runs_every_instance_as_it_was_measured(tmp_path
     assert run.returncode == 2
     assert subprocess.run([script], env=env, capture_output=True, check=False).returncode == 2
     readme = (folder / "README.md").read_text()
-    assert "2 × ⟨1, 4⟩ serves batch 8 in" in readme
+    assert readme.startswith(f"# {SAID[0]}\n")
     assert f"Measured on {decision.context.machine.title}: numpy 2.2.0" in readme
     assert "triton" not in readme
     assert not (folder / "triton").exists()
@@ -137,7 +140,12 @@ def test_what_an_engine_computes_is_a_triton_repository(
     """Of one model for each kind of instance, whose config Triton's own schema parses."""
     asked = []
     decision = ask(sweep(tmp_path / "sweep", (optimization,)), batch_size=8)
-    folder = export(decision, tmp_path / "plan", lambda config: asked.append(config) or files)
+    folder = export(
+        decision,
+        SAID,
+        tmp_path / "plan",
+        lambda config: asked.append(config) or files,
+    )
     assert [(one.optimization, one.batch_size) for one in asked] == [(optimization, 4)]
     (model,) = (folder / "triton").iterdir()
     config = parsed(model / "config.pbtxt")
@@ -154,8 +162,9 @@ def test_an_import_is_exported_for_what_it_is_and_nothing_is_overwritten(tmp_pat
     (tmp_path / "a.csv").write_text(PUBLISHED.replace("none", "onnxruntime"))
     import_published([tmp_path / "a.csv"], tmp_path / "out", "there")
     decision = ask(tmp_path / "out", batch_size=8)
-    readme = (export(decision, tmp_path / "plan", nothing) / "README.md").read_text()
+    readme = (export(decision, SAID, tmp_path / "plan", nothing) / "README.md").read_text()
+    assert all(line in readme for line in SAID)
     assert "its CPU numbers are made up" in readme
     assert "software not known" in readme
     with pytest.raises(RequestError, match="is already there: choose a new folder"):
-        export(decision, tmp_path / "plan", nothing)
+        export(decision, SAID, tmp_path / "plan", nothing)
