@@ -101,6 +101,7 @@ _HELP = {
     "max_seconds": "With --verify: how many seconds each plan is run.",
     "price_per_hour": "What this machine costs, such as 1.53, for the cost of requests.",
     "export": "Write what runs the plan into this new folder.",
+    "lengths": "Tokens of requests and their shares, such as 16:70,128:30. [default: all alike]",
     "arrivals": "How requests come: poisson, constant or gamma:CV, such as gamma:2.",
     "trace": "Requests come at the times in this file, one in s a line.",
     "duration": "Send requests for so long, such as 60s. [default: 20s, or the trace]",
@@ -305,6 +306,7 @@ def plan(
     rate: float | None = None,
     slo_ms: float | None = None,
     percentile: float = 99.0,
+    lengths: str | None = None,
     threads: str | None = None,
     optimization: str | None = None,
     verify: bool = False,
@@ -326,7 +328,7 @@ def plan(
 
     served = {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
     on = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
-    question = Question.of(**served, **on, **of)
+    question = Question.of(lengths=lengths, **served, **on, **of)
     context = Context.load(out, question.request)
     with console.status("") as line:
         answer = question.answer(Predictor(context, line.update))
@@ -367,6 +369,7 @@ def load(
     duration: str | None = None,
     slo_ms: float | None = None,
     percentile: float = 99.0,
+    lengths: str | None = None,
     max_batch: int | None = None,
     max_wait_ms: float | None = None,
     if_busy: IfBusyOption = "refuse",
@@ -390,7 +393,7 @@ def load(
     if trace:
         times, arrivals = read_trace(trace), f"trace {trace.name}"
         times = times[: max(1, int((times <= seconds).sum()))]
-    context, deployment = read_planned_deployment(out, max_batch or 0, max_wait_ms)
+    context, deployment = read_planned_deployment(out, max_batch or 0, max_wait_ms, lengths)
     runner = context.runner(Limits(), console.say)
     prover = Prover(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):

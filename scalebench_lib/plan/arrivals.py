@@ -1,13 +1,47 @@
-"""When requests arrive, in s from the start: set beforehand, so that no server can delay them."""
+"""When requests arrive, in s from the start, and their lengths: set beforehand.
+
+No server can delay them, and every run and simulation has the same.
+"""
 
 from __future__ import annotations
 
+import math
+import reprlib
 import warnings
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from scalebench_lib.errors import RequestError
+
+
+def _lengths(value: Any) -> Any:
+    """Return the pairs in a text, ascending; values of other types are returned as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        pairs = sorted(
+            (int(n), float(share)) for n, share in (p.split(":") for p in value.split(","))
+        )
+        lengths, shares = zip(*pairs, strict=True)
+        if (
+            len(set(lengths)) < len(lengths)
+            or lengths[0] < 1
+            or not 0 < min(shares) <= math.fsum(shares) < math.inf
+        ):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            "must be lengths in tokens, each once with its share, such as 16:70,128:30, not "
+            f"{reprlib.repr(value)}"
+        ) from None
+    return pairs
+
+
+Lengths = Annotated[tuple[tuple[int, float], ...], BeforeValidator(_lengths)]
+"""Lengths of requests in tokens, ascending, each with its share of them; none: all are alike."""
 
 
 def arrival_times(kind: str, rate: float, count: int) -> np.ndarray:
@@ -28,6 +62,14 @@ def arrival_times(kind: str, rate: float, count: int) -> np.ndarray:
     shape = variation**-2 if variation else 0
     gaps = np.random.default_rng(0).gamma(shape, 1 / shape, count) if shape else np.ones(count)
     return np.cumsum(gaps / rate)
+
+
+def request_lengths(lengths: Lengths, count: int) -> np.ndarray:
+    """Return the lengths of `count` requests, the same each time; 0 where all are alike."""
+    if not lengths:
+        return np.zeros(count, dtype=int)
+    values, shares = np.array(lengths).T
+    return np.random.default_rng(1).choice(values.astype(int), count, p=shares / shares.sum())
 
 
 def read_trace(path: Path) -> np.ndarray:

@@ -19,6 +19,7 @@ from pydantic import Field
 from scalebench_lib.config import PositiveInt, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
+from scalebench_lib.plan.arrivals import Lengths
 from scalebench_lib.plan.interference import Interference, Observation, published_runs, slowdown
 from scalebench_lib.plan.load import LoadRun, load_runs
 from scalebench_lib.plan.placement import PlacedInstance, place
@@ -37,14 +38,15 @@ CANDIDATES = 3
 class Request(StrictModel):
     """A question: the best plan for `batch_size`, or of most throughput within `slo_ms`.
 
-    `threads` counts physical cores, 0 means all; an empty `optimization` means any. `shared` names
-    values of `SHARED` where the sweep has several.
+    `threads` counts physical cores, 0 means all; an empty `optimization` means any. Requests have
+    `lengths`; `shared` names values of `SHARED` where the sweep has several.
     """
 
     batch_size: PositiveInt = 0
     threads: PositiveInt = 0
     optimization: str = ""
     slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.0
+    lengths: Lengths = ()
     shared: Mapping[str, Any] = {}
 
     @classmethod
@@ -56,6 +58,10 @@ class Request(StrictModel):
         given = {name: value for name, value in values.items() if value}
         if not {"batch_size", "slo_ms"} & given.keys():
             raise RequestError("name a batch size, or a latency limit with slo_ms, or both")
+        if "lengths" in given and (other := given.keys() & {"batch_size", "seq_len"}):
+            raise RequestError(
+                f"lengths: are of requests, which have no {min(other)}: leave it out"
+            )
         shared = {name: given.pop(name) for name in SHARED if name in given}
         return cls.from_input({**given, "shared": shared})
 
@@ -65,7 +71,8 @@ class Context:
     """The evidence for decisions: the profile, the cores to use, and what was run.
 
     `records` are the profile's; none where the sweep was imported, whose runs are `published`.
-    `loads` are the load tests of this profile with the software of the sweep.
+    `loads` are the load tests of this profile with the software of the sweep. Where requests have
+    `lengths`, the profile is that of the longest, and the records are of all.
     """
 
     out: Path
@@ -76,19 +83,25 @@ class Context:
     interference: Interference
     published: tuple[Plan, ...] = ()
     loads: tuple[LoadRun, ...] = ()
+    lengths: Lengths = ()
 
     @classmethod
     def load(cls, out: Path, request: Request) -> Context:
         """Read what the sweep in `out` has for `request`; `RequestError` says what it lacks."""
         results = Results.load(out)
-        profile = Profile.of(results.table, request.shared)
-        records = tuple(one for one in results.records if one.points and profile.holds(one))
+        several = [{"seq_len": length} for length, _ in request.lengths] or [{}]
+        profiles = [Profile.of(results.table, {**request.shared, **one}) for one in several]
+        profile, held = profiles[-1], [one for one in results.records if one.points]
+        records = tuple(one for one in held if any(some.holds(one) for some in profiles))
         together = results.imported.together if results.imported else ()
         published = tuple(published_runs(profile, together))
         machine = records[0].machine if records else _published_machine(profile, published)
         profile = replace(profile, instances=tuple(_on_any_cores(profile.instances, machine)))
         learned, cores = Interference.load(out), machine.max_threads(smt=False)
-        context = cls(out, profile, machine, cores, records, learned, published)
+        if request.lengths and not records:
+            raise RequestError("lengths: an import cannot be planned for several: leave them out")
+        evidence = out, profile, machine, cores, records, learned, published
+        context = cls(*evidence, lengths=request.lengths)
         return replace(context, loads=tuple(filter(context._counts, load_runs(out))))
 
     @property

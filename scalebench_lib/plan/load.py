@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,9 +27,10 @@ from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import MeasurementError, ScalebenchError, validation_message
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import available_bytes
+from scalebench_lib.plan.arrivals import request_lengths
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.runner import MEMORY_SHARE, PlanRunner, Workers
-from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
+from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, Shape, simulate
 from scalebench_lib.record import Software
 from scalebench_lib.stats import percentile_interval, supports_percentile
 from scalebench_lib.text import pluralize
@@ -112,12 +113,16 @@ class LoadRun(StrictModel):
         return True if high <= self.slo_ms else False if low > self.slo_ms else None
 
     @cached_property
-    def service_s(self) -> dict[int, np.ndarray]:
-        """What instances took for the batches that were answered, by padded size."""
-        log, padded = self.log, self.deployment.batching.padded
-        took, done = log.ended_s - log.sent_s, np.isfinite(log.ended_s)
-        sizes = np.array([padded(count) for count in log.count], dtype=int)
-        return {int(size): took[(sizes == size) & done] for size in np.unique(sizes[done])}
+    def service_s(self) -> dict[Shape, np.ndarray]:
+        """What instances took for the batches that were answered, by shape."""
+        found, shapes = (
+            defaultdict[Shape, list[float]](list),
+            self.deployment.batching.shapes_of(self.log),
+        )
+        for shape, took in zip(shapes, self.log.ended_s - self.log.sent_s, strict=True):
+            if np.isfinite(took):
+                found[shape].append(took)
+        return {shape: np.array(times) for shape, times in found.items()}
 
     @cached_property
     def late_ms(self) -> float:
@@ -133,7 +138,7 @@ class LoadRun(StrictModel):
     @property
     def replay(self) -> Log:
         """The same arrivals, simulated with the service times of this run."""
-        times = ServiceTimes.of(self.service_s, self.deployment.batching.sizes, 1)
+        times = ServiceTimes.of(self.service_s, self.deployment.batching, 1)
         instances = [times] * len(self.deployment.plan.instances)
         return simulate(self.log.arrivals, self.deployment.batching, instances)
 
@@ -191,6 +196,7 @@ class LoadTest:
         It ends when all are answered, or none can be, or one has waited for `patience_s`.
         """
         self._arrivals, self._batches, self._arrived = arrivals, list[list[float]](), 0
+        self._lengths = request_lengths(self.batching.lengths, len(arrivals)).tolist()
         ready_s, first = self.batching.ready_s(arrivals), 0
         gc.collect()
         gc.disable()
@@ -219,8 +225,8 @@ class LoadTest:
         pipe, count = self._free.popleft(), self.batching.count(self._arrivals, first, now)
         self._busy[pipe] = [self._numbers[pipe], count, now, nan]
         self._batches.append(self._busy[pipe])
-        size = self.batching.padded(count)
-        self.workers.by_pipe[pipe].send({"start_ns": 0, "batch_size": size})
+        shape = self.batching.shape(self._lengths[first : first + count])
+        self.workers.by_pipe[pipe].send({"start_ns": 0, "shape": shape})
         return count
 
     def _receive(self, wait_s: float) -> None:
@@ -251,11 +257,14 @@ def ready(runner: PlanRunner, deployment: Deployment) -> Iterator[LoadTest]:
     Raises `MeasurementError` if one does not start.
     """
     runner.say(f"starting {deployment}")
-    sizes, plan = deployment.batching.sizes, deployment.plan
-    needed_mb, free_mb = sum(o.memory_mb or 0.0 for o in plan.instances), available_bytes() / 1e6
+    batching, plan = deployment.batching, deployment.plan
+    models = max(1, len(batching.lengths))  # an instance has one for each length
+    needed_mb = models * sum(one.memory_mb or 0.0 for one in plan.instances)
+    free_mb = available_bytes() / 1e6
     if needed_mb > MEMORY_SHARE * free_mb:
         raise MeasurementError(f"its instances need {needed_mb:.0f} MB, {free_mb:.0f} MB are free")
-    specs = [one.model_copy(update={"batch_sizes": sizes}) for one in runner.specs(plan)]
+    shapes = tuple(batching.shapes)
+    specs = [one.model_copy(update={"shapes": shapes}) for one in runner.specs(plan)]
     with Workers(specs) as workers:
-        workers.answers(runner.limits.setup_s * len(sizes))
-        yield LoadTest(workers, deployment.batching, runner.limits.batch_s)
+        workers.answers(runner.limits.setup_s * len(shapes))
+        yield LoadTest(workers, batching, runner.limits.batch_s)

@@ -15,6 +15,7 @@ from rich.text import Text
 from scalebench_lib import cost
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
+from scalebench_lib.plan.arrivals import request_lengths
 from scalebench_lib.plan.decide import Decision
 from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
@@ -117,6 +118,10 @@ def _of_batches(run: LoadRun) -> Iterator[str]:
             f"{format_number(1e3 * service)} ms in service; batches by size: {sizes}; instances "
             f"busy: {busy} of the time; the batcher was up to {run.late_ms:.2g} ms late (p99)"
         )
+    if lengths := run.deployment.batching.lengths:
+        computed = sum(size * tokens for size, tokens in run.deployment.batching.shapes_of(log))
+        asked = request_lengths(lengths, int(log.count.sum())).sum()
+        yield f"{1 - asked / computed:.0%} of the tokens that were computed are padding"
 
 
 def highest(runs: Sequence[LoadRun]) -> str:

@@ -38,7 +38,7 @@ from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import SHARED, Instance
 from scalebench_lib.plan.report import FILE
 from scalebench_lib.plan.runner import PlanRunner, Say
-from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
+from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, Shape, simulate
 from scalebench_lib.record import Point, Software
 from scalebench_lib.stats import Interval, Variance, supports_percentile
 from scalebench_lib.text import format_number, pluralize
@@ -66,7 +66,7 @@ _CLOSE, _TRIES = 1.05, 8
 """The highest rate is known when one so much higher failed, or after so many tries."""
 
 _Kind = tuple[tuple[Any, ...], ...]
-_Samples = dict[int, np.ndarray]
+_Samples = dict[Shape, np.ndarray]
 
 
 class Target(StrictModel):
@@ -107,36 +107,37 @@ class Predictor:
     quick: bool = False
     _services: dict[Any, ServiceTimes] = field(default_factory=dict)
 
-    def _points(self) -> Iterator[tuple[Any, int, Point]]:
-        """Yield each point of the profile after how its instance is run, and its batch size."""
+    def _points(self) -> Iterator[tuple[Any, Shape, Point]]:
+        """Yield each point of the profile after how its instance is run, and its shape."""
         for record in self.context.records:
             settings = [getattr(record.config, name) for name in WITHIN]
+            tokens = record.config.seq_len if self.context.lengths else 0
             for point in record.points:
-                yield (point.threads, *settings), record.config.batch_size, point
+                yield (point.threads, *settings), (record.config.batch_size, tokens), point
 
     @cached_property
     def _alone(self) -> Mapping[_Kind, _Samples]:
-        """Times of a pass in s, by kind of instance and batch size; of an import the means."""
-        context, found = self.context, defaultdict[_Kind, dict[int, list[float]]](dict)
-        for kind, size, point in self._points():
-            found[(kind,)].setdefault(size, []).extend(ns / 1e9 for ns in point.samples_ns)
+        """Times of a pass in s, by kind of instance and shape; of an import the means."""
+        context, found = self.context, defaultdict[_Kind, dict[Shape, list[float]]](dict)
+        for kind, shape, point in self._points():
+            found[(kind,)].setdefault(shape, []).extend(ns / 1e9 for ns in point.samples_ns)
         for one in () if context.record else context.profile.instances:
-            found[_kind([one])][one.batch_size] = [one.latency_ms / 1e3]
+            found[_kind([one])][one.batch_size, 0] = [one.latency_ms / 1e3]
         return {kind: {n: np.array(s) for n, s in some.items()} for kind, some in found.items()}
 
     @cached_property
-    def _means(self) -> set[tuple[Any, int]]:
-        """The kinds of instance, and batch sizes, whose samples are means of several passes."""
-        return {(kind, size) for kind, size, one in self._points() if one.passes_per_sample > 1}
+    def _means(self) -> set[tuple[Any, Shape]]:
+        """The kinds of instance, and shapes, whose samples are means of several passes."""
+        return {(kind, shape) for kind, shape, one in self._points() if one.passes_per_sample > 1}
 
     @cached_property
     def _together(self) -> Mapping[_Kind, _Samples]:
         """Times in s that instances took under load beside each other, in runs of this profile."""
-        found = defaultdict[_Kind, dict[int, list[np.ndarray]]](dict)
+        found = defaultdict[_Kind, dict[Shape, list[np.ndarray]]](dict)
         for run in self.context.loads:
             known = found[_kind(run.deployment.plan.instances)]
-            for size, times in run.service_s.items():
-                known.setdefault(size, []).append(times)
+            for shape, times in run.service_s.items():
+                known.setdefault(shape, []).append(times)
         return {
             kind: {
                 n: every
@@ -146,19 +147,30 @@ class Predictor:
             for kind, known in found.items()
         }
 
+    def _profiled(self, one: Instance, batching: Batching) -> bool:
+        """Return whether its times are known up to the largest batches, of every length."""
+        known = self._alone.get(_kind([one]), {})
+        return all(
+            any(size >= batching.max_batch for size, tokens in known if tokens == length)
+            for length, _ in batching.lengths or ((0, 1.0),)
+        )
+
     def service(self, deployment: Deployment) -> tuple[list[ServiceTimes], float]:
         """Return the instances' times, and their slow-down: 0 where they were measured together.
 
-        Raises `RequestError` if an instance was not profiled.
+        Raises `RequestError` if an instance was not measured with batches so large.
         """
-        sizes, kinds = deployment.batching.sizes, _kind(deployment.plan.instances)
+        batching, kinds = deployment.batching, _kind(deployment.plan.instances)
         together, found = self._together.get(kinds, {}), []
         for one in deployment.plan.instances:
-            if not (alone := self._alone.get(_kind([one]))):
-                raise RequestError(f"{one.optimization}, {one.threads} threads: not profiled")
-            if (key := (kinds, _kind([one]), sizes)) not in self._services:
-                samples = _in_proportion(alone, together)
-                self._services[key] = ServiceTimes.of(samples, sizes, one.cores)
+            if not self._profiled(one, batching):
+                raise RequestError(
+                    f"max_batch: batches of {batching.max_batch} were not measured with "
+                    f"{one.optimization}, {pluralize(one.threads, 'thread')}: choose smaller ones"
+                )
+            if (key := (kinds, _kind([one]), tuple(batching.shapes))) not in self._services:
+                samples = _in_proportion(self._alone[_kind([one])], together)
+                self._services[key] = ServiceTimes.of(samples, batching, one.cores)
             found.append(self._services[key])
         return found, 0.0 if together else self.context.planner.slowdown
 
@@ -170,8 +182,8 @@ class Predictor:
     def reservations(self, deployment: Deployment) -> Iterator[str]:
         """Yield why requests may take longer than predicted."""
         yield from self.context.reservations(deployment.plan)
-        kinds, sizes = _kind(deployment.plan.instances), deployment.batching.sizes
-        if kinds not in self._together and self._means & set(itertools.product(kinds, sizes)):
+        kinds, shapes = _kind(deployment.plan.instances), deployment.batching.shapes
+        if kinds not in self._together and self._means & set(itertools.product(kinds, shapes)):
             yield (
                 "passes of less than 1 ms were timed several at once: the tails of requests are "
                 "longer than predicted"
@@ -186,7 +198,8 @@ class Predictor:
         """Return the requests/s that instances serve which are always busy, with full batches."""
         times, slowdown = self.service(deployment)
         busy = deployment.plan.cores
-        return sum(one.capacity * exp(-slowdown * (busy - one.cores)) for one in times)
+        alone = ((one.capacity(deployment.batching), one.cores) for one in times)
+        return sum(rate * exp(-slowdown * (busy - cores)) for rate, cores in alone)
 
     def curve(self, deployment: Deployment, target: Target) -> list[Prediction]:
         """Return the deployment at rates that ascend, closest around the highest that holds."""
@@ -209,9 +222,12 @@ class Predictor:
             sizes: tuple[int, ...] = ()
             for one in group:
                 sizes, most = (*sizes, one.batch_size), self.context.cores // one.cores
+                lengths = self.context.lengths
+                batching = Batching(max_batch=sizes[-1], sizes=sizes, lengths=lengths)
                 for count in {most >> halved for halved in range(most.bit_length())}:
                     plan = Plan.of([one] * count, self.context.planner.slowdown)
-                    yield Deployment(plan, Batching(max_batch=sizes[-1], sizes=sizes))
+                    if self._profiled(one, batching):
+                        yield Deployment(plan, batching)
 
     def search(self, target: Target) -> list[Prediction]:
         """Return the best deployments, the best fat and thin ones among them, the best first.
@@ -222,7 +238,9 @@ class Predictor:
         if not supports_percentile(most := stages[-1][0], q):
             needed = f"p{q:g} needs {requests_for(q):,} requests, but {most:,} are simulated here"
             raise RequestError(f"percentile: {needed}: ask for a lower one")
-        able = [one for one in self.deployments() if self.capacity(one) > target.rate]
+        if not (every := list(self.deployments())):
+            raise RequestError("lengths: no batch size was measured with all of them: measure one")
+        able = [one for one in every if self.capacity(one) > target.rate]
         able.sort(key=lambda one: self._promise(one, target))
         for stage, (requests, most) in enumerate(stages):
             found = self._simulated(able, target, requests, first=not stage)
@@ -311,6 +329,7 @@ class Prover:
 
     def run(self, deployment: Deployment, times: np.ndarray) -> LoadRun:
         """Return what `deployment` does with requests that arrive at `times`, in s."""
+        self.predictor.service(deployment)  # raises before anything starts
         with ready(self.runner, deployment) as test:
             return self._run(test, deployment, times)
 
@@ -414,9 +433,9 @@ def requests_for(q: float) -> int:
 
 
 def read_planned_deployment(
-    out: Path, max_batch: int, max_wait_ms: float | None
+    out: Path, max_batch: int, max_wait_ms: float | None, lengths: str | None = None
 ) -> tuple[Context, Deployment]:
-    """Return the deployment in ``plan.json``, with another batching if asked for.
+    """Return the deployment in ``plan.json``, with other batching and `lengths` if asked for.
 
     Raises `RequestError` where there is none.
     """
@@ -428,10 +447,12 @@ def read_planned_deployment(
             f"{out / FILE} has no plan for requests: make one first, with 'scalebench plan {out} "
             "--rate … --slo-ms …'"
         ) from None
-    shared = {name: values[name] for name in SHARED if name in values}
-    context = Context.load(out, Request.of(batch_size=1, **shared))
+    mixed = lengths or planned.batching.lengths
+    one_length = SHARED if not mixed else [name for name in SHARED if name != "seq_len"]
+    shared = {name: values[name] for name in one_length if name in values}
+    context = Context.load(out, Request.of(slo_ms=1.0, lengths=mixed, **shared))
     most = max_batch or planned.batching.max_batch
     wait = planned.batching.max_wait_ms if max_wait_ms is None else max_wait_ms
     sizes = sorted({size for size in context.profile.batch_sizes if size < most} | {most})
-    asked = {"max_batch": most, "max_wait_ms": wait, "sizes": sizes}
+    asked = {"max_batch": most, "max_wait_ms": wait, "sizes": sizes, "lengths": context.lengths}
     return context, Deployment(planned.plan, Batching.from_input(asked))

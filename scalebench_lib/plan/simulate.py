@@ -5,6 +5,7 @@ A load test and a simulation share the `Batching` and leave the same `Log`.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +18,26 @@ import numpy as np
 from pydantic import Field
 
 from scalebench_lib.config import PositiveInt, StrictModel
+from scalebench_lib.plan.arrivals import Lengths, request_lengths
 
 _QUANTILES = (np.arange(1000) + 0.5) / 1000
+
+Shape = tuple[int, int]
+"""How many items a batch has, and how many tokens each; 0 where all requests are alike."""
 
 
 class Batching(StrictModel):
     """When waiting requests go to an instance: first come, first served.
 
     They go when `max_batch` of them wait, or the oldest has waited for `max_wait_ms`; a batch is
-    padded to the next of `sizes`, ascending, the last of which is `max_batch`.
+    padded to the next of `sizes`, ascending, the last of which is `max_batch`, and to the longest
+    of its requests, which have `lengths`.
     """
 
     max_batch: PositiveInt
     max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     sizes: tuple[int, ...]
+    lengths: Lengths = ()
 
     def ready_s(self, arrivals: np.ndarray) -> np.ndarray:
         """Return for each request when a batch that it is the first of may go to an instance."""
@@ -44,44 +51,75 @@ class Batching(StrictModel):
         last = min(first + self.max_batch, len(arrivals))
         return bisect_right(arrivals, now_s, first, last) - first
 
-    def padded(self, count: int) -> int:
-        """Return the size of the batch that `count` requests are padded to."""
-        return self.sizes[bisect_left(self.sizes, count)]
+    def shape(self, lengths: Sequence[int]) -> Shape:
+        """Return the shape that a batch of requests with `lengths` is padded to."""
+        return self.sizes[bisect_left(self.sizes, len(lengths))], max(lengths)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Every shape that a batch may have."""
+        tokens = [length for length, _ in self.lengths] or [0]
+        return list(itertools.product(self.sizes, tokens))
+
+    def shapes_of(self, log: Log) -> list[Shape]:
+        """Return the shape of each batch of `log`."""
+        lengths = request_lengths(self.lengths, int(log.count.sum())).tolist()
+        ends = np.cumsum(log.count).tolist()
+        return [self.shape(lengths[a:b]) for a, b in itertools.pairwise([0, *ends])]
 
     def __str__(self) -> str:
         waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_wait_ms > 0)
-        return f"batches of up to {self.max_batch}{waits}"
+        total = sum(share for _, share in self.lengths)
+        mixed = ", ".join(f"{length} ({share / total:.0%})" for length, share in self.lengths)
+        return f"batches of up to {self.max_batch}{waits}{f', tokens {mixed}' * bool(mixed)}"
 
 
 @dataclass(frozen=True)
 class ServiceTimes:
-    """Equally likely times in s that an instance on `cores` takes alone, by size of the batch."""
+    """Equally likely times in s that an instance on `cores` takes alone, by shape of the batch."""
 
-    by_size: Mapping[int, Sequence[float]]
+    by_shape: Mapping[Shape, Sequence[float]]
     cores: int = 1
 
     @classmethod
     def of(
-        cls, samples: Mapping[int, np.ndarray], sizes: Sequence[int], cores: int
+        cls, samples: Mapping[Shape, np.ndarray], batching: Batching, cores: int
     ) -> ServiceTimes:
-        """Return the times of batches of `sizes` from `samples`; quantiles are interpolated.
+        """Return the times of the batches of `batching` from `samples`.
 
-        A batch below the smallest size measured takes as long as that.
+        Quantiles are interpolated between sizes. A batch below the smallest size measured takes as
+        long as that, and one of a length that was not measured as long as the next that was.
         """
-        known = sorted(samples)
-        curves = np.array([np.quantile(samples[size], _QUANTILES) for size in known])
-        shares = np.array([np.interp(sizes, known, one) for one in np.eye(len(known))])
-        return cls(dict(zip(sizes, (shares.T @ curves).tolist(), strict=True)), cores)
+        found = dict[Shape, list[float]]()
+        measured = sorted({tokens for _, tokens in samples})
+        for tokens in {tokens for _, tokens in batching.shapes}:
+            longer = measured[min(bisect_left(measured, tokens), len(measured) - 1)]
+            known = sorted(size for size, other in samples if other == longer)
+            curves = np.array([np.quantile(samples[size, longer], _QUANTILES) for size in known])
+            weights = [np.interp(batching.sizes, known, one) for one in np.eye(len(known))]
+            times = (np.transpose(weights) @ curves).tolist()
+            found |= {
+                (size, tokens): some for size, some in zip(batching.sizes, times, strict=True)
+            }
+        return cls(found, cores)
 
     @cached_property
-    def mean_s(self) -> dict[int, float]:
-        """Mean time by size."""
-        return {size: float(np.mean(times)) for size, times in self.by_size.items()}
+    def mean_s(self) -> dict[Shape, float]:
+        """Mean time by shape."""
+        return {shape: float(np.mean(times)) for shape, times in self.by_shape.items()}
 
-    @cached_property
-    def capacity(self) -> float:
-        """Requests/s that it serves alone, if it is always busy."""
-        return max(size / mean for size, mean in self.mean_s.items())
+    def capacity(self, batching: Batching) -> float:
+        """Return the requests/s that it serves alone, if it is always busy with full batches."""
+        tokens, shares = np.array(batching.lengths or ((0, 1.0),)).T
+        within = (
+            np.cumsum(shares) / shares.sum()
+        )  # of the requests, those of so many tokens at most
+
+        def mean_s(size: int) -> float:
+            longest = np.diff(within**size, prepend=0.0)
+            return float(longest @ [self.mean_s[size, int(each)] for each in tokens])
+
+        return max(size / mean_s(size) for size in batching.sizes)
 
 
 @dataclass(frozen=True)
@@ -160,7 +198,8 @@ def simulate(
     is known whenever a batch begins or ends.
     """
     times, ready = (values.tolist() for values in (arrivals, batching.ready_s(arrivals)))
-    choices = min(len(values) for one in instances for values in one.by_size.values())
+    lengths = request_lengths(batching.lengths, len(times)).tolist()
+    choices = min(len(values) for one in instances for values in one.by_shape.values())
     draws = np.random.default_rng(seed).integers(choices, size=len(times)).tolist()
     speeds = [exp(-slowdown * n) for n in range(sum(one.cores for one in instances) + 1)]
     free = [(0.0, number) for number in range(len(instances))]
@@ -180,7 +219,8 @@ def simulate(
             work, now = work + (sent - now) * speed, sent
             _, number = heappop(free)
             count = batching.count(times, first, now)
-            alone = instances[number].by_size[batching.padded(count)][draws[len(batches)]]
+            shape = batching.shape(lengths[first : first + count])
+            alone = instances[number].by_shape[shape][draws[len(batches)]]
             heappush(
                 running, (work + alone * speeds[instances[number].cores], number, len(batches))
             )

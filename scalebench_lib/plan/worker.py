@@ -2,8 +2,8 @@
 
 Runs as ``python -m scalebench_lib.plan.worker FD``. The first JSON message on that pipe is its
 `WorkerSpec`. It answers with ``{"ready": seconds}``, and from then on each ``{"start_ns": n}`` with
-``{"ended_ns": n}`` on the clock that all processes share; a ``batch_size`` beside it chooses one
-of several. Between messages it sleeps. It ends with its parent, or with the pipe.
+``{"ended_ns": n}`` on the clock that all processes share; a ``shape`` beside it, batch size and
+tokens, chooses one of several. Between messages it sleeps. It ends with its parent, or the pipe.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import cycle
+from itertools import cycle, groupby
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -37,12 +37,15 @@ _WARMUP_S = 1.0
 
 
 class WorkerSpec(StrictModel):
-    """The config of the instance, its CPU numbers, one a thread, and other batch sizes it takes."""
+    """The config of the instance, its CPU numbers, one a thread, and the shapes it takes.
+
+    Without `shapes` it takes that of the config alone; the config's tokens may be written as 0.
+    """
 
     config: Config
     cpus: tuple[int, ...]
     pinnable: bool = True
-    batch_sizes: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, int], ...] = ()
 
 
 def serve(pipe: Connection) -> None:
@@ -66,37 +69,42 @@ def serve(pipe: Connection) -> None:
             time.sleep(max(0.0, (start_ns - time.perf_counter_ns() - _AWAKE_NS) / 1e9))
             while time.perf_counter_ns() < start_ns:
                 pass
-            passes[message.get("batch_size", spec.config.batch_size)]()
+            passes[tuple(message.get("shape", (spec.config.batch_size, 0)))]()
             answer = {"ended_ns": time.perf_counter_ns()}
 
 
-def _warm_model(spec: WorkerSpec) -> dict[int, Callable[[], object]]:
-    """Return by batch size the optimized model, on its CPUs and warm: a call is a pass."""
+def _warm_model(spec: WorkerSpec) -> dict[tuple[int, int], Callable[[], object]]:
+    """Return by shape the optimized model, on its CPUs and warm: a call is a pass."""
     from scalebench_lib import allocators
     from scalebench_lib.measure import models
     from scalebench_lib.optimizations import OPTIMIZATIONS
 
     allocators.require_loaded(spec.config.allocator)
-    model = models.build(spec.config)
-    sizes = sorted({spec.config.batch_size, *spec.batch_sizes}, reverse=True)
+    shapes = sorted(set(spec.shapes) or {(spec.config.batch_size, 0)}, key=lambda s: (s[1], -s[0]))
     any_batch = OPTIMIZATIONS[spec.config.optimization].any_batch
-    passes: dict[int, Callable[[], object]] = {}
-    for together in [sizes] if any_batch else [[size] for size in sizes]:
-        passes |= _passes(spec, model, together)
+    passes: dict[tuple[int, int], Callable[[], object]] = {}
+    for tokens, alike in groupby(shapes, key=lambda shape: shape[1]):
+        config = spec.config.model_copy(update={"seq_len": tokens or spec.config.seq_len})
+        model, sizes = models.build(config), [size for size, _ in alike]
+        for together in [sizes] if any_batch else [[size] for size in sizes]:
+            found = _passes(spec, config, model, together)
+            passes |= {(size, tokens): pass_once for size, pass_once in found.items()}
     for pass_once in passes.values():
-        end = time.perf_counter() + _WARMUP_S / len(sizes)
+        end = time.perf_counter() + _WARMUP_S / len(passes)
         while time.perf_counter() < end:
             pass_once()
     return passes
 
 
-def _passes(spec: WorkerSpec, model: Model, sizes: list[int]) -> dict[int, Callable[[], object]]:
+def _passes(
+    spec: WorkerSpec, config: Config, model: Model, sizes: list[int]
+) -> dict[int, Callable[[], object]]:
     """Return passes of `sizes`, the largest first, all by the model optimized for that."""
     from scalebench_lib.measure.executor import Executor
     from scalebench_lib.measure.optimizations.base import Target
     from scalebench_lib.optimizations import OPTIMIZATIONS
 
-    config = spec.config.model_copy(update={"batch_size": sizes[0]})
+    config = config.model_copy(update={"batch_size": sizes[0]})
     executor = Executor((len(spec.cpus),), lambda _: spec.cpus, spec.pinnable)
     executor.set_num_threads(len(spec.cpus))
     seeds = [config.seed + k for k in range(_ROTATION)]

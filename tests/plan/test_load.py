@@ -26,7 +26,7 @@ from tests import factories
 from tests.standins import STAND_IN, instances
 from tests.waiting import wait_until
 
-SPEC = WorkerSpec(config=Config(model="bert-tiny"), cpus=(0,), batch_sizes=(1, 2, 4))
+SPEC = WorkerSpec(config=Config(model="bert-tiny"), cpus=(0,), shapes=((1, 0), (2, 0), (4, 0)))
 ONE = Batching(max_batch=1, sizes=(1,))
 FOUR = Batching(max_batch=4, sizes=(1, 2, 4))
 
@@ -188,7 +188,7 @@ def test_a_replay_with_its_own_service_times_gives_the_run_again() -> None:
     """Simulated twice: of a simulated run, the percentiles come out alike."""
     from scalebench_lib.plan.simulate import ServiceTimes, simulate
 
-    service = ServiceTimes({n: [0.004 + n / 1000, 0.006 + n / 1000] for n in (1, 2, 4)})
+    service = ServiceTimes({(n, 0): [0.004 + n / 1000, 0.006 + n / 1000] for n in (1, 2, 4)})
     kept = run(simulate(arrival_times("poisson", 300, 20_000), FOUR, [service]), FOUR)
     found = 1e3 * float(np.percentile(kept.replay.latency_s, 99))
     assert found == pytest.approx(kept.reached_ms, rel=0.05)
@@ -216,13 +216,26 @@ def test_the_time_that_passes_is_that_of_the_arrivals() -> None:
 def test_real_instances_take_batches_of_several_sizes(optimization: str) -> None:
     """By one model for all sizes, or by one of each; a larger batch takes longer."""
     config = Config(model="bert-tiny", batch_size=32, optimization=optimization)
-    spec = WorkerSpec(config=config, cpus=(0,), batch_sizes=(1, 32))
+    batching = Batching(max_batch=32, max_wait_ms=50, sizes=(1, 32))
+    spec = WorkerSpec(config=config, cpus=(0,), shapes=tuple(batching.shapes))
     with Workers([spec]) as workers:
         workers.answers(300)
-        log = LoadTest(workers, Batching(max_batch=32, max_wait_ms=50, sizes=(1, 32))).run(
-            np.array([0.0, *[0.5] * 32, *[2.0] * 32, 4.0])
-        )
+        times = np.array([0.0, *[0.5] * 32, *[2.0] * 32, 4.0])
+        log = LoadTest(workers, batching).run(times)
     assert log.count.tolist() == [1, 32, 32, 1]
     took = log.ended_s - log.sent_s
     assert min(took[1:3]) > min(took[[0, 3]])
     assert instances() == []
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not Machine.here().pinnable, reason="no affinity here")
+def test_real_instances_take_requests_of_several_lengths() -> None:
+    """A batch with a long request takes as long as a long one."""
+    batching = Batching(max_batch=4, sizes=(1, 4), lengths=((8, 3.0), (128, 1.0)))
+    spec = WorkerSpec(config=SPEC.config, cpus=(0,), shapes=tuple(batching.shapes))
+    with Workers([spec]) as workers:
+        workers.answers(300)
+        log = LoadTest(workers, batching).run(np.repeat(np.arange(50) * 0.1, 4))
+    took = run(log, batching).service_s
+    assert np.median(took[4, 128]) > 2 * np.median(took[4, 8])

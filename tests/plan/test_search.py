@@ -108,14 +108,14 @@ def test_service_times_are_the_samples_of_the_sweep(out: Path) -> None:
     record = next(r for r in factories.small_records((8,)) if r.config.optimization == "none")
     point = next(point for point in record.points if point.threads == 1)
     assert slowdown == 0
-    assert np.median(one.by_size[8]) == pytest.approx(point.median_ns / 1e9, rel=1e-3)
+    assert np.median(one.by_shape[8, 0]) == pytest.approx(point.median_ns / 1e9, rel=1e-3)
 
 
 def test_what_was_seen_under_load_counts_from_then_on(tmp_path: Path) -> None:
     """For the same instances: of sizes seen, their times; of others in proportion."""
     factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
     deployment, before = deployed(tmp_path), predictor(tmp_path)
-    alone = {n: np.median(before.service(deployment)[0][0].by_size[n]) for n in (1, 4, 8)}
+    alone = {n: np.median(before.service(deployment)[0][0].by_shape[n, 0]) for n in (1, 4, 8)}
     batches = [(n % 2, 1, n * 1.0, n + 2 * alone[1]) for n in range(50)]
     seen = run(
         Log.of(np.arange(50.0), batches),
@@ -124,12 +124,12 @@ def test_what_was_seen_under_load_counts_from_then_on(tmp_path: Path) -> None:
         shared=dict(before.context.profile.shared),
     )
     keep(seen, tmp_path)
-    after = predictor(tmp_path).service(deployment)[0][0].by_size
-    assert {n: np.median(after[n]) / alone[n] for n in alone} == pytest.approx(
+    after = predictor(tmp_path).service(deployment)[0][0].by_shape
+    assert {n: np.median(after[n, 0]) / alone[n] for n in alone} == pytest.approx(
         {1: 2, 4: 2, 8: 2}, rel=0.01
     )
     fat = deployed(tmp_path, threads=2, count=1)
-    same = [p.service(fat)[0][0].by_size for p in (before, predictor(tmp_path))]
+    same = [p.service(fat)[0][0].by_shape for p in (before, predictor(tmp_path))]
     assert same[0] == same[1]
     other = seen.model_copy(update={"software": Software.here()})
     (tmp_path / "load.jsonl").unlink()
@@ -139,7 +139,7 @@ def test_what_was_seen_under_load_counts_from_then_on(tmp_path: Path) -> None:
 
 def test_capacity_is_that_of_full_batches(out: Path) -> None:
     (one, _), _ = predictor(out).service(deployed(out))
-    most = max(size / np.mean(times) for size, times in one.by_size.items())
+    most = max(size / np.mean(times) for (size, _), times in one.by_shape.items())
     assert predictor(out).capacity(deployed(out)) == pytest.approx(2 * most)
 
 
@@ -160,6 +160,65 @@ def test_a_plan_is_saved_and_load_finds_it(out: Path) -> None:
     path.write_text('{"instances": []}')
     with pytest.raises(RequestError, match="has no plan for requests: make one first"):
         read_planned_deployment(out, 0, None)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `out`, with 16 and 128 tokens; of 64 tokens batch 1 alone was measured."""
+    records = [*factories.small_records((1, 4, 8)), *factories.small_records((1,), seq_len=64)]
+    records += factories.small_records((1, 4, 8), seq_len=128)
+    return factories.save_sweep(tmp_path_factory.mktemp("mixed"), records)
+
+
+def test_requests_of_several_lengths_are_planned_by_the_samples_of_each(mixed: Path) -> None:
+    """Their rate lies between those of short and of long ones alone; `load` finds the mix again."""
+    rates = {}
+    for lengths in ("16:1", "16:70,128:30", "128:1"):
+        question = Question.of(slo_ms=900.0, lengths=lengths)
+        context = Context.load(mixed, question.request)
+        rates[lengths] = Predictor(context).search(question.target)[0].rate
+    assert rates["128:1"] < rates["16:70,128:30"] < rates["16:1"]
+    question = Question.of(slo_ms=900.0, lengths="128:30,16:70")
+    answer = question.answer(Predictor(Context.load(mixed, question.request)))
+    assert "tokens 16 (70%), 128 (30%)" in answer.sentences[0]
+    answer.save()
+    context, deployment = read_planned_deployment(mixed, 0, None)
+    assert context.lengths == deployment.batching.lengths == ((16, 70.0), (128, 30.0))
+    long = read_planned_deployment(mixed, 0, None, "128:1")[1]
+    assert Predictor(context).capacity(long) < Predictor(context).capacity(deployment)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "why"),
+    [
+        ("16", "tokens, each once with its share, such as 16:70,128:30, not '16'"),
+        ("16:70,16:30", "each once"),
+        ("16:0,128:1", "with its share"),
+        ("16:nan", "with its share"),
+        ("0:1", "with its share"),
+        ("32:1", "no point was measured with 32: there is 16, 64, 128"),
+    ],
+)
+def test_lengths_that_make_no_sense_or_were_not_measured_are_refused(
+    mixed: Path, lengths: str, why: str
+) -> None:
+    with pytest.raises(RequestError, match=why) as caught:
+        Context.load(mixed, Request.of(slo_ms=900.0, lengths=lengths))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_lengths_are_of_requests_and_limit_the_batches_to_those_measured(mixed: Path) -> None:
+    """Of 64 tokens batches of one alone were measured."""
+    with pytest.raises(RequestError, match="lengths: are of requests, which have no batch_size"):
+        Question.of(batch_size=8, lengths="16:1")
+    with pytest.raises(RequestError, match="lengths: are of requests, which have no seq_len"):
+        Question.of(slo_ms=9.0, seq_len=16, lengths="16:1")
+    context = Context.load(mixed, Request.of(slo_ms=900.0, lengths="64:1,128:1"))
+    found = Predictor(context).search(target(slo_ms=900.0))
+    assert {one.deployment.batching.max_batch for one in found} == {1}
+    large = Batching(max_batch=8, sizes=(1, 4, 8), lengths=context.lengths)
+    with pytest.raises(RequestError, match="batches of 8 were not measured with .*, 1 thread"):
+        Predictor(context).service(replace(found[0].deployment, batching=large))
 
 
 def prover(out: Path, monkeypatch, **asked: float) -> Prover:
@@ -293,7 +352,7 @@ def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) ->
     made = predictor(tmp_path / "out")
     found = made.search(target(rate=5.0, slo_ms=1000.0))
     times, _ = made.service(found[0].deployment)
-    assert all(len(set(values)) == 1 for values in times[0].by_size.values())
+    assert all(len(set(values)) == 1 for values in times[0].by_shape.values())
     assert "an import has mean times alone" in " ".join(load_report.answer(made, found[0]))
     several = [one for one in found if len(one.deployment.plan.instances) > 1]
     assert made.slowdown_unknown(several[0].deployment)

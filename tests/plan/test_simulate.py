@@ -13,8 +13,9 @@ from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, simulate
 
 ONE = Batching(max_batch=1, sizes=(1,))
 FOUR = Batching(max_batch=4, max_wait_ms=10, sizes=(1, 2, 4))
-SECOND = ServiceTimes({1: [1.0]})
-EXPONENTIAL = ServiceTimes({1: (-np.log(1 - (np.arange(100_000) + 0.5) / 100_000)).tolist()})
+EIGHT = Batching(max_batch=8, sizes=(1, 2, 4, 8))
+SECOND = ServiceTimes({(1, 0): [1.0]})
+EXPONENTIAL = ServiceTimes({(1, 0): (-np.log(1 - (np.arange(100_000) + 0.5) / 100_000)).tolist()})
 
 
 def crommelin(load: float, servers: int) -> float:
@@ -56,7 +57,7 @@ def test_every_request_is_served_once_in_order_and_no_instance_does_two_things(
 ) -> None:
     """Nor does a batch go early, or without need later than the policy says."""
     times = np.cumsum(gaps)
-    service = ServiceTimes({1: [0.01], 2: [0.012], 4: [0.02]}, cores=2)
+    service = ServiceTimes({(1, 0): [0.01], (2, 0): [0.012], (4, 0): [0.02]}, cores=2)
     found = simulate(times, FOUR, [service] * count, slowdown)
     assert found.count.sum() == len(times)
     assert (found.count >= 1).all()
@@ -67,14 +68,14 @@ def test_every_request_is_served_once_in_order_and_no_instance_does_two_things(
     for due, (instance, size, sent, ended) in zip(ready, found.batches, strict=True):
         assert sent == pytest.approx(max(due, free.min()), abs=1e-9)
         assert free[instance] <= sent + 1e-9
-        alone = service.by_size[FOUR.padded(size)][0]
+        alone = service.by_shape[FOUR.shape([0] * size)][0]
         assert alone - 1e-9 <= ended - sent <= alone * exp(slowdown * 2 * (count - 1)) + 1e-9
         free[instance] = ended
 
 
 def test_a_batch_goes_when_it_is_full_or_its_oldest_request_has_waited() -> None:
     times = np.array([0.0, 0.001, 0.002, 0.003, 0.1])
-    found = simulate(times, FOUR, [ServiceTimes({1: [0.001], 2: [0.001], 4: [0.001]})])
+    found = simulate(times, FOUR, [ServiceTimes({shape: [0.001] for shape in FOUR.shapes})])
     assert found.count.tolist() == [4, 1]
     assert found.sent_s == pytest.approx([0.003, 0.11])
 
@@ -87,10 +88,45 @@ def test_instances_slow_each_other_down_only_while_both_compute() -> None:
 
 def test_times_of_sizes_between_those_measured_are_interpolated() -> None:
     """Smaller batches are padded to the smallest."""
-    samples = {2: np.array([2.0]), 8: np.array([8.0])}
-    times = ServiceTimes.of(samples, (1, 2, 4, 8), cores=1)
-    assert [times.by_size[n][0] for n in (1, 2, 4, 8)] == pytest.approx([2, 2, 4, 8])
-    assert times.capacity == pytest.approx(1)
+    samples, batching = {(2, 0): np.array([2.0]), (8, 0): np.array([8.0])}, EIGHT
+    times = ServiceTimes.of(samples, batching, cores=1)
+    assert [times.by_shape[n, 0][0] for n in batching.sizes] == pytest.approx([2, 2, 4, 8])
+    assert times.capacity(batching) == pytest.approx(1)
+
+
+def test_a_batch_is_as_long_as_its_longest_request() -> None:
+    """So few long requests make most of the large batches long; short ones alone stay short."""
+    mixed = EIGHT.model_copy(update={"lengths": ((16, 70.0), (128, 30.0))})
+    times = np.arange(1000) * 0.8
+    alone = ServiceTimes({(n, tokens): [n * tokens / 1000] for n, tokens in mixed.shapes})
+    found = simulate(times, mixed.model_copy(update={"max_batch": 1, "sizes": (1,)}), [alone] * 4)
+    assert set(np.round(found.ended_s - found.sent_s, 3)) == {0.016, 0.128}
+    assert np.mean(found.ended_s - found.sent_s) == pytest.approx(
+        0.7 * 0.016 + 0.3 * 0.128, rel=0.1
+    )
+    together = simulate(np.zeros(8000), mixed, [alone])
+    shapes = mixed.shapes_of(together)
+    assert {tokens for _, tokens in shapes} == {16, 128}
+    assert np.mean([tokens == 128 for _, tokens in shapes]) == pytest.approx(1 - 0.7**8, abs=0.02)
+    took = [n * tokens / 1000 for n, tokens in shapes]
+    assert together.ended_s - together.sent_s == pytest.approx(took)
+
+
+def test_capacity_is_what_always_busy_instances_serve_of_a_mix_of_lengths() -> None:
+    """Where long batches cost in proportion, single requests are served fastest."""
+    mixed = EIGHT.model_copy(update={"lengths": ((16, 70.0), (128, 30.0))})
+    fixed = ServiceTimes({(n, tokens): [0.1 + tokens / 1000] for n, tokens in mixed.shapes})
+    found = simulate(np.zeros(80_000), mixed, [fixed])
+    assert fixed.capacity(mixed) == pytest.approx(80_000 / found.ended_s[-1], rel=0.01)
+    linear = ServiceTimes({(n, tokens): [n * tokens / 1000] for n, tokens in mixed.shapes})
+    assert linear.capacity(mixed) == pytest.approx(1 / (0.7 * 0.016 + 0.3 * 0.128))
+
+
+def test_a_length_that_no_batch_had_takes_as_long_as_the_next() -> None:
+    """The longest one at the most."""
+    mixed = Batching(max_batch=1, sizes=(1,), lengths=((8, 1.0), (16, 1.0), (99, 1.0)))
+    times = ServiceTimes.of({(1, 16): np.array([2.0]), (1, 64): np.array([5.0])}, mixed, cores=1)
+    assert [times.by_shape[1, n][0] for n in (8, 16, 99)] == pytest.approx([2, 2, 5])
 
 
 @pytest.mark.parametrize(
