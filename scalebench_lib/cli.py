@@ -92,7 +92,7 @@ _HELP = {
     "any_machine": "Render it though the records are of several machines.",
     "machine": "What to call its machine, such as 'Xeon 8480'.",
     "batch_size": "How many items to serve at once, such as 32.",
-    "threads": "How many physical cores to use, such as 4. [default: all]",
+    "cores": "How many physical cores to use, such as 4. [default: all]",
     "optimization": "Use only this one, such as openvino. [default: any]",
     "rate": "How many requests come in a second, such as 200.",
     "slo_ms": "Serve within this many ms, such as 50.",
@@ -115,7 +115,7 @@ _HELP = {
     "to": "Write compare.md, .png and .csv into this folder, too.",
 }
 _NOT_SAID = re.compile(r"[\s'()]|,(?=\))")
-_OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
+_OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size", "cores": "--threads"}
 
 
 _Command = Callable[..., None]
@@ -128,8 +128,7 @@ def _with_options(**helps: str) -> Callable[[_Command], _Command]:
         own = signature(command, eval_str=True).parameters.values()
         parameters = [_helped(one) for one in own if one.kind is not Parameter.VAR_KEYWORD]
         for name, text in helps.items():
-            names = [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
-            kind = Annotated[str | None, typer.Option(*names, help=text)]
+            kind = Annotated[str | None, typer.Option(*_option_names(name), help=text)]
             parameters.append(
                 Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
             )
@@ -144,8 +143,12 @@ def _helped(parameter: Parameter) -> Parameter:
     """Return `parameter` as an option with its help, if there is one; a flag has no opposite."""
     if not (text := _HELP.get(parameter.name)):
         return parameter
-    option = typer.Option(f"--{parameter.name.removesuffix('_page').replace('_', '-')}", help=text)
+    option = typer.Option(*_option_names(parameter.name.removesuffix("_page")), help=text)
     return parameter.replace(annotation=Annotated[parameter.annotation, option])
+
+
+def _option_names(name: str) -> list[str]:
+    return [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
 
 
 _SWEEP_OPTIONS = {
@@ -307,7 +310,7 @@ def plan(
     slo_ms: float | None = None,
     percentile: float = 99.0,
     lengths: str | None = None,
-    threads: str | None = None,
+    cores: str | None = None,
     optimization: str | None = None,
     verify: bool = False,
     max_seconds: float = 10.0,
@@ -327,7 +330,7 @@ def plan(
     from scalebench_lib.plan.search import Predictor
 
     served = {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
-    on = {"batch_size": batch_size, "threads": threads, "optimization": optimization}
+    on = {"batch_size": batch_size, "cores": cores, "optimization": optimization}
     question = Question.of(lengths=lengths, **served, **on, **of)
     context = Context.load(out, question.request)
     with console.status("") as line:

@@ -32,18 +32,18 @@ from scalebench_lib.stats import Ratio, unpaired
 from scalebench_lib.text import format_number, pluralize
 
 CANDIDATES = 3
-"""How many plans a verification runs besides the baselines."""
+"""How many plans, or deployments, a verification runs besides fat and thin."""
 
 
 class Request(StrictModel):
     """A question: the best plan for `batch_size`, or of most throughput within `slo_ms`.
 
-    `threads` counts physical cores, 0 means all; an empty `optimization` means any. Requests have
+    0 `cores` means all of them; an empty `optimization` means any. Requests have
     `lengths`; `shared` names values of `SHARED` where the sweep has several.
     """
 
     batch_size: PositiveInt = 0
-    threads: PositiveInt = 0
+    cores: PositiveInt = 0
     optimization: str = ""
     slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.0
     lengths: Lengths = ()
@@ -126,15 +126,15 @@ class Context:
 
     def narrowed(self, request: Request) -> Context:
         """Keep only the cores and the optimization that `request` allows."""
-        if request.threads > self.cores:
+        if request.cores > self.cores:
             raise RequestError(
-                f"threads: {request.threads} is more than the "
+                f"cores: {request.cores} is more than the "
                 f"{pluralize(self.cores, 'core')} of {self.profile.shared['machine']}, "
                 f"where this sweep was measured: use at most {self.cores}"
             )
         chosen = request.optimization
         profile = self.profile.only(chosen) if chosen else self.profile
-        return replace(self, profile=profile, cores=request.threads or self.cores)
+        return replace(self, profile=profile, cores=request.cores or self.cores)
 
     @cached_property
     def planner(self) -> Planner:

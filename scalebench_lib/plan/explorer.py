@@ -55,7 +55,7 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
         }
         self.cores, self.optimization = slider("Cores"), dropdown("Optimization")
         self.cores.options = range(1, context.cores + 1)
-        self.cores.value = request.threads or context.cores
+        self.cores.value = request.cores or context.cores
         self.optimization.options = {"any": "", **{n: n for n in context.profile.optimizations}}
         self.optimization.value = request.optimization
         self.message = widgets.HTML()
@@ -72,7 +72,7 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
         for name, field in self.numbers.items():
             field.layout.display = "flex" if name in self.question.value else "none"
         asked = {name: self.numbers[name].value for name in self.question.value}
-        asked |= {"threads": self.cores.value, "optimization": self.optimization.value}
+        asked |= {"cores": self.cores.value, "optimization": self.optimization.value}
         try:
             answer = Question.of(**asked).answer(self._predictor)
             charts = [answer.chart(), figures.cores(answer.decision)]

@@ -25,7 +25,7 @@ from scalebench_lib.config import WITHIN, Seconds, StrictModel
 from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.plan.arrivals import arrival_times
-from scalebench_lib.plan.decide import Context, Request
+from scalebench_lib.plan.decide import CANDIDATES, Context, Request
 from scalebench_lib.plan.load import (
     PERCENTILES,
     Deployment,
@@ -58,9 +58,6 @@ _SEARCH_S = (15.0, 0.3)
 
 _ENOUGH = 20
 """Batches of a size under load, before their times count in simulations."""
-
-_PROVED = 3
-"""How many deployments a verification runs besides fat and thin."""
 
 _CLOSE, _TRIES = 1.05, 8
 """The highest rate is known when one so much higher failed, or after so many tries."""
@@ -126,11 +123,6 @@ class Predictor:
         return {kind: {n: np.array(s) for n, s in some.items()} for kind, some in found.items()}
 
     @cached_property
-    def _means(self) -> set[tuple[Any, Shape]]:
-        """The kinds of instance, and shapes, whose samples are means of several passes."""
-        return {(kind, shape) for kind, shape, one in self._points() if one.passes_per_sample > 1}
-
-    @cached_property
     def _together(self) -> Mapping[_Kind, _Samples]:
         """Times in s that instances took under load beside each other, in runs of this profile."""
         found = defaultdict[_Kind, dict[Shape, list[np.ndarray]]](dict)
@@ -183,7 +175,8 @@ class Predictor:
         """Yield why requests may take longer than predicted."""
         yield from self.context.reservations(deployment.plan)
         kinds, shapes = _kind(deployment.plan.instances), deployment.batching.shapes
-        if kinds not in self._together and self._means & set(itertools.product(kinds, shapes)):
+        mine = (one for kind, shape, one in self._points() if kind in kinds and shape in shapes)
+        if kinds not in self._together and any(one.passes_per_sample > 1 for one in mine):
             yield (
                 "passes of less than 1 ms were timed several at once: the tails of requests are "
                 "longer than predicted"
@@ -340,8 +333,8 @@ class Prover:
         `MeasurementError` if none could be started.
         """
         runs, reasons, cores = list[LoadRun](), list[str](), self.predictor.context.cores
-        baselines = (one for one in found[_PROVED:] if baseline(one.deployment, cores))
-        for one in (*found[:_PROVED], *baselines):
+        baselines = (one for one in found[CANDIDATES:] if baseline(one.deployment, cores))
+        for one in (*found[:CANDIDATES], *baselines):
             try:
                 times = self.times(self.target.rate or 0.9 * one.rate)
                 runs.append(self.run(one.deployment, times))

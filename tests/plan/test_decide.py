@@ -124,14 +124,14 @@ def test_a_plan_that_needs_slower_cores_than_were_measured_says_so(tmp_path: Pat
     hybrid = FOUR.model_copy(update={"cores": tuple(slow)})
     records = [factories.measured(c, hybrid) for c in factories.configs(hybrid, (1, 2, 4))]
     out = factories.save_sweep(tmp_path, records)
-    for threads, said in ((2, False), (4, True)):
-        decision = ask(out, batch_size=8, threads=threads)
+    for cores, said in ((2, False), (4, True)):
+        decision = ask(out, batch_size=8, cores=cores)
         assert len(decision.best.instances) > 1
         assert any("efficiency cores" in line for line in report.sentences(decision)) == said
 
 
 def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:
-    plan = ask(sweep, batch_size=8, threads=2, optimization="none").best
+    plan = ask(sweep, batch_size=8, cores=2, optimization="none").best
     assert plan.cores <= 2
     assert plan.optimizations == {"none"}
 
@@ -154,9 +154,9 @@ def test_plan_json_says_what_to_run(sweep: Path) -> None:
         ({}, "name a batch size, or a latency limit"),
         ({"batch_size": "0"}, "batch_size: must be a whole number of at least 1, not '0'"),
         ({"slo_ms": -1}, "slo_ms"),
-        ({"batch_size": 1, "cores": 2}, "unknown parameter 'cores'"),
+        ({"batch_size": 1, "core": 2}, "unknown parameter 'core'"),
         ({"batch_size": 10_000}, "the nearest is"),
-        ({"batch_size": 1, "threads": 5}, "more than the 4 cores of .* use at most 4"),
+        ({"batch_size": 1, "cores": 5}, "more than the 4 cores of .* use at most 4"),
         ({"batch_size": 1, "optimization": "scirpt"}, "did you mean 'script'"),
         ({"batch_size": 1, "model": "gpt"}, "no point was measured with 'gpt': there is bert"),
         ({"slo_ms": 0.1}, "nothing answers within 0.1 ms .* the fastest is batch 1 in"),
@@ -226,7 +226,7 @@ def test_a_plan_that_was_run_is_a_candidate_ever_after(small: Path) -> None:
     assert answer.thin == answer.best
     assert report.as_json(answer)["measured_ms"] == 1.0
     assert ask(small, slo_ms=2).best == even
-    assert ask(small, batch_size=4, threads=1).best != even
+    assert ask(small, batch_size=4, cores=1).best != even
     assert ask(small, batch_size=4, optimization="none").best != even
 
 

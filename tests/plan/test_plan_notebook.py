@@ -72,7 +72,7 @@ def test_a_rate_and_a_tail_are_answered(sweep: Path, tmp_path: Path) -> None:
     """Where to run what, and how far that goes; a load test that was kept; what it costs."""
     keep(load_run(Context.load(sweep, Request())), sweep)
     asked = {"rate": 10.0, "slo_ms": 300.0, "percentile": 95.0}
-    narrow = {"threads": 1, "optimization": "script"}
+    narrow = {"cores": 1, "optimization": "script"}
     pictures, told = executed(sweep, tmp_path / "out.ipynb", **asked, **narrow)
     assert len(pictures) == 3
     assert " of 2 cores" in pictures[0]

@@ -217,7 +217,7 @@ def test_lengths_are_of_requests_and_limit_the_batches_to_those_measured(mixed: 
     found = Predictor(context).search(target(slo_ms=900.0))
     assert {one.deployment.batching.max_batch for one in found} == {1}
     large = Batching(max_batch=8, sizes=(1, 4, 8), lengths=context.lengths)
-    with pytest.raises(RequestError, match="batches of 8 were not measured with .*, 1 thread"):
+    with pytest.raises(RequestError, match=r"batches of 8 were not measured with .*, 1 thread"):
         Predictor(context).service(replace(found[0].deployment, batching=large))
 
 
@@ -320,7 +320,7 @@ def _timed_together(record: Record, passes: int) -> Record:
 
 def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:
     """One core: no deployment takes two."""
-    request = Request.of(slo_ms=200.0, threads=1)
+    request = Request.of(slo_ms=200.0, cores=1)
     context = Context.load(out, request).narrowed(request)
     assert {one.plan.cores for one in Predictor(context).deployments()} == {1}
     assert replace(context, cores=2).cores == 2
