@@ -72,6 +72,13 @@ def request_lengths(lengths: Lengths, count: int) -> np.ndarray:
     return np.random.default_rng(1).choice(values.astype(int), count, p=shares / shares.sum())
 
 
+def describe_lengths(lengths: Lengths) -> str:
+    """Return ``; tokens 16 (70%), 128 (30%)``, to put behind a text; empty where all are alike."""
+    total = sum(share for _, share in lengths)
+    each = ", ".join(f"{length} ({share / total:.0%})" for length, share in lengths)
+    return f"; tokens {each}" * bool(each)
+
+
 def read_trace(path: Path) -> np.ndarray:
     """Return the times in s in `path`, one a line; `RequestError` says what is wrong."""
     try:

@@ -92,7 +92,7 @@ class Context:
         several = [{"seq_len": length} for length, _ in request.lengths] or [{}]
         profiles = [Profile.of(results.table, {**request.shared, **one}) for one in several]
         profile, held = profiles[-1], [one for one in results.records if one.points]
-        records = tuple(one for one in held if any(some.holds(one) for some in profiles))
+        records = tuple(one for some in reversed(profiles) for one in held if some.holds(one))
         together = results.imported.together if results.imported else ()
         published = tuple(published_runs(profile, together))
         machine = records[0].machine if records else _published_machine(profile, published)

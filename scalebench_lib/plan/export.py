@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scalebench_lib.config import Config, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
-from scalebench_lib.plan.decide import Decision
+from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import ranges
+from scalebench_lib.plan.profile import Instance
 
 _RUN = """\
 #!/bin/sh
@@ -69,8 +70,7 @@ def export(
     folder.mkdir(parents=True)
     record, placed, summary = decision.context.record, decision.placed, sentences[0]
     for one, count in Counter(decision.best.instances).items():
-        if record and one.optimization.partition("-")[0] in _PARAMETERS:
-            config = record.config.model_copy(update={"batch_size": one.batch_size, **one.settings})
+        for config in _engine_configs(decision.context, one):
             if files := files_of(config):
                 _write_model(config, one.threads, count, folder / "triton", files)
     variables = record.software.environment if record else {}
@@ -95,10 +95,20 @@ def export(
     return folder
 
 
+def _engine_configs(context: Context, one: Instance) -> Iterator[Config]:
+    """Yield the configs whose models an engine that Triton has serves: one for each length."""
+    if context.record and one.optimization.partition("-")[0] in _PARAMETERS:
+        config = context.record.config
+        for tokens in [length for length, _ in context.lengths] or [config.seq_len]:
+            own = {"seq_len": tokens, "batch_size": one.batch_size, **one.settings}
+            yield config.model_copy(update=own)
+
+
 def _write_model(config: Config, threads: int, count: int, triton: Path, files: Path) -> None:
     """Write a model of the repository; Triton reads its inputs and outputs from `files`."""
     backend, _, precision = config.optimization.partition("-")
-    name = f"{slug(config.model)}-{config.optimization}-{threads}x{config.batch_size}"
+    shape = f"{threads}x{config.batch_size}-{slug(config.item)}"
+    name = f"{slug(config.model)}-{config.optimization}-{shape}"
     ours = shutil.ignore_patterns("manifest.json")
     shutil.copytree(files, triton / name / "1", ignore=ours)
     text = _CONFIG.format(name=name, backend=backend, count=count, batch_size=config.batch_size)

@@ -15,7 +15,7 @@ from rich.text import Text
 from scalebench_lib import cost
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
-from scalebench_lib.plan.arrivals import request_lengths
+from scalebench_lib.plan.arrivals import describe_lengths, request_lengths
 from scalebench_lib.plan.decide import Decision
 from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
@@ -32,7 +32,9 @@ def comparison(
     """Return deployments as a table: predicted on that many `cores`, and measured in `runs`."""
     target, measured = best.target, {run.deployment: run for run in runs}
     q, seen = f"p{target.percentile:g}", bool(runs)
-    table = report.new_table("", title=Text(f"{q} within {target.slo_ms:g} ms; times in ms"))
+    lengths = describe_lengths(best.deployment.batching.lengths)
+    title = f"{q} within {target.slo_ms:g} ms{lengths}; times in ms"
+    table = report.new_table("", title=Text(title))
     for name in ("requests/s", "p50", q, *["measured"] * seen):
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("deployment", overflow="fold")
@@ -57,7 +59,8 @@ def answer(predictor: Predictor, best: Prediction, run: LoadRun | None = None) -
     q, ms = f"p{best.target.percentile:g}", format_number(best.reached_ms)
     median_ms = format_number(1e3 * float(np.median(best.log.latency_s)))
     serves = f"{best.deployment}: {format_number(best.rate)} requests/s"
-    yield f"{serves} with a {q} of {ms} ms, a median of {median_ms} ms (predicted)"
+    lengths = describe_lengths(best.deployment.batching.lengths)
+    yield f"{serves} with a {q} of {ms} ms, a median of {median_ms} ms (predicted){lengths}"
     if run:
         kept = {True: "kept", False: "not kept", None: "in doubt"}
         yield f"measured: a {q} of {_measured(run)}; {run.slo_ms:g} ms are {kept[run.holds]}"
@@ -81,6 +84,7 @@ def sentences(run: LoadRun) -> Iterator[str]:
     yield (
         f"{run.deployment}: {requests:,} requests, {run.kind}, {format_number(rate)}/s for "
         f"{format_duration(log.arrivals[-1])}; {achieved}{', interrupted' * run.interrupted}"
+        f"{describe_lengths(run.deployment.batching.lengths)}"
     )
     if log.overloaded:
         why = "overload: the queue grew all the time"

@@ -69,9 +69,7 @@ class Batching(StrictModel):
 
     def __str__(self) -> str:
         waits = f" that wait {self.max_wait_ms:g} ms at most" * (self.max_wait_ms > 0)
-        total = sum(share for _, share in self.lengths)
-        mixed = ", ".join(f"{length} ({share / total:.0%})" for length, share in self.lengths)
-        return f"batches of up to {self.max_batch}{waits}{f', tokens {mixed}' * bool(mixed)}"
+        return f"batches of up to {self.max_batch}{waits}"
 
 
 @dataclass(frozen=True)

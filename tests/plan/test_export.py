@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,10 @@ def test_what_an_engine_computes_is_a_triton_repository(
     assert {one.key: one.value.string_value for one in config.parameters} == parameters
     assert {path.name for path in (model / "1").iterdir()} == {"model.onnx", "model.onnx.data"}
     assert "taskset -c 0-1\ntritonserver" in (folder / "README.md").read_text()
+    mixed = replace(decision, context=replace(decision.context, lengths=((16, 0.7), (128, 0.3))))
+    folder = export(mixed, SAID, tmp_path / "mixed", lambda config: files)
+    tokens = {model.name.rpartition("-")[2] for model in (folder / "triton").iterdir()}
+    assert tokens == {"16_tokens", "128_tokens"}
 
 
 def test_an_import_is_exported_for_what_it_is_and_nothing_is_overwritten(tmp_path: Path) -> None:

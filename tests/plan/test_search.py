@@ -180,7 +180,7 @@ def test_requests_of_several_lengths_are_planned_by_the_samples_of_each(mixed: P
     assert rates["128:1"] < rates["16:70,128:30"] < rates["16:1"]
     question = Question.of(slo_ms=900.0, lengths="128:30,16:70")
     answer = question.answer(Predictor(Context.load(mixed, question.request)))
-    assert "tokens 16 (70%), 128 (30%)" in answer.sentences[0]
+    assert answer.sentences[0].endswith("; tokens 16 (70%), 128 (30%)")
     answer.save()
     context, deployment = read_planned_deployment(mixed, 0, None)
     assert context.lengths == deployment.batching.lengths == ((16, 70.0), (128, 30.0))
