@@ -166,7 +166,7 @@ def overview_specs(table: pd.DataFrame) -> Iterator[FigureSpec]:
     """Yield the specs of speed-ups over eager, shares of the peak, and stacks, of all configs."""
     table = tables.merge_axis(table)
     for context, rows in tables.by_context(table):
-        if tables.over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
+        if rows.loc[rows["speedup"].notna(), "optimization"].ne(EAGER).any():
             yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
         if VIEWS["peak"].needs(rows):
             yield _spec(table, context, rows, ("Peak",), "peak", "peak", Choices())

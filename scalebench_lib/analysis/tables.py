@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from scalebench_lib.charts import title_of
 from scalebench_lib.config import AXES, DEFAULTS, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.optimizations import OPTIMIZATIONS
-from scalebench_lib.results import EAGER
+from scalebench_lib.results import EAGER, Row
+from scalebench_lib.text import pluralize, with_margin
 
 CONTEXT = {
     "model": "Model",
@@ -77,26 +79,8 @@ def metric_of(rows: pd.DataFrame, name: MetricName) -> Metric:
     return (_OF_DECODING if (rows["phase"] == "decode").all() else METRICS)[name]
 
 
-def over_eager(rows: pd.DataFrame, threads: int | None = None) -> pd.DataFrame:
-    """Return how many times as fast as eager each config is, by batch size: a row each.
-
-    `rows` are of one context. Both sides are at `threads` threads, by default each at its best
-    thread count. Columns ``speedup, speedup_low, speedup_high, speedup_paired``: NaN where eager
-    was not measured.
-    """
-    name = "speedup" if threads is None else "same_threads"
-    return _as_speedup(best_threads(rows, threads), name)
-
-
-def over_one_thread(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return how many times as fast as on one thread each measured point is: a row each.
-
-    Columns as those of `over_eager`.
-    """
-    return _as_speedup(rows[rows["status"] == "ok"], "scaling")
-
-
-def _as_speedup(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def with_speedup(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return `rows` with the ratio `name`, one of `results.RATIOS`, in the columns of speed-up."""
     parts = ("", "_low", "_high", "_paired")
     return rows.assign(**{f"speedup{part}": rows[f"{name}{part}"] for part in parts})
 
@@ -199,20 +183,38 @@ def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def config_label(table: pd.DataFrame, optimization: str, smt: bool) -> str:
+def config_label(table: pd.DataFrame, row: Row | pd.Series) -> str:
     """Return ``TorchScript, SMT on``; without SMT where `table` never has it on."""
-    shown = f", SMT {'on' if smt else 'off'}" if table["smt"].any() else ""
-    return f"{title_of(optimization)}{shown}"
+    smt = f", SMT {'on' if row['smt'] else 'off'}" if table["smt"].any() else ""
+    return f"{title_of(row['optimization'])}{smt}"
+
+
+def point_label(table: pd.DataFrame, row: Row | pd.Series) -> str:
+    """Return ``batch 8, TorchScript, SMT on, 2 threads``; without SMT as in `config_label`."""
+    threads = pluralize(row["threads"], "thread")
+    return f"batch {row['batch_size']}, {config_label(table, row)}, {threads}"
 
 
 def missing_lines(rows: pd.DataFrame) -> list[str]:
     """Return a line for each config that failed or was skipped: ``batch 8, eager: failed, why``."""
     missing = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
     return [
-        f"batch {row['batch_size']}, {config_label(rows, row['optimization'], row['smt'])}: "
-        f"{row['status']}, {row['reason']}"
+        f"batch {row['batch_size']}, {config_label(rows, row)}: {row['status']}, {row['reason']}"
         for row in missing.to_dict("records")
     ]
+
+
+def value_text(row: Row, name: str, scale: float = 1.0) -> str:
+    """Return ``9.45 ± 0.45``: a value with its interval, if it has one; empty if unknown."""
+    if not math.isfinite(row[name]):
+        return ""
+    low, high = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+    return with_margin(scale * row[name], scale * low, scale * high)
+
+
+def records(rows: pd.DataFrame) -> Sequence[Row]:
+    """Return the rows as dictionaries, with NaN for missing values."""
+    return rows.astype(object).where(rows.notna(), math.nan).to_dict("records")
 
 
 def by_values(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
