@@ -32,7 +32,8 @@ def summary(found: Comparison) -> list[str]:
         f"{counts[verdict]} {label}" for verdict, label in _ONE_SIDED.items() if verdict in counts
     ]
     points = pluralize(len(found.table), "point")
-    lines = [f"{found.b} (B) against {found.a} (A), {points}: {', '.join(parts)}."]
+    a, b = found.names
+    lines = [f"{b} (B) against {a} (A), {points}: {', '.join(parts)}."]
     if found.common:
         lines.append(f"Common to all points: {'; '.join(map(_common_change, found.common))}.")
     if any(each.verdict != "same" for each in found.common):
@@ -183,7 +184,7 @@ def _rich(rows: pd.DataFrame) -> Table:
 
 def markdown(found: Comparison) -> str:
     """Return the comparison for a pull request."""
-    lines = [f"### {_safe(found.a)} → {_safe(found.b)}", "", *_paragraphs(summary(found))]
+    lines = [f"### {_safe(' → '.join(found.names))}", "", *_paragraphs(summary(found))]
     for title, table in tables(found):
         bold = table.replace({"verdict": {name: f"**{name}**" for name in ("slower", "faster")}})
         rows = bold.assign(optimization=table["optimization"].map(_safe)).to_numpy().tolist()

@@ -321,7 +321,7 @@ def _limit(rows: pd.DataFrame) -> str:
 
 def _shares(rows: pd.DataFrame) -> tables.Values:
     share = 100 * rows[_limit(rows)].to_numpy(float)
-    middle, low, high = tables.METRICS["latency"].of(rows)
+    middle, low, high = tables.latencies(rows)
     return share, share * middle / high, share * middle / low
 
 

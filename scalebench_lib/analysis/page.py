@@ -65,59 +65,26 @@ _COLUMNS = {
     "stolen": "Stolen share",
 }
 """Columns of the table of every point; constant ones are left out."""
-_DISTURBED = ("shared", "throttled", "stolen")
 _FEW = 3
 """Figures of at most so many thread counts are small, side by side."""
 
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A place on the page: the figure `name`.png of a view and choices, or why it is missing.
+    """A place on the page: the figure `name`.png of the chart `key`, or why it is `missing`.
 
-    `words` tell it apart in its alternative text; `rows` are those that it shows.
+    `short` is its name within its `group`; a `small` one has too few points for a wide figure.
     """
 
     name: str
-    words: tuple[str, ...]
-    rows: pd.DataFrame
-    context: dict[str, Any]
+    key: str
     view: str
-    choices: Choices
-
-    @property
-    def alt(self) -> str:
-        return " ".join([model_title(self.context["model"], self.context["task"]), *self.words])
-
-    @property
-    def short(self) -> str:
-        """The name within its group."""
-        if self.view == "batch":
-            return " ".join(self.words[1:])
-        config = [title_of(self.choices.optimization), *(["SMT"] if self.choices.smt else [])]
-        return " ".join([*config, *(word for word in self.words[1:] if "=" not in word)])
-
-    @property
-    def heading(self) -> str:
-        return f"{self.choices.metric.title()} ({self.context['placement'].title()})"
-
-    @property
-    def group(self) -> str:
-        return f"{self.choices.metric.title()} Per {self.view.title()}"
-
-    @property
-    def key(self) -> str:
-        return chart_key(self.context, self.view, self.choices)
-
-    @property
-    def small(self) -> bool:
-        """Whether it has too few points for a figure as wide as the page."""
-        return self.rows["threads"].nunique() <= _FEW
-
-    @property
-    def missing(self) -> str | None:
-        if (self.rows["status"] == "ok").any():
-            return None
-        return f"{self.alt}: not measured. {'; '.join(tables.missing_lines(self.rows))}."
+    heading: str
+    group: str
+    short: str
+    alt: str
+    small: bool
+    missing: str | None
 
 
 def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
@@ -188,9 +155,23 @@ def _spec(
         for column in tables.varying_context(table)
         if column in begins and context[column] != DEFAULTS.get(column)
     ]
-    parts = "-".join([slug(context["model"]), name, *suffixes])
-    file = re.sub(r"[^\w.-]+", "_", parts)  # a model from elsewhere may hold a slash
-    return FigureSpec(file, (*words, *suffixes), rows, context, view, choices)
+    metric, title = choices.metric.title(), model_title(context["model"], context["task"])
+    config = [title_of(choices.optimization), *["SMT"] * choices.smt]
+    same = [f"BS={choices.batch_size}"] if view == "batch" else config
+    alt = " ".join([title, *words, *suffixes])
+    failed = f"{alt}: not measured. {'; '.join(tables.missing_lines(rows))}."
+    file = "-".join([slug(context["model"]), name, *suffixes])
+    return FigureSpec(
+        name=re.sub(r"[^\w.-]+", "_", file),  # a model from elsewhere may hold a slash
+        key=chart_key(context, view, choices),
+        view=view,
+        heading=f"{metric} ({context['placement'].title()})",
+        group=f"{metric} Per {view.title()}",
+        short=" ".join([*same, *suffixes]),
+        alt=alt,
+        small=rows["threads"].nunique() <= _FEW,
+        missing=None if (rows["status"] == "ok").any() else failed,
+    )
 
 
 def chart_key(context: dict[str, Any], view: str, choices: Choices) -> str:
@@ -366,7 +347,10 @@ def _live(
     script = "\n".join(_read(name) for name in _SCRIPTS)
     table = table.assign(error_db=-table["sqnr_db"])
     columns = {name: tables.CONTEXT[name] for name in tables.varying_context(table)}
-    columns |= {name: title for name, title in _COLUMNS.items() if _differs(table, name)}
+    always = ("optimization", "latency_ms")
+    columns |= {
+        n: t for n, t in _COLUMNS.items() if n in always or len(table[n].dropna().unique()) > 1
+    }
     rows = tables.records(table)
     return {
         "css": _trusted(_read("web/page.css")),
@@ -386,13 +370,6 @@ def _live(
         "words": [name for name in columns if table[name].dtype == object],
         "points": [[(_plain(row[name]), _text(row, name)) for name in columns] for row in rows],
     }
-
-
-def _differs(table: pd.DataFrame, name: str) -> bool:
-    """Return whether the table of every point shows a column: all but constant ones."""
-    if name in _DISTURBED:
-        return bool((table[name] > 0).any())
-    return name in ("optimization", "latency_ms") or len(table[name].unique()) > 1
 
 
 def _text(row: Row, name: str) -> str:

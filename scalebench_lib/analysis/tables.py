@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -55,28 +55,26 @@ def with_bounds(rows: pd.DataFrame, name: str) -> Values:
     return middle, np.where(bounded, low, np.nan), np.where(bounded, high, np.nan)
 
 
-_latencies = partial(with_bounds, name="latency_ms")
+latencies = partial(with_bounds, name="latency_ms")
 
 
 def _throughputs(rows: pd.DataFrame) -> Values:
     items_ms = rows["batch_size"].to_numpy(float) * 1e3
-    middle, low, high = _latencies(rows)
+    middle, low, high = latencies(rows)
     return items_ms / middle, items_ms / high, items_ms / low
 
 
-METRICS: dict[MetricName, Metric] = {
-    "latency": Metric("latency of one batch (ms)", "ms", _latencies),
-    "throughput": Metric("throughput (inferences/s)", "inferences/s", _throughputs),
-}
-_OF_DECODING: dict[MetricName, Metric] = {
-    "latency": Metric("time per output token of one batch (ms)", "ms", _latencies),
-    "throughput": Metric("throughput (tokens/s)", "tokens/s", _throughputs),
-}
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 
 def metric_of(rows: pd.DataFrame, name: MetricName) -> Metric:
     """Return a metric of `rows`, of one phase: decoding is counted in tokens."""
-    return (_OF_DECODING if (rows["phase"] == "decode").all() else METRICS)[name]
+    decoding = (rows["phase"] == "decode").all()
+    if name == "throughput":
+        unit = f"{'tokens' if decoding else 'inferences'}/s"
+        return Metric(f"throughput ({unit})", unit, _throughputs)
+    time = "time per output token" if decoding else "latency"
+    return Metric(f"{time} of one batch (ms)", "ms", latencies)
 
 
 def with_speedup(rows: pd.DataFrame, name: str) -> pd.DataFrame:
