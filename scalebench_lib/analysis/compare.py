@@ -275,9 +275,8 @@ def _of_one_model(
     ours, theirs = _of_model(before, model_a, "A"), _of_model(after, model_b, "B")
     first, renamed = ours[0].config, []
     for record in theirs:
-        named = {"model": first.model}
-        if {first.weights, record.config.weights}.isdisjoint(("random", "pretrained")):
-            named["weights"] = first.weights  # a folder or hub id, as the model is
+        own = {first.weights, record.config.weights}.isdisjoint(("random", "pretrained"))
+        named = {"model": first.model, **({"weights": first.weights} if own else {})}
         config = record.config.model_copy(update=named)
         renamed.append(record.model_copy(update={"config": config, "config_id": config.id}))
     return Results(ours), Results(renamed)
@@ -365,13 +364,13 @@ def _common_and_beyond(
     before: Sequence[MeasuredPoint], after: Sequence[MeasuredPoint]
 ) -> tuple[stats.Ratio, list[stats.Ratio]]:
     """Return the factor common to the points of both sides, and each point's ratio over it."""
-    a, b = _Latencies.of(before), _Latencies.of(after)
-    changes, noise = b.logs - a.logs, [x + y for x, y in zip(a.noise, b.noise, strict=True)]
+    (logs_a, noise_a, common_a), (logs_b, noise_b, common_b) = map(_latencies, (before, after))
+    changes, noise = logs_b - logs_a, [x + y for x, y in zip(noise_a, noise_b, strict=True)]
     middle = _middle(changes.tolist())
     processes = len({point.key[0] for point in before})  # the points of one count as one
     of_median = noise[_median_index(noise)] * (math.pi / 2 / processes)
     logs = [middle, *(changes - middle)]
-    variances = [a.common + b.common + of_median, *(own + of_median for own in noise)]
+    variances = [common_a + common_b + of_median, *(own + of_median for own in noise)]
     factor, *left = (
         stats.Ratio(math.exp(log), variance, "not measured together")
         for log, variance in zip(logs, variances, strict=True)
@@ -393,37 +392,36 @@ def _median_index(variances: Sequence[stats.Variance]) -> int:
     return int(order[len(order) // 2])
 
 
-@dataclass(frozen=True)
-class _Latencies:
-    """The logs of a sweep's latencies, less the common state of the machine in each cycle.
+def _latencies(
+    points: Sequence[MeasuredPoint],
+) -> tuple[np.ndarray, list[stats.Variance], stats.Variance]:
+    """Return the logs of latencies less the common state of the machine in each cycle.
 
-    `common` is the variance of the mean of all `logs` due to their blocks, `noise` that of each
-    without it.
+    Then the variance of each, and that of their mean that is due to the blocks. A point that was
+    alone in its blocks keeps its latency.
     """
-
-    logs: np.ndarray
-    noise: list[stats.Variance]
-    common: stats.Variance
-
-    @classmethod
-    def of(cls, points: Sequence[MeasuredPoint]) -> _Latencies:
-        """Adjust the latencies of points; one that was alone in its blocks keeps its own."""
-        logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
-        turns = _turns(points)
-        counts = turns.notna().T.groupby(level=0).sum().T.to_numpy(float)
-        shares = counts / counts.sum(axis=1, keepdims=True)  # of blocks (columns) in points
-        typical, mean = _median_index(noise), shares.mean(axis=0)
-        apart = ((shares - mean) ** 2).sum(axis=1)  # blocks without the others
-        of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
-        # A process has its own speed: the configs of each block less 1 are compared.
-        trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
-        relative = {place: _relative_to_others(turns, place) for place in turns.index}
-        components = stats.VarianceComponents.of(relative.values(), len(trials) - len(mean))
-        for place, parts in relative.items():
-            if parts:
-                logs[place] += np.median(np.concatenate(parts))
-                noise[place] = stats.median_variance(parts, components) + of_a_block * apart[place]
-        return cls(logs, noise, of_a_block * (mean**2).sum())
+    logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
+    # The logs of turns over latency: a row a point, a column a block and cycle.
+    turns = pd.DataFrame(
+        [
+            pd.concat({n: pd.Series(each) for n, each in point.logs_by_block.items()})
+            for point in points
+        ]
+    ).sub(logs, axis=0)
+    counts = turns.notna().T.groupby(level=0).sum().T.to_numpy(float)
+    shares = counts / counts.sum(axis=1, keepdims=True)  # of blocks (columns) in points
+    typical, mean = _median_index(noise), shares.mean(axis=0)
+    apart = ((shares - mean) ** 2).sum(axis=1)  # blocks without the others
+    of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
+    # A process has its own speed: the configs of each block less 1 are compared.
+    trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
+    relative = {place: _relative_to_others(turns, place) for place in turns.index}
+    components = stats.VarianceComponents.of(relative.values(), len(trials) - len(mean))
+    for place, parts in relative.items():
+        if parts:
+            logs[place] += np.median(np.concatenate(parts))
+            noise[place] = stats.median_variance(parts, components) + of_a_block * apart[place]
+    return logs, noise, of_a_block * (mean**2).sum()
 
 
 def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
@@ -433,15 +431,6 @@ def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
     if drift.assumed:
         drift = replace(drift, between=stats.Variance(ASSUMED_DRIFT**2, stats.ASSUMED_DF))
     return [stats.median_variance(point.logs_by_trial, drift) for point in points]
-
-
-def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
-    """Return the logs of turns over latency: a row a point, a column a block and cycle."""
-    rows = []
-    for point in points:
-        blocks = {block: pd.Series(logs) for block, logs in point.logs_by_block.items()}
-        rows.append(pd.concat(blocks) - math.log(point.latency.value))
-    return pd.DataFrame(rows)
 
 
 def _relative_to_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:

@@ -54,37 +54,30 @@ def show(view: str, *results: Results, **chosen: Any) -> None:
     `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``, by
     default the first value of the sweep.
     """
-    charts, sentences = [], []
+    shown = []
     for sweep in results:
         try:
-            chart, choices = _chart_of(view, sweep, chosen)
+            shown.append((sweep, *_chart_of(view, sweep, chosen)))
         except RequestError as error:
             say(f"{error}.")
-            continue
-        charts.append(chart)
-        sentences.append(figures.VIEWS[view].sentence(sweep, chart, choices))
-    for chart in on_one_axis(charts):
+    for chart in on_one_axis([chart for _, chart, _ in shown]):
         display(draw(chart))
-    say(*sentences)
+    say(*(figures.VIEWS[view].sentence(*each) for each in shown))
 
 
 def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Chart, figures.Choices]:
-    given = {name: value for name, value in chosen.items() if name not in figures.CONTROLS}
-    rows = results.table
-    for name, value in given.items():
-        rows = rows[rows[name] == value]
+    found, rows = figures.VIEWS[view], results.table
+    for name in chosen.keys() - figures.CONTROLS.keys():
+        rows = rows[rows[name] == chosen[name]]
     context, rows = next(tables.by_context(tables.measured_only(rows)))
-    if not figures.VIEWS[view].needs(rows):
-        raise RequestError(f"{figures.VIEWS[view].title}: nothing of it is known of this sweep")
+    if not found.needs(rows):
+        raise RequestError(f"{found.title}: nothing of it is known of this sweep")
     first = {name: offered[0][1] for name, offered in figures.options(rows).items()}
     first["optimization"] = tables.shown_optimizations(rows)[0]
-    choices = figures.Choices(
-        **first | {n: value for n, value in chosen.items() if n in figures.CONTROLS}
-    )
-    if figures.VIEWS[view].of_samples:
+    choices = figures.Choices(**{name: chosen.get(name, first[name]) for name in first})
+    if found.of_samples:
         rows = tables.select(figures.samples_table(results), **context)
-    chart = figures.VIEWS[view].chart(rows, choices)
-    return replace(chart, source=results.source), choices
+    return replace(found.chart(rows, choices), source=results.source), choices
 
 
 def save(out: Path, title: str, ending: str, content: bytes) -> Path:

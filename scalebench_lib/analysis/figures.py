@@ -88,7 +88,7 @@ def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
     counts = sorted(found["threads"].unique().tolist())
     title = f"speed-up over 1 thread: {choices.config}"
     ideal = Line.reference_of("ideal", counts, counts)
-    return _line_chart(chosen, found, title, "threads", _OVER_ONE_THREAD, ideal)
+    return _line_chart(chosen, found, title, "threads", _over("1 thread"), ideal)
 
 
 def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
@@ -114,7 +114,7 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     shown = compared[compared["speedup"].notna() | (compared["status"] != "ok")]
     title = f"speed-up over eager by batch size, {choices.at}"
     others = shown[~shown["is_base"]]
-    return _line_chart(rows, others, title, "batch_size", _OVER_EAGER, eager, errors=True)
+    return _line_chart(rows, others, title, "batch_size", _over("eager"), eager, errors=True)
 
 
 def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
@@ -325,15 +325,17 @@ def _shares(rows: pd.DataFrame) -> tables.Values:
     return share, share * middle / high, share * middle / low
 
 
-_speedups = partial(tables.with_bounds, name="speedup")
-_OVER_EAGER = tables.Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
-_OVER_ONE_THREAD = tables.Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
 _LIMITS = {
     "peak_fraction": tables.Metric("share of peak in its own type (%)", "% of peak", _shares),
     "bandwidth_fraction": tables.Metric(
         "share of read bandwidth (%)", "% of read bandwidth", _shares
     ),
 }
+
+
+def _over(other: str) -> tables.Metric:
+    speedups = partial(tables.with_bounds, name="speedup")
+    return tables.Metric(f"speed-up over {other} (×)", f"× {other}", speedups, ratio=True)
 
 
 def _compared(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
