@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from matplotlib.ticker import Locator, LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from scalebench_lib.optimizations import OPTIMIZATIONS
@@ -117,16 +117,17 @@ def x_axis(label: str, values: np.ndarray, doubling: bool) -> Axis:
 def y_axis(label: str, least: float, most: float, log: bool) -> Axis:
     """Return a logarithmic axis around `least` and `most`, or a linear one from 0."""
     low, high = (least / 1.2, most * 1.2) if log else (0.0, 1.1 * most)
-
-    def ticks_of(locator: Locator) -> list[float]:
-        return [float(t) for t in locator.tick_values(low, high) if low <= t <= high]
-
-    decades = np.log10(high / low) if log else 0
-    steps = (1,) if decades > 4 else (1, 2, 5) if decades > 0.85 else range(1, 10)
-    ticks = ticks_of(LogLocator(subs=list(steps), numticks=99)) if log else []
+    ticks = list(_log_ticks(low, high)) if log else []
     if len(ticks) < 2:
-        ticks = ticks_of(MaxNLocator(7))
-    return Axis(f"{label}, log scale" if log else label, low, high, tuple(ticks), log)
+        ticks = [tick for tick in MaxNLocator(7).tick_values(low, high) if low <= tick <= high]
+    return Axis(f"{label}, log scale" if log else label, low, high, tuple(map(float, ticks)), log)
+
+
+def _log_ticks(low: float, high: float) -> Iterator[float]:
+    decades = np.log10(high / low)
+    steps = (1,) if decades > 4 else (1, 2, 5) if decades > 0.85 else range(1, 10)
+    for power in np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high))):
+        yield from (t for step in steps if low <= (t := step * 10.0**power) <= high)
 
 
 @dataclass(frozen=True, eq=False)

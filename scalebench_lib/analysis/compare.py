@@ -275,6 +275,7 @@ def _of_one_model(
     ours, theirs = _of_model(before, model_a, "A"), _of_model(after, model_b, "B")
     first, renamed = ours[0].config, []
     for record in theirs:
+        # Weights other than these are a folder or hub id, as the model is.
         own = {first.weights, record.config.weights}.isdisjoint(("random", "pretrained"))
         named = {"model": first.model, **({"weights": first.weights} if own else {})}
         config = record.config.model_copy(update=named)

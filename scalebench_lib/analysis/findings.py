@@ -82,11 +82,13 @@ def answers(results: Results, price: float | None = None) -> list[Answer]:
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
     table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
-    return [
-        _answer(results, tables.context_label(table, context), tables.measured_only(part))
-        for context, part in tables.by_context(table)
-        if (part["status"] == "ok").any()
-    ]
+    return [_answer(results, label, rows) for label, rows in _contexts(table)]
+
+
+def _contexts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the measured rows of each context that has some, with its label."""
+    for context, rows in tables.by_context(table[table["status"] == "ok"]):
+        yield tables.context_label(table, context), rows
 
 
 def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
@@ -210,13 +212,9 @@ def observations(results: Results) -> list[str]:
     table, sentences = results.table, list[str]()
     if (default := table["allocator"] == DEFAULTS["allocator"]).any():
         table = table[default]
-    for context, part in tables.by_context(table):
-        if (part["status"] == "ok").any():
-            label = tables.context_label(table, context)
-            sentences += [
-                f"{label}: {sentence}" if label else sentence
-                for sentence in _of_context(results, tables.measured_only(part))
-            ]
+    for label, rows in _contexts(table):
+        begin = f"{label}: " if label else ""
+        sentences += [f"{begin}{sentence}" for sentence in _of_context(results, rows)]
     return [*sentences, *_of_allocators(results), *_reservations(results)]
 
 

@@ -244,11 +244,11 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
     contexts, charts = every_chart(results)
     specs, over = figure_specs(results.table), overview_specs(results.table)
     drawn = {f"{spec.name}.png": charts[spec.key] for spec in (*specs, *over) if not spec.missing}
-    figures = out / "figures"
-    figures.mkdir(exist_ok=True)
+    pictures = out / "figures"
+    pictures.mkdir(exist_ok=True)
     for name, chart in drawn.items():
         if isinstance(chart, Chart):
-            write_atomically(figures / name, draw(chart).png())
+            write_atomically(pictures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
     context |= {"answers": answers(results, price), "price": price, "margin": MARGIN}
     configs = {r.name: f"{r.config}, trial {r.trial}" for r in results.records}
@@ -261,7 +261,7 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
     write_atomically(out / "index.html", page)
-    for path in figures.glob("*.png"):
+    for path in pictures.glob("*.png"):
         if path.name not in drawn and _OURS.fullmatch(path.name):
             path.unlink()
     return out / "index.html"
