@@ -114,7 +114,7 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     shown = compared[compared["speedup"].notna() | (compared["status"] != "ok")]
     title = f"speed-up over eager by batch size, {choices.at}"
     others = shown[~shown["is_base"]]
-    return _line_chart(rows, others, title, "batch_size", _over("eager"), eager, errors=True)
+    return _line_chart(rows, others, title, "batch_size", _over("eager"), eager)
 
 
 def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
@@ -354,15 +354,14 @@ def _line_chart(
     metric: tables.Metric,
     *references: Line,
     styles: pd.DataFrame | None = None,
-    errors: bool = False,
 ) -> Chart:
     """Return a chart of the `shown` rows over column `x`; its caption is on `rows`.
 
     Over threads it has a line for each batch size, else one for each config, in the styles of
-    `styles`, by default of `rows`, with its error where `errors`.
+    `styles`, by default of `rows`. Labels of ratios have the config's error.
     """
     found = tables.measured_only(shown)
-    lines = _lines(rows if styles is None else styles, shown, x, metric, errors)
+    lines = _lines(rows if styles is None else styles, shown, x, metric)
     ratios = tables.pairing_label(found["speedup_paired"]) if metric.ratio else ""
     return _chart(
         rows,
@@ -377,7 +376,7 @@ def _line_chart(
 
 
 def _lines(
-    table: pd.DataFrame, rows: pd.DataFrame, x: str, metric: tables.Metric, errors: bool
+    table: pd.DataFrame, rows: pd.DataFrame, x: str, metric: tables.Metric
 ) -> Iterator[Line]:
     """Yield the lines of a chart of `rows`, labelled and in styles as those of `table`."""
     alike = ["batch_size"] if x == "threads" else ["optimization", "smt"]
@@ -388,7 +387,7 @@ def _lines(
             colour, dark = batch_colours(first["batch_size"])
         else:
             label, least_db = tables.config_label(table, first), part["sqnr_db"].astype(float).min()
-            if errors and least_db < findings.EXACT_DB:
+            if metric.ratio and least_db < findings.EXACT_DB:
                 label += f", error {decibels(least_db)} dB"
             colour, marker = style_of(table, first["optimization"])
         yield Line(
