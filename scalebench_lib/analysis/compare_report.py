@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, CommonChange, Comparison
-from scalebench_lib.analysis.tables import CONTEXT
+from scalebench_lib.analysis.tables import CONTEXT, varying
 from scalebench_lib.config import AXES, axis_label
 from scalebench_lib.text import format_number, pluralize
 
@@ -91,7 +91,7 @@ def _reasons(table: pd.DataFrame) -> Iterator[str]:
     rows = table[(table["why"] != "") | table["verdict"].isin(list(_ONE_SIDED))]
     if rows.empty:
         return
-    named = [*_varying(rows, [*_CONTEXT, "smt"]), "optimization"]
+    named = [*varying(rows, [*_CONTEXT, "smt"]), "optimization"]
     alike = ["verdict", "why", *named]
     rows = _joined(
         _joined(rows, [*alike, "batch_size"], "threads"), [*alike, "threads"], "batch_size"
@@ -111,10 +111,6 @@ def _joined(table: pd.DataFrame, alike: list[str], name: str) -> pd.DataFrame:
     return lists.reset_index()
 
 
-def _varying(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
-    return [name for name in names if len(table[name].unique()) > 1]
-
-
 def _label(row: Mapping[Any, Any], names: Iterable[str]) -> str:
     """Name a point by some of its columns: ``script, SMT on, batch 4, 2 threads``."""
     texts = {
@@ -132,8 +128,8 @@ def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
     A single context has no title.
     """
     both = found.table.dropna(subset=["latency_ms_a", "latency_ms_b"])
-    varying = _varying(both, _CONTEXT)
-    titles = pd.Series([_label(row, varying) for row in both.to_dict("records")], both.index, str)
+    names = varying(both, _CONTEXT)
+    titles = pd.Series([_label(row, names) for row in both.to_dict("records")], both.index, str)
     text = _as_text(both, bool(found.common))
     return [(str(title), part) for title, part in text.groupby(titles, sort=False)]
 
@@ -156,7 +152,7 @@ def _as_text(rows: pd.DataFrame, common: bool) -> pd.DataFrame:
     }
     if not common:
         columns["B/A"] = columns.pop("beyond")
-    if not _varying(rows, ["smt"]):
+    if not varying(rows, ["smt"]):
         del columns["SMT"]
     return pd.DataFrame(columns)
 

@@ -131,13 +131,10 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
         }
         self.some = {name: widgets.several(title) for name, title in _SOME.items()}
         self.scale = buttons("Scale", ["auto", "linear", "log"])
+        where = [self.sweep, self.beside, *self.filters.values(), self.view]
+        self.controls = [*where, *self.choices.values(), *self.some.values(), self.scale]
         self.save_picture = ipywidgets.Button(description="Save picture (PNG)")
         self.save_data = ipywidgets.Button(description="Save data (CSV)")
-
-    @property
-    def controls(self) -> list[Any]:
-        where = [self.sweep, self.beside, *self.filters.values(), self.view]
-        return [*where, *self.choices.values(), *self.some.values(), self.scale]
 
     def _listen(self) -> None:
         """Update the options after a new sweep or filter; after other changes only the picture."""

@@ -152,7 +152,7 @@ def _spec(
     begins = {column: axis.suffix for column, axis in AXES.items() if axis.splits} | {"machine": ""}
     suffixes = [
         f"{begins[column]}{context[column]}"
-        for column in tables.varying_context(table)
+        for column in tables.varying(table)
         if column in begins and context[column] != DEFAULTS.get(column)
     ]
     metric, title = choices.metric.title(), model_title(context["model"], context["task"])
@@ -187,13 +187,9 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
     """
     contexts, charts = [], dict[str, Chart | str]()
     points, passes = results.table, figures.samples_table(results)
-    pairs = [(points, passes)]
-    for column in tables.MERGED:
-        if len(points[column].unique()) > 1:
-            pairs += [
-                (tables.merge_axis(one, column), tables.merge_axis(other, column))
-                for one, other in pairs
-            ]
+    pairs = [[points, passes]]
+    for column in tables.varying(points, tables.MERGED):
+        pairs += [[tables.merge_axis(each, column) for each in pair] for pair in pairs]
     for table, samples in pairs:
         samples_of = {str(context): rows for context, rows in tables.by_context(samples)}
         for context, rows in tables.by_context(table):
@@ -346,7 +342,7 @@ def _live(
     """Return the variables of the live page: data, controls, script, and its hash."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     table = table.assign(error_db=-table["sqnr_db"])
-    columns = {name: tables.CONTEXT[name] for name in tables.varying_context(table)}
+    columns = {name: tables.CONTEXT[name] for name in tables.varying(table)}
     always = ("optimization", "latency_ms")
     columns |= {
         n: t for n, t in _COLUMNS.items() if n in always or len(table[n].dropna().unique()) > 1

@@ -117,8 +117,7 @@ def model_line(model: str, task: str) -> str:
 def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
     """Return the rows with these values, or one of a list of them.
 
-    Raises `RequestError`, with the values of the table, where no row has them; ValueError for rows
-    of several contexts, which no chart can compare.
+    Raises `RequestError`, with the values of the table, where no row has them.
     """
     for column, value in wanted.items():
         values = value if isinstance(value, list) else [value]
@@ -127,8 +126,6 @@ def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
             names = ", ".join(map(str, values))
             there = ", ".join(map(str, sorted(known))) or "nothing"
             raise RequestError(f"nothing has {column} {names}: there is {there}")
-    for column in CONTEXT:
-        only_value(rows, column)
     return rows
 
 
@@ -226,12 +223,11 @@ def by_context(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFra
         yield dict(zip(CONTEXT, values, strict=True)), part
 
 
-def varying_context(table: pd.DataFrame) -> list[str]:
-    """Return the columns of `CONTEXT` in which the rows of `table` differ."""
-    return [name for name in CONTEXT if len(table[name].unique()) > 1]
+def varying(table: pd.DataFrame, names: Iterable[str] = CONTEXT) -> list[str]:
+    """Return those of the columns `names` in which the rows of `table` differ."""
+    return [name for name in names if len(table[name].unique()) > 1]
 
 
 def context_label(table: pd.DataFrame, context: dict[str, Any]) -> str:
     """Return what tells `context` from the others of `table`: ``tokens 128``; empty if alone."""
-    varying = varying_context(table)
-    return ", ".join(f"{CONTEXT[name].lower()} {context[name]}" for name in varying)
+    return ", ".join(f"{CONTEXT[name].lower()} {context[name]}" for name in varying(table))
