@@ -146,7 +146,7 @@ class Marks:
         """Return points without intervals and details."""
         xs, ys = np.asarray(x, float), np.asarray(y, float)
         unknown = np.full(len(ys), np.nan)
-        return cls(xs, ys, unknown, unknown, names, [""] * len(names))
+        return cls(xs, ys, unknown, unknown, names)
 
     @property
     def bounded(self) -> np.ndarray:

@@ -89,16 +89,12 @@ def _half_width(table: pd.DataFrame) -> pd.Series:
 def _reasons(table: pd.DataFrame) -> Iterator[str]:
     """Yield reasons with points: ``lost in B (failed: no memory): script, batch 1, 4 on …``."""
     rows = table[(table["why"] != "") | table["verdict"].isin(list(_ONE_SIDED))]
-    if rows.empty:
-        return
-    named = [*varying(rows, [*_CONTEXT, "smt"]), "optimization"]
-    alike = ["verdict", "why", *named]
-    rows = _joined(
-        _joined(rows, [*alike, "batch_size"], "threads"), [*alike, "threads"], "batch_size"
-    )
+    point = [*varying(rows, [*_CONTEXT, "smt"]), "optimization", "batch_size"]
+    alike = ["verdict", "why", *point]
+    rows = _joined(_joined(rows, alike, "threads"), [*alike[:-1], "threads"], "batch_size")
     for (verdict, why), points in rows.groupby(["verdict", "why"], sort=False):
         labels = (
-            f"{_label(row, [*named, 'batch_size'])} on {_threads(row['threads'])}"
+            f"{_label(row, point)} on {_threads(row['threads'])}"
             for row in points.to_dict("records")
         )
         reason = f" ({why})" if why else ""
@@ -112,14 +108,8 @@ def _joined(table: pd.DataFrame, alike: list[str], name: str) -> pd.DataFrame:
 
 
 def _label(row: Mapping[Any, Any], names: Iterable[str]) -> str:
-    """Name a point by some of its columns: ``script, SMT on, batch 4, 2 threads``."""
-    texts = {
-        **{name: str(row[name]) for name in names},
-        **{name: axis_label(name, row[name]) for name in names if name in AXES},
-    }
-    if "threads" in texts:
-        texts["threads"] = _threads(row["threads"])
-    return ", ".join(texts.values())
+    """Name a point by some of its columns: ``script, SMT on, batch 4``."""
+    return ", ".join(axis_label(n, row[n]) if n in AXES else str(row[n]) for n in names)
 
 
 def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
@@ -186,11 +176,8 @@ def markdown(found: Comparison) -> str:
         rows = bold.assign(optimization=table["optimization"].map(_safe)).to_numpy().tolist()
         lines += [f"**{_safe(title)}**", ""] if title else []
         heading = [list(map(str, table)), ["---"] * len(table.columns)]
-        lines += [f"| {' | '.join(row)} |" for row in (*heading, *rows)]
-        lines.append("")
-    return "\n".join(
-        [*lines, *_paragraphs(notes(found)), _safe("; ".join(found.before.machines)), ""]
-    )
+        lines += [*(f"| {' | '.join(row)} |" for row in (*heading, *rows)), ""]
+    return "\n".join([*lines, *_paragraphs([*notes(found), "; ".join(found.before.machines)])])
 
 
 def _paragraphs(sentences: Iterable[str]) -> list[str]:
