@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.stats import MIN_TURNS
@@ -140,6 +141,13 @@ class Marks:
     names: Sequence[str] = ()
     details: Sequence[str] = ()
 
+    @classmethod
+    def exact(cls, x: ArrayLike, y: ArrayLike, names: Sequence[str] = ()) -> Marks:
+        """Return points without intervals and details."""
+        xs, ys = np.asarray(x, float), np.asarray(y, float)
+        unknown = np.full(len(ys), np.nan)
+        return cls(xs, ys, unknown, unknown, names)
+
     @property
     def bounded(self) -> np.ndarray:
         bounded: np.ndarray = np.isfinite(self.high - self.low) & (self.high > self.low)
@@ -159,9 +167,6 @@ class Marks:
         ]
 
 
-_NO_MARKS = Marks(np.empty(0), np.empty(0), np.empty(0), np.empty(0))
-
-
 @dataclass(frozen=True, eq=False)
 class Line:
     """A line through `marks`, ordered by x; `coarse` ones are hollow.
@@ -174,7 +179,7 @@ class Line:
     colour: str
     marker: str = ""
     dashed: bool = False
-    marks: Marks = _NO_MARKS
+    marks: Marks = field(default_factory=lambda: Marks.exact([], []))
     coarse: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     missing_at: Sequence[float] = ()
     reference: bool = False
@@ -182,9 +187,7 @@ class Line:
 
     @classmethod
     def reference_of(cls, label: str, x: Sequence[float], y: Sequence[float]) -> Line:
-        xs, ys = np.asarray(x, float), np.asarray(y, float)
-        marks = Marks(xs, ys, np.full(len(xs), np.nan), np.full(len(xs), np.nan))
-        return cls(label, _FAINT, marks=marks, coarse=np.zeros(len(xs), bool), reference=True)
+        return cls(label, _FAINT, marks=Marks.exact(x, y), reference=True)
 
 
 @dataclass(frozen=True, eq=False)

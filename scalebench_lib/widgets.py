@@ -45,11 +45,6 @@ def slider(description: str) -> widgets.SelectionSlider:
     return widgets.SelectionSlider(options=[""], **_look(description))
 
 
-def range_slider(description: str) -> widgets.SelectionRangeSlider:
-    """Return a choice from one to another of an ordered few."""
-    return widgets.SelectionRangeSlider(options=[1], **_look(description))
-
-
 def several(description: str) -> widgets.SelectMultiple:
     """Return a choice of any of a few."""
     return widgets.SelectMultiple(**_look(description))
@@ -82,12 +77,6 @@ def set_several(control: widgets.SelectMultiple, options: Sequence[tuple[str, An
     control.options, control.rows = options, max(2, min(len(options), _MOST_ROWS))
     every = [value for _, value in options]
     control.value = [value for value in every if value not in left_out] or every
-
-
-def set_range(control: widgets.SelectionRangeSlider, options: Sequence[Any]) -> None:
-    """Give a range slider new options, all of them chosen."""
-    control.options = options
-    control.value = options[0], options[-1]
 
 
 def set_visible(controls: Sequence[Any], applying: Sequence[Any]) -> None:

@@ -63,10 +63,10 @@ ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together between rounds, assumed for a sweep of
 one round. On a shared machine it was 1 to 7 %."""
 
+_BEYOND = ["beyond", "beyond_low", "beyond_high", "chance"]
 _COLUMNS = [
     *("config_id", *CONFIG_ORDER, "threads", "latency_ms_a", "latency_ms_b"),
-    *("ratio", "ratio_low", "ratio_high", "beyond", "beyond_low", "beyond_high"),
-    *("chance", "verdict", "why"),
+    *("ratio", "ratio_low", "ratio_high", *_BEYOND, "verdict", "why"),
 ]
 
 
@@ -91,20 +91,23 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Sweep `b` compared with sweep `a`, point by point: the results `after` with those `before`.
+    """The sweep in folder `out_b` compared with that in `out_a`, point by point.
 
-    `changes` are those of the points that can be compared, `common` those of all of them. A change
-    up to `threshold` counts as none. `asked` are the ids of the configs that B was asked for.
+    `before` are the results of A, `after` those of B. `changes` are those of the points that can be
+    compared, `common` those of all of them. A change up to `threshold` counts as none.
     """
 
-    a: str
-    b: str
+    out_a: Path
+    out_b: Path
     before: Results
     after: Results
     threshold: float
     changes: Mapping[PointKey, Change]
     common: tuple[CommonChange, ...] = ()
-    asked: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.out_a.resolve().name, self.out_b.resolve().name
 
     def count(self, verdict: Verdict) -> int:
         return int((self.table["verdict"] == verdict).sum())
@@ -137,45 +140,54 @@ class Comparison:
         return _with_verdicts(table, self.threshold)
 
     def _cells(self, key: PointKey) -> dict[str, Any]:
-        """Return the cells of a point's row; `_verdicts` fills in the verdict where it is empty."""
-        sides = one, other = self.before.points.get(key), self.after.points.get(key)
-        a, b = (side.latency.value / 1e6 if side else math.nan for side in sides)
+        """Return the cells of a point's row; `_with_verdicts` fills in verdicts left empty."""
+        one, other = self.before.points.get(key), self.after.points.get(key)
+        a, b = (side.latency.value / 1e6 if side else math.nan for side in (one, other))
         cells: dict[str, Any] = {"latency_ms_a": a, "latency_ms_b": b}
         if one is None or other is None:
-            return {**cells, **self._one_sided(key, only_b=one is None)}
-        change = self.changes.get(key)
-        if change is None:
-            return {**cells, "verdict": "unclear", "why": "not measured together"}
-        found = _preliminary_verdict(_outlier_share(one, other), change)
-        cells["verdict"], cells["why"] = found
-        cells["chance"] = change.beyond.p_value
-        for name, ratio in change._asdict().items():
-            cells |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
-        return cells
+            verdict, why = self._one_sided(key[0], only_b=one is None)
+        elif change := self.changes.get(key):
+            verdict, why = _preliminary_verdict(_outlier_share(one, other), change)
+            cells["chance"] = change.beyond.p_value
+            for name, ratio in change._asdict().items():
+                cells |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+        else:
+            verdict, why = "unclear", "not measured together"
+        return {**cells, "verdict": verdict, "why": why}
 
-    def _one_sided(self, key: PointKey, only_b: bool) -> dict[str, str]:
-        """Return the verdict on a point that a side lacks, and the reason."""
+    def _one_sided(self, name: str, only_b: bool) -> tuple[str, str]:
+        """Return the verdict on the point of a config that a side lacks, and the reason."""
         records = (self.before if only_b else self.after).records
-        record = next((record for record in reversed(records) if record.point_key == key[0]), None)
+        record = next((record for record in reversed(records) if record.point_key == name), None)
         if record:
             reason = record.reason and f"{record.status}: {record.reason}"
             why = reason or "not at this thread count"
         else:
-            config_id = key[0].partition("@")[0]
-            why = "not measured" if config_id in self.asked and not only_b else ""
-        return {"verdict": "only B" if only_b else "lost" if why else "only A", "why": why}
+            why = "not measured" * (name.partition("@")[0] in self._asked and not only_b)
+        return "only B" if only_b else "lost" if why else "only A", why
+
+    @cached_property
+    def _asked(self) -> set[str]:
+        """The ids of the configs that B was asked for."""
+        if not (self.out_b / SPEC).exists():
+            return set()
+        config = self.after.records[0].config  # its model may have the name of A's
+        named = {"model": config.model, "weights": config.weights}
+        sweep = Sweep.load(self.out_b / SPEC).model_copy(update=named)
+        machines = {record.machine for record in self.after.records}
+        return {config.id for machine in machines for config in sweep.configs(machine)}
 
     @cached_property
     def differences(self) -> list[str]:
         """The conditions of common configs that differ: ``torch 2.6.0 → 2.7.0``."""
         both = _config_ids(self.before) & _config_ids(self.after)
-        sides = [
+        one, other = (
             [r for r in side.records if r.status == "ok" and r.config_id in both]
             for side in (self.before, self.after)
-        ]
-        if not all(sides):
+        )
+        if not (one and other):
             return []
-        return [*_other_machine(*sides), *_other_conditions(*sides)]
+        return [*_other_machine(one, other), *_other_conditions(one, other)]
 
     @property
     def notes(self) -> list[str]:
@@ -207,8 +219,7 @@ def compare(
         raise RequestError(f"threshold: must be at least 0 and below 1, not {threshold:g}")
     before, after = _load(a, b, anyway, model_a, model_b)
     changes, common = _changes(before, after, threshold)
-    names = (a.resolve().name, b.resolve().name)
-    found = Comparison(*names, before, after, threshold, changes, common, _asked(b, after))
+    found = Comparison(a, b, before, after, threshold, changes, common)
     asked = ("model's",) if model_a else ()  # they are meant to differ
     differences = [one for one in found.differences if not one.startswith(asked)]
     if differences and not anyway:
@@ -226,14 +237,12 @@ def against(a: Path, b: Path) -> Comparison:
     """
     before, after = _load(a, b)
     changes = {key: Change(ratio, ratio) for key, ratio in paired_ratios(after, before).items()}
-    names = (a.resolve().name, b.resolve().name)
-    return Comparison(*names, before, after, THRESHOLD_AGAINST, changes, asked=_asked(b, after))
+    return Comparison(a, b, before, after, THRESHOLD_AGAINST, changes)
 
 
 def save_against(found: Comparison, path: Path) -> None:
     """Write what `against` found as CSV, a row a point."""
-    unpaired_only = ["beyond", "beyond_low", "beyond_high", "chance"]
-    write_atomically(path, found.table.drop(columns=unpaired_only).to_csv(index=False))
+    write_atomically(path, found.table.drop(columns=_BEYOND).to_csv(index=False))
 
 
 def _load(
@@ -250,11 +259,9 @@ def _load(
     if model_a or model_b:
         before, after = _of_one_model(before, after, model_a, model_b)
     if not _config_ids(before) & _config_ids(after):
-        models = [{record.config.model for record in side.records} for side in (before, after)]
-        hint = ": if a model lies in two folders, name both with --model-a and --model-b"
         raise RequestError(
-            f"{a} and {b} have no config in common, so nothing can be compared"
-            f"{'' if models[0] & models[1] else hint}"
+            f"{a} and {b} have no config in common, so nothing can be compared: if a model lies in "
+            "two folders, name both with --model-a and --model-b"
         )
     return before, after
 
@@ -268,9 +275,9 @@ def _of_one_model(
     ours, theirs = _of_model(before, model_a, "A"), _of_model(after, model_b, "B")
     first, renamed = ours[0].config, []
     for record in theirs:
-        named = {"model": first.model}
-        if {first.weights, record.config.weights}.isdisjoint(("random", "pretrained")):
-            named["weights"] = first.weights  # a folder or hub id, as the model is
+        # Weights other than these are a folder or hub id, as the model is.
+        own = {first.weights, record.config.weights}.isdisjoint(("random", "pretrained"))
+        named = {"model": first.model, **({"weights": first.weights} if own else {})}
         config = record.config.model_copy(update=named)
         renamed.append(record.model_copy(update={"config": config, "config_id": config.id}))
     return Results(ours), Results(renamed)
@@ -312,17 +319,6 @@ def _libraries(records: list[Record]) -> dict[str, set[str]]:
     return {name: {value for other, value in pairs if other == name} for name, _ in pairs}
 
 
-def _asked(out: Path, found: Results) -> frozenset[str]:
-    """Return the ids of the configs that the sweep in folder `out`, `found` there, asks for."""
-    if not (out / SPEC).exists():
-        return frozenset()
-    config = found.records[0].config  # its model may have the name of A's
-    named = {"model": config.model, "weights": config.weights}
-    sweep = Sweep.load(out / SPEC).model_copy(update=named)
-    machines = dict.fromkeys(record.machine for record in found.records)
-    return frozenset(config.id for machine in machines for config in sweep.configs(machine))
-
-
 def _changes(
     before: Results, after: Results, threshold: float
 ) -> tuple[dict[PointKey, Change], tuple[CommonChange, ...]]:
@@ -340,20 +336,15 @@ def _changes(
         changes |= {key: Change(ratios[key], left) for key, left in zip(keys, beyond, strict=True)}
     values, p_values = ([each.value for each in factors], [each.p_value for each in factors])
     verdicts, _ = _verdicts(np.array(values), np.array(p_values), threshold)
-    where = [tuple(sorted({_cpus_of(pairs[key][0]) for key in keys})) for keys in groups]
-    return changes, tuple(map(CommonChange, where, factors, verdicts.tolist()))
-
-
-def _ratio(log: float, variance: stats.Variance) -> stats.Ratio:
-    return stats.Ratio(math.exp(log), variance, "not measured together")
+    where = [
+        sorted({(pairs[key][0].threads, pairs[key][0].config.smt) for key in keys})
+        for keys in groups
+    ]
+    return changes, tuple(map(CommonChange, map(tuple, where), factors, verdicts.tolist()))
 
 
 def _outlier_share(*points: MeasuredPoint) -> float:
     return max(float(point.outlier.mean()) for point in points)
-
-
-def _cpus_of(point: MeasuredPoint) -> tuple[int, bool]:
-    return point.threads, point.config.smt
 
 
 def _by_thread_count(
@@ -365,7 +356,7 @@ def _by_thread_count(
     """
     by_count: dict[tuple[int, bool], list[PointKey]] = defaultdict(list)
     for key, (point, _) in pairs.items():
-        by_count[_cpus_of(point)].append(key)
+        by_count[point.threads, point.config.smt].append(key)
     rest = [key for keys in by_count.values() if len(keys) < MIN_COMMON for key in keys]
     yield from (keys for keys in (*by_count.values(), rest) if len(keys) >= MIN_COMMON)
 
@@ -374,13 +365,17 @@ def _common_and_beyond(
     before: Sequence[MeasuredPoint], after: Sequence[MeasuredPoint]
 ) -> tuple[stats.Ratio, list[stats.Ratio]]:
     """Return the factor common to the points of both sides, and each point's ratio over it."""
-    a, b = _Latencies.of(before), _Latencies.of(after)
-    changes, noise = b.logs - a.logs, [x + y for x, y in zip(a.noise, b.noise, strict=True)]
+    (logs_a, noise_a, common_a), (logs_b, noise_b, common_b) = map(_latencies, (before, after))
+    changes, noise = logs_b - logs_a, [x + y for x, y in zip(noise_a, noise_b, strict=True)]
     middle = _middle(changes.tolist())
     processes = len({point.key[0] for point in before})  # the points of one count as one
     of_median = noise[_median_index(noise)] * (math.pi / 2 / processes)
-    factor = _ratio(middle, a.common + b.common + of_median)
-    left = [_ratio(x - middle, own + of_median) for x, own in zip(changes, noise, strict=True)]
+    logs = [middle, *(changes - middle)]
+    variances = [common_a + common_b + of_median, *(own + of_median for own in noise)]
+    factor, *left = (
+        stats.Ratio(math.exp(log), variance, "not measured together")
+        for log, variance in zip(logs, variances, strict=True)
+    )
     return factor, left
 
 
@@ -398,37 +393,36 @@ def _median_index(variances: Sequence[stats.Variance]) -> int:
     return int(order[len(order) // 2])
 
 
-@dataclass(frozen=True)
-class _Latencies:
-    """The logs of a sweep's latencies, less the common state of the machine in each cycle.
+def _latencies(
+    points: Sequence[MeasuredPoint],
+) -> tuple[np.ndarray, list[stats.Variance], stats.Variance]:
+    """Return the logs of latencies less the common state of the machine in each cycle.
 
-    `common` is the variance of the mean of all `logs` due to their blocks, `noise` that of each
-    without it.
+    Then the variance of each, and that of their mean that is due to the blocks. A point that was
+    alone in its blocks keeps its latency.
     """
-
-    logs: np.ndarray
-    noise: list[stats.Variance]
-    common: stats.Variance
-
-    @classmethod
-    def of(cls, points: Sequence[MeasuredPoint]) -> _Latencies:
-        """Adjust the latencies of points; one that was alone in its blocks keeps its own."""
-        logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
-        turns = _turns(points)
-        counts = turns.notna().T.groupby(level=0).sum().T.to_numpy(float)
-        shares = counts / counts.sum(axis=1, keepdims=True)  # of blocks (columns) in points
-        typical, mean = _median_index(noise), shares.mean(axis=0)
-        apart = ((shares - mean) ** 2).sum(axis=1)  # blocks without the others
-        of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
-        # A process has its own speed: the configs of each block less 1 are compared.
-        trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
-        relative = {place: _relative_to_others(turns, place) for place in turns.index}
-        components = stats.VarianceComponents.of(relative.values(), len(trials) - len(mean))
-        for place, parts in relative.items():
-            if parts:
-                logs[place] += np.median(np.concatenate(parts))
-                noise[place] = stats.median_variance(parts, components) + of_a_block * apart[place]
-        return cls(logs, noise, of_a_block * (mean**2).sum())
+    logs, noise = np.log([point.latency.value for point in points]), _latency_variances(points)
+    # The logs of turns over latency: a row a point, a column a block and cycle.
+    turns = pd.DataFrame(
+        [
+            pd.concat({n: pd.Series(each) for n, each in point.logs_by_block.items()})
+            for point in points
+        ]
+    ).sub(logs, axis=0)
+    counts = turns.notna().T.groupby(level=0).sum().T.to_numpy(float)
+    shares = counts / counts.sum(axis=1, keepdims=True)  # of blocks (columns) in points
+    typical, mean = _median_index(noise), shares.mean(axis=0)
+    apart = ((shares - mean) ** 2).sum(axis=1)  # blocks without the others
+    of_a_block = noise[typical] * (1 / (shares[typical] ** 2).sum())
+    # A process has its own speed: the configs of each block less 1 are compared.
+    trials = {(block, point.key[0]) for point in points for block in point.logs_by_block}
+    relative = {place: _relative_to_others(turns, place) for place in turns.index}
+    components = stats.VarianceComponents.of(relative.values(), len(trials) - len(mean))
+    for place, parts in relative.items():
+        if parts:
+            logs[place] += np.median(np.concatenate(parts))
+            noise[place] = stats.median_variance(parts, components) + of_a_block * apart[place]
+    return logs, noise, of_a_block * (mean**2).sum()
 
 
 def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
@@ -438,15 +432,6 @@ def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
     if drift.assumed:
         drift = replace(drift, between=stats.Variance(ASSUMED_DRIFT**2, stats.ASSUMED_DF))
     return [stats.median_variance(point.logs_by_trial, drift) for point in points]
-
-
-def _turns(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
-    """Return the logs of turns over latency: a row a point, a column a block and cycle."""
-    rows = []
-    for point in points:
-        blocks = {block: pd.Series(logs) for block, logs in point.logs_by_block.items()}
-        rows.append(pd.concat(blocks) - math.log(point.latency.value))
-    return pd.DataFrame(rows)
 
 
 def _relative_to_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:

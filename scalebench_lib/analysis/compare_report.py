@@ -1,52 +1,39 @@
-"""Report a comparison: lines and tables for a terminal, Markdown, and a figure."""
+"""Report a comparison: lines and tables for a terminal, and Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, CommonChange, Comparison
-from scalebench_lib.analysis.draw import STYLE, canvas, caption
-from scalebench_lib.analysis.tables import CONTEXT
+from scalebench_lib.analysis.tables import CONTEXT, varying
 from scalebench_lib.config import AXES, axis_label
-from scalebench_lib.files import write_atomically
-from scalebench_lib.picture import Picture
 from scalebench_lib.text import format_number, pluralize
 
-_STYLES = {
-    "slower": ("#c0392b", ">"),
-    "faster": ("#1f6fb2", "<"),
-    "same": ("0.35", "o"),
-    "unclear": ("0.6", "x"),
-}
+_VERDICTS = ("slower", "faster", "same", "unclear")
 _ONE_SIDED = {"lost": "lost in B", "only A": "only in A", "only B": "only in B"}
 
 _CONTEXT = [name for name in CONTEXT if name != "machine"]
 """Each of their values has a table of its own, so that tables are narrow."""
 
-_MAX_NAMED = 60
-"""More points are sorted by their ratio, without names."""
-
 
 def summary(found: Comparison) -> list[str]:
     """Return the number of points by verdict, and the change common to all of them, in lines."""
     counts = found.table["verdict"].value_counts()
-    parts = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _STYLES]
+    parts = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS]
     parts += [
         f"{counts[verdict]} {label}" for verdict, label in _ONE_SIDED.items() if verdict in counts
     ]
     points = pluralize(len(found.table), "point")
-    lines = [f"{found.b} (B) against {found.a} (A), {points}: {', '.join(parts)}."]
+    a, b = found.names
+    lines = [f"{b} (B) against {a} (A), {points}: {', '.join(parts)}."]
     if found.common:
         lines.append(f"Common to all points: {'; '.join(map(_common_change, found.common))}.")
     if any(each.verdict != "same" for each in found.common):
@@ -102,16 +89,12 @@ def _half_width(table: pd.DataFrame) -> pd.Series:
 def _reasons(table: pd.DataFrame) -> Iterator[str]:
     """Yield reasons with points: ``lost in B (failed: no memory): script, batch 1, 4 on …``."""
     rows = table[(table["why"] != "") | table["verdict"].isin(list(_ONE_SIDED))]
-    if rows.empty:
-        return
-    named = [*_varying(rows, [*_CONTEXT, "smt"]), "optimization"]
-    alike = ["verdict", "why", *named]
-    rows = _joined(
-        _joined(rows, [*alike, "batch_size"], "threads"), [*alike, "threads"], "batch_size"
-    )
+    point = [*varying(rows, [*_CONTEXT, "smt"]), "optimization", "batch_size"]
+    alike = ["verdict", "why", *point]
+    rows = _joined(_joined(rows, alike, "threads"), [*alike[:-1], "threads"], "batch_size")
     for (verdict, why), points in rows.groupby(["verdict", "why"], sort=False):
         labels = (
-            f"{_label(row, [*named, 'batch_size'])} on {_threads(row['threads'])}"
+            f"{_label(row, point)} on {_threads(row['threads'])}"
             for row in points.to_dict("records")
         )
         reason = f" ({why})" if why else ""
@@ -124,19 +107,9 @@ def _joined(table: pd.DataFrame, alike: list[str], name: str) -> pd.DataFrame:
     return lists.reset_index()
 
 
-def _varying(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
-    return [name for name in names if len(table[name].unique()) > 1]
-
-
 def _label(row: Mapping[Any, Any], names: Iterable[str]) -> str:
-    """Name a point by some of its columns: ``script, SMT on, batch 4, 2 threads``."""
-    texts = {
-        **{name: str(row[name]) for name in names},
-        **{name: axis_label(name, row[name]) for name in names if name in AXES},
-    }
-    if "threads" in texts:
-        texts["threads"] = _threads(row["threads"])
-    return ", ".join(texts.values())
+    """Name a point by some of its columns: ``script, SMT on, batch 4``."""
+    return ", ".join(axis_label(n, row[n]) if n in AXES else str(row[n]) for n in names)
 
 
 def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
@@ -145,8 +118,8 @@ def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
     A single context has no title.
     """
     both = found.table.dropna(subset=["latency_ms_a", "latency_ms_b"])
-    varying = _varying(both, _CONTEXT)
-    titles = pd.Series([_label(row, varying) for row in both.to_dict("records")], both.index, str)
+    names = varying(both, _CONTEXT)
+    titles = pd.Series([_label(row, names) for row in both.to_dict("records")], both.index, str)
     text = _as_text(both, bool(found.common))
     return [(str(title), part) for title, part in text.groupby(titles, sort=False)]
 
@@ -169,7 +142,7 @@ def _as_text(rows: pd.DataFrame, common: bool) -> pd.DataFrame:
     }
     if not common:
         columns["B/A"] = columns.pop("beyond")
-    if not _varying(rows, ["smt"]):
+    if not varying(rows, ["smt"]):
         del columns["SMT"]
     return pd.DataFrame(columns)
 
@@ -195,18 +168,16 @@ def _rich(rows: pd.DataFrame) -> Table:
     return table
 
 
-def markdown(found: Comparison, picture: str | None = None) -> str:
-    """Return the comparison for a pull request; `picture` is the address of its figure."""
-    lines = [f"### {_safe(found.a)} → {_safe(found.b)}", "", *_paragraphs(summary(found))]
-    lines += [f"![{_safe(_title(found))}]({picture})", ""] if picture else []
+def markdown(found: Comparison) -> str:
+    """Return the comparison for a pull request."""
+    lines = [f"### {_safe(' → '.join(found.names))}", "", *_paragraphs(summary(found))]
     for title, table in tables(found):
         bold = table.replace({"verdict": {name: f"**{name}**" for name in ("slower", "faster")}})
         rows = bold.assign(optimization=table["optimization"].map(_safe)).to_numpy().tolist()
         lines += [f"**{_safe(title)}**", ""] if title else []
         heading = [list(map(str, table)), ["---"] * len(table.columns)]
-        lines += [f"| {' | '.join(row)} |" for row in (*heading, *rows)]
-        lines.append("")
-    return "\n".join([*lines, *_paragraphs(notes(found)), _safe(_machine(found)), ""])
+        lines += [*(f"| {' | '.join(row)} |" for row in (*heading, *rows)), ""]
+    return "\n".join([*lines, *_paragraphs([*notes(found), "; ".join(found.before.machines)])])
 
 
 def _paragraphs(sentences: Iterable[str]) -> list[str]:
@@ -216,67 +187,3 @@ def _paragraphs(sentences: Iterable[str]) -> list[str]:
 def _safe(text: str) -> str:
     """Escape HTML, bars and asterisks in other people's text."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
-
-
-def save(found: Comparison, folder: Path) -> Path:
-    """Write ``compare.md``, its figure and its table (CSV) into `folder`; return the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "compare.png", figure(found).png())
-    write_atomically(folder / "compare.csv", found.table.to_csv(index=False))
-    write_atomically(folder / "compare.md", markdown(found, "compare.png"))
-    return folder / "compare.md"
-
-
-def _machine(found: Comparison) -> str:
-    return "; ".join(found.before.machines)
-
-
-def _title(found: Comparison) -> str:
-    return f"Latency of {found.b} over that of {found.a}"
-
-
-def figure(found: Comparison) -> Picture:
-    """Draw the ratio that each point is judged by, with its interval, and a band of `threshold`."""
-    table = found.table.dropna(subset="ratio")
-    named = len(table) <= _MAX_NAMED
-    rows = (table if named else table.sort_values("beyond")).reset_index(drop=True)
-    beyond = " beyond what is common to all points" * bool(found.common)
-    with rc_context(STYLE):
-        height = 0.7 + 0.26 * len(rows) if named else 5
-        picture, axes = canvas(_title(found), 1, height)
-        axes.axvspan(1 / (1 + found.threshold), 1 + found.threshold, color="0.92", zorder=0)
-        axes.axvline(1, color="0.4", linewidth=1)
-        for verdict, part in rows.groupby("verdict", sort=False):
-            _draw(axes, part, str(verdict), named)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * (x - 1):+.3g} %".replace("+0 %", "0"))
-        axes.set(xlabel=f"change of latency{beyond}, right: slower", ylim=(len(rows) - 0.4, -0.6))
-        _label_rows(axes, rows, named)
-        note = f"{_machine(found)} · bars: 95 % interval · grey: less than ±{found.threshold:.0%}"
-        caption(picture, _title(found), [note])
-    picture.subplots_adjust(left=0.27)
-    return picture
-
-
-def _draw(axes: Axes, part: pd.DataFrame, verdict: str, named: bool) -> None:
-    colour, marker = _STYLES[verdict]
-    middle, low, high = part[["beyond", "beyond_low", "beyond_high"]].to_numpy(float).T
-    axes.errorbar(
-        middle,
-        part.index,
-        xerr=[middle - low, high - middle],
-        fmt=marker,
-        color=colour,
-        markersize=6 if named else 3,
-        elinewidth=1.4 if named else 0.5,
-        label=f"{len(part)} {verdict}",
-    )
-
-
-def _label_rows(axes: Axes, rows: pd.DataFrame, named: bool) -> None:
-    columns = [*_varying(rows, [*_CONTEXT, "smt"]), "optimization", "batch_size", "threads"]
-    labels = [_label(row, columns) for row in rows.to_dict("records")] if named else []
-    axes.set_yticks(range(len(labels)), labels, fontsize=9)
-    axes.set_ylabel("" if named else f"{len(rows)} points, by ratio")
-    axes.grid(visible=False, axis="y")
-    if len(rows):
-        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))

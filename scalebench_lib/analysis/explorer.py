@@ -9,45 +9,23 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
+import ipywidgets
 import pandas as pd
 from IPython.display import display
 
-from scalebench_lib.analysis import tables
+from scalebench_lib import widgets
+from scalebench_lib.analysis import figures, tables
 from scalebench_lib.analysis.draw import draw
-from scalebench_lib.analysis.figures import (
-    CONTROLS,
-    STACKS,
-    VIEWS,
-    Choices,
-    options,
-    samples_table,
-    views_of,
-)
 from scalebench_lib.charts import Chart, on_one_axis
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive, say, sweeps
 from scalebench_lib.results import Results
-from scalebench_lib.widgets import (
-    RIGHT,
-    PngImage,
-    buttons,
-    dropdown,
-    range_slider,
-    set_options,
-    set_range,
-    set_several,
-    set_visible,
-    several,
-    slider,
-    status,
-)
 
 EXPLORED = "explored"
 """The subfolder of a sweep for saved files."""
@@ -58,7 +36,12 @@ _DPI = 100
 _FILTERS = {name: title for name, title in tables.CONTEXT.items() if name != "machine"}
 """Columns with one value in a picture, but for the machine, of which a sweep has one."""
 
-_SOME = {"batch_size": "Batch sizes", "optimization": "Optimizations", "smt": "SMT off, on"}
+_SOME = {
+    "batch_size": "Batch sizes",
+    "optimization": "Optimizations",
+    "smt": "SMT off, on",
+    "threads": "Thread counts",
+}
 """Columns that can be filtered in a view that does not choose one value."""
 
 _BESIDE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
@@ -71,36 +54,30 @@ def show(view: str, *results: Results, **chosen: Any) -> None:
     `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``, by
     default the first value of the sweep.
     """
-    charts, sentences = [], []
+    shown = []
     for sweep in results:
         try:
-            chart, choices = _chart_of(view, sweep, chosen)
+            shown.append((sweep, *_chart_of(view, sweep, chosen)))
         except RequestError as error:
             say(f"{error}.")
-            continue
-        charts.append(chart)
-        sentences.append(VIEWS[view].sentence(sweep, chart, choices))
-    for chart in on_one_axis(charts):
+    for chart in on_one_axis([chart for _, chart, _ in shown]):
         display(draw(chart))
-    say(*sentences)
+    say(*(figures.VIEWS[view].sentence(*each) for each in shown))
 
 
-def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Chart, Choices]:
-    given = {name: value for name, value in chosen.items() if name not in CONTROLS}
-    rows = results.table
-    for name, value in given.items():
-        rows = rows[rows[name] == value]
+def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Chart, figures.Choices]:
+    found, rows = figures.VIEWS[view], results.table
+    for name in chosen.keys() - figures.CONTROLS.keys():
+        rows = rows[rows[name] == chosen[name]]
     context, rows = next(tables.by_context(tables.measured_only(rows)))
-    if not VIEWS[view].needs(rows):
-        raise RequestError(f"{VIEWS[view].title}: nothing of it is known of this sweep")
-    first = {name: offered[0][1] for name, offered in options(rows).items()}
+    if not found.needs(rows):
+        raise RequestError(f"{found.title}: nothing of it is known of this sweep")
+    first = {name: offered[0][1] for name, offered in figures.options(rows).items()}
     first["optimization"] = tables.shown_optimizations(rows)[0]
-    choices = Choices(**first | {n: value for n, value in chosen.items() if n in CONTROLS})
-    if VIEWS[view].of_samples:
-        rows = samples_table(results)
-        rows = tables.select(rows, **context)
-    chart = VIEWS[view].chart(rows, choices)
-    return replace(chart, source=results.source), choices
+    choices = figures.Choices(**{name: chosen.get(name, first[name]) for name in first})
+    if found.of_samples:
+        rows = tables.select(figures.samples_table(results), **context)
+    return replace(found.chart(rows, choices), source=results.source), choices
 
 
 def save(out: Path, title: str, ending: str, content: bytes) -> Path:
@@ -117,16 +94,7 @@ def save(out: Path, title: str, ending: str, content: bytes) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A chart of a sweep."""
-
-    name: str
-    results: Results
-    chart: Chart
-
-
-class Explorer(widgets.Box):  # type: ignore[misc]
+class Explorer(ipywidgets.Box):  # type: ignore[misc]
     """Controls that choose a view of the sweep in `out`, next to others in `outputs`.
 
     `picture` shows it; `message` is a sentence on it, or why it is missing. Two buttons save
@@ -136,39 +104,37 @@ class Explorer(widgets.Box):  # type: ignore[misc]
     def __init__(self, out: Path, outputs: Path = OUTPUTS) -> None:
         self._folders = list(dict.fromkeys(p.resolve() for p in (out, *sweeps(outputs))))
         self._load = cache(Results.load)
-        self._samples = cache(lambda folder: samples_table(self._load(folder)))
-        self._quiet, self._shown = False, list[Shown]()
+        self._samples = cache(lambda folder: figures.samples_table(self._load(folder)))
+        self._quiet, self._shown = False, dict[Path, Chart]()
         self._make_controls()
-        self.message, self.saved = widgets.HTML(), widgets.HTML()
-        self.picture = PngImage(format="png", layout=_BESIDE)
-        self.pictures = widgets.Box([self.picture], layout={"flex_flow": "row wrap"})
-        saving = [widgets.HBox([self.save_picture, self.save_data]), self.saved]
-        left = widgets.VBox([*self.controls, *saving])
-        right = widgets.VBox([self.message, self.pictures], layout=RIGHT)
+        self.message, self.saved = ipywidgets.HTML(), ipywidgets.HTML()
+        self.picture = widgets.PngImage(format="png", layout=_BESIDE)
+        self.pictures = ipywidgets.Box([self.picture], layout={"flex_flow": "row wrap"})
+        saving = [ipywidgets.HBox([self.save_picture, self.save_data]), self.saved]
+        left = ipywidgets.VBox([*self.controls, *saving])
+        right = ipywidgets.VBox([self.message, self.pictures], layout=widgets.RIGHT)
         super().__init__([left, right], layout={"flex_flow": "row wrap"})
         self.add_class("scalebench-explorer")
         self._choose_sweep()
         self._listen()
 
     def _make_controls(self) -> None:
-        self.sweep = dropdown("Sweep", [(path.name, path) for path in self._folders])
-        self.beside = several("Beside it")
-        self.filters = {name: dropdown(title) for name, title in _FILTERS.items()}
-        self.view = dropdown("View")
-        makers = (buttons, slider, dropdown, buttons, dropdown)
+        self.sweep = widgets.dropdown("Sweep", [(path.name, path) for path in self._folders])
+        self.beside = widgets.several("Beside it")
+        self.filters = {name: widgets.dropdown(title) for name, title in _FILTERS.items()}
+        self.view = widgets.dropdown("View")
+        buttons, menu = widgets.buttons, widgets.dropdown
+        makers = (buttons, widgets.slider, menu, buttons, menu)
+        titles = figures.CONTROLS.items()
         self.choices = {
-            name: make(title) for (name, title), make in zip(CONTROLS.items(), makers, strict=True)
+            name: make(title) for (name, title), make in zip(titles, makers, strict=True)
         }
-        self.some = {name: several(title) for name, title in _SOME.items()}
-        self.thread_range = range_slider("Threads")
+        self.some = {name: widgets.several(title) for name, title in _SOME.items()}
         self.scale = buttons("Scale", ["auto", "linear", "log"])
-        self.save_picture = widgets.Button(description="Save picture (PNG)")
-        self.save_data = widgets.Button(description="Save data (CSV)")
-
-    @property
-    def controls(self) -> list[Any]:
         where = [self.sweep, self.beside, *self.filters.values(), self.view]
-        return [*where, *self.choices.values(), *self.some.values(), self.thread_range, self.scale]
+        self.controls = [*where, *self.choices.values(), *self.some.values(), self.scale]
+        self.save_picture = ipywidgets.Button(description="Save picture (PNG)")
+        self.save_data = ipywidgets.Button(description="Save data (CSV)")
 
     def _listen(self) -> None:
         """Update the options after a new sweep or filter; after other changes only the picture."""
@@ -195,12 +161,12 @@ class Explorer(widgets.Box):  # type: ignore[misc]
     def _choose_sweep(self) -> None:
         with self._quietly():
             others = [path for path in self._folders if path != self.sweep.value]
-            set_several(self.beside, [(path.name, path) for path in others])
+            widgets.set_several(self.beside, [(path.name, path) for path in others])
             self.beside.value = ()
         try:
             self._load(self.sweep.value)
         except ScalebenchError as error:
-            self._say_why_not(str(error))
+            self._show({}, str(error))
         else:
             self._choose_context()
 
@@ -209,118 +175,111 @@ class Explorer(widgets.Box):  # type: ignore[misc]
         rows = self._load(self.sweep.value).table
         with self._quietly():
             for column, control in self.filters.items():
-                set_options(control, tables.values_of(rows, column))
+                widgets.set_options(control, tables.values_of(rows, column))
                 if control.value == tables.ALL:
                     rows = tables.merge_axis(rows, column)
                 rows = rows[rows[column] == control.value]
-            offered = options(rows)
-            views = [(view.title, name) for name, view in views_of(rows).items()]
-            set_options(self.view, views)
+            offered = figures.options(rows)
+            views = figures.views_of(rows).items()
+            widgets.set_options(self.view, [(view.title, name) for name, view in views])
             for name, control in self.choices.items():
                 default = tables.shown_optimizations(rows)[0] if name == "optimization" else None
-                set_options(control, offered[name], default)
+                widgets.set_options(control, offered[name], default)
             for name, control in self.some.items():
-                set_several(control, offered[name])
-            set_range(self.thread_range, tables.values_of(rows, "threads") or [1])
+                known = [option for option in offered[name] if option[1] is not None]
+                widgets.set_several(control, known)
         self._redraw()
 
+    @property
+    def _view(self) -> figures.View:
+        return figures.VIEWS[self.view.value]
+
     def _redraw(self) -> None:
-        set_visible(self.controls, self._applying())
+        widgets.set_visible(self.controls, self._applying())
         self.beside.layout.display = "flex" if self.beside.options else "none"
-        self.saved.value, complaints, self._shown = "", [], []
+        self.saved.value, charts, complaints = "", dict[Path, Chart](), []
         chosen = [self.sweep.value, *self.beside.value]
         for folder in chosen:
             try:
-                self._shown.append(Shown(folder.name, self._load(folder), self._chart(folder)))
+                charts[folder] = self._chart(folder)
             except ScalebenchError as error:
                 complaints.append(f"{folder.name}: {error}" if len(chosen) > 1 else str(error))
-        if self._shown:
-            self._show(complaints)
-        else:
-            self._say_why_not(" ".join(complaints))
+        self._show(charts, " ".join(complaints))
 
     def _applying(self) -> list[Any]:
         """Return the controls that apply to this view."""
-        controls = VIEWS[self.view.value].controls
+        controls = self._view.controls
         some = [control for name, control in self.some.items() if name not in controls]
         one = [self.choices[name] for name in controls]
-        range_ = [] if "threads" in controls else [self.thread_range]
-        scale = [] if self.view.value in ("heat", *STACKS) else [self.scale]
-        return [self.sweep, *self.filters.values(), self.view, *one, *some, *range_, *scale]
+        scale = [] if self.view.value in ("heat", *figures.STACKS) else [self.scale]
+        return [self.sweep, *self.filters.values(), self.view, *one, *some, *scale]
 
     def _chart(self, folder: Path) -> Chart:
-        results, view = self._load(folder), VIEWS[self.view.value]
-        several = f"{folder.name} · " if self.beside.value else ""
-        rows = self._samples(folder) if view.of_samples else results.table
-        chart = view.chart(self._chosen(rows), self._choices())
+        results = self._load(folder)
+        rows = self._samples(folder) if self._view.of_samples else results.table
+        chart = self._view.chart(self._chosen(rows), self._choices())
         scale = chart.scale if self.scale.value == "auto" else self.scale.value
+        several = f"{folder.name} · " if self.beside.value else ""
         return replace(chart, scale=scale, source=f"{several}{results.source}")
 
-    def _choices(self) -> Choices:
-        return Choices(**{name: control.value for name, control in self.choices.items()})
+    def _choices(self) -> figures.Choices:
+        return figures.Choices(**{name: control.value for name, control in self.choices.items()})
 
     def _chosen(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows that the filters and lists of this view choose."""
-        controls = VIEWS[self.view.value].controls
+        """Return the rows that the filters and lists of this view choose, and those that failed."""
         wanted = {name: [control.value] for name, control in self.filters.items()}
         for column in (name for name in tables.MERGED if wanted[name] == [tables.ALL]):
             rows = tables.merge_axis(rows, column)
             del wanted[column]
-        some = {n: list(control.value) for n, control in self.some.items() if n not in controls}
+        lists = self.some.items()
+        some = {n: list(each.value) for n, each in lists if n not in self._view.controls}
         if not all(some.values()):
             raise RequestError("Nothing is chosen: choose at least one of each list.")
+        counts = some.pop("threads", rows["threads"].unique())
         rows = tables.select(rows, **wanted, **some)
-        if "threads" in controls:
-            return rows
-        within = rows["threads"].isna() | rows["threads"].between(*self.thread_range.value)
-        return rows[within.astype(bool)]
+        return rows[rows["threads"].isin(counts) | rows["threads"].isna()]
 
-    def _show(self, complaints: list[str]) -> None:
-        """Replace the pictures in place."""
-        charts = on_one_axis([shown.chart for shown in self._shown])
+    def _show(self, charts: dict[Path, Chart], complaint: str) -> None:
+        """Replace the pictures in place, and the sentences on them."""
+        self._shown = charts
         while len(self.pictures.children) < len(charts):
-            self.pictures.children += (PngImage(format="png", layout=_BESIDE),)
-        self.pictures.children = self.pictures.children[: len(charts)]
-        for image, chart in zip(self.pictures.children, charts, strict=True):
+            self.pictures.children += (widgets.PngImage(format="png", layout=_BESIDE),)
+        self.pictures.children = self.pictures.children[: max(1, len(charts))]
+        for image, chart in zip(
+            self.pictures.children, on_one_axis([*charts.values()]), strict=False
+        ):
             with image.hold_sync():  # each message would load the picture anew
                 image.value, image.tooltip = draw(chart).png(_DPI), chart.title
-        self.message.value = status(" ".join([*self._sentences(), *complaints]))
-        self._enable(True)
+        self.message.value = widgets.status(" ".join([*self._sentences(), complaint]).strip())
+        self.pictures.layout.display = "" if charts else "none"
+        self.save_picture.disabled = self.save_data.disabled = not charts
 
     def _sentences(self) -> Iterator[str]:
-        view, choices = VIEWS[self.view.value], self._choices()
-        for shown in self._shown:
-            name = f"{shown.name}: " if len(self._shown) > 1 else ""
-            yield name + view.sentence(shown.results, shown.chart, choices)
-
-    def _say_why_not(self, why: str) -> None:
-        self._shown = []
-        self.message.value = status(why)
-        self._enable(False)
-
-    def _enable(self, shown: bool) -> None:
-        self.pictures.layout.display = "" if shown else "none"
-        self.save_picture.disabled = self.save_data.disabled = not shown
+        for folder, chart in self._shown.items():
+            name = f"{folder.name}: " if len(self._shown) > 1 else ""
+            yield name + self._view.sentence(self._load(folder), chart, self._choices())
 
     def _save(self, ending: str) -> None:
-        data = pd.concat([shown.chart.rows.assign(sweep=shown.name) for shown in self._shown])
+        shown = self._shown.items()
+        data = pd.concat([chart.rows.assign(sweep=folder.name) for folder, chart in shown])
         pictures = [image.value for image in self.pictures.children]
         contents = pictures if ending == ".png" else [data.to_csv(index=False).encode()]
-        title = self._shown[0].chart.title
+        title = next(iter(self._shown.values())).title
         try:
             paths = [save(self.sweep.value, title, ending, content) for content in contents]
         except OSError as error:
-            self.saved.value = status(f"Not saved: {error}")
+            self.saved.value = widgets.status(f"Not saved: {error}")
             return
         names = ", ".join("/".join(path.parts[-3:]) for path in paths)
-        self.saved.value = status(f"Saved: {names}")
+        self.saved.value = widgets.status(f"Saved: {names}")
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Show the controls with the picture, or, headless, the picture alone."""
         data: dict[str, Any] = super()._repr_mimebundle_(**options)
         if not is_interactive():
             del data[WIDGET]
-        data["text/plain"] = "; ".join(f"{one.name}: {one.chart.title}" for one in self._shown)
+        titles = (f"{folder.name}: {chart.title}" for folder, chart in self._shown.items())
+        data["text/plain"] = "; ".join(titles)
         if self._shown:
             data["image/png"] = b64encode(self.picture.value).decode("ascii")
         return data, {"image/png": {"alt": data["text/plain"]}}

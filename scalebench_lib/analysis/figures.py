@@ -7,7 +7,7 @@ explorer and the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from scalebench_lib.charts import (
 from scalebench_lib.config import AXES, DEFAULTS, Config, axis_label, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import BETWEEN, SHARES
-from scalebench_lib.results import EAGER, Results
+from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.text import decibels, format_number, pluralize
 
 
@@ -66,40 +66,36 @@ class Choices:
 def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one batch size over cores: a line for each optimization and SMT."""
     chosen = tables.select(rows, batch_size=choices.batch_size)
-    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
-    lines = _config_lines(rows, chosen, "cores", metric)
     title = f"{choices.metric}: batch size {choices.batch_size}, by cores"
-    return _chart(chosen, found, title, "cores", metric, lines)
+    metric = tables.metric_of(rows, choices.metric)
+    return _line_chart(chosen, chosen, title, "cores", metric, styles=rows)
 
 
 def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization over threads: a line for each batch size."""
-    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
+    chosen = _of_config(rows, choices)
     title = f"{choices.metric}: {choices.config}, by threads"
-    lines = _batch_lines(chosen, metric)
-    return _chart(chosen, found, title, "threads", metric, lines)
+    metric = tables.metric_of(rows, choices.metric)
+    return _line_chart(chosen, chosen, title, "threads", metric)
 
 
 def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over one thread by threads: a line for each batch size, and the ideal."""
-    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
-    found = tables.over_one_thread(tables.measured_only(chosen)).dropna(subset="speedup")
+    chosen = _of_config(rows, choices)
+    found = tables.with_speedup(tables.measured_only(chosen), "scaling").dropna(subset="speedup")
     if found.empty:
         raise RequestError("one thread was not measured: sweep with '--threads 1,…' first")
     counts = sorted(found["threads"].unique().tolist())
-    lines = [Line.reference_of("ideal", counts, counts), *_batch_lines(found, _OVER_ONE_THREAD)]
     title = f"speed-up over 1 thread: {choices.config}"
-    return _chart(chosen, found, title, "threads", _OVER_ONE_THREAD, lines)
+    ideal = Line.reference_of("ideal", counts, counts)
+    return _line_chart(chosen, found, title, "threads", _over("1 thread"), ideal)
 
 
 def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric by batch size: a line for each optimization and SMT."""
-    found = _compared(tables.measured_only(rows), choices)
-    metric = tables.metric_of(rows, choices.metric)
-    lines = _config_lines(rows, _with_missing(found, rows), "batch_size", metric)
     title = f"{choices.metric} by batch size, {choices.at}"
-    return _chart(rows, found, title, "batch size", metric, lines)
+    metric = tables.metric_of(rows, choices.metric)
+    return _line_chart(rows, _compared(rows, choices), title, "batch_size", metric)
 
 
 def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
@@ -108,19 +104,17 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     Labels have the largest error of each line. Both sides are at the same thread count, or each at
     its best.
     """
-    _compared(tables.measured_only(rows), choices)
-    found = tables.over_eager(rows, choices.threads).dropna(subset="speedup")
-    others = found[~found["is_base"]]
-    if others.empty:
+    name = "speedup" if choices.threads is None else "same_threads"
+    compared = tables.with_speedup(_compared(rows, choices), name)
+    found = compared[compared["speedup"].notna()]
+    if found["is_base"].all():
         raise RequestError(f"nothing can be compared with eager, {choices.at}")
     sizes = found["batch_size"].min(), found["batch_size"].max()
-    both = _with_missing(others, rows[~rows["is_base"]])
-    lines = [
-        Line.reference_of("eager", sizes, (1, 1)),
-        *_config_lines(rows, both, "batch_size", _OVER_EAGER, errors=True),
-    ]
+    eager = Line.reference_of("eager", sizes, (1, 1))
+    shown = compared[compared["speedup"].notna() | (compared["status"] != "ok")]
     title = f"speed-up over eager by batch size, {choices.at}"
-    return _chart(rows, others, title, "batch size", _OVER_EAGER, lines)
+    others = shown[~shown["is_base"]]
+    return _line_chart(rows, others, title, "batch_size", _over("eager"), eager)
 
 
 def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
@@ -129,13 +123,12 @@ def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     The peak is that of a large matrix product on as many threads, in the type of the optimization;
     for decoding, the rate at which they read memory.
     """
-    share, known = _LIMITS[_limit(rows)], tables.measured_only(rows).dropna(subset=_limit(rows))
-    if known.empty:
+    limit = _limit(rows)
+    known = rows[rows[limit].notna() | (rows["status"] != "ok")]
+    if known[limit].isna().all():
         raise RequestError("the machine's peak is not known for any of these points")
-    found = _compared(known, choices)
-    lines = _config_lines(rows, _with_missing(found, rows), "batch_size", share)
-    title = f"{share.axis.removesuffix(' (%)')}, {choices.at}"
-    chart = _chart(rows, found, title, "batch size", share, lines)
+    title = f"{_LIMITS[limit].axis.removesuffix(' (%)')}, {choices.at}"
+    chart = _line_chart(rows, _compared(known, choices), title, "batch_size", _LIMITS[limit])
     return replace(chart, scale="linear")
 
 
@@ -144,8 +137,8 @@ def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
 
     A cross is a config that failed or was skipped; an empty cell was not asked for.
     """
-    chosen = tables.select(rows, optimization=choices.optimization, smt=choices.smt)
-    found, metric = tables.measured_only(chosen), tables.metric_of(chosen, choices.metric)
+    chosen = _of_config(rows, choices)
+    found, metric = tables.measured_only(chosen), tables.metric_of(rows, choices.metric)
     cells = Cells(
         rows=sorted(chosen["batch_size"].unique().tolist()),
         row=found["batch_size"].to_numpy(int),
@@ -153,16 +146,9 @@ def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
         better_low=choices.metric == "latency",
     )
     crosses = " Crosses: failed or skipped." if cells.missing else ""
-    return Chart(
-        title=f"{_model(rows)} {choices.metric}: {choices.config}",
-        x_label="threads",
-        y_label="batch size",
-        unit=metric.unit,
-        rows=found,
-        cells=cells,
-        note=f"{metric.axis}; colours on a log scale.{crosses}",
-        **_captions(chosen),
-    )
+    note = f"{metric.axis}; colours on a log scale.{crosses}"
+    title, labels = f" {choices.metric}: {choices.config}", ("threads", "batch size")
+    return _chart(chosen, found, title, labels, metric.unit, note=note, cells=cells)
 
 
 def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
@@ -170,8 +156,7 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
 
     `samples` is what `samples_table` gives.
     """
-    chosen = tables.select(samples, batch_size=choices.batch_size)
-    chosen = tables.select(chosen, optimization=choices.optimization, smt=choices.smt)
+    chosen = _of_config(tables.select(samples, batch_size=choices.batch_size), choices)
     colour, _ = style_of(samples, choices.optimization)
     dots = [
         Dots(
@@ -183,16 +168,13 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
         for threads, part in tables.by_values(chosen, "threads")
     ]
     many = f"{len(chosen):,} passes, {int(chosen['outlier'].sum()):,} of them outliers (crosses)"
-    return Chart(
-        title=f"{_model(chosen)} every pass: batch size {choices.batch_size}, {choices.config}",
-        x_label="",
-        y_label="latency of a pass (ms)",
-        unit="ms",
-        rows=chosen,
-        dots=dots,
-        note=f"{many}; bars: medians of all.",
-        **_captions(chosen),
-    )
+    title = f" every pass: batch size {choices.batch_size}, {choices.config}"
+    labels, note = ("", "latency of a pass (ms)"), f"{many}; bars: medians of all."
+    return _chart(chosen, chosen, title, labels, "ms", note=note, dots=dots)
+
+
+def _of_config(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
+    return tables.select(rows, optimization=choices.optimization, smt=choices.smt)
 
 
 @dataclass(frozen=True)
@@ -216,49 +198,39 @@ class Stack:
         """Return the bars, the best first."""
         chosen, title = tables.select(rows, batch_size=choices.batch_size), self.title.lower()
         known = tables.measured_only(chosen).dropna(subset=self.needs)
-        found = self.bars(tables.best_threads(known))
+        found = self.bars(tables.best_threads(known)).sort_values("total")
         if found.empty:
             raise RequestError(f"{title}: not known at batch size {choices.batch_size}")
-        found, captions = found.sort_values("total"), _captions(chosen)
+        bars = [
+            f"{tables.config_label(rows, row)}{row['how']}: "
+            f"{format_number(row['total'])} {self.unit}"
+            for row in found.to_dict("records")
+        ]
+        lengths = self.scale * found[list(self.parts)].to_numpy(float)
+        heading = f", {title}: batch size {choices.batch_size}"
+        labels, parts = (f"{title} ({self.part_unit})", ""), list(self._parts(bars, lengths))
+        shown: dict[str, Any] = {"note": self.note, "bars": bars, "parts": parts}
+        chart = _chart(chosen, found, heading, labels, self.part_unit, **shown)
         unknown = tables.best_threads(chosen[~chosen["config_id"].isin(known["config_id"])])
-        captions["missing"] += [
-            f"{tables.config_label(rows, row['optimization'], row['smt'])}: {title} not known."
+        more = [
+            f"{tables.config_label(rows, row)}: {title} not known."
             for row in unknown.to_dict("records")
         ]
-        bars = [
-            f"{tables.config_label(rows, name, smt)}{how}: {format_number(total)} {self.unit}"
-            for name, smt, how, total in found[_NAMED].itertuples(index=False)
-        ]
-        return Chart(
-            title=f"{_model(rows)}, {title}: batch size {choices.batch_size}",
-            x_label=f"{title} ({self.part_unit})",
-            y_label="",
-            unit=self.part_unit,
-            rows=found,
-            bars=bars,
-            parts=list(self._parts(bars, self.scale * found[list(self.parts)].to_numpy(float))),
-            note=self.note,
-            **captions,
-        )
+        return replace(chart, missing=[*chart.missing, *more])
 
     def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[BarSegments]:
         ends = np.nan_to_num(lengths).cumsum(axis=1)
         for place, (label, colour) in enumerate(self.parts.values()):
             row = np.flatnonzero(lengths[:, place] > 0)
-            y, none = lengths[row, place], np.full(len(row), np.nan)
-            names, details = [f"{bars[int(bar)]}: {label}" for bar in row], [""] * len(row)
+            y, names = lengths[row, place], [f"{bars[int(bar)]}: {label}" for bar in row]
             if len(row):
-                marks = Marks(ends[row, place] - y, y, none, none, names, details)
-                yield BarSegments(label, colour, row, marks)
+                yield BarSegments(label, colour, row, Marks.exact(ends[row, place] - y, y, names))
 
     def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
         """Return the best bar in words; of times, their largest shares."""
         if self.needs in SHARES.values():
             return findings.time_sentence(chart.rows)
         return f"Least {self.title.lower()}: {chart.bars[0]}."
-
-
-_NAMED = ["optimization", "smt", "how", "total"]
 
 
 def _latency_bars(rows: pd.DataFrame) -> pd.DataFrame:
@@ -349,13 +321,10 @@ def _limit(rows: pd.DataFrame) -> str:
 
 def _shares(rows: pd.DataFrame) -> tables.Values:
     share = 100 * rows[_limit(rows)].to_numpy(float)
-    middle, low, high = tables.METRICS["latency"].of(rows)
+    middle, low, high = tables.latencies(rows)
     return share, share * middle / high, share * middle / low
 
 
-_speedups = partial(tables.with_bounds, name="speedup")
-_OVER_EAGER = tables.Metric("speed-up over eager (×)", "× eager", _speedups, ratio=True)
-_OVER_ONE_THREAD = tables.Metric("speed-up over 1 thread (×)", "× 1 thread", _speedups, ratio=True)
 _LIMITS = {
     "peak_fraction": tables.Metric("share of peak in its own type (%)", "% of peak", _shares),
     "bandwidth_fraction": tables.Metric(
@@ -364,125 +333,128 @@ _LIMITS = {
 }
 
 
+def _over(other: str) -> tables.Metric:
+    speedups = partial(tables.with_bounds, name="speedup")
+    return tables.Metric(f"speed-up over {other} (×)", f"× {other}", speedups, ratio=True)
+
+
 def _compared(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
-    found = tables.best_threads(rows, choices.threads)
+    """Return the points at the chosen thread count, or at each config's best, and what failed."""
+    found = tables.best_threads(tables.measured_only(rows), choices.threads)
     if found.empty:
         raise RequestError(f"nothing was measured at {choices.threads} threads")
-    return found
+    return rows[rows.index.isin(found.index) | (rows["status"] != "ok")]
 
 
-def _with_missing(found: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    missing = rows[rows["status"] != "ok"]
-    return pd.concat([found, missing]) if len(missing) else found
-
-
-def _batch_lines(rows: pd.DataFrame, metric: tables.Metric) -> Iterator[Line]:
-    for batch_size, part in tables.by_values(rows, "batch_size"):
-        light, dark = batch_colours(batch_size)
-        line = _line(rows, part, "threads", metric, f"batch {batch_size}", (light, "o"))
-        yield replace(line, dark=dark)
-
-
-def _config_lines(
-    table: pd.DataFrame, rows: pd.DataFrame, x: str, metric: tables.Metric, errors: bool = False
-) -> Iterator[Line]:
-    """Yield a line for each config of `rows`, in the styles of `table`."""
-    for (name, smt), part in tables.by_values(rows, ["optimization", "smt"]):
-        least_db = part["sqnr_db"].astype(float).min()
-        error = f"error {decibels(least_db)} dB" if errors and least_db < findings.EXACT_DB else ""
-        label = ", ".join(filter(None, [tables.config_label(rows, name, smt), error]))
-        yield _line(rows, part, x, metric, label, style_of(table, name))
-
-
-def _line(
+def _line_chart(
     rows: pd.DataFrame,
-    part: pd.DataFrame,
+    shown: pd.DataFrame,
+    title: str,
     x: str,
     metric: tables.Metric,
-    label: str,
-    style: tuple[str, str],
-) -> Line:
-    colour, marker = style
-    missing_at = part.loc[part["status"] != "ok", x].dropna().astype(float).tolist()
-    found = part[part["status"] == "ok"].sort_values(x)
-    if found.empty:
-        return Line(f"{label}: not measured", colour, missing_at=missing_at)
-    if found[x].duplicated().any():
-        raise ValueError(f"{label}: several rows for one point: give the rows of one sweep")
-    return Line(
-        label=label,
-        colour=colour,
-        marker=marker,
-        dashed=bool(found["smt"].iloc[0]),
-        marks=_marks(rows, found, x, metric),
-        coarse=found["coarse"].to_numpy(bool),
-        missing_at=missing_at,
+    *references: Line,
+    styles: pd.DataFrame | None = None,
+) -> Chart:
+    """Return a chart of the `shown` rows over column `x`; its caption is on `rows`.
+
+    Over threads it has a line for each batch size, else one for each config, in the styles of
+    `styles`, by default of `rows`. Labels of ratios have the config's error.
+    """
+    found = tables.measured_only(shown)
+    lines = _lines(rows if styles is None else styles, shown, x, metric)
+    ratios = tables.pairing_label(found["speedup_paired"]) if metric.ratio else ""
+    return _chart(
+        rows,
+        found,
+        f" {title}",
+        (x.replace("_", " "), metric.axis),
+        metric.unit,
+        ratios,
+        lines=[*references, *lines],
+        doubling=x == "batch_size",
     )
+
+
+def _lines(
+    table: pd.DataFrame, rows: pd.DataFrame, x: str, metric: tables.Metric
+) -> Iterator[Line]:
+    """Yield the lines of a chart of `rows`, labelled and in styles as those of `table`."""
+    alike = ["batch_size"] if x == "threads" else ["optimization", "smt"]
+    for _, part in tables.by_values(rows, alike):
+        first, found = part.iloc[0], part[part["status"] == "ok"].sort_values(x)
+        label, marker, dark = f"batch {first['batch_size']}", "o", None
+        if x == "threads":
+            colour, dark = batch_colours(first["batch_size"])
+        else:
+            label, least_db = tables.config_label(table, first), part["sqnr_db"].astype(float).min()
+            if metric.ratio and least_db < findings.EXACT_DB:
+                label += f", error {decibels(least_db)} dB"
+            colour, marker = style_of(table, first["optimization"])
+        yield Line(
+            label=f"{label}{': not measured' * found.empty}",
+            colour=colour,
+            dark=dark,
+            marker=marker,
+            dashed=bool(first["smt"]),
+            marks=_marks(rows, found, x, metric),
+            coarse=found["coarse"].to_numpy(bool),
+            missing_at=part.loc[part["status"] != "ok", x].dropna().astype(float).tolist(),
+        )
 
 
 def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: tables.Metric) -> Marks:
     """Return the points of `found` at their `x`."""
-    points: list[Any] = list(found.itertuples())
-    names = [findings.point_label(rows, point) for point in points]
+    points = found.to_dict("records")
+    names = [tables.point_label(rows, point) for point in points]
     details = [", ".join(_details(point, metric.ratio)) for point in points]
     return Marks(found[x].to_numpy(float), *metric.of(found), names, details)
 
 
-def _details(point: Any, ratio: bool) -> Iterator[str]:
+def _details(point: Row, ratio: bool) -> Iterator[str]:
     if ratio:
-        yield point.speedup_paired
-    if pd.notna(point.samples):  # a published mean has none
-        yield pluralize(point.samples, "sample")
-        if point.outliers:
-            yield pluralize(point.outliers, "outlier")
-    if point.coarse:
+        yield point["speedup_paired"]
+    if pd.notna(point["samples"]):  # a published mean has none
+        yield pluralize(point["samples"], "sample")
+        if point["outliers"]:
+            yield pluralize(point["outliers"], "outlier")
+    if point["coarse"]:
         yield "coarse"
-    if pd.notna(point.sqnr_db):
-        yield f"error {decibels(point.sqnr_db)} dB"
+    if pd.notna(point["sqnr_db"]):
+        yield f"error {decibels(point['sqnr_db'])} dB"
 
 
 def _chart(
-    chosen: pd.DataFrame,
+    rows: pd.DataFrame,
     found: pd.DataFrame,
     title: str,
-    x_label: str,
-    metric: tables.Metric,
-    lines: Iterable[Line],
+    labels: tuple[str, str],
+    unit: str,
+    ratios: str = "",
+    **shown: Any,
 ) -> Chart:
-    """Return a chart of `lines`, which show what was `found` among the `chosen` rows."""
-    how = tables.pairing_label(found["speedup_paired"].dropna()) if metric.ratio else ""
-    return Chart(
-        title=f"{_model(chosen)} {title}",
-        x_label=x_label,
-        y_label=metric.axis,
-        unit=metric.unit,
-        rows=found,
-        lines=list(lines),
-        doubling=x_label == "batch size",
-        **_captions(chosen, f"ratios: {how}" if how else ""),
-    )
+    """Return a chart of `found`, with the model in its title; its caption is on all `rows`.
 
-
-def _model(rows: pd.DataFrame) -> str:
-    return model_title(tables.only_value(rows, "model"), tables.only_value(rows, "task"))
-
-
-def _captions(rows: pd.DataFrame, *more: str) -> dict[str, Any]:
-    """Return the fields of a chart's caption: its source, setting, and missing configs."""
+    `labels` are those of x and y; `ratios` tells how they were computed; `shown` are other fields.
+    """
     config = {name: tables.only_value(rows, name) for name, axis in AXES.items() if axis.splits}
-    others = [n for n, axis in AXES.items() if n in config and axis.kind is None and n != "task"]
+    others = [n for n in config if AXES[n].kind is None and n != "task"]
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
     setting = [
         rows["item"].iloc[0],  # empty for some imports
         *(axis_label(n, config[n]) for n in others if n == "placement" or config[n] != DEFAULTS[n]),
         "" if pinned else "NOT PINNED: threads could move between CPUs",
-        *more,
+        f"ratios: {ratios}" if ratios else "",
     ]
-    return {
-        "source": tables.only_value(rows, "machine"),
-        "setting": " · ".join(filter(None, setting)),
-        "missing": tables.missing_lines(rows),
-    }
+    return Chart(
+        f"{model_title(tables.only_value(rows, 'model'), config['task'])}{title}",
+        *labels,
+        unit,
+        found,
+        source=tables.only_value(rows, "machine"),
+        setting=" · ".join(filter(None, setting)),
+        missing=tables.missing_lines(rows),
+        **shown,
+    )
 
 
 @dataclass(frozen=True)
@@ -515,7 +487,7 @@ def _speedup(_results: Results, chart: Chart, _choices: Choices, over: str = "ea
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
     top = chart.rows.sort_values(_limit(chart.rows)).iloc[-1]
     share = f"{format_number(100 * top[_limit(chart.rows)])} {chart.unit}"
-    return f"Largest share: {share}, with {findings.point_label(chart.rows, top)}."
+    return f"Largest share: {share}, with {tables.point_label(chart.rows, top)}."
 
 
 def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:

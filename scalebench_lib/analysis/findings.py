@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbances
 from scalebench_lib.operators import BETWEEN, QUANTIZING, SHARES
 from scalebench_lib.record import Record, conditions
-from scalebench_lib.results import EAGER, Results
+from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.stats import ASSUMED_SPREAD, MIN_TURNS, Ratio
 from scalebench_lib.text import decibels, format_number, pluralize, with_margin
 
@@ -81,24 +82,24 @@ def answers(results: Results, price: float | None = None) -> list[Answer]:
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
     table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
-    return [
-        _answer(results, tables.context_label(table, context), tables.measured_only(part))
-        for context, part in tables.by_context(table)
-        if (part["status"] == "ok").any()
-    ]
+    return [_answer(results, label, rows) for label, rows in _contexts(table)]
+
+
+def _contexts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the measured rows of each context that has some, with its label."""
+    for context, rows in tables.by_context(table[table["status"] == "ok"]):
+        yield tables.context_label(table, context), rows
 
 
 def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
-    every = tables.over_eager(rows).sort_values(["batch_size", "latency_ms"])
+    every = tables.best_threads(rows).sort_values(["batch_size", "latency_ms"])
     ranked = every.drop_duplicates(["batch_size", "optimization"])
     gains = ranked[ranked["optimization"] != EAGER].dropna(subset="speedup")
     parts = {int(size): part for size, part in tables.by_values(ranked, "batch_size")}
+    facts = [extreme(results, rows, metric) for metric in tables.METRICS]
     return Answer(
         label,
-        [
-            *(extreme(results, rows, metric) for metric in tables.METRICS),
-            *([largest_speedup(gains, rows)] if len(gains) else []),
-        ],
+        [*facts, largest_speedup(gains, rows)] if len(gains) else facts,
         {size: _advice(results, rows, part) for size, part in parts.items()},
         {size: _as_text(part, rows) for size, part in parts.items()},
         _as_text(ranked.drop_duplicates("batch_size"), rows, all_sizes=True),
@@ -107,12 +108,12 @@ def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
 
 def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[str]:
     """Return the config to run at the batch size of `ranked`, and others, a sentence each."""
-    best, *others = _records(ranked)
+    best, *others = tables.records(ranked)
     ties = _ties(results, rows, best)
     eager = next((row for row in ties if row["optimization"] == EAGER), None)
     if eager and best["optimization"] != EAGER:
         return [f"Run {_run(eager, rows)}.", "Nothing is measurably faster."]
-    alike = ", ".join(_config(row, rows) for row in ties)
+    alike = ", ".join(tables.config_label(rows, row) for row in ties)
     more = [f"No measurable difference to {alike}."] if alike else []
     if best["sqnr_db"] < EXACT_DB:
         exact = (row for row in others if row["sqnr_db"] >= EXACT_DB and row["speedup_low"] > 1)
@@ -121,7 +122,7 @@ def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[
     return [f"Run {_run(best, rows)}.", *more]
 
 
-def _run(row: Any, rows: pd.DataFrame) -> str:
+def _run(row: Row, rows: pd.DataFrame) -> str:
     """``TorchScript, 2 threads: 4.5 ms at batch 1, 2.1× as fast as eager (1.8–2.2), 1.6 GB``."""
     gain = row["optimization"] != EAGER and pd.notna(row["speedup"])
     memory = _memory_mb(row)
@@ -131,84 +132,73 @@ def _run(row: Any, rows: pd.DataFrame) -> str:
         "" if pd.isna(memory) else f"{memory / 1e3:.1f} GB of memory",
         "" if pd.isna(row["sqnr_db"]) or not gain else f"error {decibels(row['sqnr_db'])} dB",
     ]
-    where = f"{_config(row, rows)}, {pluralize(row['threads'], 'thread')}"
+    where = f"{tables.config_label(rows, row)}, {pluralize(row['threads'], 'thread')}"
     return f"{where}: {', '.join(filter(None, merits))}"
 
 
-def _memory_mb(row: Any) -> float:
+def _memory_mb(row: Row) -> float:
     """Return the memory held between turns; of older records, which lack it, the peak."""
     resident: float = row["resident_memory_mb"]
     return row["peak_memory_mb"] if pd.isna(resident) else resident
 
 
-def _config(row: Any, rows: pd.DataFrame) -> str:
-    return tables.config_label(rows, row["optimization"], row["smt"])
-
-
-def _records(rows: pd.DataFrame) -> list[Any]:
-    """Return the rows, with NaN for missing values."""
-    return rows.astype(object).where(rows.notna(), math.nan).to_dict("records")
-
-
 def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -> pd.DataFrame:
     """Return `found` as texts, intervals as ±, without the columns that are constant."""
-    text = pd.DataFrame([_cells(row, rows) for row in _records(found)])
+    text = pd.DataFrame([_cells(row, rows) for row in tables.records(found)])
     kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
     kept["Batch size"] = all_sizes
     kept[text.columns.str.startswith(("Optimization", "Latency", "Throughput"))] = True
     return text.loc[:, kept]
 
 
-def _cells(row: Any, rows: pd.DataFrame) -> dict[str, str]:
-    def number(name: str, scale: float = 1) -> str:
-        return format_number(scale * row[name]) if math.isfinite(row[name]) else ""
-
-    def margin(name: str) -> str:
-        bounds = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
-        return with_margin(*bounds) if math.isfinite(row[name]) else ""
-
+def _cells(row: Row, rows: pd.DataFrame) -> dict[str, str]:
     setup = row["build_s"] + row["first_pass_s"]
-    row = row | {"cached_s": setup + row["optimize_s"], "anew_s": setup + row["optimize_anew_s"]}
-    row["memory_mb"] = _memory_mb(row)
-    all_coarse = (rows["coarse"] == 1).all()
-    exported = " anew" * bool(number("anew_s") and not number("cached_s"))
+    cached, anew = setup + row["optimize_s"], setup + row["optimize_anew_s"]
+    coarse = " coarse" * (row["coarse"] == 1 and not (rows["coarse"] == 1).all())
+    exported = " anew" * (math.isnan(cached) and not math.isnan(anew))
+    known = {"memory_mb": _memory_mb(row), "start_s": anew if exported else cached}
+    text = partial(tables.value_text, {**row, **known})
     return {
         "Batch size": str(row["batch_size"]),
-        "Optimization": _config(row, rows),
-        "Speed-up, × eager": "1" if row["is_base"] else margin("speedup"),
-        "Latency, ms": margin("latency_ms") + " coarse" * (row["coarse"] == 1 and not all_coarse),
-        f"Throughput, {tables.metric_of(rows, 'throughput').unit}": number("throughput"),
-        "Cost, per million": number("cost"),
-        "p90, ms": number("latency_ms_p90"),
+        "Optimization": tables.config_label(rows, row),
+        "Speed-up, × eager": "1" if row["is_base"] else text("speedup"),
+        "Latency, ms": text("latency_ms") + coarse,
+        f"Throughput, {tables.metric_of(rows, 'throughput').unit}": text("throughput"),
+        "Cost, per million": text("cost"),
+        "p90, ms": text("latency_ms_p90"),
         "Threads": str(row["threads"]),
-        "Memory, GB": number("memory_mb", 1e-3) + exported,
-        "Cold start, s": (number("cached_s") or number("anew_s")) + exported,
+        "Memory, GB": text("memory_mb", 1e-3) + exported,
+        "Cold start, s": text("start_s") + exported,
         "Error, dB": decibels(row["sqnr_db"]),
-        "Peak, %": number("peak_fraction", 100),
-        "Read bandwidth, %": number("bandwidth_fraction", 100),
+        "Peak, %": text("peak_fraction", 100),
+        "Read bandwidth, %": text("bandwidth_fraction", 100),
     }
 
 
-def _ties(results: Results, rows: pd.DataFrame, best: Any) -> list[Any]:
-    """Return the configs of the context and batch size of `best`, each at its best thread count,
-    that are not measurably slower; the fastest first."""
-    alike = [*tables.CONTEXT, "batch_size"]
-    same = rows[(rows[alike] == pd.Series(best)[alike]).all(axis=1)]
-    own = (same["optimization"] == best["optimization"]) & (same["smt"] == best["smt"])
-    others = tables.best_threads(same[~own]).sort_values("latency_ms")
-    return [row for row in others.to_dict("records") if results.row_ratio(best, row).high >= 1]
+def _ties(results: Results, rows: pd.DataFrame, best: Row) -> list[Row]:
+    """Return the other configs at the batch size of `best` that are not measurably slower."""
+    same_size = rows["batch_size"] == best["batch_size"]
+    return _as_good(results, rows[same_size & ~_of_config(rows, best)], best)
 
 
-def _sizes_alike(results: Results, rows: pd.DataFrame, best: Any) -> list[int]:
+def _sizes_alike(results: Results, rows: pd.DataFrame, best: Row) -> list[int]:
     """Return the batch sizes at which the config of `best` has no measurably lower throughput."""
-    same = (rows["optimization"] == best["optimization"]) & (rows["smt"] == best["smt"])
-    others = tables.best_threads(rows[same & (rows["batch_size"] != best["batch_size"])])
-    alike = (
-        row["batch_size"]
-        for row in others.to_dict("records")
-        if results.row_ratio(best, row).high >= best["batch_size"] / row["batch_size"]
-    )
-    return sorted(alike)
+    other_size = rows["batch_size"] != best["batch_size"]
+    alike = _as_good(results, rows[other_size & _of_config(rows, best)], best)
+    return sorted(row["batch_size"] for row in alike)
+
+
+def _of_config(rows: pd.DataFrame, row: Row) -> pd.Series:
+    same: pd.Series = (rows["optimization"] == row["optimization"]) & (rows["smt"] == row["smt"])
+    return same
+
+
+def _as_good(results: Results, rows: pd.DataFrame, best: Row) -> list[Row]:
+    """Return the points of `rows`, each at its best thread count, whose throughput is not
+    measurably lower than that of `best`; the fastest first."""
+    every = tables.best_threads(rows).sort_values("latency_ms").to_dict("records")
+    size = best["batch_size"]
+    return [row for row in every if results.row_ratio(best, row).high >= size / row["batch_size"]]
 
 
 def findings(results: Results) -> list[str]:
@@ -222,13 +212,9 @@ def observations(results: Results) -> list[str]:
     table, sentences = results.table, list[str]()
     if (default := table["allocator"] == DEFAULTS["allocator"]).any():
         table = table[default]
-    for context, part in tables.by_context(table):
-        if (part["status"] == "ok").any():
-            label = tables.context_label(table, context)
-            sentences += [
-                f"{label}: {sentence}" if label else sentence
-                for sentence in _of_context(results, tables.measured_only(part))
-            ]
+    for label, rows in _contexts(table):
+        begin = f"{label}: " if label else ""
+        sentences += [f"{begin}{sentence}" for sentence in _of_context(results, rows)]
     return [*sentences, *_of_allocators(results), *_reservations(results)]
 
 
@@ -238,8 +224,7 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
         (title_of(name), _ratios(results, rows, "optimization", (name, EAGER), alike))
         for name in set(rows["optimization"]) - {EAGER}
     ]
-    compared = [(_median(ratios), name, ratios) for name, ratios in found if ratios]
-    for _, name, ratios in sorted(compared, key=lambda each: each[:2]):
+    for name, ratios in sorted(found, key=lambda each: (_median(each[1]), each[0])):
         yield from _comparison(name, ratios, "eager at the same batch size and threads")
     best = tables.best_threads(rows)
     ratios = _ratios(results, best, "smt", (True, False), ["batch_size", "optimization"])
@@ -272,31 +257,30 @@ def _ratios(
 
 
 def _median(ratios: Sequence[Ratio]) -> float:
-    return float(np.median([ratio.value for ratio in ratios]))
+    return float(np.median([ratio.value for ratio in ratios])) if ratios else math.nan
 
 
 def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[str]:
     """Yield how many times as fast as `other` the `subject` is, by the `ratios` of latencies."""
     if not ratios:
         return
-    values = pd.Series([1 / ratio.value for ratio in ratios])
+    values = [1 / ratio.value for ratio in ratios]
+    ends = (
+        (1 / ratios[0].high, 1 / ratios[0].low) if len(ratios) == 1 else (min(values), max(values))
+    )
     how = tables.pairing_label(ratio.label for ratio in ratios)
     how = f"; {how}" * (how != "paired")
     if not any(ratio.differs for ratio in ratios):
         yield f"{subject}: no measurable difference to {other} ({_span(values)}×{how})."
         return
-    if len(ratios) > 1:
-        spread = f"median of {len(ratios)}, {_span(values)}"
-    else:
-        spread = f"{format_number(1 / ratios[0].high)}–{format_number(1 / ratios[0].low)}"
+    spread = f"median of {len(ratios)}, " * (len(ratios) > 1) + _span(ends)
     times = format_number(1 / _median(ratios))
     yield f"{subject}: {times}× as fast as {other} ({spread}{how})."
 
 
-def _span(values: pd.Series) -> str:
+def _span(values: Sequence[float]) -> str:
     """``1.2–3.4``, or the one value that there is."""
-    ends = (format_number(value) for value in (values.min(), values.max()))
-    return "–".join(dict.fromkeys(ends))
+    return "–".join(dict.fromkeys(map(format_number, (min(values), max(values)))))
 
 
 def time_sentence(rows: pd.DataFrame) -> str:
@@ -305,16 +289,15 @@ def time_sentence(rows: pd.DataFrame) -> str:
     Only of rows that their profiler did not slow down much, if there are any.
     """
     trusted = rows[~(rows["profiled_ms"] > MUCH_SLOWER * rows["latency_ms"])]
-    rows = rows if trusted.empty else trusted
-    rows = rows.sort_values("latency_ms")
+    rows = (rows if trusted.empty else trusted).sort_values("latency_ms")
     shares = rows[list(SHARES.values())].astype(float).set_axis(list(SHARES), axis=1)
     most, quantizing = str(shares.iloc[0].idxmax()), int(shares[QUANTIZING].argmax())
     wanted = [(0, most)]
     if shares[QUANTIZING].iloc[quantizing] >= MUCH_QUANTIZING:
         wanted.append((quantizing, QUANTIZING))
     said = [
-        f"{_config(rows.iloc[place], rows)} spends {100 * shares[kind].iloc[place]:.0f} %"
-        f"{'' if kind == BETWEEN else ' on'} {kind}"
+        f"{tables.config_label(rows, rows.iloc[place])} spends "
+        f"{100 * shares[kind].iloc[place]:.0f} %{'' if kind == BETWEEN else ' on'} {kind}"
         for place, kind in dict.fromkeys(wanted)
     ]
     return f"Of a pass at batch {rows['batch_size'].iloc[0]}, {', '.join(said)}."
@@ -324,29 +307,33 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
     """Yield the speed-up by threads at the best point of the smallest and the largest batch."""
     for batch_size in sorted({rows["batch_size"].min(), rows["batch_size"].max()}):
         best = rows[rows["batch_size"] == batch_size].sort_values("latency_ms").iloc[0]
-        if best.threads > 1 and pd.notna(best.scaling):
+        if best["threads"] > 1 and pd.notna(best["scaling"]):
             value = speedup_label(best, "1 thread", "scaling")
-            yield f"At {point_label(rows, best)}: {value}."
+            yield f"At {tables.point_label(rows, best)}: {value}."
 
 
 def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) -> Fact:
     """Return the lowest latency or the highest throughput of `table`, with its point."""
-    rows = _with_mean_off(tables.measured_only(table))
-    if metric == "latency":
-        title, best = "Lowest latency", rows.sort_values("latency_ms").iloc[0]
-        mean, sizes = f"mean {format_number(best.latency_ms_mean)} ms", list[int]()
-    else:
-        title, best = "Highest throughput of one copy", rows.sort_values("throughput").iloc[-1]
-        mean = f"{format_number(_sustained(best))} sustained"
+    rows, quantity = tables.measured_only(table), tables.metric_of(table, metric)
+    values = quantity.of(rows)[0]
+    place = int(values.argmin() if metric == "latency" else values.argmax())
+    row = rows.iloc[[place]]
+    (best,) = tables.records(row)
+    title, mean, sizes = "Lowest latency", f"mean {format_number(best['latency_ms_mean'])} ms", []
+    if metric == "throughput":
+        title, mean = (
+            "Highest throughput of one copy",
+            f"{format_number(_sustained(best))} sustained",
+        )
         sizes = _sizes_alike(results, rows, best)
-    quantity = tables.metric_of(rows, metric)
-    value = with_margin(*(float(one[0]) for one in quantity.of(rows.loc[[best.name]])))
-    configs = [_config(row, rows) for row in _ties(results, rows, best)]
-    batches = [f"batch {', '.join(map(str, sizes))}"] * bool(sizes)
-    ties = "; ".join(filter(None, [*batches, ", ".join(configs)]))
-    alike = f"no measurable difference to {ties}" if ties else ""
-    note = "; ".join(filter(None, [mean if best.mean_off else "", alike]))
-    return Fact(title, f"{value} {quantity.unit}", point_label(rows, best), note)
+    ties = [f"batch {', '.join(map(str, sizes))}"] if sizes else []
+    ties += [", ".join(tables.config_label(rows, each) for each in _ties(results, rows, best))]
+    alike = "; ".join(filter(None, ties))
+    notes = [mean] if _is_mean_off(row).any() else []
+    notes += [f"no measurable difference to {alike}"] if alike else []
+    value = with_margin(*(float(each[0]) for each in quantity.of(row)))
+    where = tables.point_label(rows, best)
+    return Fact(title, f"{value} {quantity.unit}", where, "; ".join(notes))
 
 
 def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
@@ -354,38 +341,40 @@ def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager
     top = found.sort_values("speedup").iloc[-1]
     value = speedup_label(top, other)
     if not _differs(top, "speedup"):
-        times = f"{format_number(top.speedup)}× ({_ends(top, 'speedup')})"
+        times = f"{format_number(top['speedup'])}× ({_ends(top, 'speedup')})"
         value = f"none measurable over {other}; largest {times}"
-    return Fact("Largest speed-up", value, point_label(rows, top))
+    return Fact("Largest speed-up", value, tables.point_label(rows, top))
 
 
-def _with_mean_off(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return `rows` with ``mean_off``: whether the mean differs from the median (`MEAN_OFF`)."""
+def _is_mean_off(rows: pd.DataFrame) -> np.ndarray:
+    """Return whether the mean of each row differs from the median (`MEAN_OFF`)."""
     median, low, high = tables.with_bounds(rows, "latency_ms")
     off = np.abs(rows["latency_ms_mean"].to_numpy(float) - median)
-    return rows.assign(mean_off=(off > MEAN_OFF * median) & (off > (high - low) / 2))
+    is_off: np.ndarray = (off > MEAN_OFF * median) & (off > (high - low) / 2)
+    return is_off
 
 
-def _sustained(row: Any) -> float:
+def _sustained(row: Row | pd.Series) -> float:
     """Return inferences/s by the mean, which includes throttled time."""
     return float(row["batch_size"] / row["latency_ms_mean"] * 1e3)
 
 
 def _throttled(rows: pd.DataFrame) -> Iterator[str]:
-    off = _with_mean_off(rows).query("mean_off")
+    off = rows[_is_mean_off(rows)]
     if off.empty:
         return
     worst = off.iloc[(off["latency_ms_mean"] / off["latency_ms"]).argmax()]
+    mean, median = (format_number(worst[name]) for name in ("latency_ms_mean", "latency_ms"))
     yield (
         f"At {len(off)} of {pluralize(len(rows), 'point')} the mean of the passes differs from "
         f"their median by more than its interval and {100 * MEAN_OFF:.0f} %: some stood still "
-        f"(throttled), or were disturbed. Most with {point_label(rows, worst)}: mean "
-        f"{format_number(worst.latency_ms_mean)} ms, median {format_number(worst.latency_ms)} ms; "
-        f"sustained {format_number(_sustained(worst))} {tables.metric_of(rows, 'throughput').unit}."
+        f"(throttled), or were disturbed. Most with {tables.point_label(rows, worst)}: mean "
+        f"{mean} ms, median {median} ms; sustained {format_number(_sustained(worst))} "
+        f"{tables.metric_of(rows, 'throughput').unit}."
     )
 
 
-def speedup_label(row: Any, other: str = "eager", name: str = "speedup") -> str:
+def speedup_label(row: Row | pd.Series, other: str = "eager", name: str = "speedup") -> str:
     """Return ``2.1× as fast as eager (1.8–2.2)``, or that no difference could be measured."""
     times, ends = f"{format_number(row[name])}×", _ends(row, name)
     if _differs(row, name):
@@ -393,12 +382,12 @@ def speedup_label(row: Any, other: str = "eager", name: str = "speedup") -> str:
     return f"no measurable difference to {other} ({times}, {ends})"
 
 
-def _differs(row: Any, name: str) -> bool:
+def _differs(row: Row | pd.Series, name: str) -> bool:
     """Return whether the interval of a ratio excludes 1; True for one without an interval."""
     return not row[f"{name}_low"] <= 1 <= row[f"{name}_high"]
 
 
-def _ends(row: Any, name: str) -> str:
+def _ends(row: Row | pd.Series, name: str) -> str:
     """``1.8–2.2; via eager``: the interval of a ratio if it has one, and how, unless paired."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     known = np.isfinite(low) and np.isfinite(high)
@@ -406,12 +395,6 @@ def _ends(row: Any, name: str) -> str:
     ends = f"{format_number(low)}–{format_number(high)}" if known else unbounded
     how = tables.pairing_label([row[f"{name}_paired"]])
     return "; ".join(filter(None, [ends, how * (how != "paired")]))
-
-
-def point_label(rows: pd.DataFrame, point: Any) -> str:
-    """``batch 8, TorchScript, SMT on, 2 threads``; without SMT where `rows` never have it on."""
-    config = tables.config_label(rows, point.optimization, point.smt)
-    return f"batch {point.batch_size}, {config}, {pluralize(point.threads, 'thread')}"
 
 
 def _reservations(results: Results) -> Iterator[str]:

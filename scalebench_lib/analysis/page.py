@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from operator import attrgetter
@@ -25,27 +25,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scalebench_lib import record, stats
-from scalebench_lib.analysis import tables
+from scalebench_lib.analysis import figures, tables
 from scalebench_lib.analysis.draw import draw
-from scalebench_lib.analysis.figures import (
-    CONTROLS,
-    STACKS,
-    VIEWS,
-    Choices,
-    View,
-    options,
-    samples_table,
-    views_of,
-)
+from scalebench_lib.analysis.figures import STACKS, VIEWS, Choices, View
 from scalebench_lib.analysis.findings import answers, observations
 from scalebench_lib.charts import Axis, BarSegments, Cells, Chart, Dots, Line, Marks, title_of
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
-from scalebench_lib.record import Record
-from scalebench_lib.results import CSV, EAGER, Results
-from scalebench_lib.text import decibels, format_number, with_margin
+from scalebench_lib.results import CSV, EAGER, Results, Row
+from scalebench_lib.text import decibels
 
 MAX_SAMPLES = 100_000
 """More samples, of all points, would make the page large, and are thinned evenly."""
@@ -75,106 +65,78 @@ _COLUMNS = {
     "stolen": "Stolen share",
 }
 """Columns of the table of every point; constant ones are left out."""
-_DISTURBED = ("shared", "throttled", "stolen")
 _FEW = 3
 """Figures of at most so many thread counts are small, side by side."""
 
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A place on the page: the figure `name`.png of a view and choices, or why it is missing.
+    """A place on the page: the figure `name`.png of the chart `key`, or why it is `missing`.
 
-    `words` tell it apart in its alternative text; `rows` are those that it shows.
+    `short` is its name within its `group`; a `small` one has too few points for a wide figure.
     """
 
     name: str
-    words: tuple[str, ...]
-    rows: pd.DataFrame
-    context: dict[str, Any]
+    key: str
     view: str
-    choices: Choices
-
-    @property
-    def alt(self) -> str:
-        return " ".join([model_title(self.context["model"], self.context["task"]), *self.words])
-
-    @property
-    def short(self) -> str:
-        """The name within its group."""
-        if self.view == "batch":
-            return " ".join(self.words[1:])
-        config = [title_of(self.choices.optimization), *(["SMT"] if self.choices.smt else [])]
-        return " ".join([*config, *(word for word in self.words[1:] if "=" not in word)])
-
-    @property
-    def heading(self) -> str:
-        return f"{self.choices.metric.title()} ({self.context['placement'].title()})"
-
-    @property
-    def group(self) -> str:
-        return f"{self.choices.metric.title()} Per {self.view.title()}"
-
-    @property
-    def key(self) -> str:
-        return chart_key(self.context, self.view, self.choices)
-
-    @property
-    def small(self) -> bool:
-        """Whether it has too few points for a figure as wide as the page."""
-        return self.rows["threads"].nunique() <= _FEW
-
-    @property
-    def missing(self) -> str | None:
-        if (self.rows["status"] == "ok").any():
-            return None
-        return f"{self.alt}: not measured. {'; '.join(tables.missing_lines(self.rows))}."
+    heading: str
+    group: str
+    short: str
+    alt: str
+    small: bool
+    missing: str | None
 
 
 def figure_specs(table: pd.DataFrame) -> list[FigureSpec]:
     """Return all specs of `table` in the order of the page: metric, batches, optimizations."""
     return [
-        spec
+        _spec(table, context, *place)
         for placement in sorted(table["placement"].unique(), reverse=True)
         for metric in tables.METRICS
-        for specs in (_batch_specs, _optimization_specs)
+        for places in (_batches, _optimizations)
         for context, rows in tables.by_context(table[table["placement"] == placement])
-        for spec in specs(table, context, rows, metric)
+        for place in places(rows, metric)
     ]
 
 
-def _batch_specs(
-    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: tables.MetricName
-) -> Iterator[FigureSpec]:
+_Place = tuple[pd.DataFrame, tuple[str, ...], str, str, Choices]
+"""What `_spec` makes a spec of: rows, words, name, view, choices."""
+
+
+def _batches(rows: pd.DataFrame, metric: tables.MetricName) -> Iterator[_Place]:
     for size, part in tables.by_values(rows, "batch_size"):
-        words, name = (metric.title(), f"BS={size}"), f"{metric}-{size}"
-        yield _spec(table, context, part, words, name, "batch", Choices(metric, size))
+        words = metric.title(), f"BS={size}"
+        yield part, words, f"{metric}-{size}", "batch", Choices(metric, size)
 
 
-def _optimization_specs(
-    table: pd.DataFrame, context: dict[str, Any], rows: pd.DataFrame, metric: tables.MetricName
-) -> Iterator[FigureSpec]:
+def _optimizations(rows: pd.DataFrame, metric: tables.MetricName) -> Iterator[_Place]:
     shown = tables.shown_optimizations(rows)
-    for optimization in shown:
-        several = [f"Opt={optimization}"] if len(shown) > 1 else []
-        for smt, part in tables.by_values(rows[rows["optimization"] == optimization], "smt"):
+    for optimization, smt in product(shown, (False, True)):
+        part = rows[(rows["optimization"] == optimization) & (rows["smt"] == smt)]
+        if len(part):
+            several = [f"Opt={optimization}"] if len(shown) > 1 else []
             words, name = (metric.title(), *several, f"HT={smt}"), f"{metric}-{optimization}-{smt}"
-            choices = Choices(metric, optimization=optimization, smt=bool(smt))
-            yield _spec(table, context, part, words, name, "optimization", choices)
+            choices = Choices(metric, optimization=optimization, smt=smt)
+            yield part, words, name, "optimization", choices
 
 
-def overview_specs(table: pd.DataFrame) -> Iterator[FigureSpec]:
-    """Yield the specs of speed-ups over eager, shares of the peak, and stacks, of all configs."""
+def overview_specs(table: pd.DataFrame) -> list[FigureSpec]:
+    """Return the specs of speed-ups over eager, shares of the peak, and stacks, of all configs."""
     table = tables.merge_axis(table)
-    for context, rows in tables.by_context(table):
-        if tables.over_eager(rows).dropna(subset="speedup")["optimization"].ne(EAGER).any():
-            yield _spec(table, context, rows, ("Speed-up",), "speedup", "eager", Choices())
-        if VIEWS["peak"].needs(rows):
-            yield _spec(table, context, rows, ("Peak",), "peak", "peak", Choices())
-        sizes = rows.loc[rows["status"] == "ok", "batch_size"]
-        for view, size in product(STACKS, dict.fromkeys((sizes.min(), sizes.max()))):
-            if VIEWS[view].needs(rows[rows["batch_size"] == size]):
-                words, name = (VIEWS[view].title, f"BS={size}"), f"{view}-{size}"
-                yield _spec(table, context, rows, words, name, view, Choices(batch_size=int(size)))
+    every = tables.by_context(table)
+    return [_spec(table, context, *place) for context, rows in every for place in _overview(rows)]
+
+
+def _overview(rows: pd.DataFrame) -> Iterator[_Place]:
+    if rows.loc[rows["speedup"].notna(), "optimization"].ne(EAGER).any():
+        yield rows, ("Speed-up",), "speedup", "eager", Choices()
+    if VIEWS["peak"].needs(rows):
+        yield rows, ("Peak",), "peak", "peak", Choices()
+    sizes = rows.loc[rows["status"] == "ok", "batch_size"]
+    for view, size in product(STACKS, dict.fromkeys((sizes.min(), sizes.max()))):
+        if VIEWS[view].needs(rows[rows["batch_size"] == size]):
+            words, choices = (VIEWS[view].title, f"BS={size}"), Choices(batch_size=int(size))
+            yield rows, words, f"{view}-{size}", view, choices
 
 
 def _spec(
@@ -187,15 +149,29 @@ def _spec(
     choices: Choices,
 ) -> FigureSpec:
     """Return a spec; suffixes of its name tell its context from the others of `table`."""
-    begins = {column: axis.suffix for column, axis in AXES.items() if axis.splits}
+    begins = {column: axis.suffix for column, axis in AXES.items() if axis.splits} | {"machine": ""}
     suffixes = [
-        f"{begin}{context[column]}"
-        for column, begin in {**begins, "machine": ""}.items()
-        if len(table[column].unique()) > 1 and context[column] != DEFAULTS.get(column)
+        f"{begins[column]}{context[column]}"
+        for column in tables.varying(table)
+        if column in begins and context[column] != DEFAULTS.get(column)
     ]
-    parts = "-".join([slug(context["model"]), name, *suffixes])
-    file = re.sub(r"[^\w.-]+", "_", parts)  # a model from elsewhere may hold a slash
-    return FigureSpec(file, (*words, *suffixes), rows, context, view, choices)
+    metric, title = choices.metric.title(), model_title(context["model"], context["task"])
+    config = [title_of(choices.optimization), *["SMT"] * choices.smt]
+    same = [f"BS={choices.batch_size}"] if view == "batch" else config
+    alt = " ".join([title, *words, *suffixes])
+    failed = f"{alt}: not measured. {'; '.join(tables.missing_lines(rows))}."
+    file = "-".join([slug(context["model"]), name, *suffixes])
+    return FigureSpec(
+        name=re.sub(r"[^\w.-]+", "_", file),  # a model from elsewhere may hold a slash
+        key=chart_key(context, view, choices),
+        view=view,
+        heading=f"{metric} ({context['placement'].title()})",
+        group=f"{metric} Per {view.title()}",
+        short=" ".join([*same, *suffixes]),
+        alt=alt,
+        small=rows["threads"].nunique() <= _FEW,
+        missing=None if (rows["status"] == "ok").any() else failed,
+    )
 
 
 def chart_key(context: dict[str, Any], view: str, choices: Choices) -> str:
@@ -210,19 +186,15 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
     Where a chart cannot be made, its place holds the reason.
     """
     contexts, charts = [], dict[str, Chart | str]()
-    points, passes = results.table, samples_table(results)
-    pairs = [(points, passes)]
-    for column in tables.MERGED:
-        if len(points[column].unique()) > 1:
-            pairs += [
-                (tables.merge_axis(one, column), tables.merge_axis(other, column))
-                for one, other in pairs
-            ]
+    points, passes = results.table, figures.samples_table(results)
+    pairs = [[points, passes]]
+    for column in tables.varying(points, tables.MERGED):
+        pairs += [[tables.merge_axis(each, column) for each in pair] for pair in pairs]
     for table, samples in pairs:
         samples_of = {str(context): rows for context, rows in tables.by_context(samples)}
         for context, rows in tables.by_context(table):
             contexts.append(_context_data(context, rows))
-            for name, view in views_of(rows).items():
+            for name, view in figures.views_of(rows).items():
                 shown = samples_of[str(context)] if view.of_samples else rows
                 for choices in _every_choice(rows, view):
                     key = chart_key(context, name, choices)
@@ -232,16 +204,19 @@ def every_chart(results: Results) -> tuple[list[dict[str, Any]], dict[str, Chart
 
 def _context_data(context: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
     """Return the options of the page's controls in a context: names, and values as in the keys."""
-    offered = {name: [(text, str(v)) for text, v in each] for name, each in options(rows).items()}
+    offered = {
+        name: [(text, str(v)) for text, v in each] for name, each in figures.options(rows).items()
+    }
     return {
         "values": {name: str(value) for name, value in context.items()},
-        "options": offered | {"view": [(v.title, name) for name, v in views_of(rows).items()]},
+        "options": offered
+        | {"view": [(v.title, name) for name, v in figures.views_of(rows).items()]},
         "shown": tables.shown_optimizations(rows)[0],
     }
 
 
 def _every_choice(rows: pd.DataFrame, view: View) -> Iterator[Choices]:
-    offered = options(rows)
+    offered = figures.options(rows)
     for chosen in product(*(offered[name] for name in view.controls)):
         values = (value for _, value in chosen)
         yield Choices(**dict(zip(view.controls, values, strict=True)))
@@ -263,13 +238,13 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
     results = results or Results.load(out)
     write_atomically(out / CSV, results.csv.to_csv(index=False))
     contexts, charts = every_chart(results)
-    specs, over = figure_specs(results.table), list(overview_specs(results.table))
+    specs, over = figure_specs(results.table), overview_specs(results.table)
     drawn = {f"{spec.name}.png": charts[spec.key] for spec in (*specs, *over) if not spec.missing}
-    figures = out / "figures"
-    figures.mkdir(exist_ok=True)
+    pictures = out / "figures"
+    pictures.mkdir(exist_ok=True)
     for name, chart in drawn.items():
         if isinstance(chart, Chart):
-            write_atomically(figures / name, draw(chart).png())
+            write_atomically(pictures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
     context |= {"answers": answers(results, price), "price": price, "margin": MARGIN}
     configs = {r.name: f"{r.config}, trial {r.trial}" for r in results.records}
@@ -282,7 +257,7 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
     write_atomically(out / "index.html", page)
-    for path in figures.glob("*.png"):
+    for path in pictures.glob("*.png"):
         if path.name not in drawn and _OURS.fullmatch(path.name):
             path.unlink()
     return out / "index.html"
@@ -328,32 +303,33 @@ def _about(results: Results) -> str:
     return ", ".join([*models, *filter(None, table["item"].unique()), *weights])
 
 
-def _provenance(results: Results) -> list[tuple[str, list[str]]]:
-    """Return the sources of the numbers: labels, each with the different values in the records."""
-    imported = results.imported
-    if imported:
-        return [
-            ("Imported from", [imported.file]),
-            ("SHA-256", [imported.sha256]),
-            ("Machine", [imported.machine or "not known"]),
-            ("To know", list(imported.notes)),
-        ]
-    facts: list[tuple[str, Callable[[Record], str]]] = [
-        ("Machine", lambda r: str(r.machine)),
-        ("System", lambda r: f"{r.machine.system} {r.machine.kernel}, {r.machine.architecture}"),
-        ("Governor", lambda r: r.machine.governor or "not known"),
-        ("Weights", lambda r: f"{r.config.weights}, seed {r.config.seed}"),
-        ("Python", lambda r: r.software.python),
-        ("scalebench", lambda r: r.software.scalebench),
-        ("Packages", lambda r: _pairs(r.software.versions)),
-        ("Engine", lambda r: _pairs({r.engine["name"]: r.engine["version"]} if r.engine else {})),
-        ("Libraries", lambda r: _pairs(r.software.libraries)),
-        ("Thread environment", lambda r: _pairs(r.software.environment)),
-    ]
-    known = {
-        label: list(filter(None, dict.fromkeys(map(of, results.records)))) for label, of in facts
+def _provenance(results: Results) -> dict[str, list[str]]:
+    """Return the sources of the numbers by label: the different values in the records."""
+    if imported := results.imported:
+        return {
+            "Imported from": [imported.file],
+            "SHA-256": [imported.sha256],
+            "Machine": [imported.machine or "not known"],
+            "To know": list(imported.notes),
+        }
+    every = [_facts(record) for record in results.records]
+    return {label: list(dict.fromkeys(facts[label] for facts in every)) for label in every[0]}
+
+
+def _facts(r: record.Record) -> dict[str, str]:
+    engine = {r.engine["name"]: r.engine["version"]} if r.engine else {}
+    return {
+        "Machine": str(r.machine),
+        "System": f"{r.machine.system} {r.machine.kernel}, {r.machine.architecture}",
+        "Governor": r.machine.governor or "not known",
+        "Weights": f"{r.config.weights}, seed {r.config.seed}",
+        "Python": r.software.python,
+        "scalebench": r.software.scalebench,
+        "Packages": _pairs(r.software.versions),
+        "Engine": _pairs(engine),
+        "Libraries": _pairs(r.software.libraries),
+        "Thread environment": _pairs(r.software.environment),
     }
-    return [(label, values) for label, values in known.items() if values]
 
 
 def _pairs(values: dict[str, str]) -> str:
@@ -366,10 +342,12 @@ def _live(
     """Return the variables of the live page: data, controls, script, and its hash."""
     script = "\n".join(_read(name) for name in _SCRIPTS)
     table = table.assign(error_db=-table["sqnr_db"])
-    columns = {name: tables.CONTEXT[name] for name in tables.varying_context(table)}
-    columns |= {name: title for name, title in _COLUMNS.items() if _differs(table, name)}
-    cells = table.astype(object).where(table.notna(), None).to_dict("records")
-    points = [[(_plain(row[name]), _text(row, name)) for name in columns] for row in cells]
+    columns = {name: tables.CONTEXT[name] for name in tables.varying(table)}
+    always = ("optimization", "latency_ms")
+    columns |= {
+        n: t for n, t in _COLUMNS.items() if n in always or len(table[n].dropna().unique()) > 1
+    }
+    rows = tables.records(table)
     return {
         "css": _trusted(_read("web/page.css")),
         "script": _trusted(script),
@@ -378,7 +356,7 @@ def _live(
         "settings": {
             name: (title, tables.values_of(table, name)) for name, title in tables.CONTEXT.items()
         },
-        "controls": CONTROLS,
+        "controls": figures.CONTROLS,
         "columns": columns,
         "filters": {
             name: [_text({name: value}, name) for value in tables.values_of(table, name)]
@@ -386,30 +364,21 @@ def _live(
             if name in columns
         },
         "words": [name for name in columns if table[name].dtype == object],
-        "points": points,
+        "points": [[(_plain(row[name]), _text(row, name)) for name in columns] for row in rows],
     }
 
 
-def _differs(table: pd.DataFrame, name: str) -> bool:
-    """Return whether the table of every point shows a column: all but constant ones."""
-    if name in _DISTURBED:
-        return bool((table[name] > 0).any())
-    return name in ("optimization", "latency_ms") or len(table[name].unique()) > 1
-
-
-def _text(row: dict[Any, Any], name: str) -> str:
-    value, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
-    if value is None:
+def _text(row: Row, name: str) -> str:
+    value = row[name]
+    if pd.isna(value):
         return "–"
     if name == "optimization":
         return title_of(value)
     if name == "error_db":
         return decibels(-value)
-    if low is not None and high is not None:
-        return with_margin(value, low, high)
     if isinstance(value, bool):
         return "on" if value else "off"
-    return format_number(value) if isinstance(value, float) else str(value)
+    return tables.value_text(row, name) if isinstance(value, float) else str(value)
 
 
 def payload(contexts: list[dict[str, Any]], charts: dict[str, Chart | str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -67,11 +66,19 @@ class _Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _in_order(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Newer files hold minimum, maximum, mean under the names minimum, mean, maximum."""
+        """Newer files hold minimum, maximum, mean under the names minimum, mean, maximum, and
+        others the throughput alone, in items/s."""
+        if "latency(avg)" not in values:
+            try:
+                mean = 1e3 * int(values["batch_size"]) / float(values["throughput"])
+            except (ValueError, ZeroDivisionError):
+                both = f"{values['batch_size']!r} and {values['throughput']!r}"
+                raise ValueError(f"batch_size, throughput: must be above 0, not {both}") from None
+            return {**values, "latency(avg)": mean}
         try:
             mean, most = float(values["latency(avg)"]), float(values["latency(max)"])
-        except (KeyError, ValueError):
-            return values  # no such column, or no number: an error of the field
+        except ValueError:
+            return values  # no number: an error of the field
         swapped = most < mean * (1 - _ROUNDING)
         exchanged = {"latency(avg)": most, "latency(max)": mean, "swapped": True}
         return {**values, **exchanged} if swapped else values
@@ -115,7 +122,9 @@ def import_published(files: Sequence[Path], out: Path, machine: str | None = Non
     `machine` names the machine, which the files do not. Raises `RequestError`, with the line,
     where a file cannot be read, or where `out` is not empty.
     """
-    _require_new(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        trouble = "is not empty" if out.is_dir() else "is a file"
+        raise RequestError(f"{out} {trouble}: choose a new folder for the import")
     source, rows = read_published(files, machine)
     table = Results((), source, rows).csv
     try:
@@ -125,16 +134,6 @@ def import_published(files: Sequence[Path], out: Path, machine: str | None = Non
     except OSError as error:
         raise RequestError(f"cannot write {out / FILE}: {error.strerror}") from None
     return source
-
-
-def _require_new(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"{out} is a file: choose a new folder for the import")
-    if out.exists() and any(out.iterdir()):
-        raise RequestError(f"{out} is not empty: choose a new folder for the import")
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RequestError(f"{there} cannot be written: choose another place for the import")
 
 
 def read_published(files: Sequence[Path], machine: str | None) -> tuple[Imported, Sequence[Row]]:
@@ -204,22 +203,10 @@ def _require_columns(header: list[str]) -> None:
 def _row(header: list[str], cells: list[str]) -> _Row:
     if len(cells) != len(header):
         raise ValueError(f"{len(cells)} cells where the first line names {len(header)} columns")
-    values: dict[str, Any] = dict(zip(header, cells, strict=True))
-    if "latency(avg)" not in values:
-        values["latency(avg)"] = _mean_of(values)
     try:
-        return _Row(**values)
+        return _Row(**dict(zip(header, cells, strict=True)))
     except ValidationError as error:
         raise ValueError(validation_message(error)) from None
-
-
-def _mean_of(values: dict[str, Any]) -> float:
-    """Return the mean latency in ms of a row of a throughput file (items/s)."""
-    try:
-        return 1e3 * int(values["batch_size"]) / float(values["throughput"])
-    except (ValueError, ZeroDivisionError):
-        both = f"{values['batch_size']!r} and {values['throughput']!r}"
-        raise ValueError(f"batch_size, throughput: must be above 0, not {both}") from None
 
 
 def _runs(path: Path, rows: Sequence[_Row]) -> Iterator[list[_Row]]:

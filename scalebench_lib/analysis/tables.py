@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ from scalebench_lib.charts import title_of
 from scalebench_lib.config import AXES, DEFAULTS, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.optimizations import OPTIMIZATIONS
-from scalebench_lib.results import EAGER
+from scalebench_lib.results import EAGER, Row
+from scalebench_lib.text import pluralize, with_margin
 
 CONTEXT = {
     "model": "Model",
@@ -53,50 +55,30 @@ def with_bounds(rows: pd.DataFrame, name: str) -> Values:
     return middle, np.where(bounded, low, np.nan), np.where(bounded, high, np.nan)
 
 
-_latencies = partial(with_bounds, name="latency_ms")
+latencies = partial(with_bounds, name="latency_ms")
 
 
 def _throughputs(rows: pd.DataFrame) -> Values:
     items_ms = rows["batch_size"].to_numpy(float) * 1e3
-    middle, low, high = _latencies(rows)
+    middle, low, high = latencies(rows)
     return items_ms / middle, items_ms / high, items_ms / low
 
 
-METRICS: dict[MetricName, Metric] = {
-    "latency": Metric("latency of one batch (ms)", "ms", _latencies),
-    "throughput": Metric("throughput (inferences/s)", "inferences/s", _throughputs),
-}
-_OF_DECODING: dict[MetricName, Metric] = {
-    "latency": Metric("time per output token of one batch (ms)", "ms", _latencies),
-    "throughput": Metric("throughput (tokens/s)", "tokens/s", _throughputs),
-}
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 
 def metric_of(rows: pd.DataFrame, name: MetricName) -> Metric:
     """Return a metric of `rows`, of one phase: decoding is counted in tokens."""
-    return (_OF_DECODING if (rows["phase"] == "decode").all() else METRICS)[name]
+    decoding = (rows["phase"] == "decode").all()
+    if name == "throughput":
+        unit = f"{'tokens' if decoding else 'inferences'}/s"
+        return Metric(f"throughput ({unit})", unit, _throughputs)
+    time = "time per output token" if decoding else "latency"
+    return Metric(f"{time} of one batch (ms)", "ms", latencies)
 
 
-def over_eager(rows: pd.DataFrame, threads: int | None = None) -> pd.DataFrame:
-    """Return how many times as fast as eager each config is, by batch size: a row each.
-
-    `rows` are of one context. Both sides are at `threads` threads, by default each at its best
-    thread count. Columns ``speedup, speedup_low, speedup_high, speedup_paired``: NaN where eager
-    was not measured.
-    """
-    name = "speedup" if threads is None else "same_threads"
-    return _as_speedup(best_threads(rows, threads), name)
-
-
-def over_one_thread(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return how many times as fast as on one thread each measured point is: a row each.
-
-    Columns as those of `over_eager`.
-    """
-    return _as_speedup(rows[rows["status"] == "ok"], "scaling")
-
-
-def _as_speedup(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def with_speedup(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return `rows` with the ratio `name`, one of `results.RATIOS`, in the columns of speed-up."""
     parts = ("", "_low", "_high", "_paired")
     return rows.assign(**{f"speedup{part}": rows[f"{name}{part}"] for part in parts})
 
@@ -135,8 +117,7 @@ def model_line(model: str, task: str) -> str:
 def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
     """Return the rows with these values, or one of a list of them.
 
-    Raises `RequestError`, with the values of the table, where no row has them; ValueError for rows
-    of several contexts, which no chart can compare.
+    Raises `RequestError`, with the values of the table, where no row has them.
     """
     for column, value in wanted.items():
         values = value if isinstance(value, list) else [value]
@@ -145,8 +126,6 @@ def select(rows: pd.DataFrame, **wanted: list[Any] | Any) -> pd.DataFrame:
             names = ", ".join(map(str, values))
             there = ", ".join(map(str, sorted(known))) or "nothing"
             raise RequestError(f"nothing has {column} {names}: there is {there}")
-    for column in CONTEXT:
-        only_value(rows, column)
     return rows
 
 
@@ -199,20 +178,38 @@ def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def config_label(table: pd.DataFrame, optimization: str, smt: bool) -> str:
+def config_label(table: pd.DataFrame, row: Row | pd.Series) -> str:
     """Return ``TorchScript, SMT on``; without SMT where `table` never has it on."""
-    shown = f", SMT {'on' if smt else 'off'}" if table["smt"].any() else ""
-    return f"{title_of(optimization)}{shown}"
+    smt = f", SMT {'on' if row['smt'] else 'off'}" if table["smt"].any() else ""
+    return f"{title_of(row['optimization'])}{smt}"
+
+
+def point_label(table: pd.DataFrame, row: Row | pd.Series) -> str:
+    """Return ``batch 8, TorchScript, SMT on, 2 threads``; without SMT as in `config_label`."""
+    threads = pluralize(row["threads"], "thread")
+    return f"batch {row['batch_size']}, {config_label(table, row)}, {threads}"
 
 
 def missing_lines(rows: pd.DataFrame) -> list[str]:
     """Return a line for each config that failed or was skipped: ``batch 8, eager: failed, why``."""
     missing = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
     return [
-        f"batch {row['batch_size']}, {config_label(rows, row['optimization'], row['smt'])}: "
-        f"{row['status']}, {row['reason']}"
+        f"batch {row['batch_size']}, {config_label(rows, row)}: {row['status']}, {row['reason']}"
         for row in missing.to_dict("records")
     ]
+
+
+def value_text(row: Row, name: str, scale: float = 1.0) -> str:
+    """Return ``9.45 ± 0.45``: a value with its interval, if it has one; empty if unknown."""
+    if not math.isfinite(row[name]):
+        return ""
+    low, high = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+    return with_margin(scale * row[name], scale * low, scale * high)
+
+
+def records(rows: pd.DataFrame) -> Sequence[Row]:
+    """Return the rows as dictionaries, with NaN for missing values."""
+    return rows.astype(object).where(rows.notna(), math.nan).to_dict("records")
 
 
 def by_values(rows: pd.DataFrame, columns: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
@@ -226,12 +223,11 @@ def by_context(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFra
         yield dict(zip(CONTEXT, values, strict=True)), part
 
 
-def varying_context(table: pd.DataFrame) -> list[str]:
-    """Return the columns of `CONTEXT` in which the rows of `table` differ."""
-    return [name for name in CONTEXT if len(table[name].unique()) > 1]
+def varying(table: pd.DataFrame, names: Iterable[str] = CONTEXT) -> list[str]:
+    """Return those of the columns `names` in which the rows of `table` differ."""
+    return [name for name in names if len(table[name].unique()) > 1]
 
 
 def context_label(table: pd.DataFrame, context: dict[str, Any]) -> str:
     """Return what tells `context` from the others of `table`: ``tokens 128``; empty if alone."""
-    varying = varying_context(table)
-    return ", ".join(f"{CONTEXT[name].lower()} {context[name]}" for name in varying)
+    return ", ".join(f"{CONTEXT[name].lower()} {context[name]}" for name in varying(table))

@@ -42,6 +42,8 @@ def shown(explorer: Explorer) -> set[str]:
 
 def control(explorer: Explorer, name: str):
     """A control by the name of what it chooses."""
+    if name.startswith("some "):
+        return explorer.some[name.removeprefix("some ")]
     return explorer.choices.get(name) or getattr(explorer, name)
 
 
@@ -62,14 +64,14 @@ def test_it_opens_on_the_given_sweep_with_a_picture(explorer: Explorer) -> None:
         ("optimization", "optimization", "none"),
         ("optimization", "smt", True),
         ("optimization", "scale", "linear"),
-        ("optimization", "thread_range", (2, 4)),
+        ("optimization", "some threads", (2, 4)),
         ("optimization", "view", "batch"),
         ("batch", "metric", "throughput"),
         ("batch", "batch_size", 64),
         ("batch", "scale", "log"),
         ("sizes", "metric", "throughput"),
         ("eager", "threads", 2),
-        ("scaling", "thread_range", (1, 2)),
+        ("scaling", "some threads", (1, 2)),
         ("scaling", "optimization", "none"),
         ("heat", "metric", "throughput"),
         ("samples", "batch_size", 8),
@@ -117,7 +119,7 @@ def test_another_sweep_brings_its_own_choices(explorer: Explorer) -> None:
 
 def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     """What does nothing here is not there."""
-    general = {"sweep", "beside", "view", "metric", "thread_range", "scale"}
+    general = {"sweep", "beside", "view", "metric", "some threads", "scale"}
     explorer.view.value = "optimization"
     assert shown(explorer) == {*general, "optimization", "smt", "some batch_size"}
     explorer.view.value = "batch"
@@ -125,7 +127,7 @@ def test_only_the_controls_of_the_view_are_shown(explorer: Explorer) -> None:
     explorer.view.value = "heat"
     assert "scale" not in shown(explorer)
     explorer.view.value = "peak" if "peak" in dict(explorer.view.options) else "sizes"
-    assert {"threads", "thread_range"} & shown(explorer) == {"threads"}
+    assert {"threads", "some threads"} & shown(explorer) == {"threads"}
 
 
 def test_a_setting_is_chosen_where_a_sweep_has_several(outputs: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.tables import over_eager, over_one_thread, pairing_label, with_bounds
+from scalebench_lib.analysis.tables import best_threads, pairing_label, with_bounds, with_speedup
 from scalebench_lib.results import Results
 from tests import factories
 
@@ -14,7 +14,8 @@ TABLE = RESULTS.table
 
 def test_the_speedup_over_eager_is_the_one_that_was_made() -> None:
     """Within its interval, at every batch size; eager over itself is 1, exactly."""
-    found = over_eager(TABLE, threads=2).set_index(["optimization", "batch_size"])
+    found = with_speedup(best_threads(TABLE, 2), "same_threads")
+    found = found.set_index(["optimization", "batch_size"])
     assert found.loc["script", "speedup"].to_numpy() == pytest.approx(
         factories.SCRIPT_SPEEDUP, rel=0.03
     )
@@ -25,7 +26,7 @@ def test_the_speedup_over_eager_is_the_one_that_was_made() -> None:
 
 def test_at_the_best_thread_count_it_is_what_the_results_say() -> None:
     """Of the base at its best thread count over the point."""
-    results, found = RESULTS, over_eager(TABLE).set_index("config_id")
+    results, found = RESULTS, best_threads(TABLE).set_index("config_id")
     for name, row in found.iterrows():
         key = (name, row["threads"])
         ratio = results.ratio(results.base(key), key)
@@ -36,7 +37,7 @@ def test_without_eager_there_is_no_speedup() -> None:
     """An empty value, not a one; and nothing is called eager."""
     alone = [r for r in factories.small_records() if r.config.optimization == "script"]
     table = Results(alone).table
-    assert over_eager(table)["speedup"].isna().all()
+    assert table["speedup"].isna().all()
     assert not table["is_base"].any()
 
 
@@ -65,7 +66,7 @@ def test_smt_on_and_other_allocators_are_compared_with_the_same_eager() -> None:
 
 def test_one_thread_over_itself_is_one() -> None:
     """And two threads are faster, by less than two."""
-    found = over_one_thread(TABLE)
+    found = with_speedup(TABLE, "scaling")
     assert (found.loc[found["threads"] == 1, "speedup"] == 1).all()
     assert found.loc[found["threads"] == 2, "speedup"].between(1, 2).all()
 
