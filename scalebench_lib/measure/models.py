@@ -15,26 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from unittest import mock
 
 import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.models.bert import BertModel  # noqa: F401 - before a warm kernel is forked
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.generic import ModelOutput
-from transformers.utils.hub import has_file
 
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
 from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
@@ -88,16 +82,9 @@ _POSITIONS = ("position_embeddings", "embed_positions", "wpe")
 """Endings of the names of layers with a row for each position."""
 
 HUB_ANSWERS_S = 5.0
-"""The hub's own client tries for half a minute."""
 
 _MIN_OUTPUT = 1e-6
 """Smaller outputs of a layer fade to denormals in the layers after it."""
-
-_TILE = 1_000_003
-"""Weights are tiled from that many random numbers; prime, so that no two rows are equal."""
-
-MAX_TENSORS = 20_000
-"""Weights and biases of a model: 1,250 layers of BERT have as many, and take seconds to build."""
 
 _AUDIO_S, _SAMPLES_PER_S = 10, 16_000
 _CODE_POINTS = 0x110000
@@ -241,24 +228,14 @@ def _cached_first(load: Callable[..., Any], what: str, source: str, **how: Any) 
 
 
 def _require_hub(what: str, source: str) -> None:
-    """Raise `MeasurementError` unless the hub answers within `HUB_ANSWERS_S`."""
-    failures = [f"no answer in {HUB_ANSWERS_S:.0f} s"]
-
-    def ask() -> None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=HUB_ANSWERS_S)
-            failures.clear()
-        except Exception as error:  # of its library for HTTP, which is another with each version
-            failures[:] = [first_line(error)]
-
-    asking = Thread(target=ask, daemon=True)  # looking up a name knows no time limit
-    asking.start()
-    asking.join(HUB_ANSWERS_S)
-    if failures:
+    """Raise `MeasurementError` unless the hub answers: its own client tries for half a minute."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_ANSWERS_S)
+    except Exception as error:  # of its library for HTTP, which is another with each version
         raise MeasurementError(
             f"{what}: {source!r} was never downloaded, and {constants.ENDPOINT} cannot be reached "
-            f"({failures[0]}): name a folder, or try again with a network"
-        )
+            f"({first_line(error)}): name a folder, or try again with a network"
+        ) from None
 
 
 def _model_class(config: Config, architecture: Any) -> Any:
@@ -355,67 +332,11 @@ def _weights(
         with suppress(OSError):  # weights may lie alone
             values, _ = _cached_first(PretrainedConfig.get_config_dict, "weights", source)
             _require_plain("weights", source, {"model_type": model_class.__name__, **values})
-    if source != "random":
-        if not shapes_only:
-            return _pretrained(model_class, source, architecture)
-        _require_safetensors(source)
-    with _within_memory(config.model) if shapes_only else _tiled_random(config.seed):
+    if source != "random" and not shapes_only:
+        return _pretrained(model_class, source, architecture)
+    with torch.device("meta" if shapes_only else "cpu"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
         return model_class._from_config(architecture, dtype=torch.float32)
-
-
-@contextmanager
-def _within_memory(model: str) -> Iterator[None]:
-    """Make weights without values; `MeasurementError` once they are more than this machine holds.
-
-    Building all of a model that is far too large would take as long as if it were not.
-    """
-    memory, tensors, size = Machine.here().memory_bytes, 0, 0
-
-    def count(module: nn.Module, name: str, weight: nn.Parameter) -> None:
-        nonlocal tensors, size
-        tensors, size = tensors + 1, size + 4 * weight.numel()
-        if size > memory or tensors > MAX_TENSORS:
-            raise MeasurementError(
-                f"model: {model!r} has more than {size / 2**30:.1f} GiB of weights in fp32, in "
-                f"{tensors:,} tensors; this machine has {memory / 2**30:.1f} GiB of memory, and "
-                f"{MAX_TENSORS:,} tensors are the most that are built"
-            )
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _tiled_random(seed: int) -> Iterator[None]:
-    """Draw weights by tiling seeded random numbers: BERT-base takes 0.15 s instead of 0.5 s."""
-    generator, drawn = torch.Generator().manual_seed(seed), 0
-    normal = torch.randn(_TILE, generator=generator).repeat(2)
-    uniform = torch.rand(_TILE, generator=generator).repeat(2)
-
-    def fill(target: Tensor, tile: Tensor, shift: float, scale: float) -> Tensor:
-        nonlocal drawn
-        start = drawn % _TILE  # no two layers begin alike
-        drawn += target.numel()
-        for part in target.view(-1).split(_TILE):
-            torch.mul(tile[start : start + part.numel()], scale, out=part)
-        return target.add_(shift) if shift else target
-
-    def normal_(target: Tensor, mean: float = 0, std: float = 1, generator: Any = None) -> Tensor:
-        return fill(target, normal, mean, std)
-
-    def uniform_(target: Tensor, low: float = 0, high: float = 1, generator: Any = None) -> Tensor:
-        return fill(target, uniform, low, high - low)
-
-    with (
-        torch.random.fork_rng(devices=[]),
-        mock.patch.multiple(Tensor, normal_=normal_, uniform_=uniform_),
-    ):
-        torch.manual_seed(seed)
-        yield
 
 
 def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
@@ -451,18 +372,6 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
                 f"weights: {source!r} {what.format(len(names))}, {min(names)!r} among them"
             )
     return model
-
-
-def _require_safetensors(source: str) -> None:
-    """Raise `MeasurementError` where there are none; looks, and downloads nothing."""
-
-    def there(source: str, **where: Any) -> bool:
-        if any(has_file(source, n, **where) for n in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-            return True
-        raise OSError("no safetensors")
-
-    with _in_one_line(f"weights: cannot load {source!r}"):
-        _cached_first(there, "weights", source)
 
 
 def _require_positions(config: Config, plain: Plain) -> None:

