@@ -25,8 +25,8 @@ from scalebench_lib.measure import generation, models, turns
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
 from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
-from scalebench_lib.measure.peak import peak_gflops, read_gb_per_s
 from scalebench_lib.measure.pinning import set_affinity, thread_times
+from scalebench_lib.measure.probes import peak_gflops, read_gb_per_s
 from scalebench_lib.measure.profiling import operator_times
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS

@@ -24,8 +24,8 @@ from torch import Tensor
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.models import Model
-from scalebench_lib.optimizations import Precision
+from scalebench_lib.measure.models import Model, build
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
@@ -81,6 +81,14 @@ class OptimizedModel:
     files: Path | None = None
 
 
+def engine_files(config: Config) -> Path | None:
+    """Return the folder of the files that the engine of `config` reads, if there are any."""
+    model = build(config)
+    target = Target(model, model.inputs(config.batch_size, config.seed), config)
+    optimized: OptimizedModel = OPTIMIZATIONS[config.optimization].apply(target)
+    return optimized.files
+
+
 def by_torch(run: Runner, **more: Any) -> OptimizedModel:
     """Return an `OptimizedModel` that torch's threads compute, whatever their number."""
     return OptimizedModel(lambda _: run, TORCH, **more)
@@ -106,10 +114,15 @@ def multiplies_in(precision: Precision) -> bool:
     return bool(supported) and _is_faster(DTYPES[precision])
 
 
-def no_arithmetic(title: str) -> str:
-    """Say that this CPU does not compute in the type `title`, and the limit it was given."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return f"this CPU has no {title} arithmetic{f' with ONEDNN_MAX_CPU_ISA={limit}' * bool(limit)}"
+def require_arithmetic(target: Target) -> None:
+    """Raise `MeasurementError` where this CPU does not multiply in the optimization's type."""
+    name = target.config.optimization
+    precision = OPTIMIZATIONS[name].precision
+    if not multiplies_in(precision):
+        raise MeasurementError(
+            f"optimization {name!r} does not apply: this CPU has no {precision} arithmetic (is "
+            "ONEDNN_MAX_CPU_ISA set?), and it would be emulated"
+        )
 
 
 def _is_faster(dtype: torch.dtype) -> bool:
