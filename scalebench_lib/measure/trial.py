@@ -113,7 +113,11 @@ def _measure(
         executor.team.require_in_place()
         # Short passes keep no outputs, which would change their use of memory: compute one more.
         verifier.check(executor.runner, executor.first_outputs)
-    found["points"] = tuple(_point(one, executor, machine, trial) for one in taker.points.values())
+    teams = executor.teams
+    found["points"] = tuple(
+        point.recorded(config, machine, teams[threads].cpus, teams[threads].is_pinned)
+        for threads, point in taker.points.items()
+    )
     found["peak_memory_bytes"] = _peak_memory_bytes()
     if trial.thorough:
         found |= _profiled(executor, min(found["points"], key=lambda point: point.median_ns))
@@ -199,20 +203,6 @@ def _take_requested_turns(
 
 def _usage(cpus: tuple[int, ...]) -> turns.Usage:
     return turns.Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
-
-
-def _point(taken: turns.PointTurns, executor: Executor, machine: Machine, trial: Trial) -> Point:
-    team = executor.teams[taken.threads]
-    return Point(
-        threads=taken.threads,
-        cores=machine.cores_of(taken.threads, trial.config.smt, trial.config.placement),
-        cpus=team.cpus,
-        pinned=team.is_pinned,
-        passes_per_sample=taken.passes_per_sample,
-        warmup_ns=tuple(taken.warmup_ns),
-        spent_s=taken.spent_ns / 1e9,
-        turns=tuple(taken.turns),
-    )
 
 
 def _libraries() -> dict[str, str]:
