@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import platform
 import time
 import warnings
 from collections import Counter
@@ -35,7 +34,9 @@ Times = Counter[str]
 """Times in ns by name of the operator."""
 Profile = tuple[int, Times]
 """The wall time of passes in ns, and the times of their operators."""
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
+MAX_NATIVE_TIME = 0.8
+"""A 16-bit product takes half of the time of fp32's, or less, where the CPU has it."""
+
 MIN_QUANTIZED_SHARE = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
@@ -98,20 +99,17 @@ def by_torch(run: Runner, **more: Any) -> OptimizedModel:
 def multiplies_in(precision: Precision) -> bool:
     """Return whether this CPU has products of that type: emulated, they are slower than in fp32.
 
-    oneDNN supports bf16 on any CPU with AVX-512, and converts fp16: the CPU's flags decide, and the
-    time of a product, as ``ONEDNN_MAX_CPU_ISA`` may forbid what the CPU has.
+    Libraries say "supported" of types that they convert, so a product is timed.
     """
-    if precision in ("fp32", "int8"):
-        return precision == "fp32" or bool(torch.cpu._is_vnni_supported())
-    if precision == "bf16":
-        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
-            not _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-    else:
-        supported = torch.ops.mkldnn._is_mkldnn_fp16_supported() and (
-            not _X86 or torch.cpu.get_capabilities().get("avx512_fp16")
-        )
-    return bool(supported) and _is_faster(DTYPES[precision])
+    if precision == "int8":
+        return bool(torch.cpu._is_vnni_supported())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fp32_ns = _product_ns(torch.float32)
+        return precision == "fp32" or _product_ns(DTYPES[precision]) < MAX_NATIVE_TIME * fp32_ns
+    finally:
+        torch.set_num_threads(threads)
 
 
 def require_arithmetic(target: Target) -> None:
@@ -123,15 +121,6 @@ def require_arithmetic(target: Target) -> None:
             f"optimization {name!r} does not apply: this CPU has no {precision} arithmetic (is "
             "ONEDNN_MAX_CPU_ISA set?), and it would be emulated"
         )
-
-
-def _is_faster(dtype: torch.dtype) -> bool:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _product_ns(dtype) < _product_ns(torch.float32)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _product_ns(dtype: torch.dtype) -> int:

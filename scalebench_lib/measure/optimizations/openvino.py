@@ -156,9 +156,11 @@ def _times(request: Any, passes: int) -> base.Times:
 
 
 def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:
-    """Raise `MeasurementError` for another number of threads, or type of the matrix products."""
+    """Raise `MeasurementError` for another number of threads, loose ones, or type of products."""
     if (got := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
         raise MeasurementError(f"asked for {pluralize(threads, 'thread')}, openvino uses {got}")
+    if not compiled.get_property("ENABLE_CPU_PINNING"):
+        raise MeasurementError("asked for pinned threads, openvino lets them move")
     # In int8 some products of activations stay floats: attention's, after the softmax.
     checked = _WEIGHTED if precision == "int8" else _WEIGHTED | {"MatMul"}
     layers = [dict(node.get_rt_info()) for node in compiled.get_runtime_model().get_ops()]
