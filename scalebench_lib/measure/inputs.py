@@ -20,8 +20,8 @@ _FIRST_WORD = 1000
 class Tokens:
     """Items of `seq_len` tokens, as (batch, tokens) of int64: ids, mask and, with `types`, types.
 
-    An item begins with `start`, ends with `end` and is filled with `pad`. The model itself pads to
-    a multiple of `window`. The inputs of an encoder–decoder's `decoder` are ids alone.
+    An item begins with `start`, ends with `end` and is filled with `pad`. The inputs of an
+    encoder–decoder's `decoder` are ids alone.
     """
 
     seq_len: int
@@ -30,13 +30,10 @@ class Tokens:
     start: int | None = None
     end: int | None = None
     types: bool = False
-    window: int = 1
     decoder: bool = False
 
     def __str__(self) -> str:
-        length = -(-self.seq_len // self.window) * self.window
-        padded = f", padded to {length}" * (length > self.seq_len)
-        return f"{self.seq_len} {'decoder ' * self.decoder}tokens{padded}"
+        return f"{self.seq_len} {'decoder ' * self.decoder}tokens"
 
     def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
         """Make a seeded batch; `padded` shortens all items but the first of several, at random."""

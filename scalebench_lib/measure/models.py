@@ -64,10 +64,6 @@ KNOWN = {
 }
 """The models by name: transformers' default configurations are the published ones."""
 
-_UNCASED_VOCABULARY, _CLS, _SEP = 30_522, 101, 102
-"""The size of BERT's uncased vocabulary, and its ids for start and end of a text, which its
-configuration lacks."""
-
 _UNSUPPORTED = {
     "auto_map": "code of its own",
     "quantization_config": "quantized weights",
@@ -103,7 +99,7 @@ class Model:
     """
 
     module: nn.Module
-    kind: Kind | generation.Sequences
+    kind: Kind
     note: str = ""
     source: str | None = None
 
@@ -306,16 +302,13 @@ def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
         value = getattr(architecture, f"{name}_token_id", None)
         return value if isinstance(value, int) and value in range(vocabulary) else None
 
-    uncased = vocabulary == _UNCASED_VOCABULARY
-    windows = getattr(architecture, "attention_window", 1)
     return Tokens(
         seq_len=config.seq_len,
         vocabulary=vocabulary,
         pad=special("pad") or 0,
-        start=_CLS if uncased else special("bos"),
-        end=_SEP if uncased else special("eos"),
+        start=special("bos"),
+        end=special("eos"),
         types=takes_types and getattr(architecture, "type_vocab_size", 0) > 0,
-        window=max(windows) if isinstance(windows, list | tuple) else windows,
     )
 
 

@@ -6,6 +6,7 @@ Peaks are those of the threads that torch uses now.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,12 +46,17 @@ def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
     rows, inner, columns = shape
     left, right = (torch.ones(size, dtype=dtype) for size in ((rows, inner), (inner, columns)))
     product = torch.mm if dtype.is_floating_point else torch._int_mm
+    return 2 * rows * inner * columns / _best_ns(lambda: product(left, right))
+
+
+def _best_ns(run: Callable[[], object]) -> int:
+    """Return the least time in ns of calls to `run`, after one to warm up."""
     times = []
     for _ in range(1 + _REPEATS):
         start = time.perf_counter_ns()
-        product(left, right)
+        run()
         times.append(time.perf_counter_ns() - start)
-    return 2 * rows * inner * columns / min(times[1:])
+    return min(times[1:])
 
 
 def read_gb_per_s() -> float | None:
@@ -63,13 +69,7 @@ def read_gb_per_s() -> float | None:
     if size > psutil.virtual_memory().available / 2:
         return None
     matrix, vector = torch.ones(size // 4 // 4096, 4096), torch.ones(4096)  # by these threads
-    times = []
-    for _ in range(1 + _REPEATS):
-        for read in (lambda: torch.mv(matrix, vector), lambda: matrix.sum()):
-            start = time.perf_counter_ns()
-            read()
-            times.append(time.perf_counter_ns() - start)
-    return matrix.nbytes / min(times)
+    return matrix.nbytes / min(_best_ns(lambda: torch.mv(matrix, vector)), _best_ns(matrix.sum))
 
 
 def last_level_bytes() -> int:

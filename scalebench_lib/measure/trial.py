@@ -27,7 +27,6 @@ from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, T
 from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
 from scalebench_lib.measure.pinning import set_affinity, thread_times
 from scalebench_lib.measure.probes import peak_gflops, read_gb_per_s
-from scalebench_lib.measure.profiling import operator_times
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import Point, Record, Setup, Software, model_files
@@ -126,7 +125,7 @@ def _measure(
 def _profiled(executor: Executor, best: Point) -> _Found:
     """Profile passes at the best thread count; where the profiler fails, the trial does not."""
     try:
-        return {"operators": operator_times(executor, best.threads, best.median_ns / 1e9)}
+        return {"operators": executor.operator_times(best.threads, best.median_ns / 1e9)}
     except Exception as error:  # engines raise whatever their parts raise
         return {"not_profiled": first_line(error)}
 

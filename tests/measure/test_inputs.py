@@ -49,9 +49,3 @@ def test_several_kinds_are_one_behind_the_other() -> None:
     assert (ids.shape, pixels.shape) == ((3, 16), (3, 2, 2))
     assert not mask.all()
     assert str(kind) == "16 tokens and 4 pixels"
-
-
-def test_it_is_said_where_a_model_pads_by_itself() -> None:
-    """Longformer's window decides the work of a short text."""
-    assert str(Tokens(seq_len=16, vocabulary=200, window=512)) == "16 tokens, padded to 512"
-    assert str(Tokens(seq_len=1024, vocabulary=200, window=512)) == "1024 tokens"

@@ -61,7 +61,7 @@ def write(folder: Path, kind: str, values: dict[str, Any], architecture: str) ->
             "longformer",
             SMALL | {"attention_window": [32]},
             "LongformerForTokenClassification",
-            "16 tokens, padded to 32",
+            "16 tokens",
             ["logits"],
         ),
         (

@@ -111,19 +111,17 @@ def test_inputs_are_token_ids_mask_and_types() -> None:
     """Each (batch, tokens); full length unless padded."""
     ids, mask, types = build(TINY).inputs(batch_size=3, seed=0)
     assert ids.shape == mask.shape == types.shape == (3, 16)
-    assert (ids[:, 0] == 101).all()
-    assert (ids[:, -1] == 102).all()
+    assert (ids > 0).all()
     assert mask.all()
     assert not types.any()
 
 
 def test_padded_inputs_have_lengths_of_their_own() -> None:
-    """Padding behind the end token, masked."""
+    """Padding behind the text, masked."""
     ids, mask, _ = build(TINY).inputs(batch_size=8, seed=0, padded=True)
     lengths = mask.sum(1)
     assert len(set(lengths.tolist())) > 2
     assert (ids[mask == 0] == 0).all()
-    assert all(ids[item, length - 1] == 102 for item, length in enumerate(lengths))
 
 
 def test_pretrained_weights_are_loaded_from_a_folder(saved) -> None:

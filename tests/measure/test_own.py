@@ -70,9 +70,6 @@ class Model(torch.nn.Module):
         {body or "pass"}
         return {expression}
 
-def waiting():
-    return threading.Thread(target=threading.Event().wait, args=(9,), name="mine", daemon=True)
-
 class Drop(torch.nn.Module):
     def forward(self, x):
         return torch.nn.functional.dropout(x, 0.5)
@@ -173,10 +170,6 @@ def test_a_function_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch
         (returning("x[:, :2]"), "returns memory of its inputs"),
         (returning("kept[:len(x)].copy_(linear(x))"), "returns the same memory as the pass before"),
         (returning("linear(x)", "threading.Thread(target=list).start()"), "a pass starts a thread"),
-        (
-            returning("linear(x)").replace("return Model()", "waiting().start(); return Model()"),
-            r"starts threads \(mine\)",
-        ),
         (
             returning("linear(x)").replace(
                 "def make():", "def make():\n    torch.seed()\n    linear.reset_parameters()"
