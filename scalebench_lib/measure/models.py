@@ -29,6 +29,7 @@ from transformers.utils.generic import ModelOutput
 
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
 from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
@@ -73,9 +74,6 @@ _UNSUPPORTED = {
 """Entries of a configuration, and files, of models that are not supported."""
 
 _SAFELY = {"trust_remote_code": False}
-
-_POSITIONS = ("position_embeddings", "embed_positions", "wpe")
-"""Endings of the names of layers with a row for each position."""
 
 HUB_ANSWERS_S = 5.0
 
@@ -143,10 +141,27 @@ def _part(answer: Any, place: Keys) -> Any:
     return answer
 
 
-def build(config: Config, shapes_only: bool = False) -> Model:
+def require_memory(config: Config) -> None:
+    """Raise `MeasurementError` if the weights are larger than this machine's memory.
+
+    They are made without values. How large a model of the user's own is, only its code knows.
+    """
+    if is_own(config.model):
+        return
+    architecture = _architecture(config, KNOWN.get(config.model))
+    with _in_one_line(f"model: {config.model!r} cannot be built"), torch.device("meta"):
+        weights = _model_class(config, architecture)._from_config(architecture, dtype=torch.float32)
+    size, memory = sum(part.nbytes for part in weights.parameters()), Machine.here().memory_bytes
+    if size > memory:
+        raise MeasurementError(
+            f"model: {config.model!r} has {size / 2**30:.1f} GiB of weights in fp32; this machine "
+            f"has {memory / 2**30:.1f} GiB of memory"
+        )
+
+
+def build(config: Config) -> Model:
     """Build the model of `config` with its weights, in evaluation mode, in fp32, and run it once.
 
-    With `shapes_only` its tensors have no values and take no memory, but for the user's own models.
     Raises `MeasurementError` if the model or its weights cannot be loaded, or do not take items of
     the config's size.
     """
@@ -154,17 +169,17 @@ def build(config: Config, shapes_only: bool = False) -> Model:
     if is_own(config.model):
         with _in_one_line(f"model: {config.model!r} cannot be built", own_files(config.model)):
             module, kind, names = own.load(config)
-        return _run(config, Plain(module, names).requires_grad_(False).eval(), kind, "cpu")
+        return _run(config, Plain(module, names).requires_grad_(False).eval(), kind)
     known = KNOWN.get(config.model)
     architecture = _architecture(config, known)
     with _in_one_line(f"model: {config.model!r} cannot be built"):
         model_class = _model_class(config, architecture)
         kind, names = _kind(config, architecture, model_class)
-        weights = _weights(config, known, model_class, architecture, shapes_only)
+        weights = _weights(config, known, model_class, architecture)
     # Without gradients: the counter of FLOPs would look for them.
     plain = Plain(weights.requires_grad_(False), names).eval()
-    _require_positions(config, plain)
-    model = _run(config, plain, kind, "meta" if shapes_only else "cpu")
+    _require_sizes(config, names)
+    model = _run(config, plain, kind)
     if config.phase != "forward":
         tokens = _tokens(config, architecture.get_text_config(), takes_types=False)
         return Model(*generation.with_static_cache(config, weights, tokens))
@@ -312,9 +327,7 @@ def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
     )
 
 
-def _weights(
-    config: Config, known: Known | None, model_class: Any, architecture: Any, shapes_only: bool
-) -> Any:
+def _weights(config: Config, known: Known | None, model_class: Any, architecture: Any) -> Any:
     own = known.hub_id if known else config.model
     source = own if config.weights == "pretrained" else config.weights
     if source is None:
@@ -325,9 +338,9 @@ def _weights(
         with suppress(OSError):  # weights may lie alone
             values, _ = _cached_first(PretrainedConfig.get_config_dict, "weights", source)
             _require_plain("weights", source, {"model_type": model_class.__name__, **values})
-    if source != "random" and not shapes_only:
+    if source != "random":
         return _pretrained(model_class, source, architecture)
-    with torch.device("meta" if shapes_only else "cpu"), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return model_class._from_config(architecture, dtype=torch.float32)
 
@@ -367,39 +380,23 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
     return model
 
 
-def _require_positions(config: Config, plain: Plain) -> None:
-    """Raise `MeasurementError` if the model takes no such size, or fewer positions than tokens."""
+def _require_sizes(config: Config, names: Sequence[str]) -> None:
+    """Raise `MeasurementError` if a size is given that the inputs called `names` do not have."""
     for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
         given = getattr(config, size) != Config.model_fields[size].default
-        if given and name not in " ".join(plain.names):  # no axis to measure along
-            raise MeasurementError(
-                f"{size}: {config.model!r} takes {plain.names[0]}: leave {size} out"
-            )
-    for name, layer in plain.named_modules():
-        if isinstance(layer, nn.Embedding) and name.endswith(_POSITIONS):
-            # RoBERTa's positions begin after the padding id, OPT's at an offset.
-            after = 0 if layer.padding_idx is None else layer.padding_idx + 1
-            longest = layer.num_embeddings - int(getattr(layer, "offset", after))
-            takes_text = "input_ids" in plain.names or "decoder" in name
-            if takes_text and config.seq_len > longest:
-                raise MeasurementError(
-                    f"seq_len: {config.seq_len} tokens are more than the {longest} that this "
-                    "model takes"
-                )
+        if given and name not in " ".join(names):  # no axis to measure along
+            raise MeasurementError(f"{size}: {config.model!r} takes {names[0]}: leave {size} out")
 
 
-def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
+def _run(config: Config, plain: Plain, kind: Kind) -> Model:
     """Run batches of one and two items, to find the outputs of each item; return the model."""
-    batches = ([part.to(device) for part in kind.make(n, config.seed, False)] for n in (1, 2))
+    batches = (kind.make(n, config.seed, False) for n in (1, 2))
     sizes = {"input_ids": "seq_len", "pixel_values": "image_size"}
     size = sizes.get(next(iter(plain.names), ""), "model")
     files = own_files(config.model) if is_own(config.model) else []
-    drawn = config.weights == "random" and device == "cpu" and not files
-    left_out = ""
-    # Many models read values, which "meta" tensors lack, and raise RuntimeError.
+    drawn = config.weights == "random" and not files
     with (
         _in_one_line(f"{size}: {config.model!r} takes no {kind}", files),
-        suppress(RuntimeError) if device == "meta" else nullcontext(),
         torch.inference_mode(),
         _scaled(plain) if drawn else nullcontext(),
     ):

@@ -15,14 +15,10 @@ import torch
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.machine import Machine
 from scalebench_lib.measure import models
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.processes import die_with_parent
 from scalebench_lib.sources import is_own
-
-MAX_WEIGHT_BYTES = 2 * 2**30
-"""Larger weights are not loaded: only shapes are checked."""
 
 
 def reason_against(configs: Iterable[Config]) -> str | None:
@@ -37,17 +33,9 @@ def reason_against(configs: Iterable[Config]) -> str | None:
 
 
 def _require_measurable(config: Config, verify: bool) -> None:
-    shapes = models.build(config, shapes_only=True)
-    size, memory = sum(p.nbytes for p in shapes.module.parameters()), Machine.here().memory_bytes
-    if size > memory:
-        raise MeasurementError(
-            f"model: {config.model!r} has {size / 2**30:.1f} GiB of weights in fp32; this machine "
-            f"has {memory / 2**30:.1f} GiB of memory"
-        )
-    if size > MAX_WEIGHT_BYTES:
-        return
+    models.require_memory(config)
     model = models.build(config)
-    if is_own(config.model) and models.digest(model) != models.digest(shapes):
+    if is_own(config.model) and models.digest(models.build(config)) != models.digest(model):
         raise MeasurementError(
             f"model: {config.model!r} is another each time that it is made: seed its weights"
         )
