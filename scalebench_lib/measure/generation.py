@@ -9,7 +9,6 @@ supported.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.inputs import Inputs, Made, Tokens
+from scalebench_lib.measure.inputs import Inputs, Kind, tokens
 
 _WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 """By the precision of the matrix products."""
@@ -86,7 +85,7 @@ class Generator(nn.Module):
         return (self.model(input_ids=tokens, **how).logits[:, -1],)
 
 
-def sequences(tokens: Tokens, generator: Generator, seed: int) -> Made:
+def sequences(texts: Kind, generator: Generator, seed: int) -> Kind:
     """Return batches of equally long sequences with their cache, as inputs of `generator`.
 
     Batches of one size share a past and the memory of its cache; the tokens after it differ.
@@ -96,17 +95,18 @@ def sequences(tokens: Tokens, generator: Generator, seed: int) -> Made:
 
     @lru_cache(maxsize=1)
     def make_past(batch_size: int, seed: int) -> tuple[Tensor, Inputs]:
-        whole = tokens.make(batch_size, seed)[0]
+        whole = texts.make(batch_size, seed, False)[0]
         return whole[:, :past], generator.filled_cache(whole)
 
-    def make(batch_size: int, batch_seed: int, padded: bool = False) -> Inputs:
+    def make(batch_size: int, batch_seed: int, padded: bool) -> Inputs:
         before, cache = make_past(batch_size, seed + padded)
-        return torch.cat([before, tokens.make(batch_size, batch_seed)[0][:, past:]], 1), *cache
+        after = texts.make(batch_size, batch_seed, False)[0][:, past:]
+        return torch.cat([before, after], 1), *cache
 
-    return Made(f"1 token after {past}" if past else str(tokens), make)
+    return Kind(f"1 token after {past}" if past else str(texts), make)
 
 
-def with_static_cache(config: Config, model: nn.Module, kind: Tokens) -> tuple[Generator, Made]:
+def with_static_cache(config: Config, model: nn.Module) -> tuple[Generator, Kind]:
     """Return a `Generator` of the phase of `config`, and its inputs.
 
     Raises `MeasurementError` where a layer's cache does not hold all tokens.
@@ -119,8 +119,9 @@ def with_static_cache(config: Config, model: nn.Module, kind: Tokens) -> tuple[G
             f"phase: {config.model!r} has layers whose cache does not hold all tokens "
             f"({', '.join(sorted(others))}): leave phase out"
         )
-    tokens = replace(kind, seq_len=config.positions, end=None, types=False)
-    return generator, sequences(tokens, generator, config.seed)
+    architecture: Any = model.config
+    texts = tokens(config.positions, architecture.get_text_config().vocab_size)
+    return generator, sequences(texts, generator, config.seed)
 
 
 def bytes_to_read(generator: Any, precision: str, cache: Inputs) -> int | None:

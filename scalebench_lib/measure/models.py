@@ -31,7 +31,8 @@ from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
-from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
+from scalebench_lib.measure import inputs as kinds
+from scalebench_lib.measure.inputs import Inputs, Kind
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 from scalebench_lib.record import model_files
 from scalebench_lib.sources import is_own, own_files
@@ -181,8 +182,7 @@ def build(config: Config) -> Model:
     _require_sizes(config, names)
     model = _run(config, plain, kind)
     if config.phase != "forward":
-        tokens = _tokens(config, architecture.get_text_config(), takes_types=False)
-        return Model(*generation.with_static_cache(config, weights, tokens))
+        return Model(*generation.with_static_cache(config, weights))
     return model
 
 
@@ -283,33 +283,35 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
     takes = inspect.signature(model_class.forward).parameters.keys()
     found: dict[str, Kind | None] = {}
     if {"input_ids", "attention_mask"} <= takes:
-        tokens = _tokens(config, architecture.get_text_config(), "token_type_ids" in takes)
-        found |= {"input_ids": tokens, "attention_mask": None}
-        found |= {"token_type_ids": None} if tokens.types else {}
+        text = architecture.get_text_config()
+        types = "token_type_ids" in takes and getattr(text, "type_vocab_size", 0) > 0
+        found |= {"input_ids": _text(config, text, types), "attention_mask": None}
+        found |= {"token_type_ids": None} if types else {}
     if "pixel_values" in takes:
         vision = getattr(architecture, "vision_config", architecture)
-        shape = getattr(vision, "num_channels", 3), config.image_size, config.image_size
-        item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
-        videos = (f"{frames} frames of {item}", frames, *shape)
-        found["pixel_values"] = random_floats(*videos) if frames else random_floats(item, *shape)
+        shape = [getattr(vision, "num_channels", 3), config.image_size, config.image_size]
+        item = f"{config.image_size} × {config.image_size} pixels"
+        if frames := getattr(vision, "num_frames", 0):
+            item, shape = f"{frames} frames of {item}", [frames, *shape]
+        found["pixel_values"] = kinds.random_floats(item, *shape)
     if "input_values" in takes:
-        found["input_values"] = random_floats(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_PER_S)
+        samples = _AUDIO_S * _SAMPLES_PER_S
+        found["input_values"] = kinds.random_floats(f"{_AUDIO_S} s of audio", samples)
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
         frames = 2 * architecture.max_source_positions  # of 10 ms
         item = f"{frames / 100:g} s of audio"
-        found["input_features"] = random_floats(item, architecture.num_mel_bins, frames)
+        found["input_features"] = kinds.random_floats(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
-        start = getattr(architecture, "decoder_start_token_id", None)
-        tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
-        found["decoder_input_ids"] = tokens
+        vocabulary, start = architecture.vocab_size, architecture.decoder_start_token_id
+        found["decoder_input_ids"] = kinds.decoder_tokens(config.seq_len, vocabulary, start)
     if (main := model_class.main_input_name) not in found:
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    return concatenated(list(filter(None, found.values()))), tuple(found)
+    return kinds.concatenated(list(filter(None, found.values()))), tuple(found)
 
 
-def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
+def _text(config: Config, architecture: Any, types: bool) -> Kind:
     characters = hasattr(architecture, "num_hash_buckets")
     vocabulary: int = _CODE_POINTS if characters else architecture.vocab_size
 
@@ -317,14 +319,8 @@ def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
         value = getattr(architecture, f"{name}_token_id", None)
         return value if isinstance(value, int) and value in range(vocabulary) else None
 
-    return Tokens(
-        seq_len=config.seq_len,
-        vocabulary=vocabulary,
-        pad=special("pad") or 0,
-        start=special("bos"),
-        end=special("eos"),
-        types=takes_types and getattr(architecture, "type_vocab_size", 0) > 0,
-    )
+    pad, start, end = special("pad") or 0, special("bos"), special("eos")
+    return kinds.tokens(config.seq_len, vocabulary, pad, start, end, types)
 
 
 def _weights(config: Config, known: Known | None, model_class: Any, architecture: Any) -> Any:

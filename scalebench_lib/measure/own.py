@@ -15,10 +15,10 @@ from torch import Tensor
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, nearest
-from scalebench_lib.measure.inputs import Inputs, Made
+from scalebench_lib.measure.inputs import Inputs, Kind
 
 
-def load(config: Config) -> tuple[Callable[..., Any], Made, tuple[str, ...]]:
+def load(config: Config) -> tuple[Callable[..., Any], Kind, tuple[str, ...]]:
     """Return the model that `config` names, its inputs, and their names, if any.
 
     Its code draws random weights from the config's seed. Raises `MeasurementError` where it is
@@ -54,8 +54,8 @@ def _function(name: str) -> Any:
     return found
 
 
-def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made, tuple[str, ...]]:
-    def make(batch_size: int, seed: int, padded: bool = False) -> Inputs:
+def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Kind, tuple[str, ...]]:
+    def make(batch_size: int, seed: int, padded: bool) -> Inputs:
         made = _checked(name, inputs(batch_size, seed), batch_size)
         return tuple(made[key] for key in parts)
 
@@ -63,7 +63,7 @@ def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made
     shapes = ("×".join(map(str, part.shape[1:])) or "1" for part in parts.values())
     types = (str(part.dtype).removeprefix("torch.") for part in parts.values())
     names = () if 0 in parts else tuple(parts)
-    return Made(", ".join(map("{} {}".format, shapes, types)), make), names
+    return Kind(", ".join(map("{} {}".format, shapes, types)), make), names
 
 
 def _checked(name: str, made: Any, size: int) -> dict[Any, Tensor]:
