@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
+from torch.utils._pytree import KeyPath, key_get, keystr, tree_flatten_with_path
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.models.bert import BertModel  # noqa: F401 - before a warm kernel is forked
 from transformers.utils import logging as transformers_logging
-from transformers.utils.generic import ModelOutput
 
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
@@ -85,9 +85,6 @@ _AUDIO_S, _SAMPLES_PER_S = 10, 16_000
 _CODE_POINTS = 0x110000
 """The vocabulary of models that read characters."""
 
-Keys = tuple[str | int, ...]
-"""The keys and indices that lead to a tensor in what a model returns."""
-
 
 @dataclass(frozen=True)
 class Model:
@@ -119,7 +116,7 @@ class Plain(nn.Module):
     The model takes its inputs by `names`, if any; `outputs` lead to the tensors in its answer.
     """
 
-    outputs: tuple[Keys, ...] = ()
+    outputs: tuple[KeyPath, ...] = ()
 
     def __init__(self, model: Callable[..., Any], names: tuple[str, ...]) -> None:
         super().__init__()
@@ -133,13 +130,7 @@ class Plain(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors: of BERT (batch, tokens, hidden), and the pooled output."""
         answer = self.answer(*inputs)
-        return tuple(_part(answer, place) for place in self.outputs)
-
-
-def _part(answer: Any, place: Keys) -> Any:
-    for key in place:
-        answer = getattr(answer, str(key)) if isinstance(answer, ModelOutput) else answer[key]
-    return answer
+        return tuple(key_get(answer, path) for path in self.outputs)
 
 
 def require_memory(config: Config) -> None:
@@ -302,7 +293,8 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         item = f"{frames / 100:g} s of audio"
         found["input_features"] = kinds.random_floats(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
-        vocabulary, start = architecture.vocab_size, architecture.decoder_start_token_id
+        vocabulary = architecture.vocab_size
+        start = getattr(architecture, "decoder_start_token_id", None)
         found["decoder_input_ids"] = kinds.decoder_tokens(config.seq_len, vocabulary, start)
     if (main := model_class.main_input_name) not in found:
         raise MeasurementError(
@@ -396,34 +388,32 @@ def _run(config: Config, plain: Plain, kind: Kind) -> Model:
         torch.inference_mode(),
         _scaled(plain) if drawn else nullcontext(),
     ):
-        one, two = (dict(_parts(plain.answer(*batch), bool(files))) for batch in batches)
+        one, two = (_parts(plain.answer(*batch), bool(files)) for batch in batches)
         plain.outputs, left_out = _outputs(one, two)
         if not plain.outputs:
             raise MeasurementError(f"model: {config.model!r} returns no floats; {left_out}")
     return Model(plain, kind, left_out, model_files(config) if files else None)
 
 
-def _parts(answer: Any, deep: bool, place: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """Yield the parts of an answer with the keys to them; without `deep` its own tensors alone."""
-    parts = dict(enumerate(answer)) if isinstance(answer, list | tuple) else answer
-    if isinstance(parts, Mapping) and (deep or not place):
-        for key, part in parts.items():
-            yield from _parts(part, deep, (*place, key))
-    elif isinstance(answer, Tensor) or (deep and answer is not None):
-        yield place, answer
+def _parts(answer: Any, deep: bool) -> dict[KeyPath, Any]:
+    """Return the parts of an answer by their paths; without `deep` its own tensors alone."""
+    parts = tree_flatten_with_path(answer)[0]
+    if deep:
+        return {path: part for path, part in parts if part is not None}
+    return {path: part for path, part in parts if isinstance(part, Tensor) and len(path) < 2}
 
 
-def _outputs(one: dict[Keys, Any], two: dict[Keys, Any]) -> tuple[tuple[Keys, ...], str]:
-    """Return the keys to floats of which each item has its own, and a note on all other parts."""
+def _outputs(one: dict[KeyPath, Any], two: dict[KeyPath, Any]) -> tuple[tuple[KeyPath, ...], str]:
+    """Return the paths to floats of which each item has its own, and a note on all other parts."""
     left_out = {}
-    for place, part in one.items():
+    for path, part in one.items():
         if not isinstance(part, Tensor) or not part.is_floating_point():
-            left_out[place] = str(getattr(part, "dtype", type(part).__name__))
-        elif not part.dim() or two[place].shape != (2, *part.shape[1:]):
-            left_out[place] = "not of single items"
-    named = (f"{'.'.join(map(str, place)) or 'it'} ({why})" for place, why in left_out.items())
+            left_out[path] = str(getattr(part, "dtype", type(part).__name__))
+        elif not part.dim() or two[path].shape != (2, *part.shape[1:]):
+            left_out[path] = "not of single items"
+    named = (f"{keystr(path) or 'it'} ({why})" for path, why in left_out.items())
     note = f"left out of the outputs: {', '.join(named)}" if left_out else ""
-    return tuple(place for place in one if place not in left_out), note
+    return tuple(path for path in one if path not in left_out), note
 
 
 @contextmanager

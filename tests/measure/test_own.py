@@ -94,7 +94,7 @@ def test_inputs_by_name_and_outputs_of_any_depth(tmp_path: Path) -> None:
         assert torch.equal(two, one * 2)
         found = Verifier(model, inputs).check(model.module)
     assert (str(model.kind), found.reference) == ("4 float32, 8 float32", "fp64")
-    assert "left out of the outputs: best (torch.int64), name (str)" in str(found)
+    assert "left out of the outputs: ['best'] (torch.int64), ['name'] (str)" in str(found)
     assert config.id.startswith("mine_make-none-smt_off-bs1-")
 
 
