@@ -348,17 +348,16 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
             ignore_mismatched_sizes=True,  # reported below
         )
     own = tuple(f"{name}." for name, _ in model.named_children())
+    prefix = f"{model.base_model_prefix}."
+    unexpected = (name.removeprefix(prefix) for name in report["unexpected_keys"])
     wrong = {
-        "lacks {} of the model's": {
-            name for name in report["missing_keys"] if "pooler" not in name
-        },
-        "has {} of other shapes than the model's": {one for one, *_ in report["mismatched_keys"]},
-        "has {} that the model has no place for": {
-            found
-            for name in report["unexpected_keys"]
-            if (found := name.removeprefix(f"{model.base_model_prefix}.")).startswith(own)
-            and name.endswith(".weight")  # not buffers of older versions; heads are left out
-        },
+        "lacks {} of the model's": [n for n in report["missing_keys"] if "pooler" not in n],
+        "has {} of other shapes than the model's": [one for one, *_ in report["mismatched_keys"]],
+        "has {} that the model has no place for": [
+            name  # not buffers of older versions; heads are left out
+            for name in unexpected
+            if name.startswith(own) and name.endswith(".weight")
+        ],
     }
     for what, names in wrong.items():
         if names:

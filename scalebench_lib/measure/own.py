@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, nearest
@@ -69,14 +70,11 @@ def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Kind
 def _checked(name: str, made: Any, size: int) -> dict[Any, Tensor]:
     """Return the tensors of a batch by name or number; `MeasurementError` for anything else."""
     parts = dict(enumerate(made)) if isinstance(made, tuple) else made
-    values = list(parts.values()) if isinstance(parts, Mapping) else []
-    strange = [part for part in values if not isinstance(part, Tensor)] or [made] * (not values)
-    wrong = [f"a {type(part).__name__}" for part in strange] or [
-        f"shape {tuple(part.shape)}" for part in values if part.shape[:1] != (size,)
-    ]
-    if wrong:
+    values = parts.values() if isinstance(parts, Mapping) else ()
+    if {isinstance(part, Tensor) and part.shape[:1] for part in values} != {(size,)}:
+        found = tree_map(lambda part: getattr(part, "shape", type(part).__name__), made)
         raise MeasurementError(
-            f"model: inputs({size}, seed) of {name!r} returns {wrong[0]}, not a tuple or dict of "
+            f"model: inputs({size}, seed) of {name!r} returns {found}, not a tuple or dict of "
             "tensors with an item a row"
         )
     return dict(parts)

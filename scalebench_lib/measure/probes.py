@@ -6,7 +6,6 @@ Peaks are those of the threads that torch uses now.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from scalebench_lib.measure.optimizations.base import DTYPES, multiplies_in
+from scalebench_lib.measure.optimizations.base import DTYPES, best_ns, multiplies_in
 from scalebench_lib.optimizations import Precision
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
@@ -46,17 +45,7 @@ def _gflops(shape: tuple[int, int, int], dtype: torch.dtype) -> float:
     rows, inner, columns = shape
     left, right = (torch.ones(size, dtype=dtype) for size in ((rows, inner), (inner, columns)))
     product = torch.mm if dtype.is_floating_point else torch._int_mm
-    return 2 * rows * inner * columns / _best_ns(lambda: product(left, right))
-
-
-def _best_ns(run: Callable[[], object]) -> int:
-    """Return the least time in ns of calls to `run`, after one to warm up."""
-    times = []
-    for _ in range(1 + _REPEATS):
-        start = time.perf_counter_ns()
-        run()
-        times.append(time.perf_counter_ns() - start)
-    return min(times[1:])
+    return 2 * rows * inner * columns / best_ns(lambda: product(left, right), _REPEATS)
 
 
 def read_gb_per_s() -> float | None:
@@ -69,7 +58,8 @@ def read_gb_per_s() -> float | None:
     if size > psutil.virtual_memory().available / 2:
         return None
     matrix, vector = torch.ones(size // 4 // 4096, 4096), torch.ones(4096)  # by these threads
-    return matrix.nbytes / min(_best_ns(lambda: torch.mv(matrix, vector)), _best_ns(matrix.sum))
+    reads = (lambda: torch.mv(matrix, vector), matrix.sum)
+    return matrix.nbytes / min(best_ns(read, _REPEATS) for read in reads)
 
 
 def last_level_bytes() -> int:

@@ -145,15 +145,15 @@ def test_a_function_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch
         ("def make(): pass", r"returns a NoneType, not \(model, inputs\)"),
         (
             "def make(): return print, lambda n, seed: 1",
-            "returns a int, not a tuple",
+            "returns int, not a tuple",
         ),
         (
             "def make(): return print, lambda n, seed: ('x',)",
-            "returns a str, not a",
+            r"returns \('str',\), not a",
         ),
         (
             "import torch\ndef make(): return print, lambda n, seed: (torch.ones(3),)",
-            r"inputs\(1, seed\) .* returns shape \(3,\), not",
+            r"inputs\(1, seed\) .* returns \(torch.Size\(\[3\]\),\), not",
         ),
         (returning("x.argmax(-1)"), r"returns no floats; left out.* it \(torch.int64\)"),
         (returning("linear(x).mean()"), "not of single items"),

@@ -124,14 +124,21 @@ def require_arithmetic(target: Target) -> None:
 
 
 def _product_ns(dtype: torch.dtype) -> int:
-    """Return the least CPU time of 10 matrix products on this thread: others do not count."""
+    """Return the CPU time of a matrix product on this thread: others do not count."""
     left, right = torch.ones((256, 512), dtype=dtype), torch.ones((512, 512), dtype=dtype)
+    return best_ns(lambda: torch.mm(left, right), 10, time.thread_time_ns)
+
+
+def best_ns(
+    run: Callable[[], object], repeats: int, clock: Callable[[], int] = time.perf_counter_ns
+) -> int:
+    """Return the least time in ns of `repeats` calls to `run`, after one to warm up."""
     times = []
-    for _ in range(10):
-        start = time.thread_time_ns()
-        torch.mm(left, right)
-        times.append(time.thread_time_ns() - start)
-    return min(times)
+    for _ in range(1 + repeats):
+        start = clock()
+        run()
+        times.append(clock() - start)
+    return min(times[1:])
 
 
 def require_quantized(target: Target, share: float, of: str) -> None:
