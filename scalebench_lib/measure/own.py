@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -13,19 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, nearest
-from scalebench_lib.measure.inputs import Inputs, Made
+from scalebench_lib.measure.inputs import Inputs, Kind
 
 
-def load(config: Config) -> tuple[Callable[..., Any], Made, tuple[str, ...]]:
+def load(config: Config) -> tuple[Callable[..., Any], Kind, tuple[str, ...]]:
     """Return the model that `config` names, its inputs, and their names, if any.
 
     Its code draws random weights from the config's seed. Raises `MeasurementError` where it is
     missing or returns something else, and whatever its code raises.
     """
-    name, before = config.model, set(threading.enumerate())
+    name = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         made = _function(name)()
@@ -33,11 +33,6 @@ def load(config: Config) -> tuple[Callable[..., Any], Made, tuple[str, ...]]:
         raise MeasurementError(
             f"model: {name!r} returns a {type(made).__name__}, not (model, inputs): a callable on "
             "tensors, and a function inputs(batch_size, seed)"
-        )
-    if started := [thread.name for thread in threading.enumerate() if thread not in before]:
-        raise MeasurementError(
-            f"model: {name!r} starts threads ({', '.join(started)}), which would compute beside "
-            "those that are pinned and counted: leave them out"
         )
     return made[0], *_kind(name, made[1], config.seed)
 
@@ -60,8 +55,8 @@ def _function(name: str) -> Any:
     return found
 
 
-def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made, tuple[str, ...]]:
-    def make(batch_size: int, seed: int, padded: bool = False) -> Inputs:
+def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Kind, tuple[str, ...]]:
+    def make(batch_size: int, seed: int, padded: bool) -> Inputs:
         made = _checked(name, inputs(batch_size, seed), batch_size)
         return tuple(made[key] for key in parts)
 
@@ -69,20 +64,17 @@ def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made
     shapes = ("×".join(map(str, part.shape[1:])) or "1" for part in parts.values())
     types = (str(part.dtype).removeprefix("torch.") for part in parts.values())
     names = () if 0 in parts else tuple(parts)
-    return Made(", ".join(map("{} {}".format, shapes, types)), make), names
+    return Kind(", ".join(map("{} {}".format, shapes, types)), make), names
 
 
 def _checked(name: str, made: Any, size: int) -> dict[Any, Tensor]:
     """Return the tensors of a batch by name or number; `MeasurementError` for anything else."""
     parts = dict(enumerate(made)) if isinstance(made, tuple) else made
-    values = list(parts.values()) if isinstance(parts, Mapping) else []
-    strange = [part for part in values if not isinstance(part, Tensor)] or [made] * (not values)
-    wrong = [f"a {type(part).__name__}" for part in strange] or [
-        f"shape {tuple(part.shape)}" for part in values if part.shape[:1] != (size,)
-    ]
-    if wrong:
+    values = parts.values() if isinstance(parts, Mapping) else ()
+    if {isinstance(part, Tensor) and part.shape[:1] for part in values} != {(size,)}:
+        found = tree_map(lambda part: getattr(part, "shape", type(part).__name__), made)
         raise MeasurementError(
-            f"model: inputs({size}, seed) of {name!r} returns {wrong[0]}, not a tuple or dict of "
+            f"model: inputs({size}, seed) of {name!r} returns {found}, not a tuple or dict of "
             "tensors with an item a row"
         )
     return dict(parts)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import redirect_stdout
+from io import StringIO
+from threading import Thread
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -23,7 +27,6 @@ from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
 from scalebench_lib.measure.optimizations.base import DTYPES, Outputs, Runner
-from scalebench_lib.measure.purity import first_varying_layer, require_pure
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
@@ -82,7 +85,7 @@ class Verifier:
         self.note = model.note or None
         if thorough:
             if model.reference is model.module:  # others write to a cache among their inputs
-                require_pure(model.module, self._padded.inputs)
+                _require_pure(model.module, self._padded.inputs)
             self._require_repeatable(model)
             notes = filter(None, (self.note, self._use_float64(model)))
             self.note = "; ".join(notes) or None
@@ -129,10 +132,9 @@ class Verifier:
     def _require_repeatable(self, model: Model) -> None:
         """Raise `MeasurementError` where eager is nondeterministic, and so no reference."""
         if self._padded.sqnr_db(model.reference(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
-            layer = first_varying_layer(model.module, self._padded.inputs)
             raise MeasurementError(
                 "the model answers the same input differently: cannot be verified; it draws at "
-                f"random, or keeps state, in {layer}"
+                "random, or keeps state"
             )
 
     def _use_float64(self, model: Model) -> str:
@@ -173,6 +175,29 @@ class Verifier:
                 raise MeasurementError(
                     f"verification failed: {bad} of {output.numel()} outputs are not finite"
                 )
+
+
+def _require_pure(module: nn.Module, inputs: Inputs) -> None:
+    """Raise `MeasurementError` where a pass has side effects, or returns memory of another."""
+    parts = (*inputs, *module.buffers())
+    before, printed = [part.clone() for part in parts], StringIO()
+    with redirect_stdout(printed), mock.patch.object(Thread, "start", _refuse):
+        passes = [module(*inputs) for _ in range(2)]
+    places = [{part.untyped_storage().data_ptr() for part in each} for each in (inputs, *passes)]
+    changed = [not torch.equal(*both) for both in zip(parts, before, strict=True)]
+    found = {
+        f"prints {printed.getvalue()[:40]!r}, which takes time": bool(printed.getvalue()),
+        "changes its inputs": any(changed[: len(inputs)]),
+        "keeps state in buffers of the model": any(changed[len(inputs) :]),
+        "returns memory of its inputs: return a copy": bool(places[0] & places[1]),
+        "returns the same memory as the pass before: return a copy": bool(places[1] & places[2]),
+    }
+    for what in (what for what, holds in found.items() if holds):
+        raise MeasurementError(f"model: a pass {what}")
+
+
+def _refuse(thread: Thread) -> None:
+    raise MeasurementError(f"model: a pass starts a thread, {thread.name!r}, which nobody counts")
 
 
 def _require_different(first: Outputs, second: Outputs) -> None:

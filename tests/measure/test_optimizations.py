@@ -99,21 +99,8 @@ def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
     """Emulated, its speed would say nothing."""
     monkeypatch.setattr(base, "multiplies_in", lambda _: False)
     target = replace(TARGET, config=TINY.model_copy(update={"optimization": name}))
-    title = "float16" if name == "fp16" else "bfloat16"
-    with pytest.raises(
-        MeasurementError, match=f"'{name}' does not apply: this CPU has no {title} "
-    ):
+    with pytest.raises(MeasurementError, match=f"'{name}' does not apply: this CPU has no .*16 "):
         OPTIMIZATIONS[name].apply(target)
-
-
-def test_a_limit_of_the_cpu_is_named(monkeypatch) -> None:
-    """The CPU may have the type, and oneDNN be told to do without."""
-    monkeypatch.setattr(base, "multiplies_in", lambda _: False)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    with pytest.raises(
-        MeasurementError, match="no bfloat16 arithmetic with ONEDNN_MAX_CPU_ISA=AVX2, and torch"
-    ):
-        low_precision(LOWERED)
 
 
 def test_fp16_is_verified_as_fp16(monkeypatch) -> None:
@@ -156,9 +143,7 @@ def test_a_cpu_that_emulates_bfloat16_has_none() -> None:
 
 def test_a_cpu_has_bfloat16_where_a_product_in_it_is_faster(monkeypatch) -> None:
     """Whatever the library claims."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    for bf16_ns, has_it in ((5, True), (20, False)):
+    for bf16_ns, has_it in ((5, True), (9, False), (20, False)):
         times = {torch.bfloat16: bf16_ns, torch.float32: 10}
         monkeypatch.setattr(base, "_product_ns", times.__getitem__)
         assert base.multiplies_in.__wrapped__("bf16") is has_it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import platform
 import time
 import warnings
 from collections import Counter
@@ -24,8 +23,8 @@ from torch import Tensor
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.models import Model
-from scalebench_lib.optimizations import Precision
+from scalebench_lib.measure.models import Model, build
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
 
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
@@ -35,7 +34,9 @@ Times = Counter[str]
 """Times in ns by name of the operator."""
 Profile = tuple[int, Times]
 """The wall time of passes in ns, and the times of their operators."""
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
+MAX_NATIVE_TIME = 0.8
+"""A 16-bit product takes half of the time of fp32's, or less, where the CPU has it."""
+
 MIN_QUANTIZED_SHARE = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
@@ -81,6 +82,14 @@ class OptimizedModel:
     files: Path | None = None
 
 
+def engine_files(config: Config) -> Path | None:
+    """Return the folder of the files that the engine of `config` reads, if there are any."""
+    model = build(config)
+    target = Target(model, model.inputs(config.batch_size, config.seed), config)
+    optimized: OptimizedModel = OPTIMIZATIONS[config.optimization].apply(target)
+    return optimized.files
+
+
 def by_torch(run: Runner, **more: Any) -> OptimizedModel:
     """Return an `OptimizedModel` that torch's threads compute, whatever their number."""
     return OptimizedModel(lambda _: run, TORCH, **more)
@@ -90,46 +99,46 @@ def by_torch(run: Runner, **more: Any) -> OptimizedModel:
 def multiplies_in(precision: Precision) -> bool:
     """Return whether this CPU has products of that type: emulated, they are slower than in fp32.
 
-    oneDNN supports bf16 on any CPU with AVX-512, and converts fp16: the CPU's flags decide, and the
-    time of a product, as ``ONEDNN_MAX_CPU_ISA`` may forbid what the CPU has.
+    Libraries say "supported" of types that they convert, so a product is timed.
     """
-    if precision in ("fp32", "int8"):
-        return precision == "fp32" or bool(torch.cpu._is_vnni_supported())
-    if precision == "bf16":
-        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
-            not _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-    else:
-        supported = torch.ops.mkldnn._is_mkldnn_fp16_supported() and (
-            not _X86 or torch.cpu.get_capabilities().get("avx512_fp16")
-        )
-    return bool(supported) and _is_faster(DTYPES[precision])
-
-
-def no_arithmetic(title: str) -> str:
-    """Say that this CPU does not compute in the type `title`, and the limit it was given."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return f"this CPU has no {title} arithmetic{f' with ONEDNN_MAX_CPU_ISA={limit}' * bool(limit)}"
-
-
-def _is_faster(dtype: torch.dtype) -> bool:
+    if precision == "int8":
+        return bool(torch.cpu._is_vnni_supported())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _product_ns(dtype) < _product_ns(torch.float32)
+        fp32_ns = _product_ns(torch.float32)
+        return precision == "fp32" or _product_ns(DTYPES[precision]) < MAX_NATIVE_TIME * fp32_ns
     finally:
         torch.set_num_threads(threads)
 
 
+def require_arithmetic(target: Target) -> None:
+    """Raise `MeasurementError` where this CPU does not multiply in the optimization's type."""
+    name = target.config.optimization
+    precision = OPTIMIZATIONS[name].precision
+    if not multiplies_in(precision):
+        raise MeasurementError(
+            f"optimization {name!r} does not apply: this CPU has no {precision} arithmetic (is "
+            "ONEDNN_MAX_CPU_ISA set?), and it would be emulated"
+        )
+
+
 def _product_ns(dtype: torch.dtype) -> int:
-    """Return the least CPU time of 10 matrix products on this thread: others do not count."""
+    """Return the CPU time of a matrix product on this thread: others do not count."""
     left, right = torch.ones((256, 512), dtype=dtype), torch.ones((512, 512), dtype=dtype)
+    return best_ns(lambda: torch.mm(left, right), 10, time.thread_time_ns)
+
+
+def best_ns(
+    run: Callable[[], object], repeats: int, clock: Callable[[], int] = time.perf_counter_ns
+) -> int:
+    """Return the least time in ns of `repeats` calls to `run`, after one to warm up."""
     times = []
-    for _ in range(10):
-        start = time.thread_time_ns()
-        torch.mm(left, right)
-        times.append(time.thread_time_ns() - start)
-    return min(times)
+    for _ in range(1 + repeats):
+        start = clock()
+        run()
+        times.append(clock() - start)
+    return min(times[1:])
 
 
 def require_quantized(target: Target, share: float, of: str) -> None:
