@@ -40,9 +40,9 @@ from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_machine
-from scalebench_lib.sweep.progress import progress_shown
+from scalebench_lib.sweep.progress import Display
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, Stop, run_block
+from scalebench_lib.sweep.runner import Round, Step, Stop
 from scalebench_lib.text import pluralize
 
 HOST = "SCALEBENCH_HOST"
@@ -116,9 +116,18 @@ def measure_block(
         out = Path(folder) / run.out.name
         run = replace(run, out=out, python=Interpreter.here())
         with lock_machine(str(out), if_busy), Kernels(warm) as run.kernels:
-            left = {trial.config.id for trial in run_block(run, number, configs, stop)}
+            left = _run_block(Round([run], number, stop), configs)
         notebooks = {path.stem: path.read_text("utf-8") for path in out.glob("notebooks/*.ipynb")}
     return run.records[known:], notebooks, left
+
+
+def _run_block(this_round: Round, configs: Collection[str]) -> set[str]:
+    queue = this_round.queue
+    for trial in [trial for trial in queue if trial.config.id not in configs]:
+        del queue[trial]
+    if queue and not this_round.stop():
+        this_round.run_block()
+    return {trial.config.id for trial in queue}
 
 
 _ended: set[str] = set()
@@ -266,13 +275,12 @@ class HostsRun:
         stop = Stop(time.monotonic() + budget_s)
         with (
             self.runs[0].locked("ignore"),
-            progress_shown(self.runs, console) as self._shown,
+            Display(self.runs, console) as self._display,
             stop.at_signals(),
         ):
             for run in self.runs:
                 run.reload()
                 self._total += sum(len(run.schedule.pending(n)) for n in self._rounds)
-            self.runs[0].write_spec()
             try:
                 while self._deal(stop):
                     while not self._receive_ended():
@@ -329,7 +337,7 @@ class HostsRun:
         block = pickle.dumps(partial(self._measure, lane.run, lane.number, ids, budget_s))
         lane.future = self._client.submit(call, block, workers=[lane.host.worker], pure=False)
         configs = pluralize(len(lane.trials), "config")
-        self._shown.say(f"round {lane.number}, {lane.host.name}: a block of {configs}")
+        self._display.say(f"round {lane.number}, {lane.host.name}: a block of {configs}")
         self._show(lane)
 
     def _receive_ended(self) -> bool:
@@ -359,7 +367,7 @@ class HostsRun:
             self.lanes.remove(lane)
             self._failures.append(f"host {lane.host.name}: {first_line(error)}")
             configs = pluralize(len(ids), "config")
-            self._shown.say(f"{self._failures[-1]}, {configs} to be measured again")
+            self._display.say(f"{self._failures[-1]}, {configs} to be measured again")
         lane.trials, lane.future = (), None  # released: a late answer is lost
         self._tried |= {(lane.run.host, lane.number, tried) for tried in ids - left}
         for record in records:
@@ -381,4 +389,4 @@ class HostsRun:
         seconds = sum(run.seconds_left() for run in self.runs) / len(self.lanes)
         done, of = len(self._tried), self._total
         doing = f"{blocks} in turn"
-        self._shown(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))
+        self._display.show(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))

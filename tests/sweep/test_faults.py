@@ -25,7 +25,7 @@ from scalebench_lib.notebook import measurement_request
 from scalebench_lib.plan.decide import Context, Request
 from scalebench_lib.record import Record, Software, load_records
 from scalebench_lib.results import Results
-from scalebench_lib.sweep import runner
+from scalebench_lib.sweep import run as run_module
 from scalebench_lib.sweep.locks import read_status
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import sweep_schedules
@@ -151,7 +151,7 @@ def test_no_number_changes_when_the_wall_clock_jumps(small, tmp_path, monkeypatc
     tables, wall = [], time.time
     monkeypatch.setattr(time, "time", lambda: wall() - 1e9)
     for name, clock in (("steady", datetime), ("jumping", JumpingClock)):
-        monkeypatch.setattr(runner, "datetime", clock)
+        monkeypatch.setattr(run_module, "datetime", clock)
         found = run(FakeTrials(), tmp_path / name / "sweep", ONCE)
         tables.append(Results([one.model_copy(update={"block": "0" * 8}) for one in found]).table)
     assert tables[0].equals(tables[1])
