@@ -70,8 +70,7 @@ class ForkServer:
         except (OSError, EOFError):
             lines = (self.folder / "errors").read_text().splitlines()
             self.close()
-            last = lines[-1] if lines else "it did not start in time"
-            raise NotStartedError(f"no warm kernels: {last}") from None
+            raise NotStartedError(lines[-1] if lines else "it did not start in time") from None
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Return the answer to `request`; `NotStartedError` where the server is gone."""
@@ -128,8 +127,7 @@ class KernelProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Start `cmd`, or fork with its arguments; raise `NotStartedError` where that fails."""
-        added = {k: v for k, v in kwargs["env"].items() if os.environ.get(k) != v}
-        env = {**self.python.environment, **added}
+        env = {**self.python.environment, **self.kernel_spec.env}
         if self.fork_server is None:
             return await super().launch_kernel(cmd, **{**kwargs, "env": env})
         env["SCALEBENCH_KERNEL"] = "warm"

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from queue import Empty
 from typing import Any, Literal, Self
 
 import nbformat
@@ -50,17 +49,6 @@ class _Client(AsyncKernelClient):
         """Start all but the heartbeat, which would ping the kernel every second."""
         super().start_channels(*args, **{**kwargs, "hb": False})
 
-    async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """Wait for the kernel's first answer, 0.2 s less than jupyter_client does."""
-        for _ in range(int(timeout or 60)):
-            with suppress(TimeoutError, Empty):
-                await self.kernel_info(reply=True, timeout=1.0)
-                await self.get_iopub_msg(timeout=0.2)
-                return
-            if not await self.is_alive():
-                raise NotStartedError("it died while it started")
-        raise NotStartedError("it did not answer in time")
-
 
 class KernelManager(AsyncKernelManager):
     """Start and end a kernel; `folder` holds its sockets, and that of `RUNNER_SOCKET`."""
@@ -74,21 +62,15 @@ class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
     """Wait for a kernel's death instead of polling, which would disturb what is being timed."""
 
     async def _async_poll_kernel_alive(self) -> None:
-        if hasattr(os, "pidfd_open"):
-            with suppress(ProcessLookupError):
-                await _end_of(self.km.provisioner.pid)
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        with ExitStack() as opened, suppress(ProcessLookupError):
+            if hasattr(os, "pidfd_open"):
+                descriptor = os.pidfd_open(self.km.provisioner.pid)
+                opened.callback(os.close, descriptor)
+                loop.add_reader(descriptor, ended.set)
+                opened.callback(loop.remove_reader, descriptor)
+                await ended.wait()
         await super()._async_poll_kernel_alive()
-
-
-async def _end_of(pid: int) -> None:
-    """Wait for the end of a process, which may be another's child."""
-    loop, descriptor, ended = asyncio.get_running_loop(), os.pidfd_open(pid), asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 class _Engine(NBClientEngine):  # type: ignore[misc]
@@ -177,6 +159,8 @@ class NotebookRun:
         except DeadKernelError:
             reason = self._kernel.provisioner.exit_reason(self.oom_kills_before)
             raise MeasurementError(reason) from None
+        except RuntimeError as error:  # of jupyter_client
+            raise NotStartedError(str(error)) from None
         finally:
             ensure_event_loop().close()  # nbclient leaves it open
             _publish(draft, target)
@@ -240,13 +224,9 @@ class Kernels:
         kernel.provisioner.python, kernel.provisioner.fork_server = self._python, server
         return kernel
 
-    def fall_back(self, error: Exception) -> bool:
-        """Start kernels afresh from now on, because of `error`; return False if they are."""
-        if self.kind == "fresh":
-            return False
-        self.warning = f"no more warm kernels: {error}"
-        self.kind = "fresh"  # those that were forked before go on
-        return True
+    def fall_back(self, error: Exception) -> None:
+        """Start kernels afresh from now on, because of `error`; those that were forked go on."""
+        self.warning, self.kind = f"no warm kernels: {error}", "fresh"
 
     def _fork_server(self, allocating: dict[str, str]) -> ForkServer | None:
         if self.kind == "fresh":
@@ -255,5 +235,5 @@ class Kernels:
             if (key := str(allocating)) not in self._fork_servers:
                 self._fork_servers[key] = ForkServer(allocating, self._python)
         except (NotStartedError, OSError) as error:
-            self.warning, self.kind = str(error), "fresh"
+            self.fall_back(error)
         return self._fork_servers.get(key)

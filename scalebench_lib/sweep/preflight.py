@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError, reason
 from scalebench_lib.processes import exit_reason, oom_kills
+from scalebench_lib.sweep.interpreter import run_module
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.trial_process import SETUP_LIMIT_S
 
-_COMMAND = ("-P", "-m", "scalebench_lib.measure.preflight")
+_MODULE = "scalebench_lib.measure.preflight"
 
 
 def require_measurable(run: SweepRun) -> None:
@@ -22,33 +23,25 @@ def require_measurable(run: SweepRun) -> None:
     """
     measured = {_size(record.config) for record in run.records if record.status == "ok"}
     left = {_size(trial.config): trial.config for trial in run.schedule.left}
-    configs = [left[size] for size in sorted(left.keys() - measured)]
-    if configs and (why_not := _reason_against(configs, run)):
-        raise RequestError(why_not)
+    if configs := [left[size] for size in sorted(left.keys() - measured)]:
+        _require_measurable(run, configs)
 
 
 def _size(config: Config) -> tuple[int, int, str]:
     return config.seq_len, config.image_size, config.phase
 
 
-def _reason_against(configs: Sequence[Config], run: SweepRun) -> str | None:
-    """Return why one of `configs` cannot be measured, or why the process died."""
-    kills, limit_s = oom_kills(), run.trial_timeout or SETUP_LIMIT_S
+def _require_measurable(run: SweepRun, configs: Sequence[Config]) -> None:
+    model, limit_s = f"model: {run.sweep.model!r}", run.trial_timeout or SETUP_LIMIT_S
+    asked, kills = json.dumps([config.model_dump() for config in configs]), oom_kills()
     try:
-        done = subprocess.run(  # noqa: S603 - our own module
-            [run.python.executable, *_COMMAND],
-            input=json.dumps([config.model_dump() for config in configs]),
-            env=run.python.environment,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-        )
+        python = [run.python.executable]
+        done = run_module(python, _MODULE, run.python.environment, asked, limit_s)
     except subprocess.TimeoutExpired:
-        return f"model: {run.sweep.model!r} is not built and run within {limit_s:.0f} s"
-    if done.returncode == 0:
-        found: str | None = json.loads(done.stdout.splitlines()[-1])
-        return found
-    said = reason(done.stderr) if done.returncode > 0 else ""
-    why = said or exit_reason(done.returncode, kills)
-    return f"model: {run.sweep.model!r} cannot be built and run: {why}"
+        raise RequestError(f"{model} is not built and run within {limit_s:.0f} s") from None
+    if done.returncode:
+        said = reason(done.stderr) if done.returncode > 0 else ""
+        why = said or exit_reason(done.returncode, kills)
+        raise RequestError(f"{model} cannot be built and run: {why}")
+    if why_not := json.loads(done.stdout.splitlines()[-1]):
+        raise RequestError(why_not)

@@ -80,8 +80,9 @@ class TrialProcess(NotebookRun):
             process._set_up(stopping)
         except NotStartedError as error:
             process.kill()
-            if not kernels.fall_back(error):
+            if kernels.kind == "fresh":
                 raise MeasurementError(f"the kernel did not start: {error}") from None
+            kernels.fall_back(error)
             return cls.start(trial, out, kernels, limit_s, stopping)
         except BaseException:
             process.kill()

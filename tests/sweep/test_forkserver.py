@@ -66,7 +66,7 @@ def test_without_a_fork_server_kernels_are_fresh_and_it_is_said(tmp_path, monkey
     """Any trouble falls back."""
 
     def broken(*_: object) -> ForkServer:
-        raise NotStartedError("no warm kernels: just because")
+        raise NotStartedError("just because")
 
     monkeypatch.setattr(kernels_module, "ForkServer", broken)
     with Kernels(warm=True) as kernels:

@@ -118,7 +118,7 @@ def zombie(begun: Path) -> bool:
 def test_a_kernel_that_dies_at_its_start_is_told(tmp_path: Path, monkeypatch) -> None:
     """Not waited for."""
     monkeypatch.setattr(kernels_module, "_LAUNCH", ["-c", "raise SystemExit(3)"])
-    with pytest.raises(NotStartedError, match="it died while it started"):
+    with pytest.raises(NotStartedError, match="died before replying"):
         run_notebook(FRESH, notebook(tmp_path / "in.ipynb", "1"), tmp_path / "out.ipynb")
 
 
