@@ -69,7 +69,7 @@ def warm() -> Iterator["Kernels"]:
 def light_fork_server(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Fork servers import what a kernel needs alone: return the command that starts them."""
     command = ["-c", _LIGHT_FORK_SERVER]
-    monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", command)
+    monkeypatch.setattr("scalebench_lib.sweep.kernels.COMMAND", command)
     return command
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import nbformat
 
-from scalebench_lib.sweep.kernels import Kernels, NotebookRun
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.trial_process import NotebookRun
 
 
 def notebook(path: Path, *cells: str) -> Path:

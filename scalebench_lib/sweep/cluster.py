@@ -87,12 +87,10 @@ def _undo_nanny_environment() -> None:
 
 def software_here() -> Software:
     """Return this process's software, with a digest of scalebench's code: a version may change."""
-    digest = hashlib.sha256((NOTEBOOKS / "measure.ipynb").read_bytes())
-    for path in sorted((PROJECT / "scalebench_lib").rglob("*.py")):
-        digest.update(path.read_bytes())
-    software = Software.here()
-    versions = {**software.versions, "scalebench's code": digest.hexdigest()[:12]}
-    return software.model_copy(update={"versions": versions})
+    files = [NOTEBOOKS / "measure.ipynb", *sorted((PROJECT / "scalebench_lib").rglob("*.py"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    here = Software.here()
+    return here.model_copy(update={"versions": {**here.versions, "scalebench's code": digest}})
 
 
 def measure_block(
@@ -169,14 +167,13 @@ def client_of(address: str) -> Iterator[Any]:
     """Connect to the scheduler at `address`; raise `RequestError` where that cannot be."""
     try:
         distributed = importlib.import_module("distributed")
+        for name in ("distributed", "distributed.client", "tornado"):  # we say it in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except ModuleNotFoundError:
         raise RequestError(
             "scheduler: needs dask.distributed: pip install -e '.[cluster]'"
         ) from None
-    for name in ("distributed", "distributed.client", "tornado"):  # we say it in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise RequestError(f"scheduler: none at {address!r} ({first_line(error)})") from None
     try:
@@ -198,18 +195,18 @@ def hosts_of(client: Any, if_busy: str, alike: bool) -> list[Host]:
         ) from None
     answers = client.run(describe, on_error="return")
     hosts = sorted((_checked(*answer) for answer in answers.items()), key=lambda host: host.name)
-    for one, other in combinations(hosts, 2):
-        identity = one.machine.identity if if_busy != "ignore" else None
-        if one.name == other.name or (identity and identity == other.machine.identity):
+    for a, b in combinations(hosts, 2):
+        same = a.machine.identity is not None and a.machine.identity == b.machine.identity
+        if a.name == b.name or (same and if_busy != "ignore"):
             raise RequestError(
-                f"host {one.name} has two workers, {one.worker} and {other.worker}, which would "
-                "disturb each other: start one a host"
+                f"host {a.name} has two workers, {a.worker} and {b.worker}, which would disturb "
+                "each other: start one a host"
             )
-        a, b = one.machine, other.machine
-        if alike and (differs := a.differs_from(b) or a.other_setting(b)):
+        differs = a.machine.differs_from(b.machine) or a.machine.other_setting(b.machine)
+        if alike and differs:
             raise RequestError(
-                f"any_host: {one.name} and {other.name} differ in {differs}, and only hosts "
-                "that are alike can stand in for each other: leave '--any-host' out"
+                f"any_host: {a.name} and {b.name} differ in {differs}, and only hosts that are "
+                "alike can stand in for each other: leave '--any-host' out"
             )
     return hosts
 

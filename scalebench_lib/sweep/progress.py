@@ -53,9 +53,8 @@ def run_with_progress(
             run.kernels = stack.enter_context(Kernels(warm, run.python))
         display = stack.enter_context(Display(runs, console))
         run_in_turn(runs, display.show, budget_s, if_busy)
-    warnings = dict.fromkeys(run.kernels.warning for run in runs)
-    slow = "kernels were started afresh, which takes longer"
-    return [f"{warning}; {slow}" for warning in warnings if warning]
+    warnings = dict.fromkeys(filter(None, (run.kernels.warning for run in runs)))
+    return [f"{one}; kernels were started afresh, which takes longer" for one in warnings]
 
 
 def summary(run: SweepRun, console: Console) -> list[str]:

@@ -152,6 +152,10 @@ class Round:
         self._total = self._queued
         self._forecast()
 
+    @property
+    def _queued(self) -> int:
+        return sum(map(len, self.queue.values()))
+
     def _forecast(self) -> None:
         """Tell by what was seen so far how long turns take, and when the sweep ends."""
         self._pace = Pace(record for run in self.runs for record in run.records)
@@ -179,18 +183,17 @@ class Round:
         Set-ups take at most half of a time budget: without turns nothing is kept.
         """
         half = (time.monotonic() + self.stop.deadline) / 2
-        while self.queue and time.monotonic() <= half:
+        fits = True
+        while self.queue and fits and time.monotonic() <= half:
             trial = next(iter(self.queue))
             wanted = list(self._wanted(block, trial))
-            if block.members and wanted and not self._room(block, wanted):
+            fits = self._fits(block, wanted)
+            if block.members and not (fits and self._in_time(block, trial, wanted)):
                 return
-            alone = not block.members and not self._fits(block, wanted)
             for one in wanted:
-                if not (alone and one.remeasured):
+                if fits or not one.remeasured:
                     self._set_up(block, one)
             del self.queue[trial]
-            if alone:
-                return
 
     def _wanted(self, block: Block, trial: Trial) -> Iterator[_Wanted]:
         """Yield `trial` for each run that lacks it, after its base where `block` lacks that."""
@@ -205,16 +208,11 @@ class Round:
                 yield _Wanted(run, base, remeasured=True)
             yield _Wanted(run, trial, remeasured=False)
 
-    def _room(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
-        """Return whether `wanted` fit into memory and into the block's time.
-
-        The first trial after its base may take any time.
-        """
-        base = self._base(wanted[-1].trial).config
-        first = all(member.trial.config == base for member in block.members)
+    def _in_time(self, block: Block, trial: Trial, wanted: Sequence[_Wanted]) -> bool:
+        """Return whether a full block may have `wanted`, too; the first after its base may."""
+        others = {member.trial.config for member in block.members} - {self._base(trial).config}
         trials = [*(one.trial for one in wanted), *(member.trial for member in block.members)]
-        short = sum(map(self._pace.turns_s, trials)) <= BLOCK_S
-        return (first or short) and self._fits(block, wanted)
+        return not (wanted and others) or sum(map(self._pace.turns_s, trials)) <= BLOCK_S
 
     def _fits(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
         """Return whether the available memory holds `wanted`.
@@ -250,10 +248,6 @@ class Round:
         record = run.add_result(member.trial, found)
         self._forecast()
         self._tell(f"ending {member.trial}", block, record, run)
-
-    @property
-    def _queued(self) -> int:
-        return sum(map(len, self.queue.values()))
 
     def _tell(
         self, doing: str, block: Block, record: Record | None = None, run: SweepRun | None = None

@@ -11,8 +11,7 @@ import pytest
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.sweep import kernels as kernels_module
-from scalebench_lib.sweep.forkserver import ForkServer, NotStartedError
-from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.kernels import ForkServer, Kernels, NotStartedError
 from tests.notebooks import notebook, run_cells
 from tests.waiting import wait_until
 
@@ -79,7 +78,7 @@ def test_without_a_fork_server_kernels_are_fresh_and_it_is_said(tmp_path, monkey
 def test_a_fork_server_that_cannot_import_says_why(tmp_path, monkeypatch) -> None:
     """By the last line of its error."""
     code = "from scalebench_lib.sweep import forkserver as f; f.IMPORTS = ('nowhere',); f.main()"
-    monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", ["-c", code])
+    monkeypatch.setattr("scalebench_lib.sweep.kernels.COMMAND", ["-c", code])
     with Kernels(warm=True) as kernels:
         assert run_cells(kernels, tmp_path, "print(7)") == 7
         assert kernels.warning == "no warm kernels: ModuleNotFoundError: No module named 'nowhere'"
@@ -111,10 +110,11 @@ def test_no_orphan_is_left_when_the_sweep_is_killed(light_fork_server, tmp_path)
     """Fork server and kernel go with it."""
     source = notebook(tmp_path / "in.ipynb", "open('begun', 'w')", "import time; time.sleep(600)")
     code = (
-        "from pathlib import Path; from scalebench_lib.sweep import forkserver\n"
-        f"forkserver._COMMAND = {light_fork_server}\n"
-        "from scalebench_lib.sweep.kernels import Kernels, NotebookRun\n"
-        f"NotebookRun(Kernels().new(), Path({str(source)!r}), Path('out.ipynb'), {{}}).wait(600)"
+        "from pathlib import Path; from scalebench_lib.sweep import kernels\n"
+        f"kernels.COMMAND = {light_fork_server}\n"
+        "from scalebench_lib.sweep.trial_process import NotebookRun\n"
+        "kernel, out = kernels.Kernels().new(), Path('out.ipynb')\n"
+        f"NotebookRun(kernel, Path({str(source)!r}), out, {{}}).wait(600)"
     )
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     wait_until((tmp_path / "begun").exists)
