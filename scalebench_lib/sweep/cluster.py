@@ -18,7 +18,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,7 +96,7 @@ def software_here() -> Software:
 def measure_block(
     run: SweepRun,
     number: int,
-    configs: Collection[str],
+    configs: Container[str],
     budget_s: float,
     sweep_id: str,
     warm: bool,
@@ -114,18 +114,12 @@ def measure_block(
         out = Path(folder) / run.out.name
         run = replace(run, out=out, python=Interpreter.here())
         with lock_machine(str(out), if_busy), Kernels(warm) as run.kernels:
-            left = _run_block(Round([run], number, stop), configs)
+            this_round = Round([run], number, stop, wanted=configs)
+            if this_round.queue and not stop():
+                this_round.run_block()
         notebooks = {path.stem: path.read_text("utf-8") for path in out.glob("notebooks/*.ipynb")}
+    left = {trial.config.id for trial in this_round.queue}
     return run.records[known:], notebooks, left
-
-
-def _run_block(this_round: Round, configs: Collection[str]) -> set[str]:
-    queue = this_round.queue
-    for trial in [trial for trial in queue if trial.config.id not in configs]:
-        del queue[trial]
-    if queue and not this_round.stop():
-        this_round.run_block()
-    return {trial.config.id for trial in queue}
 
 
 _ended: set[str] = set()

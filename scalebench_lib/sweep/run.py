@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,9 +14,10 @@ from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import SPEC, Config, Sweep, Trial, resolved_task
-from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.errors import RequestError, ScalebenchError, reason
 from scalebench_lib.files import DamagedError, set_aside, unfinished, write_atomically
 from scalebench_lib.machine import Machine
+from scalebench_lib.processes import exit_reason, oom_kills
 from scalebench_lib.record import (
     SCHEMA,
     Record,
@@ -28,14 +31,16 @@ from scalebench_lib.record import (
 from scalebench_lib.results import FILE as IMPORTED
 from scalebench_lib.sources import is_own
 from scalebench_lib.sweep.block import Process
-from scalebench_lib.sweep.interpreter import Interpreter
+from scalebench_lib.sweep.interpreter import Interpreter, run_module
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_folder, lock_machine, write_status
 from scalebench_lib.sweep.schedule import Pace, Schedule
-from scalebench_lib.sweep.trial_process import TrialProcess
+from scalebench_lib.sweep.trial_process import SETUP_LIMIT_S, TrialProcess
 
 Start = Callable[[Trial, Path, Kernels, float | None, Callable[[], bool]], Process]
 """Sets up a trial, as `TrialProcess.start`."""
+
+_PREFLIGHT = "scalebench_lib.measure.preflight"
 
 _HOSTS = {"one": "one machine", "each": "each of several hosts", "any": "any of several hosts"}
 
@@ -88,6 +93,31 @@ class SweepRun:
             run.retry = {record.config_id for record in records if record.status != "ok"}
         _ = run.schedule.trials  # raises where the machine lacks what is asked
         return run
+
+    def require_measurable(self) -> None:
+        """Have `measure.preflight` run the model in each size that has no good record.
+
+        Writes nothing. Raises `RequestError`, saying why, where it cannot be measured.
+        """
+        measured = {_size(record.config) for record in self.records if record.status == "ok"}
+        left = {_size(trial.config): trial.config for trial in self.schedule.left}
+        if configs := [left[size] for size in sorted(left.keys() - measured)]:
+            self._build_and_run(configs)
+
+    def _build_and_run(self, configs: Sequence[Config]) -> None:
+        model, limit_s = f"model: {self.sweep.model!r}", self.trial_timeout or SETUP_LIMIT_S
+        asked, kills = json.dumps([config.model_dump() for config in configs]), oom_kills()
+        try:
+            python = [self.python.executable]
+            done = run_module(python, _PREFLIGHT, self.python.environment, asked, limit_s)
+        except subprocess.TimeoutExpired:
+            raise RequestError(f"{model} is not built and run within {limit_s:.0f} s") from None
+        if done.returncode:
+            said = reason(done.stderr) if done.returncode > 0 else ""
+            why = said or exit_reason(done.returncode, kills)
+            raise RequestError(f"{model} cannot be built and run: {why}")
+        if why_not := json.loads(done.stdout.splitlines()[-1]):
+            raise RequestError(why_not)
 
     @property
     def schedule(self) -> Schedule:
@@ -221,6 +251,10 @@ def prepare_pair(
     b = SweepRun.prepare(sweep, out / "b", retry_failed, python)
     a.other, b.other = b, a
     return a, b
+
+
+def _size(config: Config) -> tuple[int, int, str]:
+    return config.seq_len, config.image_size, config.phase
 
 
 def _require_usable(out: Path) -> None:

@@ -12,11 +12,10 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import NamedTuple
 
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
@@ -123,16 +122,11 @@ class Stop:
             signal.raise_signal(self.signum)
 
 
-class _Wanted(NamedTuple):
-    """A trial to be set up; `remeasured`: a base that was measured before."""
-
-    run: SweepRun
-    trial: Trial
-    remeasured: bool
-
-
 class Round:
-    """One round: `queue` maps each trial that is left to the runs that lack it."""
+    """One round: `queue` maps each trial that is left to the runs that lack it.
+
+    Of the config ids that are `wanted`, or of all.
+    """
 
     def __init__(
         self,
@@ -140,6 +134,7 @@ class Round:
         number: int,
         stop: Stop,
         progressed: Progressed = lambda step: None,
+        wanted: Container[str] | None = None,
     ) -> None:
         self.runs, self.number, self.stop, self._progressed = runs, number, stop, progressed
         self._seed = f"{runs[0].sweep.seed} {number}"
@@ -148,7 +143,8 @@ class Round:
         self.queue: dict[Trial, list[SweepRun]] = {}
         for run in runs:
             for trial in run.schedule.pending(number):
-                self.queue.setdefault(trial, []).append(run)
+                if wanted is None or trial.config.id in wanted:
+                    self.queue.setdefault(trial, []).append(run)
         self._total = self._queued
         self._forecast()
 
@@ -187,15 +183,16 @@ class Round:
         while self.queue and fits and time.monotonic() <= half:
             trial = next(iter(self.queue))
             wanted = list(self._wanted(block, trial))
-            fits = self._fits(block, wanted)
-            if block.members and not (fits and self._in_time(block, trial, wanted)):
+            trials = [one for _, one in wanted]
+            fits = self._fits(block, trials)
+            if block.members and not (fits and self._in_time(block, trial, trials)):
                 return
-            for one in wanted:
-                if fits or not one.remeasured:
-                    self._set_up(block, one)
+            for run, one in wanted:
+                if fits or one is trial:
+                    self._set_up(block, run, one, remeasured=one is not trial)
             del self.queue[trial]
 
-    def _wanted(self, block: Block, trial: Trial) -> Iterator[_Wanted]:
+    def _wanted(self, block: Block, trial: Trial) -> Iterator[tuple[SweepRun, Trial]]:
         """Yield `trial` for each run that lacks it, after its base where `block` lacks that."""
         for run in self._random.sample(self.queue[trial], len(self.queue[trial])):
             if reason := run.schedule.skip_reason(trial):
@@ -205,16 +202,17 @@ class Round:
             base = self._base(trial)
             there = [m.trial.config for m in block.members if m.process.out == run.out]
             if base.config not in (trial.config, *there) and run.has_measured(base.config):
-                yield _Wanted(run, base, remeasured=True)
-            yield _Wanted(run, trial, remeasured=False)
+                yield run, base
+            yield run, trial
 
-    def _in_time(self, block: Block, trial: Trial, wanted: Sequence[_Wanted]) -> bool:
-        """Return whether a full block may have `wanted`, too; the first after its base may."""
-        others = {member.trial.config for member in block.members} - {self._base(trial).config}
-        trials = [*(one.trial for one in wanted), *(member.trial for member in block.members)]
-        return not (wanted and others) or sum(map(self._pace.turns_s, trials)) <= BLOCK_S
+    def _in_time(self, block: Block, trial: Trial, wanted: list[Trial]) -> bool:
+        """Return whether `block` has time for `wanted`: for the first after its base, always."""
+        there = [member.trial for member in block.members]
+        if not wanted or {one.config for one in there} == {self._base(trial).config}:
+            return True
+        return sum(map(self._pace.turns_s, [*there, *wanted])) <= BLOCK_S
 
-    def _fits(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
+    def _fits(self, block: Block, wanted: list[Trial]) -> bool:
         """Return whether the available memory holds `wanted`.
 
         A trial needs its own last peak, else the largest so far, to be set up, and then its
@@ -226,14 +224,14 @@ class Round:
         running = (member.process.peak_bytes for member in block.members)
         largest = max([*peaks.values(), *running], default=0)
         need = kept = 0
-        for config_id in (one.trial.config.id for one in wanted):
+        for config_id in (trial.config.id for trial in wanted):
             peak = peaks.get(config_id, largest)
             need = max(need, kept + peak)
             kept += resident.get(config_id, peak)
         return need <= available_bytes()
 
-    def _set_up(self, block: Block, wanted: _Wanted) -> None:
-        run, trial = wanted.run, wanted.run.numbered(wanted.trial, self.number, block.name)
+    def _set_up(self, block: Block, run: SweepRun, trial: Trial, remeasured: bool) -> None:
+        trial = run.numbered(trial, self.number, block.name)
         self._tell(f"setting up {trial}", block)
         try:
             process = run.start(trial, run.out, run.kernels, run.trial_timeout, self.stop.asked)
@@ -241,7 +239,7 @@ class Round:
             record = run.add_result(trial, str(error))
             self._tell(f"setting up {trial}", block, record, run)
         else:
-            block.add(process, trial.config.group, wanted.remeasured)
+            block.add(process, trial.config.group, remeasured)
 
     def _add_result(self, block: Block, member: Member, found: Record | str) -> None:
         run = next(run for run in self.runs if run.out == member.process.out)
