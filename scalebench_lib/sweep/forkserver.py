@@ -81,7 +81,7 @@ def _become_kernel(request: dict[str, Any]) -> NoReturn:
         die_with_parent()
         os.setsid()
         os.environ.clear()
-        os.environ.update(request["env"])
+        os.environ.update(request["env"], SCALEBENCH_KERNEL="warm")
         os.chdir(request["cwd"])
         reseed()
         launch(request["start"])

@@ -117,18 +117,16 @@ class _ForkedKernel:
 
 
 class KernelProvisioner(LocalProvisioner):
-    """Start a kernel of `python`, or have `fork_server` fork it; end it with its children."""
+    """Start a kernel, or have `fork_server` fork it; end it with its children."""
 
     process: Any
-    python: Interpreter
     fork_server: ForkServer | None = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Start `cmd`, or fork with its arguments; raise `NotStartedError` where that fails."""
-        env = {**self.python.environment, **self.kernel_spec.env}
+        env = dict(self.kernel_spec.env)  # jupyter_client would add this process's
         if self.fork_server is None:
             return await super().launch_kernel(cmd, **{**kwargs, "env": env})
-        env["SCALEBENCH_KERNEL"] = "warm"
         request = {"start": cmd[cmd.index("-f") :], "env": env, "cwd": str(Path.cwd())}
         self.process = _ForkedKernel(self.fork_server, request)
         self.pid = self.pgid = self.process.pid
@@ -206,6 +204,7 @@ class Kernels(ExitStack):
         kernel.kernel_spec = KernelSpec(
             argv=[self._python.executable, "-P", *COMMAND, "-f", "{connection_file}"],
             env={
+                **self._python.environment,
                 **allocating,
                 RUNNER_SOCKET: str(folder / SOCKET),
                 RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
@@ -213,7 +212,7 @@ class Kernels(ExitStack):
             },
         )
         kernel.provisioner = KernelProvisioner(kernel_spec=kernel.kernel_spec, parent=kernel)
-        kernel.provisioner.python, kernel.provisioner.fork_server = self._python, server
+        kernel.provisioner.fork_server = server
         return kernel
 
     def fall_back(self, error: Exception) -> None:

@@ -116,19 +116,14 @@ def _own_folder() -> Path:
             f"no place for the machine's lock ({error.strerror}: {folder}): set {RUNTIME_DIR} to a "
             "folder of your own, or measure with '--if-busy ignore'"
         ) from None
-    if not _is_ours(folder):
+    if folder.stat().st_uid != os.geteuid():
         raise RequestError(f"{folder} is not yours: set {RUNTIME_DIR} to a folder of your own")
     return folder
 
 
 def socket_folder() -> Path:
     """Make a folder that only this user can enter, with a path short enough for sockets."""
-    named = os.environ.get(RUNTIME_DIR) or os.environ.get("XDG_RUNTIME_DIR")
-    parent = Path(named) if named and _is_ours(Path(named)) else Path(tempfile.gettempdir())
+    parent = Path(os.environ.get(RUNTIME_DIR) or tempfile.gettempdir())
     longest = parent / "scalebench-12345678" / "tmp12345678/kernel-ipc-5"
-    fits = len(os.fsencode(longest)) <= _SOCKET_SPACE
+    fits = parent.is_dir() and len(os.fsencode(longest)) <= _SOCKET_SPACE
     return Path(tempfile.mkdtemp(prefix="scalebench-", dir=parent if fits else "/tmp"))  # noqa: S108
-
-
-def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and folder.stat().st_uid == os.geteuid()
