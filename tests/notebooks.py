@@ -23,7 +23,7 @@ def run_notebook(
     kernels: Kernels, source: Path, target: Path, limit_s: float = 120, **parameters: Any
 ) -> str:
     """Run it; returns what its last cell prints."""
-    kernel = kernels.new(parameters.get("allocator", "default"))
+    kernel = kernels.start(parameters.get("allocator", "default"))
     NotebookRun(kernel, source, target, parameters).wait(limit_s)
     outputs = nbformat.read(target, as_version=4).cells[-1].outputs
     return "".join(output.get("text", "") for output in outputs)

@@ -17,9 +17,7 @@ from typing import Any, Literal
 
 import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from scalebench_lib.allocators import variables
 from scalebench_lib.config import Allocator
@@ -42,8 +40,8 @@ ANSWER_S = 30.0
 """A fork server that takes longer to answer is given up."""
 
 
-class NotStartedError(ScalebenchError):
-    """A kernel or the fork server does not start, or does not answer."""
+class ForkServerError(ScalebenchError):
+    """The fork server does not start, or does not answer."""
 
 
 class ForkServer:
@@ -68,10 +66,10 @@ class ForkServer:
         except (OSError, EOFError):
             lines = (self.folder / "errors").read_text().splitlines()
             self.close()
-            raise NotStartedError(lines[-1] if lines else "it did not start in time") from None
+            raise ForkServerError(lines[-1] if lines else "it did not start in time") from None
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """Return the answer to `request`; `NotStartedError` where the server is gone."""
+        """Return the answer to `request`; `ForkServerError` where the server is gone."""
         try:
             with self._lock:
                 self._pipe.send(request)
@@ -79,7 +77,7 @@ class ForkServer:
         except (OSError, EOFError) as error:
             self.is_gone = True
             self.process.kill()  # a late answer would be taken for the next one
-            raise NotStartedError(f"the fork server does not answer: {error}") from None
+            raise ForkServerError(f"the fork server does not answer: {error}") from None
 
     def _answer(self, limit_s: float) -> Any:
         if not self._pipe.poll(limit_s):
@@ -95,18 +93,16 @@ class ForkServer:
 
 
 class _ForkedKernel:
-    """A kernel that `server` has forked, with the interface of a Popen."""
+    """A process that `server` has forked, with the interface of a Popen."""
 
-    stdin = stdout = stderr = None
-
-    def __init__(self, server: ForkServer, request: dict[str, Any]) -> None:
-        self._server = server
-        self.pid: int = server.ask(request)
+    def __init__(self, server: ForkServer, arguments: list[str], env: dict[str, str]) -> None:
+        self.server = server
+        self.pid: int = server.ask({"start": arguments, "env": env, "cwd": str(Path.cwd())})
 
     def poll(self) -> int | None:
         try:
-            code: int | None = self._server.ask({"poll": self.pid})
-        except NotStartedError:  # its kernels ended with it
+            code: int | None = self.server.ask({"poll": self.pid})
+        except ForkServerError:  # its kernels ended with it
             return -signal.SIGKILL
         return code
 
@@ -116,66 +112,54 @@ class _ForkedKernel:
         return code
 
 
-class KernelProvisioner(LocalProvisioner):
-    """Start a kernel, or have `fork_server` fork it; end it with its children."""
-
-    process: Any
-    fork_server: ForkServer | None = None
-
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        """Start `cmd`, or fork with its arguments; raise `NotStartedError` where that fails."""
-        env = dict(self.kernel_spec.env)  # jupyter_client would add this process's
-        if self.fork_server is None:
-            return await super().launch_kernel(cmd, **{**kwargs, "env": env})
-        request = {"start": cmd[cmd.index("-f") :], "env": env, "cwd": str(Path.cwd())}
-        self.process = _ForkedKernel(self.fork_server, request)
-        self.pid = self.pgid = self.process.pid
-        return self.connection_info
-
-    async def send_signal(self, signum: int) -> None:
-        """Send nothing: jupyter_client interrupts before it kills, and children would print."""
-
-    async def kill(self, restart: bool = False) -> None:
-        """End the kernel and wait: jupyter_client would poll every 0.1 s until it has ended."""
-        self.end()
-
-    def end(self) -> None:
-        """Kill the kernel, its process group, and all its descendants."""
-        process = self.process
-        if process is None or process.poll() is not None:
-            return
-        with suppress(psutil.Error):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with suppress(psutil.Error):
-                    child.kill()
-        for kill in (os.killpg, os.kill):  # it may not lead its group yet
-            with suppress(ProcessLookupError):
-                kill(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def exit_reason(self, oom_kills_before: int) -> str:
-        code = self.process and self.process.poll()
-        if self.fork_server is not None and self.fork_server.is_gone:
-            return "the process that kernels are forked from died"
-        return exit_reason(code, oom_kills_before)
-
-
 class _Client(AsyncKernelClient):
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """Start all but the heartbeat, which would ping the kernel every second."""
         super().start_channels(*args, **{**kwargs, "hb": False})
 
 
-class KernelManager(AsyncKernelManager):
-    """Start and end a kernel; `folder` holds its sockets, and that of `RUNNER_SOCKET`."""
+class Kernel(AsyncKernelManager):
+    """The kernel in `process`; `folder` holds its sockets, and that of `RUNNER_SOCKET`."""
 
-    folder: Path
-    provisioner: KernelProvisioner
-    kernel_spec = KernelSpec()  # not searched for among installed ones
+    process: subprocess.Popen[bytes] | _ForkedKernel
+    has_kernel = True
+
+    def __init__(self, folder: Path) -> None:
+        file = str(folder / "kernel.json")
+        super().__init__(client_factory=_Client, transport="ipc", connection_file=file)
+        self.folder = folder
+        self.write_connection_file()
+
+    async def _async_is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        self.end()
+
+    is_alive, shutdown_kernel = _async_is_alive, _async_shutdown_kernel
+
+    def end(self) -> None:
+        """Kill the kernel, its process group, and all its descendants; wait for its end."""
+        if self.process.poll() is not None:
+            return
+        with suppress(psutil.Error):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        for kill in (os.killpg, os.kill):  # it may not lead its group yet
+            with suppress(ProcessLookupError):
+                kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def exit_reason(self, oom_kills_before: int) -> str:
+        code = self.process.poll()
+        if isinstance(self.process, _ForkedKernel) and self.process.server.is_gone:
+            return "the process that kernels are forked from died"
+        return exit_reason(code, oom_kills_before)
 
 
 class Kernels(ExitStack):
-    """Make kernels, until it is closed: started afresh, or, if `warm`, forked from a fork server.
+    """Start kernels, until it is closed: afresh, or, if `warm`, forked from a fork server.
 
     Where a fork server does not start, or fails later, kernels are fresh, and `warning` says why.
     Each allocator has a fork server of its own, since malloc reads its variables once. `python`
@@ -189,43 +173,38 @@ class Kernels(ExitStack):
         self._python = python or Interpreter.here()
         self._fork_servers: dict[str, ForkServer] = {}
 
-    def new(self, allocator: Allocator = "default") -> KernelManager:
-        """Return the manager of a kernel to be started, with the environment of the sweep."""
+    def start(self, allocator: Allocator = "default") -> Kernel:
+        """Start a kernel with the environment of the sweep."""
         allocating = variables(allocator, self._python.environment)
-        server = self._fork_server(allocating)
-        folder = Path(tempfile.mkdtemp(dir=server.folder)) if server else socket_folder()
-        kernel = KernelManager(
-            kernel_name="python3",
-            client_factory=_Client,
-            transport="ipc",
-            connection_file=str(folder / "kernel.json"),
+        if self.kind == "warm":
+            try:
+                return self._fork(allocating)
+            except (ForkServerError, OSError) as error:
+                self.warning, self.kind = f"no warm kernels: {error}", "fresh"
+        kernel = Kernel(socket_folder())
+        kernel.process = subprocess.Popen(  # noqa: S603 - our own module
+            [self._python.executable, "-P", *COMMAND, "-f", kernel.connection_file],
+            env={**self._environment(kernel, allocating), "JPY_PARENT_PID": str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
-        kernel.folder = folder
-        kernel.kernel_spec = KernelSpec(
-            argv=[self._python.executable, "-P", *COMMAND, "-f", "{connection_file}"],
-            env={
-                **self._python.environment,
-                **allocating,
-                RUNNER_SOCKET: str(folder / SOCKET),
-                RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
-                "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
-            },
-        )
-        kernel.provisioner = KernelProvisioner(kernel_spec=kernel.kernel_spec, parent=kernel)
-        kernel.provisioner.fork_server = server
         return kernel
 
-    def fall_back(self, error: Exception) -> None:
-        """Start kernels afresh from now on, because of `error`; those that were forked go on."""
-        self.warning, self.kind = f"no warm kernels: {error}", "fresh"
+    def _fork(self, allocating: dict[str, str]) -> Kernel:
+        if (key := str(allocating)) not in self._fork_servers:
+            server = ForkServer(allocating, self._python)
+            self._fork_servers[key] = self.enter_context(closing(server))
+        server = self._fork_servers[key]
+        kernel = Kernel(Path(tempfile.mkdtemp(dir=server.folder)))
+        environment = self._environment(kernel, allocating)
+        kernel.process = _ForkedKernel(server, ["-f", kernel.connection_file], environment)
+        return kernel
 
-    def _fork_server(self, allocating: dict[str, str]) -> ForkServer | None:
-        if self.kind == "fresh":
-            return None
-        try:
-            if (key := str(allocating)) not in self._fork_servers:
-                server = ForkServer(allocating, self._python)
-                self._fork_servers[key] = self.enter_context(closing(server))
-        except (NotStartedError, OSError) as error:
-            self.fall_back(error)
-        return self._fork_servers.get(key)
+    def _environment(self, kernel: Kernel, allocating: dict[str, str]) -> dict[str, str]:
+        return {
+            **self._python.environment,
+            **allocating,
+            RUNNER_SOCKET: str(kernel.folder / SOCKET),
+            RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
+            "IPYTHONDIR": str(kernel.folder / "ipython"),  # there may be no home
+        }

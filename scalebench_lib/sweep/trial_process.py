@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -40,7 +40,7 @@ from scalebench_lib.processes import (
 )
 from scalebench_lib.protocol import Answer, EndedBy, Message
 from scalebench_lib.record import Record
-from scalebench_lib.sweep.kernels import SOCKET, KernelManager, Kernels, NotStartedError
+from scalebench_lib.sweep.kernels import SOCKET, Kernel, Kernels
 
 SETUP_LIMIT_S = 900.0
 """Compilers and downloads take minutes; a set-up that takes longer hangs."""
@@ -63,7 +63,7 @@ class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         with ExitStack() as opened, suppress(ProcessLookupError):
             if hasattr(os, "pidfd_open"):
-                descriptor = os.pidfd_open(self.km.provisioner.pid)
+                descriptor = os.pidfd_open(self.km.process.pid)
                 opened.callback(os.close, descriptor)
                 loop.add_reader(descriptor, ended.set)
                 opened.callback(loop.remove_reader, descriptor)
@@ -93,7 +93,7 @@ class NotebookRun:
     """
 
     def __init__(
-        self, kernel: KernelManager, source: Path, target: Path, parameters: Mapping[str, Any]
+        self, kernel: Kernel, source: Path, target: Path, parameters: Mapping[str, Any]
     ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._kernel, self._open = kernel, ExitStack()
@@ -101,27 +101,26 @@ class NotebookRun:
         self.server.bind(str(kernel.folder / SOCKET))
         self.server.listen(1)
         self.oom_kills_before = oom_kills()
-        thread = ThreadPoolExecutor(max_workers=1)
+        thread = futures.ThreadPoolExecutor(max_workers=1)
         self.future = thread.submit(self._execute, source, target, parameters)
         thread.shutdown(wait=False)
 
     @property
     def pid(self) -> int:
-        """The kernel's process, the leader of its group; 0 before it has started."""
-        return self._kernel.provisioner.pid or 0
+        """The kernel's process, the leader of its group."""
+        return self._kernel.process.pid
 
     def kill(self) -> None:
-        """End the kernel, even while it starts, and wait for the notebook's end."""
-        while not self.future.done():
-            self._kernel.provisioner.end()
-            time.sleep(0.02)
+        """End the kernel, and wait for the notebook's end."""
+        self._kernel.end()
+        futures.wait([self.future])
         self._open.close()
 
     def wait(self, limit_s: float) -> None:
         """Wait for the end, at most `limit_s`.
 
         Raises `MeasurementError` with the last line of an exception in the notebook, or the cause
-        of the kernel's death; `NotStartedError` where it never answered; OSError for a full disk.
+        of the kernel's death, and OSError for a full disk.
         """
         try:
             self.future.result(limit_s)
@@ -155,10 +154,9 @@ class NotebookRun:
                 km=self._kernel,
             )
         except DeadKernelError:
-            reason = self._kernel.provisioner.exit_reason(self.oom_kills_before)
-            raise MeasurementError(reason) from None
+            raise MeasurementError(self._kernel.exit_reason(self.oom_kills_before)) from None
         except RuntimeError as error:  # of jupyter_client
-            raise NotStartedError(str(error)) from None
+            raise MeasurementError(f"the kernel did not start: {error}") from None
         finally:
             ensure_event_loop().close()  # nbclient leaves it open
             _publish(draft, target)
@@ -190,7 +188,7 @@ class TrialProcess(NotebookRun):
         self.trial, self.out, self._limit_s = trial, out, limit_s
         self.first_pass_s = self.setup_s = 0.0
         super().__init__(
-            kernels.new(trial.config.allocator),
+            kernels.start(trial.config.allocator),
             NOTEBOOKS / "measure.ipynb",
             out / "notebooks" / f"{trial.name}.ipynb",
             {**trial.parameters(), "out": os.path.relpath(out)},
@@ -213,12 +211,6 @@ class TrialProcess(NotebookRun):
         process = cls(trial, out, kernels, limit_s)
         try:
             process._set_up(stopping)
-        except NotStartedError as error:
-            process.kill()
-            if kernels.kind == "fresh":
-                raise MeasurementError(f"the kernel did not start: {error}") from None
-            kernels.fall_back(error)
-            return cls.start(trial, out, kernels, limit_s, stopping)
         except BaseException:
             process.kill()
             raise

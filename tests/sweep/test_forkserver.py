@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.sweep import kernels as kernels_module
-from scalebench_lib.sweep.kernels import ForkServer, Kernels, NotStartedError
+from scalebench_lib.sweep.kernels import ForkServer, ForkServerError, Kernels
 from tests.notebooks import run_cells
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
@@ -54,7 +54,7 @@ def test_without_a_fork_server_kernels_are_fresh_and_it_is_said(tmp_path, monkey
     """Any trouble falls back."""
 
     def broken(*_: object) -> ForkServer:
-        raise NotStartedError("just because")
+        raise ForkServerError("just because")
 
     monkeypatch.setattr(kernels_module, "ForkServer", broken)
     with Kernels(warm=True) as kernels:
