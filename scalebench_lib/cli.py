@@ -225,7 +225,6 @@ def _prepared(
     request: Sweep, out: Path, against: str | None, retry_failed: bool, timeout: float | None
 ) -> list[SweepRun]:
     """Return the runs of a sweep on this machine, whose models were built and run once."""
-    from scalebench_lib.sweep.preflight import require_measurable
     from scalebench_lib.sweep.run import SweepRun, prepare_pair
 
     if against:
@@ -235,7 +234,7 @@ def _prepared(
     for run in runs:
         run.trial_timeout = timeout
         with console.status(f"{run.sweep.model} is built and run once …"):
-            require_measurable(run)
+            run.require_measurable()
     return runs
 
 

@@ -69,7 +69,7 @@ def warm() -> Iterator["Kernels"]:
 def light_fork_server(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Fork servers import what a kernel needs alone: return the command that starts them."""
     command = ["-c", _LIGHT_FORK_SERVER]
-    monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", command)
+    monkeypatch.setattr("scalebench_lib.sweep.kernels.COMMAND", command)
     return command
 
 
@@ -117,7 +117,7 @@ def heeding_interrupts() -> Iterator[None]:
 @pytest.fixture
 def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, in this process, takes any model for measurable: to ask takes seconds."""
-    monkeypatch.setattr("scalebench_lib.sweep.preflight.require_measurable", lambda run: None)
+    monkeypatch.setattr("scalebench_lib.sweep.run.SweepRun.require_measurable", lambda run: None)
 
 
 @pytest.fixture

@@ -213,5 +213,6 @@ def run_fakes(
 ) -> list[Record]:
     """Run `sweep` with these trials, as far as it goes; returns the new records."""
     prepared = SweepRun.prepare(sweep, out, bool(more.pop("retry_failed", False)))
-    prepared.start, prepared.kernels = trials, FakeKernels()
-    return run_in_turn([prepared], progressed, **more)
+    prepared.start, prepared.kernels, known = trials, FakeKernels(), len(prepared.records)
+    run_in_turn([prepared], progressed, **more)
+    return prepared.records[known:]

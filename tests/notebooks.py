@@ -6,7 +6,8 @@ from typing import Any
 
 import nbformat
 
-from scalebench_lib.sweep.kernels import Kernels, NotebookRun
+from scalebench_lib.sweep.kernels import Kernels
+from scalebench_lib.sweep.trial_process import NotebookRun
 
 
 def notebook(path: Path, *cells: str) -> Path:
@@ -22,7 +23,7 @@ def run_notebook(
     kernels: Kernels, source: Path, target: Path, limit_s: float = 120, **parameters: Any
 ) -> str:
     """Run it; returns what its last cell prints."""
-    kernel = kernels.new(parameters.get("allocator", "default"))
+    kernel = kernels.start(parameters.get("allocator", "default"))
     NotebookRun(kernel, source, target, parameters).wait(limit_s)
     outputs = nbformat.read(target, as_version=4).cells[-1].outputs
     return "".join(output.get("text", "") for output in outputs)

@@ -46,7 +46,6 @@ class Member:
 
     process: Process
     group: Hashable
-    is_base: bool = False
     remeasured: bool = False
     failure: str | None = None
     points: dict[int, Progress] = field(init=False)
@@ -81,11 +80,9 @@ class Block:
         """The members whose groups still take turns."""
         return [m for m in self.members if m.failure is None and m.group not in self.end_reasons]
 
-    def add(
-        self, process: Process, group: Hashable, is_base: bool = False, remeasured: bool = False
-    ) -> Member:
+    def add(self, process: Process, group: Hashable, remeasured: bool = False) -> Member:
         """Add a trial that is set up and stands still."""
-        self.members.append(Member(process, group, is_base, remeasured))
+        self.members.append(Member(process, group, remeasured))
         return self.members[-1]
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> None:
@@ -121,11 +118,11 @@ class Block:
         return stop_reason(points, counted[0].trial.target_ci, counted[0].trial.max_seconds)
 
     def end(self) -> Iterator[tuple[Member, Record | str]]:
-        """End the members one by one, bases first; yield the record of each, or why it has none.
+        """End the members, bases first as in set-up; yield the record of each, or why it has none.
 
         Without a whole cycle nothing is kept. A group that is not done is interrupted.
         """
-        for member in sorted(self.members, key=lambda member: not member.is_base):
+        for member in self.members:
             if member.failure is not None:
                 yield member, member.failure
             elif self.cycle:

@@ -18,7 +18,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,9 +40,9 @@ from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_machine
-from scalebench_lib.sweep.progress import progress_shown
+from scalebench_lib.sweep.progress import Display
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, Stop, run_block
+from scalebench_lib.sweep.runner import Round, Step, Stop
 from scalebench_lib.text import pluralize
 
 HOST = "SCALEBENCH_HOST"
@@ -87,18 +87,16 @@ def _undo_nanny_environment() -> None:
 
 def software_here() -> Software:
     """Return this process's software, with a digest of scalebench's code: a version may change."""
-    digest = hashlib.sha256((NOTEBOOKS / "measure.ipynb").read_bytes())
-    for path in sorted((PROJECT / "scalebench_lib").rglob("*.py")):
-        digest.update(path.read_bytes())
-    software = Software.here()
-    versions = {**software.versions, "scalebench's code": digest.hexdigest()[:12]}
-    return software.model_copy(update={"versions": versions})
+    files = [NOTEBOOKS / "measure.ipynb", *sorted((PROJECT / "scalebench_lib").rglob("*.py"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    here = Software.here()
+    return here.model_copy(update={"versions": {**here.versions, "scalebench's code": digest}})
 
 
 def measure_block(
     run: SweepRun,
     number: int,
-    configs: Collection[str],
+    configs: Container[str],
     budget_s: float,
     sweep_id: str,
     warm: bool,
@@ -116,8 +114,11 @@ def measure_block(
         out = Path(folder) / run.out.name
         run = replace(run, out=out, python=Interpreter.here())
         with lock_machine(str(out), if_busy), Kernels(warm) as run.kernels:
-            left = {trial.config.id for trial in run_block(run, number, configs, stop)}
+            this_round = Round([run], number, stop, wanted=configs)
+            if this_round.queue and not stop():
+                this_round.run_block()
         notebooks = {path.stem: path.read_text("utf-8") for path in out.glob("notebooks/*.ipynb")}
+    left = {trial.config.id for trial in this_round.queue}
     return run.records[known:], notebooks, left
 
 
@@ -160,14 +161,13 @@ def client_of(address: str) -> Iterator[Any]:
     """Connect to the scheduler at `address`; raise `RequestError` where that cannot be."""
     try:
         distributed = importlib.import_module("distributed")
+        for name in ("distributed", "distributed.client", "tornado"):  # we say it in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except ModuleNotFoundError:
         raise RequestError(
             "scheduler: needs dask.distributed: pip install -e '.[cluster]'"
         ) from None
-    for name in ("distributed", "distributed.client", "tornado"):  # we say it in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise RequestError(f"scheduler: none at {address!r} ({first_line(error)})") from None
     try:
@@ -189,18 +189,18 @@ def hosts_of(client: Any, if_busy: str, alike: bool) -> list[Host]:
         ) from None
     answers = client.run(describe, on_error="return")
     hosts = sorted((_checked(*answer) for answer in answers.items()), key=lambda host: host.name)
-    for one, other in combinations(hosts, 2):
-        identity = one.machine.identity if if_busy != "ignore" else None
-        if one.name == other.name or (identity and identity == other.machine.identity):
+    for a, b in combinations(hosts, 2):
+        same = a.machine.identity is not None and a.machine.identity == b.machine.identity
+        if a.name == b.name or (same and if_busy != "ignore"):
             raise RequestError(
-                f"host {one.name} has two workers, {one.worker} and {other.worker}, which would "
-                "disturb each other: start one a host"
+                f"host {a.name} has two workers, {a.worker} and {b.worker}, which would disturb "
+                "each other: start one a host"
             )
-        a, b = one.machine, other.machine
-        if alike and (differs := a.differs_from(b) or a.other_setting(b)):
+        differs = a.machine.differs_from(b.machine) or a.machine.other_setting(b.machine)
+        if alike and differs:
             raise RequestError(
-                f"any_host: {one.name} and {other.name} differ in {differs}, and only hosts "
-                "that are alike can stand in for each other: leave '--any-host' out"
+                f"any_host: {a.name} and {b.name} differ in {differs}, and only hosts that are "
+                "alike can stand in for each other: leave '--any-host' out"
             )
     return hosts
 
@@ -266,13 +266,12 @@ class HostsRun:
         stop = Stop(time.monotonic() + budget_s)
         with (
             self.runs[0].locked("ignore"),
-            progress_shown(self.runs, console) as self._shown,
+            Display(self.runs, console) as self._display,
             stop.at_signals(),
         ):
             for run in self.runs:
                 run.reload()
                 self._total += sum(len(run.schedule.pending(n)) for n in self._rounds)
-            self.runs[0].write_spec()
             try:
                 while self._deal(stop):
                     while not self._receive_ended():
@@ -329,7 +328,7 @@ class HostsRun:
         block = pickle.dumps(partial(self._measure, lane.run, lane.number, ids, budget_s))
         lane.future = self._client.submit(call, block, workers=[lane.host.worker], pure=False)
         configs = pluralize(len(lane.trials), "config")
-        self._shown.say(f"round {lane.number}, {lane.host.name}: a block of {configs}")
+        self._display.say(f"round {lane.number}, {lane.host.name}: a block of {configs}")
         self._show(lane)
 
     def _receive_ended(self) -> bool:
@@ -359,7 +358,7 @@ class HostsRun:
             self.lanes.remove(lane)
             self._failures.append(f"host {lane.host.name}: {first_line(error)}")
             configs = pluralize(len(ids), "config")
-            self._shown.say(f"{self._failures[-1]}, {configs} to be measured again")
+            self._display.say(f"{self._failures[-1]}, {configs} to be measured again")
         lane.trials, lane.future = (), None  # released: a late answer is lost
         self._tried |= {(lane.run.host, lane.number, tried) for tried in ids - left}
         for record in records:
@@ -381,4 +380,4 @@ class HostsRun:
         seconds = sum(run.seconds_left() for run in self.runs) / len(self.lanes)
         done, of = len(self._tried), self._total
         doing = f"{blocks} in turn"
-        self._shown(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))
+        self._display.show(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))

@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import Self
 
 from scalebench_lib.config import StrictModel
-from scalebench_lib.errors import RequestError
+from scalebench_lib.errors import RequestError, reason
 from scalebench_lib.notebook import PROJECT
-from scalebench_lib.optimizations import OPTIMIZATIONS, is_installed
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import Software
 
 IMPORTS = (
@@ -38,22 +38,24 @@ _ANSWER_S = 120.0
 
 
 class Interpreter(StrictModel):
-    """A Python: its path, `environment` and `software`, and its `packages` for optimizations."""
+    """A Python: its path, `environment` and `software`, and the packages that it lacks.
+
+    `missing` has those that each optimization needs.
+    """
 
     executable: str
     environment: dict[str, str]
     software: Software
-    packages: frozenset[str]
+    missing: dict[str, list[str]]
 
     @classmethod
     def here(cls) -> Self:
         """Return this process's Python."""
-        wanted = {name for one in OPTIMIZATIONS.values() for name in one.needs}
         return cls(
             executable=sys.executable,
             environment=dict(os.environ),
             software=Software.here(),
-            packages=frozenset(filter(is_installed, wanted)),
+            missing={name: one.missing for name, one in OPTIMIZATIONS.items()},
         )
 
     @classmethod
@@ -67,41 +69,42 @@ class Interpreter(StrictModel):
             raise RequestError("against: needs a checkout of scalebench, not an installed wheel")
         path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
         try:
-            found = subprocess.run(  # noqa: S603 - what the user asks for
-                [*shlex.split(command), "-P", "-m", __name__],
-                env={**os.environ, "PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_ANSWER_S,
-                check=False,
-            )
+            found = run_module(shlex.split(command), __name__, {**os.environ, "PYTHONPATH": path})
         except (OSError, subprocess.TimeoutExpired, ValueError) as error:
             raise RequestError(
                 f"against: cannot start {command!r} ({error}): name a Python"
             ) from None
         if found.returncode:
-            last = (found.stderr.strip().splitlines() or [f"exit code {found.returncode}"])[-1]
-            raise RequestError(f"against: {_complaint(last, command)}")
+            why = reason(found.stderr) or f"exit code {found.returncode}"
+            raise RequestError(
+                f"against: {command} cannot run this checkout ({why}): install it there, by its "
+                "pip install -e ."
+            )
         return cls.model_validate_json(found.stdout.splitlines()[-1])
 
     def require(self, optimizations: tuple[str, ...]) -> None:
         """Raise `RequestError` where a package that one of `optimizations` needs is missing."""
         for name in optimizations:
-            for package in OPTIMIZATIONS[name].needs:
-                if package not in self.packages:
-                    raise RequestError(
-                        f"against: {self.executable} lacks {package}, which {name} needs: "
-                        f"{self.executable} -m pip install {package}"
-                    )
+            if packages := " ".join(self.missing[name]):
+                raise RequestError(
+                    f"against: {self.executable} lacks {packages}, which {name} needs: "
+                    f"{self.executable} -m pip install {packages}"
+                )
 
 
-def _complaint(last: str, command: str) -> str:
-    """Return the `last` line of a traceback as a message."""
-    if (missing := last.partition("No module named ")[2]) and "scalebench_lib" not in missing:
-        name = missing.strip("'").partition(".")[0]
-        return f"{command} lacks {name}: install this checkout there, by its pip install -e ."
-    return f"{command} cannot run this checkout: {last}"
+def run_module(
+    python: list[str], module: str, env: dict[str, str], given: str = "", limit_s: float = _ANSWER_S
+) -> subprocess.CompletedProcess[str]:
+    """Run `module` by a Python, with `given` as its input; raise `subprocess.TimeoutExpired`."""
+    return subprocess.run(  # noqa: S603 - our own modules, by a Python that the user names
+        [*python, "-P", "-m", module],
+        input=given,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
 
 
 if __name__ == "__main__":

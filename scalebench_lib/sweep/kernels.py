@@ -1,48 +1,115 @@
-"""Run a notebook in a kernel of its own, and end the kernel with all that it has started."""
+"""Start kernels, afresh or as forks, and end them with all that they have started."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-import socket
+import signal
+import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from multiprocessing import Pipe
 from pathlib import Path
-from queue import Empty
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import nbformat
-import papermill
+import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import ensure_event_loop
-from nbclient.exceptions import DeadKernelError
-from nbformat import NotebookNode
-from nbformat.reader import NotJSONError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib.allocators import variables
 from scalebench_lib.config import Allocator
-from scalebench_lib.errors import MeasurementError
-from scalebench_lib.notebook import scrub, write
-from scalebench_lib.processes import disk_error, error_reason, oom_kills
+from scalebench_lib.errors import ScalebenchError
+from scalebench_lib.processes import exit_reason
 from scalebench_lib.protocol import RUNNER_SOCKET
 from scalebench_lib.record import RUNNER_ENVIRONMENT
-from scalebench_lib.sweep.forkserver import ForkServer, KernelProvisioner, NotStartedError
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.locks import socket_folder
 
-_LAUNCH = ["-P", "-m", "scalebench_lib.sweep.kernel_app", "-f", "{connection_file}"]
+COMMAND = ["-m", "scalebench_lib.sweep.forkserver"]
+"""What starts a kernel with a connection file, and a fork server with a pipe."""
 
-_SOCKET = "runner"
+SOCKET = "runner"
+"""The name of a kernel's socket to the runner, in its folder."""
+
+START_S = 60.0
+
+ANSWER_S = 30.0
+"""A fork server that takes longer to answer is given up."""
+
+
+class ForkServerError(ScalebenchError):
+    """The fork server does not start, or does not answer."""
+
+
+class ForkServer:
+    """A running fork server of `python`, with `env` added to its environment."""
+
+    def __init__(self, env: dict[str, str], python: Interpreter) -> None:
+        self.folder, self.is_gone = socket_folder(), False
+        self._lock = threading.Lock()
+        self._pipe, theirs = Pipe()
+        with theirs, (self.folder / "errors").open("w") as errors:
+            self.process = subprocess.Popen(  # noqa: S603 - our own module
+                [python.executable, "-P", *COMMAND, str(theirs.fileno()), str(self.folder)],
+                env={**python.environment, "OPENBLAS_NUM_THREADS": "1", **env},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+        try:
+            self._answer(START_S)
+        except (OSError, EOFError):
+            lines = (self.folder / "errors").read_text().splitlines()
+            self.close()
+            raise ForkServerError(lines[-1] if lines else "it did not start in time") from None
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Return the answer to `request`; `ForkServerError` where the server is gone."""
+        try:
+            with self._lock:
+                self._pipe.send(request)
+                return self._answer(ANSWER_S)
+        except (OSError, EOFError) as error:
+            self.is_gone = True
+            self.process.kill()  # a late answer would be taken for the next one
+            raise ForkServerError(f"the fork server does not answer: {error}") from None
+
+    def _answer(self, limit_s: float) -> Any:
+        if not self._pipe.poll(limit_s):
+            raise TimeoutError("it takes too long")
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the fork server and its kernels."""
+        self._pipe.close()
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _ForkedKernel:
+    """A process that `server` has forked, with the interface of a Popen."""
+
+    def __init__(self, server: ForkServer, arguments: list[str], env: dict[str, str]) -> None:
+        self.server = server
+        self.pid: int = server.ask({"start": arguments, "env": env, "cwd": str(Path.cwd())})
+
+    def poll(self) -> int | None:
+        try:
+            code: int | None = self.server.ask({"poll": self.pid})
+        except ForkServerError:  # its kernels ended with it
+            return -signal.SIGKILL
+        return code
+
+    def wait(self) -> int:
+        while (code := self.poll()) is None:
+            time.sleep(0.01)
+        return code
 
 
 class _Client(AsyncKernelClient):
@@ -50,210 +117,94 @@ class _Client(AsyncKernelClient):
         """Start all but the heartbeat, which would ping the kernel every second."""
         super().start_channels(*args, **{**kwargs, "hb": False})
 
-    async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """Wait for the kernel's first answer, 0.2 s less than jupyter_client does."""
-        for _ in range(int(timeout or 60)):
-            with suppress(TimeoutError, Empty):
-                await self.kernel_info(reply=True, timeout=1.0)
-                await self.get_iopub_msg(timeout=0.2)
-                return
-            if not await self.is_alive():
-                raise NotStartedError("it died while it started")
-        raise NotStartedError("it did not answer in time")
 
+class Kernel(AsyncKernelManager):
+    """The kernel in `process`; `folder` holds its sockets, and that of `RUNNER_SOCKET`."""
 
-class KernelManager(AsyncKernelManager):
-    """Start and end a kernel; `folder` holds its sockets, and that of `RUNNER_SOCKET`."""
+    process: subprocess.Popen[bytes] | _ForkedKernel
+    has_kernel = True
 
-    folder: Path
-    provisioner: KernelProvisioner
-    kernel_spec = KernelSpec()  # not searched for among installed ones
+    def __init__(self, folder: Path) -> None:
+        file = str(folder / "kernel.json")
+        super().__init__(client_factory=_Client, transport="ipc", connection_file=file)
+        self.folder = folder
+        self.write_connection_file()
 
+    async def _async_is_alive(self) -> bool:
+        return self.process.poll() is None
 
-class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
-    """Wait for a kernel's death instead of polling, which would disturb what is being timed."""
+    async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        self.end()
 
-    async def _async_poll_kernel_alive(self) -> None:
-        if hasattr(os, "pidfd_open"):
+    is_alive, shutdown_kernel = _async_is_alive, _async_shutdown_kernel
+
+    def end(self) -> None:
+        """Kill the kernel, its process group, and all its descendants; wait for its end."""
+        if self.process.poll() is not None:
+            return
+        with suppress(psutil.Error):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        for kill in (os.killpg, os.kill):  # it may not lead its group yet
             with suppress(ProcessLookupError):
-                await _end_of(self.km.provisioner.pid)
-        await super()._async_poll_kernel_alive()
+                kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def exit_reason(self, oom_kills_before: int) -> str:
+        code = self.process.poll()
+        if isinstance(self.process, _ForkedKernel) and self.process.server.is_gone:
+            return "the process that kernels are forked from died"
+        return exit_reason(code, oom_kills_before)
 
 
-async def _end_of(pid: int) -> None:
-    """Wait for the end of a process, which may be another's child."""
-    loop, descriptor, ended = asyncio.get_running_loop(), os.pidfd_open(pid), asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+class Kernels(ExitStack):
+    """Start kernels, until it is closed: afresh, or, if `warm`, forked from a fork server.
 
-
-class _Engine(NBClientEngine):  # type: ignore[misc]
-    @classmethod
-    def execute_managed_notebook(
-        cls, nb_man: Any, kernel_name: str, km: Any = None, **_: Any
-    ) -> NotebookNode:
-        """Execute as papermill does, with a client that logs nothing and ends its kernel."""
-        client = _QuietClient(nb_man, km=km, kernel_name=kernel_name, shutdown_kernel="immediate")
-        executed: NotebookNode = client.execute(cleanup_kc=True)
-        return executed
-
-
-papermill_engines.register("scalebench", _Engine)
-
-
-class NotebookRun:
-    """A notebook that papermill executes in `kernel`, in a thread, and saves as `target`.
-
-    The kernel connects to `server`. This process is idle while it computes. `oom_kills_before`
-    tells whether the system has killed it for lack of memory.
-    """
-
-    def __init__(
-        self, kernel: KernelManager, source: Path, target: Path, parameters: Mapping[str, Any]
-    ) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._kernel, self._open = kernel, ExitStack()
-        self.server = self._open.enter_context(socket.socket(socket.AF_UNIX))
-        self.server.bind(str(kernel.folder / _SOCKET))
-        self.server.listen(1)
-        self.oom_kills_before = oom_kills()
-        thread = ThreadPoolExecutor(max_workers=1)
-        self.future = thread.submit(self._execute, source, target, parameters)
-        thread.shutdown(wait=False)
-
-    @property
-    def pid(self) -> int:
-        """The kernel's process, the leader of its group; 0 before it has started."""
-        return self._kernel.provisioner.pid or 0
-
-    def kill(self) -> None:
-        """End the kernel, even while it starts, and wait for the notebook's end."""
-        while not self.future.done():
-            self._kernel.provisioner.end()
-            time.sleep(0.02)
-        self._open.close()
-
-    def wait(self, limit_s: float) -> None:
-        """Wait for the end, at most `limit_s`.
-
-        Raises `MeasurementError` with the last line of an exception in the notebook, or the cause
-        of the kernel's death; `NotStartedError` where it never answered; OSError for a full disk.
-        """
-        try:
-            self.future.result(limit_s)
-        except TimeoutError:
-            raise self.kill_at_limit(limit_s) from None
-        except PapermillExecutionError as error:
-            if full_disk := disk_error(error.ename, error.evalue):
-                raise full_disk from None
-            raise MeasurementError(error_reason(error.ename, error.evalue)) from None
-        finally:
-            self._open.close()
-
-    def kill_at_limit(self, limit_s: float) -> MeasurementError:
-        """Kill the kernel at its time limit; return the error to raise."""
-        self.kill()
-        return MeasurementError(
-            f"not done after {limit_s:.0f} s, its time limit: "
-            "'--trial-timeout' gives a slow model more"
-        )
-
-    def _execute(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
-        draft = self._kernel.folder / "draft.ipynb"
-        try:
-            papermill.execute_notebook(
-                nbformat.read(source, as_version=4),
-                str(draft),
-                parameters=parameters,
-                progress_bar=False,
-                autosave_cell_every=0,
-                engine_name="scalebench",
-                km=self._kernel,
-            )
-        except DeadKernelError:
-            reason = self._kernel.provisioner.exit_reason(self.oom_kills_before)
-            raise MeasurementError(reason) from None
-        finally:
-            ensure_event_loop().close()  # nbclient leaves it open
-            _publish(draft, target)
-            shutil.rmtree(self._kernel.folder, ignore_errors=True)
-
-
-def _publish(draft: Path, target: Path) -> None:
-    """Save the executed notebook without the paths of this machine."""
-    folders = [folder for folder in list(target.parents)[:3] if folder.name]
-    with suppress(FileNotFoundError, NotJSONError):  # papermill's own error tells why
-        write(scrub(nbformat.read(draft, as_version=4), *folders), target)
-
-
-class Kernels:
-    """Make kernels: started afresh, or, if `warm`, forked from a fork server.
-
-    A context manager. Where a fork server does not start, or fails later, kernels are fresh, and
-    `warning` says why. Each allocator has a fork server of its own, since malloc reads its
-    variables once. `python` runs the kernels, by default this process's.
+    Where a fork server does not start, or fails later, kernels are fresh, and `warning` says why.
+    Each allocator has a fork server of its own, since malloc reads its variables once. `python`
+    runs the kernels, by default this process's.
     """
 
     def __init__(self, warm: bool = True, python: Interpreter | None = None) -> None:
+        super().__init__()
         self.warning: str | None = None
         self.kind: Literal["warm", "fresh"] = "warm" if warm else "fresh"
         self._python = python or Interpreter.here()
         self._fork_servers: dict[str, ForkServer] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the fork servers with their kernels; later kernels are fresh."""
-        self.kind = "fresh"
-        while self._fork_servers:
-            self._fork_servers.popitem()[1].close()
-
-    def new(self, allocator: Allocator = "default") -> KernelManager:
-        """Return the manager of a kernel to be started, with the environment of the sweep."""
+    def start(self, allocator: Allocator = "default") -> Kernel:
+        """Start a kernel with the environment of the sweep."""
         allocating = variables(allocator, self._python.environment)
-        server = self._fork_server(allocating)
-        folder = Path(tempfile.mkdtemp(dir=server.folder)) if server else socket_folder()
-        kernel = KernelManager(
-            kernel_name="python3",
-            client_factory=_Client,
-            transport="ipc",
-            connection_file=str(folder / "kernel.json"),
+        if self.kind == "warm":
+            try:
+                return self._fork(allocating)
+            except (ForkServerError, OSError) as error:
+                self.warning, self.kind = f"no warm kernels: {error}", "fresh"
+        kernel = Kernel(socket_folder())
+        kernel.process = subprocess.Popen(  # noqa: S603 - our own module
+            [self._python.executable, "-P", *COMMAND, "-f", kernel.connection_file],
+            env={**self._environment(kernel, allocating), "JPY_PARENT_PID": str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
-        kernel.folder = folder
-        kernel.kernel_spec = KernelSpec(
-            argv=[self._python.executable, *_LAUNCH],
-            display_name="Python 3 (ipykernel)",
-            language="python",
-            env={
-                **allocating,
-                RUNNER_SOCKET: str(folder / _SOCKET),
-                RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
-                "IPYTHONDIR": str(folder / "ipython"),  # there may be no home
-            },
-        )
-        kernel.provisioner = KernelProvisioner(kernel_spec=kernel.kernel_spec, parent=kernel)
-        kernel.provisioner.python, kernel.provisioner.fork_server = self._python, server
         return kernel
 
-    def fall_back(self, error: Exception) -> bool:
-        """Start kernels afresh from now on, because of `error`; return False if they are."""
-        if self.kind == "fresh":
-            return False
-        self.warning = f"no more warm kernels: {error}"
-        self.kind = "fresh"  # those that were forked before go on
-        return True
+    def _fork(self, allocating: dict[str, str]) -> Kernel:
+        if (key := str(allocating)) not in self._fork_servers:
+            server = ForkServer(allocating, self._python)
+            self._fork_servers[key] = self.enter_context(closing(server))
+        server = self._fork_servers[key]
+        kernel = Kernel(Path(tempfile.mkdtemp(dir=server.folder)))
+        environment = self._environment(kernel, allocating)
+        kernel.process = _ForkedKernel(server, ["-f", kernel.connection_file], environment)
+        return kernel
 
-    def _fork_server(self, allocating: dict[str, str]) -> ForkServer | None:
-        if self.kind == "fresh":
-            return None
-        try:
-            if (key := str(allocating)) not in self._fork_servers:
-                self._fork_servers[key] = ForkServer(allocating, self._python)
-        except (NotStartedError, OSError) as error:
-            self.warning, self.kind = str(error), "fresh"
-        return self._fork_servers.get(key)
+    def _environment(self, kernel: Kernel, allocating: dict[str, str]) -> dict[str, str]:
+        return {
+            **self._python.environment,
+            **allocating,
+            RUNNER_SOCKET: str(kernel.folder / SOCKET),
+            RUNNER_ENVIRONMENT: json.dumps(self._python.software.environment),
+            "IPYTHONDIR": str(kernel.folder / "ipython"),  # there may be no home
+        }

@@ -1,6 +1,7 @@
 """Allow one sweep at a time in a folder, and on a machine, where two would disturb each other.
 
-The operating system releases its locks when their process ends, however it does.
+The operating system releases a lock when its process ends, however it does. Who holds it is written
+in the locked file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-import filelock
 import platformdirs
 
 from scalebench_lib.errors import RequestError
@@ -22,26 +22,24 @@ from scalebench_lib.errors import RequestError
 RUNTIME_DIR = "SCALEBENCH_RUNTIME_DIR"
 """The environment variable that names another folder for the machine's lock and the sockets."""
 
-_POLL_S = 1.0
-"""Poll slowly: polling would disturb the running measurement."""
-
-_TRY_S = 0.2
-"""Try this long: another process may hold the lock for a moment, to see whether it is free."""
-
 _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
 
 _STATUS = ".running.json"
 """The status line of a running sweep; `files.unfinished` finds it after a kill."""
 
-_BUSY = "another sweep is running in {holder}: wait for it"
+_FOLDER_BUSY = "another sweep is running in {holder}: wait for it"
+_MACHINE_BUSY = (
+    "this machine is measuring {holder}, and two would disturb each other: "
+    "'--if-busy wait' waits for it"
+)
 
 _log = logging.getLogger("scalebench")
 
 
 def lock_folder(out: Path) -> AbstractContextManager[None]:
     """Keep other sweeps out of folder `out`; raise `RequestError` where one is running there."""
-    return _lock(out / ".lock", _BUSY, str(out))
+    return _lock(out / ".lock", _FOLDER_BUSY, str(out))
 
 
 def require_free(out: Path) -> None:
@@ -49,19 +47,18 @@ def require_free(out: Path) -> None:
 
     Writes nothing.
     """
-    path = out / ".lock"
-    with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
+    with suppress(FileNotFoundError, NotADirectoryError), (out / ".lock").open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RequestError(_BUSY.format(holder=_holder(path))) from None
+            raise RequestError(_FOLDER_BUSY.format(holder=file.read())) from None
 
 
 def write_status(out: Path, doing: str | None) -> None:
     """Set the status line of the sweep in folder `out`; None removes it."""
     with suppress(OSError):
         if doing is None:
-            (out / _STATUS).unlink(missing_ok=True)
+            (out / _STATUS).unlink()
         else:
             (out / _STATUS).write_text(doing, encoding="utf-8")
 
@@ -86,43 +83,27 @@ def lock_machine(doing: str, if_busy: str = "refuse") -> Iterator[None]:
     if if_busy in ("ignore", "beside"):
         yield
         return
-    busy = (
-        "this machine is measuring {holder}, and two would disturb each other: "
-        "'--if-busy wait' waits for it"
-    )
     path = _own_folder() / f"measuring-on-{platform.node() or 'here'}.lock"
-    with _lock(path, busy, doing, wait=if_busy == "wait"):
+    with _lock(path, _MACHINE_BUSY, doing, wait=if_busy == "wait"):
         yield
 
 
 @contextmanager
 def _lock(path: Path, busy: str, holder: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock at `path`; a note next to it names the holder."""
-    lock, note = filelock.FileLock(path), _note(path)
-    try:
-        lock.acquire(timeout=_TRY_S, poll_interval=_TRY_S / 4)
-    except filelock.Timeout:
-        message = busy.format(holder=_holder(path))
-        if not wait:
-            raise RequestError(message) from None
-        _log.warning("waiting: %s", message.partition(":")[0])
-        lock.acquire(poll_interval=_POLL_S)
-    try:
-        note.write_text(f"{holder} (process {os.getpid()})", encoding="utf-8")
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            message = busy.format(holder=file.read())
+            if not wait:
+                raise RequestError(message) from None
+            _log.warning("waiting: %s", message.partition(":")[0])
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"{holder} (process {os.getpid()})")
+        file.flush()
         yield
-    finally:
-        with suppress(OSError):
-            note.unlink()
-        lock.release()
-
-
-def _note(path: Path) -> Path:
-    return path.with_name(f"{path.name}-holder")
-
-
-def _holder(path: Path) -> str:
-    note = _note(path)
-    return note.read_text(encoding="utf-8") if note.exists() else "something else"
 
 
 def _own_folder() -> Path:
@@ -135,19 +116,14 @@ def _own_folder() -> Path:
             f"no place for the machine's lock ({error.strerror}: {folder}): set {RUNTIME_DIR} to a "
             "folder of your own, or measure with '--if-busy ignore'"
         ) from None
-    if not _is_ours(folder):
+    if folder.stat().st_uid != os.geteuid():
         raise RequestError(f"{folder} is not yours: set {RUNTIME_DIR} to a folder of your own")
     return folder
 
 
 def socket_folder() -> Path:
     """Make a folder that only this user can enter, with a path short enough for sockets."""
-    named = os.environ.get(RUNTIME_DIR) or os.environ.get("XDG_RUNTIME_DIR")
-    parent = Path(named) if named and _is_ours(Path(named)) else Path(tempfile.gettempdir())
+    parent = Path(os.environ.get(RUNTIME_DIR) or tempfile.gettempdir())
     longest = parent / "scalebench-12345678" / "tmp12345678/kernel-ipc-5"
-    fits = len(os.fsencode(longest)) <= _SOCKET_SPACE
+    fits = parent.is_dir() and len(os.fsencode(longest)) <= _SOCKET_SPACE
     return Path(tempfile.mkdtemp(prefix="scalebench-", dir=parent if fits else "/tmp"))  # noqa: S108
-
-
-def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and folder.stat().st_uid == os.geteuid()

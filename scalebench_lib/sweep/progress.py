@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -24,8 +24,6 @@ from scalebench_lib.text import format_duration, format_number, pluralize
 
 _SHOW_EVERY_S = 1.0
 """Drawing takes some ms between turns."""
-
-_MAX_LINES = 16
 
 
 def announce(runs: Sequence[SweepRun], console: Console) -> None:
@@ -53,11 +51,10 @@ def run_with_progress(
     with ExitStack() as stack:
         for run in runs:
             run.kernels = stack.enter_context(Kernels(warm, run.python))
-        shown = stack.enter_context(progress_shown(runs, console))
-        run_in_turn(runs, shown, budget_s, if_busy)
-    warnings = dict.fromkeys(run.kernels.warning for run in runs)
-    slow = "kernels were started afresh, which takes longer"
-    return [f"{warning}; {slow}" for warning in warnings if warning]
+        display = stack.enter_context(Display(runs, console))
+        run_in_turn(runs, display.show, budget_s, if_busy)
+    warnings = dict.fromkeys(filter(None, (run.kernels.warning for run in runs)))
+    return [f"{one}; kernels were started afresh, which takes longer" for one in warnings]
 
 
 def summary(run: SweepRun, console: Console) -> list[str]:
@@ -76,34 +73,27 @@ def summary(run: SweepRun, console: Console) -> list[str]:
     return complaints
 
 
-class _Shown:
-    """Draw each `Step` at most once a second, and print a line for each record."""
+class Display(Live):
+    """The progress of `runs`: a line for each record, and the present `Step` below."""
 
-    def __init__(self, runs: Sequence[SweepRun], console: Console, live: Live) -> None:
-        self._runs, self._console, self._live = runs, console, live
-        self._next = 0.0
+    def __init__(self, runs: Sequence[SweepRun], console: Console) -> None:
+        super().__init__(console=console, auto_refresh=False, transient=True)
+        self._runs, self._next = runs, 0.0
 
     def say(self, line: str) -> None:
-        _print(self._console, line)
+        _print(self.console, line)
 
-    def __call__(self, step: Step) -> None:
-        """Draw between turns: no thread may go on afterwards."""
+    def show(self, step: Step) -> None:
+        """Draw between turns, at most once a second: no thread may go on afterwards."""
         if step.record is not None:
             side = step.run.out.name if step.run and len(self._runs) > 1 else ""
             where = f"{step.record.host or side}, ".removeprefix(", ")
             self.say(f"round {step.round}, {where}{step.record.config}: {_found(step.record)}")
         if step.doing != "in turn" or time.monotonic() >= self._next:
-            self._live.update(_drawn(step), refresh=self._console.is_terminal)
+            self.update(_drawn(step), refresh=self.console.is_terminal)
             for run in self._runs:
                 write_status(run.out, _status_line(step))
             self._next = time.monotonic() + _SHOW_EVERY_S
-
-
-@contextmanager
-def progress_shown(runs: Sequence[SweepRun], console: Console) -> Iterator[_Shown]:
-    """Yield a function that shows a `Step` of `runs`."""
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield _Shown(runs, console, live)
 
 
 def _print(console: Console, line: str) -> None:
@@ -126,26 +116,21 @@ def _left(step: Step) -> str:
 
 
 def _drawn(step: Step) -> Group:
-    """Return the points of the block with their intervals, above the activity and a bar."""
+    """Return a bar, the activity, and the points of the block with their intervals.
+
+    The terminal cuts off the last of many.
+    """
     points, bar = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
-    rows = [
-        (
-            member.trial.config.label(AXES, always=("batch_size", "optimization")),
-            pluralize(threads, "thread"),
-            Text(f"{format_number(point.median_ns / 1e6)} ms", justify="right"),
-            "" if point.half_width is None else f"± {100 * point.half_width:.1f} %",
-        )
-        for member in step.block.members
-        for threads, point in member.points.items()
-        if point.turns
-    ]
-    for row in rows[:_MAX_LINES]:
-        points.add_row(*row)
-    if len(rows) > _MAX_LINES:
-        points.add_row(f"… and {len(rows) - _MAX_LINES} more")
     done = ProgressBar(total=max(1, step.total), completed=step.done, width=30)
     bar.add_row(done, f"{step.done}/{step.total} trials of round {step.round}", _left(step))
-    return Group(points, Text(_doing(step)), bar)
+    for member in step.block.members:
+        label = member.trial.config.label(AXES, always=("batch_size", "optimization"))
+        for threads, point in member.points.items():
+            latency = Text(f"{format_number(point.median_ns / 1e6)} ms", justify="right")
+            known = "" if point.half_width is None else f"± {100 * point.half_width:.1f} %"
+            if point.turns:
+                points.add_row(label, pluralize(threads, "thread"), latency, known)
+    return Group(bar, Text(_doing(step)), points)
 
 
 def _found(record: Record) -> str:

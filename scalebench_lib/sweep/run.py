@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,9 +14,10 @@ from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import SPEC, Config, Sweep, Trial, resolved_task
-from scalebench_lib.errors import RequestError, ScalebenchError
+from scalebench_lib.errors import RequestError, ScalebenchError, reason
 from scalebench_lib.files import DamagedError, set_aside, unfinished, write_atomically
 from scalebench_lib.machine import Machine
+from scalebench_lib.processes import exit_reason, oom_kills
 from scalebench_lib.record import (
     SCHEMA,
     Record,
@@ -28,14 +31,16 @@ from scalebench_lib.record import (
 from scalebench_lib.results import FILE as IMPORTED
 from scalebench_lib.sources import is_own
 from scalebench_lib.sweep.block import Process
-from scalebench_lib.sweep.interpreter import Interpreter
+from scalebench_lib.sweep.interpreter import Interpreter, run_module
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_folder, lock_machine, write_status
 from scalebench_lib.sweep.schedule import Pace, Schedule
-from scalebench_lib.sweep.trial_process import TrialProcess
+from scalebench_lib.sweep.trial_process import SETUP_LIMIT_S, TrialProcess
 
 Start = Callable[[Trial, Path, Kernels, float | None, Callable[[], bool]], Process]
 """Sets up a trial, as `TrialProcess.start`."""
+
+_PREFLIGHT = "scalebench_lib.measure.preflight"
 
 _HOSTS = {"one": "one machine", "each": "each of several hosts", "any": "any of several hosts"}
 
@@ -89,15 +94,39 @@ class SweepRun:
         _ = run.schedule.trials  # raises where the machine lacks what is asked
         return run
 
+    def require_measurable(self) -> None:
+        """Have `measure.preflight` run the model in each size that has no good record.
+
+        Writes nothing. Raises `RequestError`, saying why, where it cannot be measured.
+        """
+        measured = {_size(record.config) for record in self.records if record.status == "ok"}
+        left = {_size(trial.config): trial.config for trial in self.schedule.left}
+        if configs := [left[size] for size in sorted(left.keys() - measured)]:
+            self._build_and_run(configs)
+
+    def _build_and_run(self, configs: Sequence[Config]) -> None:
+        model, limit_s = f"model: {self.sweep.model!r}", self.trial_timeout or SETUP_LIMIT_S
+        asked, kills = json.dumps([config.model_dump() for config in configs]), oom_kills()
+        try:
+            python = [self.python.executable]
+            done = run_module(python, _PREFLIGHT, self.python.environment, asked, limit_s)
+        except subprocess.TimeoutExpired:
+            raise RequestError(f"{model} is not built and run within {limit_s:.0f} s") from None
+        if done.returncode:
+            said = reason(done.stderr) if done.returncode > 0 else ""
+            why = said or exit_reason(done.returncode, kills)
+            raise RequestError(f"{model} cannot be built and run: {why}")
+        if why_not := json.loads(done.stdout.splitlines()[-1]):
+            raise RequestError(why_not)
+
     @property
     def schedule(self) -> Schedule:
-        others = None if self.other is None else tuple(self.other.records)
-        records, retry = tuple(self.records), frozenset(self.retry)
-        return Schedule(self.sweep, self.machine, records, retry, others)
+        beside = Schedule(self.sweep, self.machine, self.other.records) if self.other else None
+        return Schedule(self.sweep, self.machine, self.records, self.retry, beside)
 
     def seconds_left(self) -> float:
         """Return how long the sweep will still take, at most."""
-        pace, schedule = Pace.of(self.records), self.schedule
+        pace, schedule = Pace(self.records), self.schedule
         rounds = range(1, self.sweep.rounds + 1)
         return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
 
@@ -105,29 +134,36 @@ class SweepRun:
     def locked(self, if_busy: str = "refuse") -> Iterator[None]:
         """Keep other sweeps out of this folder, and by `if_busy` off this machine.
 
-        Raises `RequestError` where another one is there already, naming its process.
+        The folder's file then asks for this sweep, too. Raises `RequestError` where another one is
+        there already, naming its process, and `ScalebenchError` where the disk is full.
         """
-        with _disk_errors_in_one_line(self.out), lock_machine(str(self.out), if_busy):
-            self.out.mkdir(parents=True, exist_ok=True)
-            with lock_folder(self.out):
-                for path in unfinished(self.out):
-                    path.unlink(missing_ok=True)
-                self.reload()
-                try:
-                    yield
-                finally:
-                    write_status(self.out, None)
+        try:
+            with lock_machine(str(self.out), if_busy):
+                self.out.mkdir(parents=True, exist_ok=True)
+                with lock_folder(self.out):
+                    self._take_up()
+                    try:
+                        yield
+                    finally:
+                        write_status(self.out, None)
+        except OSError as error:
+            raise ScalebenchError(
+                f"stopped: cannot write to {self.out} ({error.strerror or error}); what is done is "
+                "kept, and the same command goes on when that is mended"
+            ) from None
+
+    def _take_up(self) -> None:
+        for path in unfinished(self.out):
+            path.unlink(missing_ok=True)
+        self.reload()
+        path = self.out / SPEC
+        before = Sweep.load(path) if path.exists() else self.sweep
+        write_atomically(path, before.merged(self.sweep).dump())
 
     def reload(self) -> None:
         """Read the records again: another sweep may have added some."""
         records = load_records(self.out, aside=True)
         self.records[:] = [record for record in records if record.host_label == self.host]
-
-    def write_spec(self) -> None:
-        """Merge the sweep into the one that the folder's file asks for."""
-        path = self.out / SPEC
-        before = Sweep.load(path) if path.exists() else self.sweep
-        write_atomically(path, before.merged(self.sweep).dump())
 
     def has_measured(self, config: Config) -> bool:
         return any(r.config_id == config.id and r.status == "ok" for r in self.records)
@@ -148,27 +184,27 @@ class SweepRun:
         self.retry.discard(record.config_id)  # once is enough
         return record
 
-    def add_result(
-        self, trial: Trial, found: Record | str, started: datetime | None = None
-    ) -> Record:
+    def add_result(self, trial: Trial, found: Record | str) -> Record:
         """Add the record of `trial`: `found`, or, for a failure, its own with more details.
 
         Raises `ScalebenchError` where it is of another machine or model, and sets it aside.
         """
         path = self.out / "records" / f"{trial.name}.json"
         if isinstance(found, Record):
-            self.require_machine(found.machine, path)
-            self._require_model(found, path)
+            try:
+                self.require_machine(found.machine)
+                self._require_model(found)
+            except ScalebenchError:
+                set_aside(path, f"{path.name} is of another machine or model")
+                raise
             return self.add(found)
         if path.exists():
             with suppress(DamagedError):
                 return self.add(Record.load(path))
             set_aside(path, f"{path.name} is damaged")
-        return self.add_without_points(trial, "failed", found, started)
+        return self.add_without_points(trial, "failed", found)
 
-    def add_without_points(
-        self, trial: Trial, status: Status, reason: str, started: datetime | None = None
-    ) -> Record:
+    def add_without_points(self, trial: Trial, status: Status, reason: str) -> Record:
         """Write and add the record of a trial that failed or was skipped."""
         record = Record.of(
             trial,
@@ -176,27 +212,23 @@ class SweepRun:
             software=self.python.software,
             status=status,
             reason=reason,
-            started=started or datetime.now(UTC),
+            started=datetime.now(UTC),
             kernel="none" if status == "skipped" else self.kernels.kind,
         )
         record.save(self.out / "records")
         return self.add(record)
 
-    def require_machine(self, found: Machine, path: Path | None = None) -> None:
-        """Raise `ScalebenchError` where `found` is another machine; set its record `path` aside."""
+    def require_machine(self, found: Machine) -> None:
+        """Raise `ScalebenchError` where `found` is another machine."""
         if changed := self.machine.differs_from(found):
-            if path is not None:
-                set_aside(path, f"{path.name} is of another machine ({changed})")
             raise ScalebenchError(
                 f"stopped: the machine is no longer what it was ({changed}), and a sweep does not "
                 "mix two; the same command goes on when it is as before"
             )
 
-    def _require_model(self, found: Record, path: Path) -> None:
+    def _require_model(self, found: Record) -> None:
         field = "model_hash" if is_own(self.sweep.model) else "model_files"
-        before = next((getattr(one, field) for one in self.records if getattr(one, field)), None)
-        if before and getattr(found, field) not in (before, None):
-            set_aside(path, f"{path.name} is of another model")
+        if len({getattr(one, field) for one in (*self.records, found)} - {None}) > 1:
             raise ScalebenchError(
                 f"stopped: the files of {self.sweep.model!r}, or of its weights, have changed, and "
                 "a sweep does not mix two models: measure the new one into another folder"
@@ -219,6 +251,10 @@ def prepare_pair(
     b = SweepRun.prepare(sweep, out / "b", retry_failed, python)
     a.other, b.other = b, a
     return a, b
+
+
+def _size(config: Config) -> tuple[int, int, str]:
+    return config.seq_len, config.image_size, config.phase
 
 
 def _require_usable(out: Path) -> None:
@@ -282,15 +318,3 @@ def _differing(
         if known and record.model_files != files:
             others["another model"] = f"files of {sweep.model!r}, or of its weights, have changed"
     yield from (f"{what} ({why})" for what, why in others.items() if why)
-
-
-@contextmanager
-def _disk_errors_in_one_line(out: Path) -> Iterator[None]:
-    """Turn an OSError into a `ScalebenchError`."""
-    try:
-        yield
-    except OSError as error:
-        raise ScalebenchError(
-            f"stopped: cannot write to {out} ({error.strerror or error}); what is done is kept, "
-            "and the same command goes on when that is mended"
-        ) from None

@@ -7,17 +7,15 @@ measures at most the last block once more.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 import signal
-import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import FrameType
-from typing import NamedTuple
 
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
@@ -26,11 +24,8 @@ from scalebench_lib.processes import leave_terminal
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.block import Block, Member
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.schedule import Pace, turn_seconds
+from scalebench_lib.sweep.schedule import Pace
 from scalebench_lib.sweep.trial_process import StoppedError
-
-END_S = 0.5
-"""About the time of a trial's end: recheck, record, drawing."""
 
 BLOCK_S = 300.0
 """The time of a full block, and the most that a kill costs."""
@@ -60,10 +55,10 @@ Progressed = Callable[[Step], None]
 def run_in_turn(
     runs: Sequence[SweepRun],
     progressed: Progressed,
-    budget_s: float = float("inf"),
+    budget_s: float = math.inf,
     if_busy: str = "refuse",
-) -> list[Record]:
-    """Run what is left of each of `runs`, round by round; return the new records, failed ones too.
+) -> None:
+    """Run what is left of each of `runs`, round by round.
 
     The runs are the same sweep in different environments: trials of one config share a block.
     After `budget_s` seconds, or the first Ctrl-C or SIGTERM, the block in flight ends with its
@@ -71,30 +66,14 @@ def run_in_turn(
     disk is full, or where machine or model have changed.
     """
     stop = Stop(time.monotonic() + budget_s)
-    with ExitStack() as locks:
+    with ExitStack() as stack:
         for run in runs:
-            locks.enter_context(run.locked(if_busy if run is runs[0] else "ignore"))
-            run.write_spec()
-        before = [len(run.records) for run in runs]
-        locks.enter_context(stop.at_signals())
+            stack.enter_context(run.locked(if_busy if run is runs[0] else "ignore"))
+        stack.enter_context(stop.at_signals())
         for number in range(1, runs[0].sweep.rounds + 1):
-            this_round = _Round(runs, number, stop, progressed)
+            this_round = Round(runs, number, stop, progressed)
             while this_round.queue and not stop():
                 this_round.run_block()
-    return [r for run, count in zip(runs, before, strict=True) for r in run.records[count:]]
-
-
-def run_block(run: SweepRun, number: int, wanted: Container[str], stop: Stop) -> list[Trial]:
-    """Run one block of round `number` of the configs `wanted` (ids); return those that are left.
-
-    Raises as `run_in_turn`.
-    """
-    this_round = _Round([run], number, stop, lambda step: None)
-    for trial in [trial for trial in this_round.queue if trial.config.id not in wanted]:
-        del this_round.queue[trial]
-    if this_round.queue and not stop():
-        this_round.run_block()
-    return list(this_round.queue)
 
 
 class Stop:
@@ -118,12 +97,9 @@ class Stop:
         So does a terminal that closes, which shell and system may both report. The first one is
         raised again at the end.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        heeded = (s for s in asking if signal.getsignal(s) is not signal.SIG_IGN)
-        before = {signum: signal.getsignal(signum) for signum in heeded}
+        before = {signum: signal.getsignal(signum) for signum in asking}
+        before = {s: handler for s, handler in before.items() if handler is not signal.SIG_IGN}
 
         def restore() -> None:
             for signum, handler in before.items():
@@ -146,34 +122,40 @@ class Stop:
             signal.raise_signal(self.signum)
 
 
-class _Wanted(NamedTuple):
-    """A trial to be set up; `remeasured`: a base that was measured before."""
+class Round:
+    """One round: `queue` maps each trial that is left to the runs that lack it.
 
-    run: SweepRun
-    trial: Trial
-    remeasured: bool
-
-
-class _Round:
-    """One round: `queue` maps each trial that is left to the runs that lack it."""
+    Of the config ids that are `wanted`, or of all.
+    """
 
     def __init__(
-        self, runs: Sequence[SweepRun], number: int, stop: Stop, progressed: Progressed
+        self,
+        runs: Sequence[SweepRun],
+        number: int,
+        stop: Stop,
+        progressed: Progressed = lambda step: None,
+        wanted: Container[str] | None = None,
     ) -> None:
         self.runs, self.number, self.stop, self._progressed = runs, number, stop, progressed
         self._seed = f"{runs[0].sweep.seed} {number}"
         self._random = random.Random(self._seed)  # noqa: S311
-        self._pace = Pace.of(record for run in runs for record in run.records)
         self._base = runs[0].schedule.base
         self.queue: dict[Trial, list[SweepRun]] = {}
-        self._later = list[Trial]()
         for run in runs:
-            schedule = run.schedule
-            for trial in schedule.pending(number):
-                self.queue.setdefault(trial, []).append(run)
-            for later in range(number + 1, run.sweep.rounds + 1):
-                self._later += schedule.pending(later)
-        self._total = len(self._queued)
+            for trial in run.schedule.pending(number):
+                if wanted is None or trial.config.id in wanted:
+                    self.queue.setdefault(trial, []).append(run)
+        self._total = self._queued
+        self._forecast()
+
+    @property
+    def _queued(self) -> int:
+        return sum(map(len, self.queue.values()))
+
+    def _forecast(self) -> None:
+        """Tell by what was seen so far how long turns take, and when the sweep ends."""
+        self._pace = Pace(record for run in self.runs for record in run.records)
+        self._end_s = time.monotonic() + sum(run.seconds_left() for run in self.runs)
 
     def run_block(self) -> None:
         """Measure as much of the queue as fits into a block."""
@@ -197,20 +179,20 @@ class _Round:
         Set-ups take at most half of a time budget: without turns nothing is kept.
         """
         half = (time.monotonic() + self.stop.deadline) / 2
-        while self.queue and time.monotonic() <= half:
+        fits = True
+        while self.queue and fits and time.monotonic() <= half:
             trial = next(iter(self.queue))
             wanted = list(self._wanted(block, trial))
-            if block.members and wanted and not self._room(block, wanted):
+            trials = [one for _, one in wanted]
+            fits = self._fits(block, trials)
+            if block.members and not (fits and self._in_time(block, trial, trials)):
                 return
-            alone = not block.members and not self._fits(block, wanted)
-            for one in wanted:
-                if not (alone and one.remeasured):
-                    self._set_up(block, one)
+            for run, one in wanted:
+                if fits or one is trial:
+                    self._set_up(block, run, one, remeasured=one is not trial)
             del self.queue[trial]
-            if alone:
-                return
 
-    def _wanted(self, block: Block, trial: Trial) -> Iterator[_Wanted]:
+    def _wanted(self, block: Block, trial: Trial) -> Iterator[tuple[SweepRun, Trial]]:
         """Yield `trial` for each run that lacks it, after its base where `block` lacks that."""
         for run in self._random.sample(self.queue[trial], len(self.queue[trial])):
             if reason := run.schedule.skip_reason(trial):
@@ -220,23 +202,17 @@ class _Round:
             base = self._base(trial)
             there = [m.trial.config for m in block.members if m.process.out == run.out]
             if base.config not in (trial.config, *there) and run.has_measured(base.config):
-                yield _Wanted(run, base, remeasured=True)
-            yield _Wanted(run, trial, remeasured=False)
+                yield run, base
+            yield run, trial
 
-    def _room(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
-        """Return whether `wanted` fit into memory and into the block's time.
+    def _in_time(self, block: Block, trial: Trial, wanted: list[Trial]) -> bool:
+        """Return whether `block` has time for `wanted`: for the first after its base, always."""
+        there = [member.trial for member in block.members]
+        if not wanted or {one.config for one in there} == {self._base(trial).config}:
+            return True
+        return sum(map(self._pace.turns_s, [*there, *wanted])) <= BLOCK_S
 
-        The first trial after its base may take any time.
-        """
-        group = wanted[-1].trial.config.group
-        first = not any(one.remeasured for one in wanted) and all(
-            member.is_base and member.group == group for member in block.members
-        )
-        trials = [*(one.trial for one in wanted), *(member.trial for member in block.members)]
-        short = sum(map(self._pace.turns_s, trials)) <= BLOCK_S
-        return (first or short) and self._fits(block, wanted)
-
-    def _fits(self, block: Block, wanted: Sequence[_Wanted]) -> bool:
+    def _fits(self, block: Block, wanted: list[Trial]) -> bool:
         """Return whether the available memory holds `wanted`.
 
         A trial needs its own last peak, else the largest so far, to be set up, and then its
@@ -248,45 +224,33 @@ class _Round:
         running = (member.process.peak_bytes for member in block.members)
         largest = max([*peaks.values(), *running], default=0)
         need = kept = 0
-        for config_id in (one.trial.config.id for one in wanted):
+        for config_id in (trial.config.id for trial in wanted):
             peak = peaks.get(config_id, largest)
             need = max(need, kept + peak)
             kept += resident.get(config_id, peak)
         return need <= available_bytes()
 
-    def _set_up(self, block: Block, wanted: _Wanted) -> None:
-        run, trial = wanted.run, wanted.run.numbered(wanted.trial, self.number, block.name)
+    def _set_up(self, block: Block, run: SweepRun, trial: Trial, remeasured: bool) -> None:
+        trial = run.numbered(trial, self.number, block.name)
         self._tell(f"setting up {trial}", block)
-        started = datetime.now(UTC)
         try:
             process = run.start(trial, run.out, run.kernels, run.trial_timeout, self.stop.asked)
         except MeasurementError as error:
-            record = run.add_result(trial, str(error), started)
+            record = run.add_result(trial, str(error))
             self._tell(f"setting up {trial}", block, record, run)
-            return
-        self._pace.setups[trial.config.batch_size].append(process.setup_s + END_S)
-        is_base = trial.config == self._base(trial).config
-        block.add(process, trial.config.group, is_base=is_base, remeasured=wanted.remeasured)
+        else:
+            block.add(process, trial.config.group, remeasured)
 
     def _add_result(self, block: Block, member: Member, found: Record | str) -> None:
-        """Add the result of `member` to its run, and its turns to the pace."""
         run = next(run for run in self.runs if run.out == member.process.out)
         record = run.add_result(member.trial, found)
-        for point in record.points:
-            self._pace.turns[member.trial.config.batch_size].append(turn_seconds(point))
+        self._forecast()
         self._tell(f"ending {member.trial}", block, record, run)
-
-    @property
-    def _queued(self) -> list[Trial]:
-        return [trial for trial, runs in self.queue.items() for _ in runs]
 
     def _tell(
         self, doing: str, block: Block, record: Record | None = None, run: SweepRun | None = None
     ) -> None:
-        running = [member for member in block.running if not member.remeasured]
-        done = max(0, self._total - len(self._queued) - len(running))
-        in_block = sum(self._pace.turns_s(member.trial) for member in running)
-        spent = sum(point.spent_s for member in running for point in member.points.values())
-        after = sum(map(self._pace.trial_s, [*self._queued, *self._later]))
-        seconds = max(0.0, in_block - spent) + END_S * len(block.members) + after
+        running = sum(not member.remeasured for member in block.running)
+        done = max(0, self._total - self._queued - running)
+        seconds = max(0.0, self._end_s - time.monotonic())
         self._progressed(Step(self.number, doing, block, done, self._total, seconds, record, run))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -30,15 +30,15 @@ TRIAL_S = 4.0
 class Schedule:
     """The trials of `sweep` on `machine` by their state, which `records` decide.
 
-    Failures are retried for the config ids in `retry`. With `others`, the records of another
-    environment, a trial counts only if its block has one of the same config there, too.
+    Failures are retried for the config ids in `retry`. With the `other` environment's schedule, a
+    trial counts only if its block has one of the same config there, too.
     """
 
     sweep: Sweep
     machine: Machine
     records: Sequence[Record]
-    retry: frozenset[str] = frozenset()
-    others: Sequence[Record] | None = None
+    retry: Set[str] = frozenset()
+    other: Schedule | None = None
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -97,11 +97,10 @@ class Schedule:
 
     @cached_property
     def _by_config(self) -> dict[str, list[Record]]:
-        return _by_config(self.records)
-
-    @cached_property
-    def _others_by_config(self) -> dict[str, list[Record]]:
-        return _by_config(self.others or ())
+        found: dict[str, list[Record]] = defaultdict(list)
+        for record in self.records:
+            found[record.config_id].append(record)
+        return found
 
     @cached_property
     def _measured(self) -> set[str]:
@@ -112,7 +111,7 @@ class Schedule:
         """The status of the configs of each block, by their ids."""
         blocks: dict[str, dict[str, Status]] = defaultdict(dict)
         for record in self.records:
-            blocks[record.block or ""][record.config_id] = record.status
+            blocks[str(record.block)][record.config_id] = record.status
         return blocks
 
     @cached_property
@@ -136,19 +135,18 @@ class Schedule:
         whole = record.status == "ok" and record.ended_by != "interrupted" and record.block
         if not whole or not set(trial.threads) <= {point.threads for point in record.points}:
             return False
-        if not self._paired(record):
+        if self.other and not self.other._took_turns_with(record):
             return False
         base, block = self.base(trial).config.id, self._blocks[str(record.block)]
         # A trial alone in its block does not fit into memory together with its base.
         alone = base not in block and list(block.values()).count("ok") == 1
         return base not in self._measured or block.get(base) == "ok" or alone
 
-    def _paired(self, record: Record) -> bool:
-        """Return whether the other environment, if any, took turns with `record`, or failed."""
-        there = self._others_by_config.get(record.config_id, [])
-        if self.others is None or (there and there[-1].status != "ok"):
-            return True
-        return any(other.block == record.block and other.status == "ok" for other in there)
+    def _took_turns_with(self, record: Record) -> bool:
+        """Return whether a trial of the config took turns with that of `record`, or failed."""
+        mine = self._by_config.get(record.config_id)
+        failed = mine is not None and mine[-1].status != "ok"
+        return failed or self._blocks[str(record.block)].get(record.config_id) == "ok"
 
     @cached_property
     def _slow_groups(self) -> set[Config]:
@@ -159,13 +157,6 @@ class Schedule:
                 turns[record.config.group][record.config_id, point.threads] = turn_seconds(point)
         limit = self.sweep.max_seconds
         return {group for group, s in turns.items() if sum(s.values()) > len(s) * limit}
-
-
-def _by_config(records: Iterable[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        found[record.config_id].append(record)
-    return found
 
 
 def _same_but_batch(one: Config, other: Config) -> bool:
@@ -179,32 +170,24 @@ def turn_seconds(point: Point) -> float:
     return point.wall_ns / len(point.turns) / 1e9
 
 
-_Seen = dict[int, list[float]]
+_Seen = defaultdict[int, list[float]]
 
 
-@dataclass
 class Pace:
-    """Seconds of set-ups (with ends), and of turns, by batch size."""
+    """Seconds of set-ups (with ends), and of turns, by the batch sizes of `records`."""
 
-    setups: _Seen = field(default_factory=lambda: defaultdict(list))
-    turns: _Seen = field(default_factory=lambda: defaultdict(list))
-
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> Pace:
-        pace = cls()
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.setups, self.turns = _Seen(list), _Seen(list)
         for record in records:
             size = record.config.batch_size
             if record.setup and record.points:
-                pace.setups[size].append(record.setup.seconds + TRIAL_S / 2)
+                self.setups[size].append(record.setup.seconds + TRIAL_S / 2)
             for point in record.points:
-                pace.turns[size].append(turn_seconds(point))
-        return pace
+                self.turns[size].append(turn_seconds(point))
 
     def trial_s(self, trial: Trial) -> float:
-        return self.setup_s(trial) + self.turns_s(trial)
-
-    def setup_s(self, trial: Trial) -> float:
-        return _at(self.setups, trial.config.batch_size, unknown=TRIAL_S)
+        setup_s = _at(self.setups, trial.config.batch_size, unknown=TRIAL_S)
+        return setup_s + self.turns_s(trial)
 
     def turns_s(self, trial: Trial) -> float:
         """Return the most that the turns of `trial` take in its block; none is cut short."""

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
+import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
+
+import nbformat
+import papermill
+from jupyter_core.utils import ensure_event_loop
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from nbformat.reader import NotJSONError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
 
 from scalebench_lib import protocol
 from scalebench_lib.config import StrictModel, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.files import DamagedError
-from scalebench_lib.notebook import NOTEBOOKS
-from scalebench_lib.processes import oom_kills, peak_bytes, prefer_to_kill, signal_group
+from scalebench_lib.notebook import NOTEBOOKS, scrub, write
+from scalebench_lib.processes import (
+    disk_error,
+    error_reason,
+    oom_kills,
+    peak_bytes,
+    prefer_to_kill,
+    signal_group,
+)
 from scalebench_lib.protocol import Answer, EndedBy, Message
 from scalebench_lib.record import Record
-from scalebench_lib.sweep.forkserver import NotStartedError
-from scalebench_lib.sweep.kernels import Kernels, NotebookRun
+from scalebench_lib.sweep.kernels import SOCKET, Kernel, Kernels
 
 SETUP_LIMIT_S = 900.0
 """Compilers and downloads take minutes; a set-up that takes longer hangs."""
@@ -35,6 +54,120 @@ FAILURE_LIMIT_S = 5.0
 """Time limit of a failed trial to write its record."""
 
 _POLL_S = 0.1
+
+
+class _QuietClient(PapermillNotebookClient):  # type: ignore[misc]
+    """Wait for a kernel's death instead of polling, which would disturb what is being timed."""
+
+    async def _async_poll_kernel_alive(self) -> None:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        with ExitStack() as opened, suppress(ProcessLookupError):
+            if hasattr(os, "pidfd_open"):
+                descriptor = os.pidfd_open(self.km.process.pid)
+                opened.callback(os.close, descriptor)
+                loop.add_reader(descriptor, ended.set)
+                opened.callback(loop.remove_reader, descriptor)
+                await ended.wait()
+        await super()._async_poll_kernel_alive()
+
+
+class _Engine(NBClientEngine):  # type: ignore[misc]
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man: Any, kernel_name: str, km: Any = None, **_: Any
+    ) -> NotebookNode:
+        """Execute as papermill does, with a client that logs nothing and ends its kernel."""
+        client = _QuietClient(nb_man, km=km, kernel_name=kernel_name, shutdown_kernel="immediate")
+        executed: NotebookNode = client.execute(cleanup_kc=True)
+        return executed
+
+
+papermill_engines.register("scalebench", _Engine)
+
+
+class NotebookRun:
+    """A notebook that papermill executes in `kernel`, in a thread, and saves as `target`.
+
+    The kernel connects to `server`. This process is idle while it computes. `oom_kills_before`
+    tells whether the system has killed it for lack of memory.
+    """
+
+    def __init__(
+        self, kernel: Kernel, source: Path, target: Path, parameters: Mapping[str, Any]
+    ) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._kernel, self._open = kernel, ExitStack()
+        self.server = self._open.enter_context(socket.socket(socket.AF_UNIX))
+        self.server.bind(str(kernel.folder / SOCKET))
+        self.server.listen(1)
+        self.oom_kills_before = oom_kills()
+        thread = futures.ThreadPoolExecutor(max_workers=1)
+        self.future = thread.submit(self._execute, source, target, parameters)
+        thread.shutdown(wait=False)
+
+    @property
+    def pid(self) -> int:
+        """The kernel's process, the leader of its group."""
+        return self._kernel.process.pid
+
+    def kill(self) -> None:
+        """End the kernel, and wait for the notebook's end."""
+        self._kernel.end()
+        futures.wait([self.future])
+        self._open.close()
+
+    def wait(self, limit_s: float) -> None:
+        """Wait for the end, at most `limit_s`.
+
+        Raises `MeasurementError` with the last line of an exception in the notebook, or the cause
+        of the kernel's death, and OSError for a full disk.
+        """
+        try:
+            self.future.result(limit_s)
+        except TimeoutError:
+            raise self.kill_at_limit(limit_s) from None
+        except PapermillExecutionError as error:
+            if full_disk := disk_error(error.ename, error.evalue):
+                raise full_disk from None
+            raise MeasurementError(error_reason(error.ename, error.evalue)) from None
+        finally:
+            self._open.close()
+
+    def kill_at_limit(self, limit_s: float) -> MeasurementError:
+        """Kill the kernel at its time limit; return the error to raise."""
+        self.kill()
+        return MeasurementError(
+            f"not done after {limit_s:.0f} s, its time limit: "
+            "'--trial-timeout' gives a slow model more"
+        )
+
+    def _execute(self, source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+        draft = self._kernel.folder / "draft.ipynb"
+        try:
+            papermill.execute_notebook(
+                nbformat.read(source, as_version=4),
+                str(draft),
+                parameters=parameters,
+                progress_bar=False,
+                autosave_cell_every=0,
+                engine_name="scalebench",
+                km=self._kernel,
+            )
+        except DeadKernelError:
+            raise MeasurementError(self._kernel.exit_reason(self.oom_kills_before)) from None
+        except RuntimeError as error:  # of jupyter_client
+            raise MeasurementError(f"the kernel did not start: {error}") from None
+        finally:
+            ensure_event_loop().close()  # nbclient leaves it open
+            _publish(draft, target)
+            shutil.rmtree(self._kernel.folder, ignore_errors=True)
+
+
+def _publish(draft: Path, target: Path) -> None:
+    """Save the executed notebook without the paths of this machine."""
+    folders = [folder for folder in list(target.parents)[:3] if folder.name]
+    with suppress(FileNotFoundError, NotJSONError):  # papermill's own error tells why
+        write(scrub(nbformat.read(draft, as_version=4), *folders), target)
 
 
 class StoppedError(Exception):
@@ -55,7 +188,7 @@ class TrialProcess(NotebookRun):
         self.trial, self.out, self._limit_s = trial, out, limit_s
         self.first_pass_s = self.setup_s = 0.0
         super().__init__(
-            kernels.new(trial.config.allocator),
+            kernels.start(trial.config.allocator),
             NOTEBOOKS / "measure.ipynb",
             out / "notebooks" / f"{trial.name}.ipynb",
             {**trial.parameters(), "out": os.path.relpath(out)},
@@ -78,11 +211,6 @@ class TrialProcess(NotebookRun):
         process = cls(trial, out, kernels, limit_s)
         try:
             process._set_up(stopping)
-        except NotStartedError as error:
-            process.kill()
-            if not kernels.fall_back(error):
-                raise MeasurementError(f"the kernel did not start: {error}") from None
-            return cls.start(trial, out, kernels, limit_s, stopping)
         except BaseException:
             process.kill()
             raise

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -23,9 +22,8 @@ from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchErro
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
 from scalebench_lib.plan.decide import Context, Request
-from scalebench_lib.record import Record, Software, load_records
+from scalebench_lib.record import Record, load_records
 from scalebench_lib.results import Results
-from scalebench_lib.sweep import runner
 from scalebench_lib.sweep.locks import read_status
 from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.schedule import sweep_schedules
@@ -134,29 +132,6 @@ def test_a_record_of_a_machine_that_had_changed_is_set_aside(small, tmp_path, mo
     assert trials.alive == []
 
 
-class JumpingClock(datetime):
-    """A wall clock that somebody sets, a year to and fro."""
-
-    jumps = 0
-
-    @classmethod
-    def now(cls, tz=None):
-        """Never the same."""
-        cls.jumps += 1
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=365 * (-1) ** cls.jumps)
-
-
-def test_no_number_changes_when_the_wall_clock_jumps(small, tmp_path, monkeypatch) -> None:
-    """Nothing but `started` and `finished` is read from it."""
-    tables, wall = [], time.time
-    monkeypatch.setattr(time, "time", lambda: wall() - 1e9)
-    for name, clock in (("steady", datetime), ("jumping", JumpingClock)):
-        monkeypatch.setattr(runner, "datetime", clock)
-        found = run(FakeTrials(), tmp_path / name / "sweep", ONCE)
-        tables.append(Results([one.model_copy(update={"block": "0" * 8}) for one in found]).table)
-    assert tables[0].equals(tables[1])
-
-
 def test_a_damaged_record_is_set_aside_and_measured_again(small, tmp_path) -> None:
     """With its base beside it."""
     sweep = ONCE.model_copy(update={"optimizations": ("none", "script")})
@@ -193,15 +168,6 @@ def test_a_folder_that_a_kill_left_half_made_is_taken_up(small, tmp_path) -> Non
     (tmp_path / ".sweep.yaml.abc").write_text("half")
     run(FakeTrials(), tmp_path, ONCE)
     assert not (tmp_path / ".sweep.yaml.abc").exists()
-
-
-def test_another_thread_environment_is_another_sweep(small, tmp_path, monkeypatch) -> None:
-    """It decides the speed."""
-    record = measured(Config(batch_size=1), SMALL)
-    save_sweep(tmp_path, [record.model_copy(update={"software": Software.here()})])
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    with pytest.raises(RequestError, match=r"other software .OMP_WAIT_POLICY"):
-        SweepRun.prepare(ONCE, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.errors import RequestError
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from tests.notebooks import notebook, run_notebook
@@ -54,22 +55,14 @@ def test_its_kernels_have_its_environment(
         assert kernels.warning is None
 
 
-def test_what_it_lacks_is_told_in_one_line(tmp_path: Path) -> None:
-    """By the name of the package."""
-    python = fake_python(
-        tmp_path, "echo \"ModuleNotFoundError: No module named 'torch.nn'\" >&2; exit 1"
-    )
-    with pytest.raises(
-        RequestError, match=r"^against: \S+ lacks torch: install this checkout there"
-    ):
-        Interpreter.of(python)
-
-
-def test_any_other_trouble_is_told_by_its_last_line(tmp_path: Path) -> None:
-    """Such as a Python that is too old."""
-    trouble = "ImportError: cannot import name 'Self' from 'typing'"
+@pytest.mark.parametrize(
+    "trouble", ["ModuleNotFoundError: No module named 'torch'", "ImportError: cannot import Self"]
+)
+def test_why_it_cannot_run_this_checkout_is_told_in_one_line(tmp_path: Path, trouble: str) -> None:
+    """Such as a package that it lacks, or that it is too old."""
     python = fake_python(tmp_path, f'echo Traceback >&2; echo "{trouble}" >&2; exit 1')
-    with pytest.raises(RequestError, match="cannot run this checkout: ImportError: cannot import"):
+    told = rf"^against: \S+ cannot run this checkout \({trouble}\): install it there"
+    with pytest.raises(RequestError, match=told):
         Interpreter.of(python)
 
 
@@ -82,7 +75,8 @@ def test_what_is_no_python_is_refused(command: str) -> None:
 
 def test_an_engine_that_it_lacks_is_told_before_anything_starts() -> None:
     """With what to install."""
-    bare = Interpreter.here().model_copy(update={"executable": "python", "packages": frozenset()})
+    missing = {name: list(one.needs) for name, one in OPTIMIZATIONS.items()}
+    bare = Interpreter.here().model_copy(update={"executable": "python", "missing": missing})
     bare.require(("none", "script", "compile", "bf16"))
     with pytest.raises(RequestError, match="python lacks openvino, which openvino-bf16 needs"):
         bare.require(("none", "openvino-bf16"))

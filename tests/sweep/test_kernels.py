@@ -11,7 +11,6 @@ import pytest
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.sweep import kernels as kernels_module
-from scalebench_lib.sweep.forkserver import NotStartedError
 from scalebench_lib.sweep.kernels import Kernels
 from tests.notebooks import notebook, run_cells, run_notebook
 from tests.waiting import wait_until
@@ -117,8 +116,8 @@ def zombie(begun: Path) -> bool:
 
 def test_a_kernel_that_dies_at_its_start_is_told(tmp_path: Path, monkeypatch) -> None:
     """Not waited for."""
-    monkeypatch.setattr(kernels_module, "_LAUNCH", ["-c", "raise SystemExit(3)"])
-    with pytest.raises(NotStartedError, match="it died while it started"):
+    monkeypatch.setattr(kernels_module, "COMMAND", ["-c", "raise SystemExit(3)"])
+    with pytest.raises(MeasurementError, match="did not start: Kernel died before"):
         run_notebook(FRESH, notebook(tmp_path / "in.ipynb", "1"), tmp_path / "out.ipynb")
 
 
@@ -140,8 +139,9 @@ def test_a_sweep_does_not_wake_up_while_a_kernel_computes(tmp_path: Path) -> Non
     """What polls would disturb what is timed."""
     code = (
         "import sys, time; from pathlib import Path; import psutil\n"
-        "from scalebench_lib.sweep.kernels import Kernels, NotebookRun\n"
-        "kernel = Kernels(warm=False).new()\n"
+        "from scalebench_lib.sweep.kernels import Kernels\n"
+        "from scalebench_lib.sweep.trial_process import NotebookRun\n"
+        "kernel = Kernels(warm=False).start()\n"
         "run = NotebookRun(kernel, Path(sys.argv[1]), Path('out.ipynb'), {})\n"
         "while not Path('begun').exists(): time.sleep(0.1)\n"
         "time.sleep(1)\n"

@@ -46,9 +46,8 @@ def test_the_second_is_refused_at_once_and_told_whom_to_wait_for(other, tmp_path
         pass
 
 
-def test_the_second_may_ignore_the_first_or_wait_for_it(other, tmp_path, monkeypatch) -> None:
+def test_the_second_may_ignore_the_first_or_wait_for_it(other) -> None:
     """``beside`` is what ``ignore`` was called."""
-    monkeypatch.setattr(locks, "_POLL_S", 0.05)
     for if_busy in ("ignore", "beside"):
         with lock_machine("mine", if_busy):
             assert other.poll() is None

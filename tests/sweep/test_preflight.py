@@ -9,9 +9,8 @@ import pytest
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
-from scalebench_lib.sweep import preflight
+from scalebench_lib.sweep import run as run_module
 from scalebench_lib.sweep.interpreter import Interpreter
-from scalebench_lib.sweep.preflight import require_measurable
 from scalebench_lib.sweep.run import SweepRun
 from tests.factories import configs, machine, measured, missing
 
@@ -42,7 +41,7 @@ def lengths_asked(folder: Path) -> list[int]:
 def test_each_size_of_the_model_is_asked_for_once_smallest_first(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    require_measurable(prepared("echo progress; echo null"))
+    prepared("echo progress; echo null").require_measurable()
     assert lengths_asked(tmp_path) == [16, 32, 64]
     assert not (tmp_path / "out").exists()
 
@@ -53,9 +52,9 @@ def test_what_a_record_shows_to_be_measurable_is_not_asked_for(
     one, other = (
         configs(SMALL, (1,), ("none",), model="bert-tiny", seq_len=length)[0] for length in (16, 32)
     )
-    require_measurable(
-        prepared("echo null", measured(one, SMALL), missing(other, SMALL, "failed", "no luck"))
-    )
+    prepared(
+        "echo null", measured(one, SMALL), missing(other, SMALL, "failed", "no luck")
+    ).require_measurable()
     assert lengths_asked(tmp_path) == [32, 64]
 
 
@@ -67,7 +66,7 @@ def test_nothing_is_started_where_nothing_is_left(prepared: Prepared, tmp_path: 
         for number in (1, 2)
     ]
     assert not run.schedule.left
-    require_measurable(run)
+    run.require_measurable()
     assert not (tmp_path / "asked").exists()
 
 
@@ -89,20 +88,20 @@ def test_why_it_cannot_be_measured_is_told_in_one_line(
     run = prepared(script)
     run.trial_timeout = 1.0
     with pytest.raises(RequestError, match=reason) as told:
-        require_measurable(run)
+        run.require_measurable()
     assert "\n" not in str(told.value)
 
 
 def test_a_model_that_hangs_is_given_up_after_a_time(prepared: Prepared, monkeypatch) -> None:
     """People's own code may wait for ever."""
-    monkeypatch.setattr(preflight, "SETUP_LIMIT_S", 0.5)
+    monkeypatch.setattr(run_module, "SETUP_LIMIT_S", 0.5)
     with pytest.raises(RequestError, match="'bert-tiny' is not built and run within 0 s"):
-        require_measurable(prepared("exec sleep 3"))
+        prepared("exec sleep 3").require_measurable()
 
 
 def test_each_phase_is_asked_for(prepared: Prepared, tmp_path: Path) -> None:
     run = prepared("echo null")
     run.sweep = Sweep(model="gpt2", batch_sizes=(1,), phases=("forward", "decode"))
-    require_measurable(run)
+    run.require_measurable()
     asked = json.loads((tmp_path / "asked").read_text())
     assert [config["phase"] for config in asked] == ["decode", "forward"]

@@ -187,16 +187,16 @@ def test_time_is_told_from_what_was_seen_at_the_nearest_batch_size() -> None:
     assert pace.trial_s(one) == TRIAL_S + 2 * 5
     pace.setups[1] += [2.0, 4.0]
     pace.turns[1].append(1.3)
-    assert pace.setup_s(one) == 3.0
-    assert pace.setup_s(large) == 3.0 * 64
     assert pace.turns_s(one) == 10
+    assert pace.trial_s(one) == 3.0 + 10
+    assert pace.trial_s(large) == 3.0 * 64 + pace.turns_s(large)
     assert pace.turns_s(large) == pytest.approx(2 * (1.3 + 63 * 1.0))
 
 
 def test_the_pace_is_learned_from_records() -> None:
     """So that a sweep that goes on knows it at once."""
     setup = Setup(build_s=1, optimize_s=2, first_pass_s=3)
-    pace = Pace.of([one.model_copy(update={"setup": setup}) for one in whole(1, 1, "a")])
+    pace = Pace([one.model_copy(update={"setup": setup}) for one in whole(1, 1, "a")])
     assert pace.setups == {1: [6 + TRIAL_S / 2] * 3}
     assert len(pace.turns[1]) == 6
 

@@ -308,9 +308,9 @@ def test_a_kernel_that_cannot_be_forked_is_started_afresh(
     """A trial that had not begun is not lost."""
     notebook(setup="assert 'SCALEBENCH_KERNEL' not in os.environ")
     broken = light_fork_server[1].replace(
-        "forkserver.main", "forkserver._serve = None; forkserver.main"
+        "forkserver.main", "forkserver._answer_requests = None; forkserver.main"
     )
-    monkeypatch.setattr("scalebench_lib.sweep.forkserver._COMMAND", ["-c", broken])
+    monkeypatch.setattr("scalebench_lib.sweep.kernels.COMMAND", ["-c", broken])
     with Kernels(warm=True) as kernels:
         with started(tmp_path, kernels) as process:
             process.turn(1, 1, 0.05)
@@ -325,8 +325,8 @@ def test_a_runner_that_is_killed_leaves_no_trial_behind(
     before = {*Path(os.environ[RUNTIME_DIR]).iterdir()}
     notebook()
     code = (
-        "import sys, time; from pathlib import Path; from scalebench_lib.sweep import forkserver\n"
-        f"forkserver._COMMAND = {light_fork_server}\n"
+        "import sys, time; from pathlib import Path; from scalebench_lib.sweep import kernels\n"
+        f"kernels.COMMAND = {light_fork_server}\n"
         "from scalebench_lib.sweep import trial_process\n"
         "from scalebench_lib.sweep.kernels import Kernels\n"
         "from scalebench_lib.config import Config, Trial\n"
