@@ -14,14 +14,12 @@ import math
 import os
 import platform
 import re
-import runpy
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -79,13 +77,10 @@ class Verification(StrictModel):
         largest = f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
         if self.sqnr_db is None:
             return largest
-        of = f" of {self.batch_size}" if (self.batch_size or 0) > self.items else ""
-        against = "eager fp32" if self.eager_sqnr_db is None else "fp64"
-        eager = "" if self.eager_sqnr_db is None else f", where eager has {self.eager_sqnr_db:.0f}"
         note = f" ({self.note})" if self.note else ""
         return (
-            f"SQNR {self.sqnr_db:.0f} dB against {against}{eager}, at least {self.required_db:.0f} "
-            f"asked of {self.precision}, worst of {self.items}{of} items{note}; {largest}"
+            f"SQNR {self.sqnr_db:.0f} dB against {self.reference}, at least {self.required_db:.0f} "
+            f"asked of {self.precision}, worst of {self.items} items{note}; {largest}"
         )
 
 
@@ -144,20 +139,6 @@ def _crc32(path: Path) -> int:
     return found
 
 
-def package_version(name: str) -> str:
-    """Return the version of an installed package; torch's with its build: ``2.13.0+cu130``.
-
-    Its metadata may lack the build: it is read from a file, since torch takes seconds to import.
-    """
-    spec = find_spec(name) if name == "torch" else None
-    if spec is None or spec.origin is None:
-        return version(name)
-    built = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
-    toolkits = (f"{kind}{built[kind]}" for kind in ("cuda", "hip", "xpu") if built.get(kind))
-    found = str(built["__version__"])
-    return found if "+" in found else "+".join([found, *toolkits])
-
-
 class Software(StrictModel):
     """Versions, `libraries` that compute inside torch, and `speed_variables`."""
 
@@ -175,10 +156,15 @@ class Software(StrictModel):
         return cls(
             python=platform.python_version(),
             scalebench=__version__,
-            versions={name: package_version(name) for name in packages},
+            versions={name: version(name) for name in packages},
             libraries=libraries or {},
             environment=json.loads(passed) if passed else speed_variables(os.environ),
         )
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What decides the speed, by name."""
+        return {"python": self.python, **self.versions, **self.environment}
 
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
         """Return the first difference that makes two sweeps incomparable, or None.
@@ -187,18 +173,16 @@ class Software(StrictModel):
         Nor does an engine that one of them lacks: nothing was measured with it there.
         """
         loading = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
-        mine, theirs = (each._conditions(without=loading) for each in (self, other))
-        engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)
-        for name in sorted(mine | theirs):
-            lacking = name in engines and not (name in mine and name in theirs)
-            if mine.get(name) != theirs.get(name) and not lacking:
-                return f"{name} {mine.get(name) or None} against {theirs.get(name) or None}"
+        sides = self.conditions, other.conditions
+        for side in sides:
+            side["LD_PRELOAD"] = ":".join(without_allocators(side.get("LD_PRELOAD", "")))
+        engines = (self.versions | other.versions).keys() - set(_LIBRARIES)
+        for name in sorted(sides[0] | sides[1]):
+            mine, theirs = (side.get(name) or None for side in sides)
+            lacking = name in engines and None in (mine, theirs)
+            if mine != theirs and not lacking and not name.startswith(loading):
+                return f"{name} {mine} against {theirs}"
         return None
-
-    def _conditions(self, without: tuple[str, ...]) -> dict[str, str]:
-        found = {"python": self.python, **self.versions, **self.environment}
-        found["LD_PRELOAD"] = ":".join(without_allocators(found.get("LD_PRELOAD", "")))
-        return {name: value for name, value in found.items() if not name.startswith(without)}
 
 
 KernelKind = Literal["fresh", "warm", "none"]
@@ -328,6 +312,11 @@ class Setup(StrictModel):
     def seconds(self) -> float:
         return self.build_s + self.optimize_s + self.first_pass_s
 
+    @property
+    def exported(self) -> bool:
+        """True if something was exported or compiled, not all of it found in the cache."""
+        return self.export_cache in ("empty", "partly full")
+
     def __str__(self) -> str:
         return (
             f"built in {self.build_s:.2g} s, optimized in {self.optimize_s:.2g} s, "
@@ -443,10 +432,8 @@ class Record(StrictModel):
             "OS kernel": self.machine.kernel,
             "governor": self.machine.governor,
             "transparent huge pages": self.machine.huge_pages,
-            "python": self.software.python,
             "scalebench": self.software.scalebench,
-            **self.software.versions,
-            **self.software.environment,
+            **self.software.conditions,
         }
 
     def __str__(self) -> str:
@@ -475,10 +462,9 @@ class Record(StrictModel):
             record = cls.model_validate(_in_trials(data)) if old else cls.model_validate_json(data)
         except OSError as error:
             raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
-        except ValidationError as error:
-            raise DamagedError(f"{path.name} is damaged: {validation_message(error)}") from None
         except (DamagedError, ValueError, LookupError, TypeError) as error:
-            raise DamagedError(f"{path.name} is damaged: {error}") from None
+            why = validation_message(error) if isinstance(error, ValidationError) else error
+            raise DamagedError(f"{path.name} is damaged: {why}") from None
         if path.stem != record.name:  # a copy would count twice
             raise DamagedError(f"{path.name} is damaged: it holds {record.name}")
         return record
