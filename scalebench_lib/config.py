@@ -22,12 +22,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from scalebench_lib.errors import RequestError, nearest, validation_message
+from scalebench_lib.errors import RequestError, unknown, validation_message
 from scalebench_lib.machine import Machine
 from scalebench_lib.optimizations import NAME, OPTIMIZATIONS
 from scalebench_lib.sources import folder_of, is_own, own_files
@@ -41,14 +42,10 @@ MODELS = {
 }
 """Model names and their titles; `measure.models` builds them, and any folder or hub id."""
 
-_TITLES = {**MODELS, "inception": "Inception"}  # of published files
-
 TAKES_IMAGES = ("resnet50",)
 DECODERS = ("gpt2",)
 LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 """Most tokens of the models known by name; those of others are known when they are built."""
-
-DEFAULT_IMAGE_SIZE = 224
 
 # fmt: off
 TASKS = (
@@ -85,30 +82,28 @@ PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 def _known_optimization(name: str, info: ValidationInfo) -> str:
     """Refuse unknown names in requests alone: a record may be of a plugin that is missing here."""
     if info.context == "input" and name not in OPTIMIZATIONS:
-        raise ValueError(f"unknown optimization {name!r}: {nearest(name, OPTIMIZATIONS)}")
+        raise ValueError(unknown("optimization", name, OPTIMIZATIONS))
     return name
 
 
 def _known_task(name: str) -> str:
     if name not in (known := ("auto", "none", *TASKS)):
-        raise ValueError(f"unknown task {name!r}: {nearest(name, known)}")
+        raise ValueError(unknown("task", name, known))
     return name
 
 
 def model_name(name: str) -> str:
     """Return a known name, the user's function, or a folder or hub id, which have a slash."""
-    if name in MODELS:
-        return name
-    if not name.isprintable() or not slug(name):
+    if name not in MODELS and not (name.isprintable() and slug(name)):
         raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
     if is_own(name):
         return os.path.normpath(name)
-    if _is_model(name):
+    if name not in MODELS and _is_model(name):
         folder = str(Path(name))  # "a/.." stays: a may be a link
         return folder if "/" in folder else f"./{folder}"
-    if "/" in name:
+    if name in MODELS or "/" in name:
         return name
-    raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
+    raise ValueError(f"{unknown('model', name, MODELS)}, or a folder or hub id")
 
 
 def _is_model(folder: str) -> bool:
@@ -124,7 +119,7 @@ def slug(model: str) -> str:
 
 def model_title(model: str, task: str = "none") -> str:
     """``GPT-2, causal LM``; the last part of a folder or hub id; without a head no task."""
-    title, head = _TITLES.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
+    title, head = MODELS.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
     return title if task == "none" else f"{title}, {head}"
 
 
@@ -165,13 +160,6 @@ def require_model(model: str) -> None:
     raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
 
 
-def _whole(value: Any) -> Any:
-    text = str(value)
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
-        raise ValueError(f"must be a whole number of at least 1, not {reprlib.repr(value)}")
-    return int(text)
-
-
 def _listed(value: Any) -> Any:
     """Return the parts of ``1,2,4``, of ``[1, 2, 4]``, or of a single value."""
     if isinstance(value, str):
@@ -179,46 +167,35 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _on_or_off(value: Any) -> Any:
-    words = {"true": "on", "yes": "on", "false": "off", "no": "off"}
-    return words.get(str(value).lower(), value)
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def _thread_rule(value: Any) -> Any:
     if value in ("auto", "all"):
         return value
     try:
-        return tuple(sorted({_whole(count) for count in _listed(value)}))
-    except (TypeError, ValueError):
+        return tuple(sorted(_COUNTS.validate_python(value)))
+    except ValidationError:
         raise ValueError(
             f"must be 'auto', 'all' or whole numbers of at least 1, not {reprlib.repr(value)}"
         ) from None
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
-    return text
-
-
-def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return `values`, each once; raise ValueError without any."""
-    if not values:
-        raise ValueError("name at least one")
-    return tuple(dict.fromkeys(values))
-
-
-PositiveInt = Annotated[int, BeforeValidator(_whole)]
+T = TypeVar("T")
+Several = Annotated[
+    tuple[T, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct)
+]
+"""The values of an axis: at least one, each once."""
+PositiveInt = Annotated[int, Field(ge=1)]
+_COUNTS: TypeAdapter[tuple[int, ...]] = TypeAdapter(Several[PositiveInt])
 ModelName = Annotated[str, AfterValidator(model_name)]
 TaskName = Annotated[str, AfterValidator(_known_task)]
 OptimizationName = Annotated[str, AfterValidator(_known_optimization), Field(pattern=NAME)]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
 BatchSize = Annotated[PositiveInt, Field(le=2**20)]
-T = TypeVar("T")
-Several = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(distinct)]
-"""The values of an axis: at least one, each once."""
-Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
+Weights = Annotated[str, Field(min_length=1, max_length=4096)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -277,7 +254,7 @@ class Config(StrictModel):
         PositiveInt,
         Field(ge=32, le=4096),
         Axis("Image size", several="image_sizes", suffix="px", label="{} pixels", kind="images"),
-    ] = DEFAULT_IMAGE_SIZE
+    ] = 224
     task: Annotated[TaskName, Axis("Task")] = "none"
     phase: Annotated[Phase, Axis("Phase", several="phases")] = "forward"
     batch_size: Annotated[
@@ -353,7 +330,7 @@ class Config(StrictModel):
             return "its own inputs"
         if self.phase == "decode":
             return f"1 token after {self.seq_len}"
-        if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
+        if self.model in TAKES_IMAGES or self.image_size != DEFAULTS["image_size"]:
             return f"{self.image_size} × {self.image_size} pixels"
         return f"{self.seq_len} tokens"
 
@@ -460,39 +437,21 @@ class Trial(StrictModel):
         known = cls.parameter_names()
         for name in values:
             if name not in known:
-                raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
+                raise RequestError(unknown("parameter", name, known))
         given = {"task": "auto"} | {k: v for k, v in values.items() if k in Config.model_fields}
         config = Config.from_input(given)
         require_model(config.model)
         task = resolved_task(config.model, config.task, config.phase)
         config = config.model_copy(update={"task": task})
-        rule = _Threads.from_input({"threads": values.get("threads", "auto")}).threads
-        return cls.from_input(
-            {
-                "config": config,
-                "threads": machine.thread_counts(rule, config.smt),
-                "number": values.get("trial", 1),
-                **{k: v for k, v in values.items() if k in _SAME_NAMES},
-            }
-        )
+        rule = Sweep.from_input({"threads": values.get("threads", "auto")}).threads
+        threads = machine.thread_counts(rule, config.smt)
+        limits = {name: value for name, value in values.items() if name in _SAME_NAMES}
+        number = values.get("trial", 1)
+        return cls.from_input({"config": config, "threads": threads, "number": number, **limits})
 
 
 _SAME_NAMES = {"target_ci", "max_seconds", "round", "block", "thorough"}
 """The fields of a trial that are parameters of the notebook by the same name."""
-
-
-class _Threads(StrictModel):
-    threads: ThreadRule
-
-
-class _AsWritten(yaml.BaseLoader):
-    """Read each value as text, as the command does: ``010`` is ten; refuse repeated keys."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [str(key.value) for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"{twice!r} stands there twice")
-        return super().construct_mapping(node, deep)
 
 
 class Sweep(StrictModel):
@@ -527,13 +486,12 @@ class Sweep(StrictModel):
     ] = "auto"
     smt: Annotated[
         Literal["auto", "off", "on", "both"],
-        BeforeValidator(_on_or_off),
         Field(description="Hyper-threading: auto (both, if there is any), off, on or both."),
     ] = "auto"
     seq_lens: Annotated[Several[PositiveInt], Field(description="Tokens, such as 16,128.")] = (16,)
     image_sizes: Annotated[
         Several[PositiveInt], Field(description="How many pixels a side, such as 160,224.")
-    ] = (DEFAULT_IMAGE_SIZE,)
+    ] = (224,)
     phases: Annotated[
         Several[Phase], Field(description="Of decoders: forward, or such as prefill,decode.")
     ] = ("forward",)
@@ -600,8 +558,8 @@ class Sweep(StrictModel):
     @classmethod
     def load(cls, path: Path) -> Sweep:
         """Read a YAML file with fields of `Sweep` as keys; raise `RequestError` if it is wrong."""
-        try:
-            values = _AsWritten(path.read_text(encoding="utf-8")).get_single_data()
+        try:  # each value as text, as the command has it: 010 is ten, and off no boolean
+            values = yaml.BaseLoader(path.read_text(encoding="utf-8")).get_single_data()
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {path}: {error}") from None
         except (yaml.YAMLError, RecursionError) as error:
@@ -630,7 +588,7 @@ def preset(name: str) -> dict[str, Any]:
     ``quick`` has the fastest engines that are installed. Raises `RequestError` if unknown.
     """
     if name not in PRESETS:
-        raise RequestError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
+        raise RequestError(unknown("preset", name, PRESETS))
     if name == "page":
         return {}
     openvino = ("openvino", "openvino-bf16", "openvino-int8")

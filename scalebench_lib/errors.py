@@ -73,14 +73,19 @@ def first_line(error: BaseException) -> str:
     return reason(str(error)) or type(error).__name__
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """The known name most like `name`, as a hint to put behind a message; else all of them.
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return that `name` is no known `kind`, with the known name that is most like it.
 
-    >>> nearest("scirpt", ["none", "script"])
-    "did you mean 'script'?"
+    >>> unknown("optimization", "scirpt", ["none", "script"])
+    "unknown optimization 'scirpt': did you mean 'script'?"
     """
+    return f"unknown {kind} {name!r}: {nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint: the known name that is most like `name`, else all of them."""
     names = list(known)
-    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
@@ -89,7 +94,7 @@ def validation_message(error: ValidationError, known_keys: Iterable[str] = ()) -
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
-        return f"unknown parameter {field!r}: {nearest(field, known_keys)}"
+        return unknown("parameter", field, known_keys)
     message = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     message = message[:1].lower() + message[1:]
     given = "" if first["type"] == "value_error" else f", not {reprlib.repr(first['input'])}"
