@@ -69,14 +69,9 @@ console = _Output()
 _OUT = typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
 Out = Annotated[Path, _OUT]
 IfBusyOption = Annotated[
-    Literal["refuse", "wait", "ignore", "beside"],
-    typer.Option(
-        help="What to do where this machine is measuring already, such as wait.",
-        show_choices=False,
-        metavar="refuse|wait|ignore",
-    ),
+    Literal["refuse", "wait", "ignore"],
+    typer.Option(help="What to do where this machine is measuring already, such as wait."),
 ]
-"""``beside`` is what ``ignore`` was called."""
 _HELP = {
     "preset": f"Where to start from: {' or '.join(PRESETS)}.",
     "spec": "A YAML file with lines like 'batch_sizes: 1,8', in place of a preset.",
@@ -114,9 +109,6 @@ _HELP = {
     "to": "Write compare.md, .png and .csv into this folder, too.",
 }
 _NOT_SAID = re.compile(r"[\s'()]|,(?=\))")
-_OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size"}
-
-
 _Command = Callable[..., None]
 
 
@@ -127,11 +119,9 @@ def _with_options(**helps: str) -> Callable[[_Command], _Command]:
         own = signature(command, eval_str=True).parameters.values()
         parameters = [_helped(one) for one in own if one.kind is not Parameter.VAR_KEYWORD]
         for name, text in helps.items():
-            names = [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
-            kind = Annotated[str | None, typer.Option(*names, help=text)]
-            parameters.append(
-                Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            )
+            kind = Annotated[str | None, typer.Option(help=text)]
+            option = Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            parameters.append(option)
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
@@ -181,7 +171,6 @@ def sweep(
     kernels: Literal["warm", "fresh"] = "warm",
     if_busy: IfBusyOption = "refuse",
     trial_timeout: str | None = None,
-    visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
     retry_failed: bool = False,
     against: str | None = None,
     dry_run: bool = False,
@@ -199,28 +188,27 @@ def sweep(
 
     given = {name: value for name, value in options.items() if value is not None}
     budget = parse_duration("time_budget", time_budget) or math.inf
-    timeout = parse_duration("trial_timeout", trial_timeout or visit_timeout)
+    timeout = parse_duration("trial_timeout", trial_timeout)
     request, warm = _request(preset, spec, {**given, "hosts": hosts}), kernels == "warm"
     if scheduler:
         client = context.with_resource(client_of(scheduler))
         across = HostsRun(request, out, client, retry_failed, warm, if_busy)
         console.say(across)
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
-        for run in runs:
-            run.trial_timeout = timeout
     else:
-        runs = _prepared(request, out, against, retry_failed, timeout)
+        runs = _prepared(request, out, against, retry_failed)
         measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
+    for run in runs:
+        run.trial_timeout = timeout
     progress.announce(runs, console)
     if dry_run:
-        _list_left(runs)
+        for run in runs:
+            _print_schedule(run.schedule, f" on {run.host or run.out}" if len(runs) > 1 else "")
     else:
         _measure_and_report(runs, measure, out if against else None, open_page)
 
 
-def _prepared(
-    request: Sweep, out: Path, against: str | None, retry_failed: bool, timeout: float | None
-) -> list[SweepRun]:
+def _prepared(request: Sweep, out: Path, against: str | None, retry_failed: bool) -> list[SweepRun]:
     """Return the runs of a sweep on this machine, whose models were built and run once."""
     from scalebench_lib.sweep.preflight import require_measurable
     from scalebench_lib.sweep.run import SweepRun, prepare_pair
@@ -230,7 +218,6 @@ def _prepared(
     else:
         runs = [SweepRun.prepare(request, out, retry_failed)]
     for run in runs:
-        run.trial_timeout = timeout
         with console.status(f"{run.sweep.model} is built and run once …"):
             require_measurable(run)
     return runs
@@ -261,16 +248,14 @@ def report(
 @app.command()
 def status(out: Out) -> None:
     """Say what is done, what failed, what is left, and why."""
-    imported = Imported.load(out)
-    if imported:
+    if imported := Imported.load(out):
         _print_import(imported)
         return
     schedules = sweep_schedules(out)
-    done, failed, left = (
-        sum(len(getattr(one, word)) for one in schedules.values())
-        for word in ("done", "failed", "left")
-    )
-    trials = pluralize(sum(one.finished for one in schedules.values()), "trial")
+    every = schedules.values()
+    done, failed = sum(len(one.done) for one in every), sum(len(one.failed) for one in every)
+    left = sum(len(one.left) for one in every)
+    trials = pluralize(sum(one.finished for one in every), "trial")
     console.say(f"configs: {done} done, {failed} failed, {left} left; {trials} finished")
     if doing := read_status(out):
         console.say(f"running: {doing}")
@@ -528,13 +513,7 @@ def _complain(message: str) -> None:
 
 def _print_import(imported: Imported) -> None:
     console.say(f"{pluralize(imported.points, 'point')}. {imported.source}")
-    for note in imported.notes:
-        console.say(f"note: {note}")
-
-
-def _list_left(runs: list[SweepRun]) -> None:
-    for run in runs:
-        _print_schedule(run.schedule, f" on {run.host or run.out}" if len(runs) > 1 else "")
+    console.say(*(f"note: {note}" for note in imported.notes))
 
 
 def _print_schedule(schedule: Schedule, where: str) -> None:
@@ -578,9 +557,7 @@ def _measure_and_report(
 def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
     """Return `Sweep.hosts` by these options."""
     if any_host and not scheduler:
-        raise RequestError(
-            "any_host: needs a cluster: name its scheduler with '--scheduler tcp://…'"
-        )
+        raise RequestError("any_host: needs a cluster: name it with '--scheduler tcp://…'")
     if against and scheduler:
         raise RequestError("against: takes turns on one machine: leave '--scheduler' out")
     return "any" if any_host else "each" if scheduler else "one"

@@ -27,7 +27,7 @@ def test_what_the_name_leaves_out_is_in_its_hash() -> None:
 @pytest.mark.parametrize("bad", [0, -1, 3.5, "abc", None, "1e3", float("nan")])
 def test_a_batch_size_is_a_whole_number_of_at_least_one(bad: object) -> None:
     """One line, naming the field and the value."""
-    with pytest.raises(RequestError, match=r"^batch_size: input should be (a valid|greater)") as caught:
+    with pytest.raises(RequestError, match=r"^batch_size: input should be ") as caught:
         Config.from_input({"batch_size": bad})
     assert "\n" not in str(caught.value)
 
