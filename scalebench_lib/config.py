@@ -58,15 +58,13 @@ TASKS = (
 )
 """Heads of models, as in the names of transformers' ``AutoModelFor…``."""
 
+# Of classes that are not named after their task, by the ends of their names.
 _CLASSES = {
     "LMHeadModel": "causal-lm", "T5EncoderModel": "text-encoding",
     "WhisperForConditionalGeneration": "speech-seq2seq", "ForConditionalGeneration": "seq2seq-lm",
 }
 # fmt: on
-"""Tasks of classes that are not named after them, by the ends of their names."""
-
-_DEFAULT_TASKS = {"gpt2": "causal-lm"}
-"""The other models known by name have no head, as on the published page."""
+_DEFAULT_TASKS = {"gpt2": "causal-lm"}  # the others known by name have no head, as published
 
 Phase = Literal["forward", "prefill", "decode"]
 """``forward`` is a pass without a cache, ``prefill`` one that fills a static cache with `seq_len`
@@ -94,16 +92,18 @@ def _known_task(name: str) -> str:
 
 def model_name(name: str) -> str:
     """Return a known name, the user's function, or a folder or hub id, which have a slash."""
-    if name not in MODELS and not (name.isprintable() and slug(name)):
+    if name in MODELS:
+        return name
+    if not name.isprintable() or not slug(name):
         raise ValueError(f"must be a name, a folder or a hub id, not {name!r}")
     if is_own(name):
         return os.path.normpath(name)
-    if name not in MODELS and _is_model(name):
+    if _is_model(name):
         folder = str(Path(name))  # "a/.." stays: a may be a link
         return folder if "/" in folder else f"./{folder}"
-    if name in MODELS or "/" in name:
-        return name
-    raise ValueError(f"{unknown('model', name, MODELS)}, or a folder or hub id")
+    if "/" not in name:
+        raise ValueError(f"{unknown('model', name, MODELS)}, or a folder or hub id")
+    return name
 
 
 def _is_model(folder: str) -> bool:
@@ -315,7 +315,7 @@ class Config(StrictModel):
 
     @property
     def group(self) -> Config:
-        """The config with the axes within groups at their defaults: equal for what is compared."""
+        """The config with the axes within groups at their defaults."""
         return self.model_copy(update={name: DEFAULTS[name] for name in WITHIN})
 
     @property
@@ -328,11 +328,11 @@ class Config(StrictModel):
         """An item of the batch: ``16 tokens``."""
         if is_own(self.model):
             return "its own inputs"
-        if self.phase == "decode":
-            return f"1 token after {self.seq_len}"
         if self.model in TAKES_IMAGES or self.image_size != DEFAULTS["image_size"]:
             return f"{self.image_size} × {self.image_size} pixels"
-        return f"{self.seq_len} tokens"
+        return (
+            f"1 token after {self.seq_len}" if self.phase == "decode" else f"{self.seq_len} tokens"
+        )
 
 
 AXES: dict[str, Axis] = {
@@ -391,10 +391,10 @@ def _id(config: Config) -> str:
 class Trial(StrictModel):
     """One run of a config in a process of its own, at each of `threads` (counts).
 
-    `number` counts the trials of this config in its folder, `round` those of the sweep; trials that
-    take turns have the same `block`. `max_seconds` is the computing time of a point in this trial.
-    A `thorough` trial also measures the machine's peak, FLOPs, and the error against fp64, which
-    later trials would only repeat.
+    `number` (``trial`` in notebooks) counts those of this config in its folder, `round` those of
+    the sweep; trials that take turns have the same `block`. `max_seconds` is the computing time of
+    a point in this trial. A `thorough` trial also measures the machine's peak, FLOPs, and the error
+    against fp64, which later trials would only repeat.
     """
 
     config: Config
@@ -416,17 +416,14 @@ class Trial(StrictModel):
 
     def parameters(self) -> dict[str, Any]:
         """The trial as papermill parameters of ``measure.ipynb``."""
-        return {
-            **self.config.model_dump(),
-            **self.model_dump(include=_SAME_NAMES),
-            "threads": list(self.threads),
-            "trial": self.number,
-        }
+        found = {**self.config.model_dump(), **self.model_dump(mode="json", exclude={"config"})}
+        found["trial"] = found.pop("number")
+        return found
 
     @staticmethod
     def parameter_names() -> set[str]:
         """Return the names that `parameters` gives and `from_parameters` takes."""
-        return {*Config.model_fields, *_SAME_NAMES, "threads", "trial"}
+        return {*Config.model_fields, *Trial.model_fields, "trial"} - {"config", "number"}
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any], machine: Machine) -> Self:
@@ -438,20 +435,15 @@ class Trial(StrictModel):
         for name in values:
             if name not in known:
                 raise RequestError(unknown("parameter", name, known))
-        given = {"task": "auto"} | {k: v for k, v in values.items() if k in Config.model_fields}
-        config = Config.from_input(given)
+        others = {"threads": "auto", "trial": 1, **values}
+        given = {name: others.pop(name) for name in values if name in Config.model_fields}
+        config = Config.from_input({"task": "auto", **given})
         require_model(config.model)
         task = resolved_task(config.model, config.task, config.phase)
         config = config.model_copy(update={"task": task})
-        rule = Sweep.from_input({"threads": values.get("threads", "auto")}).threads
-        threads = machine.thread_counts(rule, config.smt)
-        limits = {name: value for name, value in values.items() if name in _SAME_NAMES}
-        number = values.get("trial", 1)
-        return cls.from_input({"config": config, "threads": threads, "number": number, **limits})
-
-
-_SAME_NAMES = {"target_ci", "max_seconds", "round", "block", "thorough"}
-"""The fields of a trial that are parameters of the notebook by the same name."""
+        rule = Sweep.from_input({"threads": others.pop("threads")}).threads
+        found = {"config": config, "threads": machine.thread_counts(rule, config.smt)}
+        return cls.from_input({**found, "number": others.pop("trial"), **others})
 
 
 class Sweep(StrictModel):

@@ -105,9 +105,9 @@ def _stolen(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
         stolen = {name: one.stolen or 0.0 for name, one in points.items()}
         worst = max(stolen, key=stolen.__getitem__)
         yield (
-            f"The hypervisor took {100 * (total.stolen or 0):.1f} % of the CPU time for other guests, the most at "
-            f"{worst} ({100 * stolen[worst]:.1f} %): latencies are those of a shared host; measure at "
-            "another hour, or on a host of its own."
+            f"The hypervisor took {100 * (total.stolen or 0):.1f} % of the CPU time for other "
+            f"guests, the most at {worst} ({100 * stolen[worst]:.1f} %): latencies are those of a "
+            "shared host; measure at another hour, or on a host of its own."
         )
 
 
