@@ -202,8 +202,7 @@ turns: a hypervisor gives CPUs to other guests without any thread waiting."""
 CONFIG_ORDER = ("model", *(name for name in AXES if name != "batch_size"), "batch_size")
 """The sort keys of records and rows, fields of their configs."""
 
-_MIN_TYPICAL_TURNS = 3
-"""The median of fewer turns is not typical: that of two is one that neither had."""
+_MIN_TYPICAL_TURNS = 3  # the median of two is one that neither had
 
 
 class Turn(StrictModel):
@@ -282,13 +281,12 @@ class Point(StrictModel):
         )
 
     def __str__(self) -> str:
+        cpus = f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}"
+        means = "" if self.passes_per_sample == 1 else f"means of {self.passes_per_sample} "
         return (
-            f"{pluralize(self.threads, 'thread')} on CPU "
-            f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
-            f"median {format_number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} "
-            f"{'' if self.passes_per_sample == 1 else f'means of {self.passes_per_sample} '}passes "
+            f"{pluralize(self.threads, 'thread')} on CPU {cpus}: median "
+            f"{format_number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} {means}passes "
             f"in {pluralize(len(self.turns), 'turn')}"
-            f"{'' if self.cpu_ns is None else f', CPU time / wall time {self.cpus_utilized:.2f}'}"
         )
 
 
@@ -318,10 +316,7 @@ class Setup(StrictModel):
         return self.export_cache in ("empty", "partly full")
 
     def __str__(self) -> str:
-        return (
-            f"built in {self.build_s:.2g} s, optimized in {self.optimize_s:.2g} s, "
-            f"first pass {self.first_pass_s:.2g} s"
-        )
+        return f"built in {self.build_s:.2g} s, optimized in {self.optimize_s:.2g} s"
 
 
 class Record(StrictModel):
@@ -418,8 +413,8 @@ class Record(StrictModel):
 
     @property
     def point_key(self) -> str:
-        """Config id and `host_label`: equal for trials of one config on one host."""
-        return f"{self.config_id}@{self.host_label}" if self.host_label else self.config_id
+        """Equal for trials of one config on one host."""
+        return point_key(self.config_id, self.host_label)
 
     @property
     def conditions(self) -> dict[str, str | None]:
@@ -468,6 +463,11 @@ class Record(StrictModel):
         if path.stem != record.name:  # a copy would count twice
             raise DamagedError(f"{path.name} is damaged: it holds {record.name}")
         return record
+
+
+def point_key(config_id: str, host: str | None) -> str:
+    """Return the name of a config's points, with the host where a sweep compares several."""
+    return f"{config_id}@{host}" if host else config_id
 
 
 def _in_trials(data: bytes) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +29,7 @@ from scalebench_lib.record import (
     Record,
     Setup,
     load_records,
+    point_key,
     require_one_machine,
 )
 
@@ -79,8 +79,7 @@ COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
 
 _NS_PER_MS = 1e6
-_MAX_PAIRS = 1000
-"""Variances are pooled over as many pairs of points, taken at random."""
+_MAX_PAIRS = 1000  # over as many pairs of points, taken at random, variances are pooled
 
 PointKey = tuple[str, int]
 """A point's name: its records' `point_key` and its thread count."""
@@ -175,8 +174,7 @@ class MeasuredPoint:
 
     @cached_property
     def samples_ns(self) -> np.ndarray:
-        every = chain.from_iterable(point.samples_ns for _, point in self.trials)
-        return np.fromiter(every, float)
+        return np.concatenate([np.array(point.samples_ns, float) for _, point in self.trials])
 
     @cached_property
     def outlier(self) -> np.ndarray:
@@ -337,13 +335,12 @@ class Results:
         return "This machine has no hyper-threading (SMT), so there is nothing with HT=True."
 
     @cached_property
-    def _point_keys(self) -> dict[tuple[str, str], str]:
-        """The `point_key` by ``machine`` and ``config_id`` of the table."""
-        return {(r.machine_name, r.config_id): r.point_key for r in self.records}
+    def _hosts(self) -> dict[str, str | None]:
+        """The host by ``machine`` of the table."""
+        return {record.machine_name: record.host_label for record in self.records}
 
     def _key_of(self, row: Row) -> PointKey:
-        name = str(row["config_id"])
-        return self._point_keys.get((row["machine"], name), name), int(row["threads"])
+        return point_key(row["config_id"], self._hosts.get(row["machine"])), int(row["threads"])
 
     @cached_property
     def _fastest(self) -> dict[str, PointKey]:
@@ -362,8 +359,7 @@ class Results:
         return {group: base_of(each) for group, each in configs.items()}
 
     def _base_name(self, group: _Group) -> str:
-        config, host = self._bases[group], group[1]
-        return f"{config.id}@{host}" if host else config.id
+        return point_key(self._bases[group].id, group[1])
 
     def _paired(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         a, b = self._compared[one], self._compared[other]

@@ -209,12 +209,10 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
 
     Several in one cycle, such as those of a config that is in a block twice, become their median.
     """
+    of, values = np.array(cycles), np.array(logs, float)
     found = np.full(max(cycles) + 1, np.nan)
-    found[list(cycles)] = logs
-    if len(set(cycles)) < len(cycles):
-        of = np.array(cycles)
-        for cycle in set(cycles):
-            found[cycle] = _median(np.array(logs)[of == cycle])
+    for cycle in set(cycles):
+        found[cycle] = _median(values[of == cycle])
     return found
 
 
