@@ -70,6 +70,7 @@ Phase = Literal["forward", "prefill", "decode"]
 """``forward`` is a pass without a cache, ``prefill`` one that fills a static cache with `seq_len`
 tokens, ``decode`` one token a sequence after `seq_len` tokens in that cache."""
 
+Placement = Literal["sequential", "interleave"]
 Allocator = Literal["default", "glibc-keep", "thp", "tcmalloc", "jemalloc"]
 """Implementations and settings of malloc (`allocators`)."""
 
@@ -264,9 +265,7 @@ class Config(StrictModel):
         OptimizationName, Axis("Optimization", several="optimizations", within=True, splits=False)
     ] = "none"
     smt: Annotated[bool, Axis("SMT", within=True, splits=False, label="SMT {}")] = False
-    placement: Annotated[
-        Literal["sequential", "interleave"], Axis("Placement", label="{} placement")
-    ] = "sequential"
+    placement: Annotated[Placement, Axis("Placement", label="{} placement")] = "sequential"
     allocator: Annotated[
         Allocator, Axis("Allocator", several="allocators", within=True, label="allocator {}")
     ] = "default"
@@ -455,56 +454,39 @@ class Sweep(StrictModel):
     ``any``, where all are alike.
     """
 
-    model: Annotated[
-        ModelName, Field(description="A name like gpt2, a folder, a hub id, or file.py:function.")
-    ] = "bert"
-    weights: Annotated[
-        Weights, Field(description="The model's weights: random, pretrained, a hub id or a folder.")
-    ] = "random"
+    model_config = ConfigDict(use_attribute_docstrings=True)  # which the command's options show
+
+    model: ModelName = "bert"
+    """A name like gpt2, a folder, a hub id, or file.py:function."""
+    weights: Weights = "random"
+    """The model's weights: random, pretrained, a hub id or a folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Annotated[
-        TaskName, Field(description="The model's head: auto, none, or such as masked-lm.")
-    ] = "auto"
-    batch_sizes: Annotated[
-        Several[BatchSize], Field(description="How many items a pass has, such as 1,8,64.")
-    ] = PAGE_BATCH_SIZES
-    optimizations: Annotated[
-        Several[OptimizationName],
-        Field(description="Ways to run it, such as none,script; 'doctor' lists all."),
-    ] = ("none", "script")
-    threads: Annotated[
-        ThreadRule,
-        Field(description="Numbers of threads: auto (some from 1 to all), all, or 1,2,4."),
-    ] = "auto"
-    smt: Annotated[
-        Literal["auto", "off", "on", "both"],
-        Field(description="Hyper-threading: auto (both, if there is any), off, on or both."),
-    ] = "auto"
-    seq_lens: Annotated[Several[PositiveInt], Field(description="Tokens, such as 16,128.")] = (16,)
-    image_sizes: Annotated[
-        Several[PositiveInt], Field(description="How many pixels a side, such as 160,224.")
-    ] = (224,)
-    phases: Annotated[
-        Several[Phase], Field(description="Of decoders: forward, or such as prefill,decode.")
-    ] = ("forward",)
-    allocators: Annotated[
-        Several[Allocator], Field(description="What serves malloc, such as default,glibc-keep.")
-    ] = ("default",)
-    placement: Annotated[
-        Literal["sequential", "interleave"],
-        Field(description="How cores are filled: sequential, or interleave over NUMA nodes."),
-    ] = "sequential"
-    target_ci: Annotated[
-        Fraction,
-        Field(description="Stop when every 95 % interval is within ± this share, such as 0.01."),
-    ] = 0.02
-    max_seconds: Annotated[
-        Seconds, Field(description="Computing time of each point, over all rounds, such as 4.")
-    ] = 10.0
-    rounds: Annotated[
-        PositiveInt,
-        Field(le=100, description="How many fresh processes for each config, such as 3."),
-    ] = 2
+    task: TaskName = "auto"
+    """The model's head: auto, none, or such as masked-lm."""
+    batch_sizes: Several[BatchSize] = PAGE_BATCH_SIZES
+    """How many items a pass has, such as 1,8,64."""
+    optimizations: Several[OptimizationName] = ("none", "script")
+    """Ways to run it, such as none,script; 'doctor' lists all."""
+    threads: ThreadRule = "auto"
+    """Numbers of threads: auto (some from 1 to all), all, or 1,2,4."""
+    smt: Literal["auto", "off", "on", "both"] = "auto"
+    """Hyper-threading: auto (both, if there is any), off, on or both."""
+    seq_lens: Several[PositiveInt] = (16,)
+    """Tokens, such as 16,128."""
+    image_sizes: Several[PositiveInt] = (224,)
+    """How many pixels a side, such as 160,224."""
+    phases: Several[Phase] = ("forward",)
+    """Of decoders: forward, or such as prefill,decode."""
+    allocators: Several[Allocator] = ("default",)
+    """What serves malloc, such as default,glibc-keep."""
+    placement: Placement = "sequential"
+    """How cores are filled: sequential, or interleave over NUMA nodes."""
+    target_ci: Fraction = 0.02
+    """Stop when every 95 % interval is within ± this share, such as 0.01."""
+    max_seconds: Seconds = 10.0
+    """Computing time of each point, over all rounds, such as 4."""
+    rounds: Annotated[PositiveInt, Field(le=100)] = 2
+    """How many fresh processes for each config, such as 3."""
     hosts: Literal["one", "each", "any"] = "one"
 
     def trials(self, machine: Machine) -> list[Trial]:
@@ -552,14 +534,13 @@ class Sweep(StrictModel):
         """Read a YAML file with fields of `Sweep` as keys; raise `RequestError` if it is wrong."""
         try:  # each value as text, as the command has it: 010 is ten, and off no boolean
             values = yaml.BaseLoader(path.read_text(encoding="utf-8")).get_single_data()
+            if not isinstance(values, dict):
+                raise RequestError("it holds no parameters: write lines like 'model: bert'")
+            return cls.from_input(values, context=None)
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {path}: {error}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise RequestError(f"{path} holds no parameters: write lines like 'model: bert'")
-        try:
-            return cls.from_input(values, context=None)
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from None
 

@@ -100,9 +100,9 @@ def test_a_sweep_comes_back_from_its_file(tmp_path) -> None:
     [
         ("batch_sizse: [1]", "unknown parameter 'batch_sizse': did you mean 'batch_sizes'?"),
         ("batch_sizes: [0]", "batch_sizes: input should be greater than or equal to 1, not '0'"),
-        ("just words", "holds no parameters"),
+        ("just words", "it holds no parameters"),
         ("a: [", "is not YAML"),
-        ("!!python/object/apply:os.system ['true']", "holds no parameters"),
+        ("!!python/object/apply:os.system ['true']", "it holds no parameters"),
         ("batch_sizes: 1:30", "input should be a valid integer, not '1:30'"),
         (f"model: {'a' * 300}", "unknown model"),
     ],
