@@ -67,12 +67,11 @@ def library(allocator: Allocator) -> str | None:
         _require_huge_pages()
     if allocator not in LIBRARIES:
         return None
-    prefixes = dict.fromkeys((sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix)))
+    prefixes = (sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix))
     for name in LIBRARIES[allocator]:
-        for prefix in prefixes:
-            if (path := Path(prefix) / "lib" / name).exists():
-                return str(path)
-        if found := find_library(name.removeprefix("lib").partition(".so")[0]):
+        paths = [Path(prefix) / "lib" / name for prefix in prefixes]
+        systems = find_library(name.removeprefix("lib").partition(".so")[0])
+        if found := next((str(path) for path in paths if path.exists()), systems):
             return found
     raise RequestError(f"allocator {allocator!r} is not installed: {_INSTALL[allocator]}")
 

@@ -32,7 +32,6 @@ from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
 from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
-    from scalebench_lib.analysis.compare import Comparison
     from scalebench_lib.plan.load import LoadRun
     from scalebench_lib.sweep.run import SweepRun
 
@@ -66,13 +65,15 @@ class _Output(Console):
 
 console = _Output()
 
-_OUT = typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
-Out = Annotated[Path, _OUT]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
+]
 IfBusyOption = Annotated[
     Literal["refuse", "wait", "ignore"],
     typer.Option(help="What to do where this machine is measuring already, such as wait."),
 ]
 _HELP = {
+    "version": "Print the version.",
     "preset": f"Where to start from: {' or '.join(PRESETS)}.",
     "spec": "A YAML file with lines like 'batch_sizes: 1,8', in place of a preset.",
     "time_budget": "End with what is done after so long, such as 10m.",
@@ -120,8 +121,9 @@ def _with_options(**helps: str) -> Callable[[_Command], _Command]:
         parameters = [_helped(one) for one in own if one.kind is not Parameter.VAR_KEYWORD]
         for name, text in helps.items():
             kind = Annotated[str | None, typer.Option(help=text)]
-            option = Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            parameters.append(option)
+            parameters.append(
+                Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            )
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
@@ -150,10 +152,8 @@ _PLAN_OPTIONS = {
 
 
 @app.callback()
-def _start(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+@_with_options()
+def _start(context: typer.Context, version: bool = False) -> None:
     if version:
         console.say(f"scalebench {__version__}")
     elif context.invoked_subcommand is None:
@@ -254,8 +254,8 @@ def status(out: Out) -> None:
     schedules = sweep_schedules(out)
     every = schedules.values()
     done, failed = sum(len(one.done) for one in every), sum(len(one.failed) for one in every)
-    left = sum(len(one.left) for one in every)
-    trials = pluralize(sum(one.finished for one in every), "trial")
+    left, finished = sum(len(one.left) for one in every), sum(one.finished for one in every)
+    trials = pluralize(finished, "trial")
     console.say(f"configs: {done} done, {failed} failed, {left} left; {trials} finished")
     if doing := read_status(out):
         console.say(f"running: {doing}")
@@ -414,7 +414,7 @@ def compare(
     if markdown:
         print(compare_report.markdown(found))
     else:
-        _print_comparison(found)
+        console.say(*compare_report.printed(found))
     if found.has_regressions:
         raise typer.Exit(1)
 
@@ -484,11 +484,9 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
             kept = "what a sweep has measured is kept, 'scalebench report' shows it"
-            go_on = "and it goes on by the same command"
-            return f"{word}: {kept}, {go_on}", 128 + error.args[0]
+            return f"{word}: {kept}, and it goes on by the same command", 128 + error.args[0]
         case _:
-            message = error.format_message()  # type: ignore[attr-defined]
-            return message.replace("Value error, ", ""), 2
+            return error.format_message(), 2  # type: ignore[attr-defined]
 
 
 def _as_typed(message: str) -> str:
@@ -523,14 +521,15 @@ def _print_schedule(schedule: Schedule, where: str) -> None:
         console.say(f"left: {trial}{where}, threads {', '.join(map(str, trial.threads))}")
 
 
-def _report_against(out: Path) -> Comparison:
-    """Compare the two sweeps of ``--against``, write ``against.csv`` and print it."""
+def _report_against(out: Path) -> bool:
+    """Compare the two sweeps of ``--against``; return whether B is slower."""
     from scalebench_lib.analysis import compare as comparing
+    from scalebench_lib.analysis.compare_report import printed
 
     found = comparing.against(out / "a", out / "b")
     comparing.save_against(found, out / "against.csv")
-    _print_comparison(found)
-    return found
+    console.say(*printed(found))
+    return found.has_regressions
 
 
 def _measure_and_report(
@@ -546,7 +545,7 @@ def _measure_and_report(
         _complain(trouble)
     for folder in dict.fromkeys(run.out for run in runs if run.records):
         report(folder, open_page=open_page)
-    slower = pair is not None and _report_against(pair).has_regressions
+    slower = pair is not None and _report_against(pair)
     if complaints := [line for run in runs for line in progress.summary(run, console)]:
         _complain("; ".join(complaints))
     lost = bool(troubles) and any(r.schedule.left for r in runs if r.sweep.hosts != "one")
@@ -561,12 +560,6 @@ def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
     if against and scheduler:
         raise RequestError("against: takes turns on one machine: leave '--scheduler' out")
     return "any" if any_host else "each" if scheduler else "one"
-
-
-def _print_comparison(found: Comparison) -> None:
-    from scalebench_lib.analysis.compare_report import printed
-
-    console.say(*printed(found))
 
 
 def _request(start: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
