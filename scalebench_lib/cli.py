@@ -486,7 +486,8 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             kept = "what a sweep has measured is kept, 'scalebench report' shows it"
             return f"{word}: {kept}, and it goes on by the same command", 128 + error.args[0]
         case _:
-            return error.format_message(), 2  # type: ignore[attr-defined]
+            message = error.format_message()  # type: ignore[attr-defined]
+            return message.replace("Value error, ", ""), 2
 
 
 def _as_typed(message: str) -> str:
