@@ -48,9 +48,8 @@ _RATIO_PARTS = ("", "_low", "_high", "_paired")
 RATIO_COLUMNS = tuple(f"{name}{part}" for name in RATIOS for part in _RATIO_PARTS)
 
 _TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
-_AXIS_TYPES = {
-    name: {bool: _FLAG, int: _COUNT, str: _TEXT}[type(value)] for name, value in DEFAULTS.items()
-}
+_DTYPES = {bool: _FLAG, int: _COUNT, str: _TEXT}
+_AXIS_TYPES = {name: _DTYPES[type(value)] for name, value in DEFAULTS.items()}
 _SCHEMA = (
     ("machine config_id model", _TEXT),
     *sorted(_AXIS_TYPES.items(), key=lambda column: column[1] == _COUNT),
@@ -73,7 +72,7 @@ _SCHEMA = (
 )
 _CSV_TYPES = {name: dtype for names, dtype in _SCHEMA for name in names.split()}
 _RATIO_TYPES = {name: _TEXT if name.endswith("_paired") else "float64" for name in RATIO_COLUMNS}
-_TYPES = {**_CSV_TYPES, **_RATIO_TYPES, "is_base": "bool"}
+_TYPES = {**_CSV_TYPES, **_RATIO_TYPES}
 
 COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
@@ -189,15 +188,14 @@ class MeasuredPoint:
     @cached_property
     def logs_by_block(self) -> dict[str, np.ndarray]:
         """The logs of its turns by block, each by cycle; a trial alone is a block of its own."""
-        turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-        for (record, point), logs in zip(self.trials, self.logs_by_trial, strict=True):
+        cycles, logs = defaultdict[str, list[int]](list), defaultdict[str, list[float]](list)
+        for (record, point), found in zip(self.trials, self.logs_by_trial, strict=True):
             block = record.block or record.name
             if record.schema_version == 1:  # not even its thread counts took turns
                 block = f"{record.name} {point.threads}"
-            cycles, values = turns[block]
-            cycles += [turn.cycle for turn in point.turns]
-            values += logs.tolist()
-        return {block: stats.by_cycle(*found) for block, found in turns.items()}
+            cycles[block] += [turn.cycle for turn in point.turns]
+            logs[block] += found.tolist()
+        return {block: stats.by_cycle(cycles[block], logs[block]) for block in cycles}
 
 
 def _group_of(record: Record) -> _Group:
@@ -230,11 +228,9 @@ class Results:
         """
         if imported := Imported.load(out):
             return cls([], imported, _published_rows(out / CSV))
-        records = load_records(out)
-        if not records:
-            raise RequestError(
-                f"{out} holds no records: measure first, with 'scalebench sweep {out}'"
-            )
+        if not (records := load_records(out)):
+            why = f"measure first, with 'scalebench sweep {out}'"
+            raise RequestError(f"{out} holds no records: {why}")
         if not any_machine:
             require_one_machine(records)
         return cls(records)
@@ -282,17 +278,15 @@ class Results:
         """
         import pandas as pd
 
-        peaks = _peaks(self.records)
-        rows = [
-            {**_row(point, peaks), **self._ratios(key), "is_base": self._is_base(point)}
-            for key, point in self._compared.items()
-        ]
+        peaks, compared = _peaks(self.records), self._compared.items()
+        rows = [{**_row(point, peaks), **self._ratios(key)} for key, point in compared]
         missing = {r.point_key: r for r in self.records if r.point_key not in self._fastest}
-        rows += [
-            {**_missing_row(record), "is_base": self._is_base(record)}
-            for record in missing.values()
-        ]
+        rows += [_missing_row(record) for record in missing.values()]
         table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
+        eager = [group for group, base in self._bases.items() if base.optimization == EAGER]
+        names = set(map(self._base_name, eager))
+        is_base = (self._name_of(row) in names for row in table.to_dict("records"))
+        table["is_base"] = np.fromiter(is_base, bool)
         table = table.sort_values([*CONFIG_ORDER, "threads"], ignore_index=True)
         return table.drop(columns="paired")
 
@@ -340,7 +334,10 @@ class Results:
         return {record.machine_name: record.host_label for record in self.records}
 
     def _key_of(self, row: Row) -> PointKey:
-        return point_key(row["config_id"], self._hosts.get(row["machine"])), int(row["threads"])
+        return self._name_of(row), int(row["threads"])
+
+    def _name_of(self, row: Row) -> str:
+        return point_key(row["config_id"], self._hosts.get(row["machine"]))
 
     @cached_property
     def _fastest(self) -> dict[str, PointKey]:
@@ -425,10 +422,6 @@ class Results:
                 cells |= zip((f"{name}{part}" for part in _RATIO_PARTS), values, strict=True)
         return cells
 
-    def _is_base(self, of: MeasuredPoint | PublishedPoint | Record) -> bool:
-        group = _group_of(of) if isinstance(of, Record) else of.group
-        return self._bases[group] == of.config and of.config.optimization == EAGER
-
 
 def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
     """Return the latency of each point of `one` over that of the same point in `other`.
@@ -466,10 +459,9 @@ def _published_rows(path: Path) -> Sequence[Row]:
 
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
-        table = table[list(COLUMNS)].fillna({"item": ""})
+        return table[list(COLUMNS)].fillna({"item": ""}).to_dict("records")
     except (OSError, ValueError, KeyError) as error:
         raise ScalebenchError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    return table.to_dict("records")
 
 
 _Peaks = Mapping[tuple[Any, ...], float]
@@ -580,15 +572,14 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def _shares(measured: MeasuredPoint) -> Row:
     """Return the shares of the operators in a pass, if this thread count was profiled."""
-    profiles = (record.operators for record, _ in measured.trials if record.operators)
-    found = next((one for one in profiles if one.threads == measured.threads), None)
-    if found is None:
-        return {}
-    shares = {SHARES[kind]: share for kind, share in found.shares.items()}
-    return {**shares, "profiled_ms": found.wall_ns / found.passes / _NS_PER_MS}
+    for record, _ in measured.trials:
+        if (found := record.operators) and found.threads == measured.threads:
+            shares = {SHARES[kind]: share for kind, share in found.shares.items()}
+            return {**shares, "profiled_ms": found.wall_ns / found.passes / _NS_PER_MS}
+    return {}
 
 
-def _missing_row(record: Record) -> Row:
+def _missing_row(record: Record) -> dict[Any, Any]:
     """Return the row of a config that never succeeded."""
     nothing = dict.fromkeys(("samples", "outliers", "trials", "turns"), 0)
     return {**_identity(record), **_memory([record]), **nothing}
