@@ -464,19 +464,19 @@ def _published_rows(path: Path) -> Sequence[Row]:
         raise ScalebenchError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
-_Peaks = Mapping[tuple[Any, ...], float]
+_Peaks = dict[tuple[Any, ...], float]
 
 
 def _peaks(records: Iterable[Record]) -> _Peaks:
     """Return the machine's best GFLOP/s by placement of threads and type, and its best GB/s of
     ``read``, over the whole sweep."""
-    peaks: dict[tuple[Any, ...], float] = defaultdict(float)
+    peaks: _Peaks = defaultdict(lambda: math.nan)
     for record in records:
         for threads, by_type in record.peak_gflops.items():
-            rates = by_type | {"read": record.read_gb_per_s.get(threads, 0.0)}
+            rates = by_type | {"read": record.read_gb_per_s.get(threads, math.nan)}
             for name, rate in rates.items():
                 key = _peak_key(record, threads, name)
-                peaks[key] = max(rate, peaks[key])
+                peaks[key] = float(np.fmax(rate, peaks[key]))
     return peaks
 
 
@@ -520,21 +520,17 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
 
 
 def _rates(measured: MeasuredPoint, peaks: _Peaks) -> Row:
-    """Return the items/s, the GFLOP/s, and the shares of the machine's own peaks."""
+    """Return the items/s, the GFLOP/s, and the shares of the machine's own peaks; NaN: unknown."""
     record, latency_ns = measured.trials[0][0], measured.latency.value
-    flops = next((record.flops for record, _ in measured.trials if record.flops), None)
-    dtype = record.engine.get("precision", "fp32")
-    peak, read = (peaks.get(_peak_key(record, measured.threads, n)) for n in (dtype, "read"))
+    gflops = next((r.flops for r, _ in measured.trials if r.flops), math.nan) / latency_ns
+    peak = peaks[_peak_key(record, measured.threads, record.engine.get("precision", "fp32"))]
+    read = peaks[_peak_key(record, measured.threads, "read")]
     return {
         "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
-        "gflops": _ratio(flops, latency_ns),
-        "peak_fraction": _ratio(_ratio(flops, latency_ns), peak),
-        "bandwidth_fraction": _ratio(_ratio(record.bytes_to_read, latency_ns), read),
+        "gflops": gflops,
+        "peak_fraction": gflops / peak,
+        "bandwidth_fraction": (record.bytes_to_read or math.nan) / latency_ns / read,
     }
-
-
-def _ratio(value: float | None, over: float | None) -> float | None:
-    return value / over if value and over else None
 
 
 def _verified(records: Iterable[Record]) -> Row:
