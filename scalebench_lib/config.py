@@ -445,6 +445,16 @@ class Trial(StrictModel):
         return cls.from_input({**found, "number": others.pop("trial"), **others})
 
 
+class _AsWritten(yaml.BaseLoader):
+    """Read each value as text, as the command does: ``010`` is ten; refuse repeated keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{twice!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 class Sweep(StrictModel):
     """A set of configs measured into one folder: every combination of the axes.
 
@@ -532,8 +542,8 @@ class Sweep(StrictModel):
     @classmethod
     def load(cls, path: Path) -> Sweep:
         """Read a YAML file with fields of `Sweep` as keys; raise `RequestError` if it is wrong."""
-        try:  # each value as text, as the command has it: 010 is ten, and off no boolean
-            values = yaml.BaseLoader(path.read_text(encoding="utf-8")).get_single_data()
+        try:
+            values = _AsWritten(path.read_text(encoding="utf-8")).get_single_data()
             if not isinstance(values, dict):
                 raise RequestError("it holds no parameters: write lines like 'model: bert'")
             return cls.from_input(values, context=None)

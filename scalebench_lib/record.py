@@ -14,12 +14,14 @@ import math
 import os
 import platform
 import re
+import runpy
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -139,6 +141,20 @@ def _crc32(path: Path) -> int:
     return found
 
 
+def package_version(name: str) -> str:
+    """Return the version of an installed package; torch's with its build: ``2.13.0+cu130``.
+
+    Its metadata may lack the build: it is read from a file, since torch takes seconds to import.
+    """
+    spec = find_spec(name) if name == "torch" else None
+    if spec is None or spec.origin is None:
+        return version(name)
+    built = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    toolkits = (f"{kind}{built[kind]}" for kind in ("cuda", "hip", "xpu") if built.get(kind))
+    found = str(built["__version__"])
+    return found if "+" in found else "+".join([found, *toolkits])
+
+
 class Software(StrictModel):
     """Versions, `libraries` that compute inside torch, and `speed_variables`."""
 
@@ -156,7 +172,7 @@ class Software(StrictModel):
         return cls(
             python=platform.python_version(),
             scalebench=__version__,
-            versions={name: version(name) for name in packages},
+            versions={name: package_version(name) for name in packages},
             libraries=libraries or {},
             environment=json.loads(passed) if passed else speed_variables(os.environ),
         )

@@ -103,6 +103,7 @@ def test_a_sweep_comes_back_from_its_file(tmp_path) -> None:
         ("just words", "it holds no parameters"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "it holds no parameters"),
+        ("rounds: 1\nrounds: 9", "'rounds' stands there twice"),
         ("batch_sizes: 1:30", "input should be a valid integer, not '1:30'"),
         (f"model: {'a' * 300}", "unknown model"),
     ],

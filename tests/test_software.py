@@ -1,6 +1,9 @@
 """The software of a measurement, and what of its environment decides."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,35 @@ def test_a_kernel_records_the_environment_of_its_runner(monkeypatch) -> None:
     assert Software.here().environment["OMP_NUM_THREADS"] == "7"
     monkeypatch.setenv(RUNNER_ENVIRONMENT, json.dumps({"OMP_WAIT_POLICY": "active"}))
     assert Software.here().environment == {"OMP_WAIT_POLICY": "active"}
+
+
+@pytest.mark.parametrize(
+    ("inside", "toolkit", "recorded"),
+    [
+        ("2.13.0+cu130", "13.0", "2.13.0+cu130"),
+        ("2.13.0+cpu", None, "2.13.0+cpu"),
+        ("2.13.0", "13.0", "2.13.0+cuda13.0"),
+        ("2.13.0", None, "2.13.0"),
+    ],
+)
+def test_builds_of_torch_have_versions_of_their_own(tmp_path, inside, toolkit, recorded) -> None:
+    """The package index calls all of them 2.13.0; torch need not be imported to know."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('slow')")
+    built = f"__version__ = {inside!r}\ncuda = {toolkit!r}\nhip = None\n"
+    (tmp_path / "torch" / "version.py").write_text(built)
+    (tmp_path / "torch-2.13.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.4\nName: torch\nVersion: 2.13.0\n"
+    (tmp_path / "torch-2.13.0.dist-info" / "METADATA").write_text(metadata)
+    code = "from scalebench_lib.record import Software; print(Software.here().versions['torch'])"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == recorded
 
 
 def software(**environment: str) -> Software:

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import filelock
@@ -25,7 +24,7 @@ import platformdirs
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.models import digest
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.record import CacheState
+from scalebench_lib.record import CacheState, package_version
 
 MANIFEST = "manifest.json"
 
@@ -76,7 +75,7 @@ def _unusable(folder: Path, why: str | None) -> MeasurementError:
 
 def cache_key(target: Target, kind: str, *packages: str) -> str:
     """Return a readable name, with a hash, for the export of `kind` that `packages` make."""
-    versions = {name: version(name) for name in ("torch", "transformers", *packages)}
+    versions = {name: package_version(name) for name in ("torch", "transformers", *packages)}
     shapes = [(str(part.dtype), *part.shape[1:]) for part in target.inputs]
     source, phase = inspect.getsource(type(target.model.module)), target.config.phase
     made_of = [kind, versions, shapes, digest(target.model), source, phase]
