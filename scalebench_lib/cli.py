@@ -493,8 +493,7 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
 def _as_typed(message: str) -> str:
     """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
     name, colon, rest = message.partition(": ")
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = any(option.name == name for command in commands for option in command.params)
+    known = name in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
     return f"--{name.replace('_', '-')}{colon}{rest}" if known else message
 
 

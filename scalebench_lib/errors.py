@@ -28,19 +28,16 @@ class MeasurementError(ScalebenchError):
 
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b.")
+# Of Unicode's, those that end a line or turn the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Of Unicode's, those that end a line or turn the direction of writing."""
-
+# How lines of OpenVINO begin that only say where it was.
 _PLACE = re.compile(r"Exception from \S+:|Check '.*' failed( at .*)?:?$|FrontEnd API failed with ")
-"""How lines of OpenVINO begin that only say where it was."""
-
+# In messages with such words, the line that says why.
 _WHY = {
     "## Exception summary": re.compile(r"<class '(?:\w+\.)*(\w+)'>(: .+)"),  # torch.onnx
     "Traceback": re.compile(r"((?:\w+\.)*\w*(?:Error|Exception))(: .+)"),  # TorchScript
     "compile error": re.compile(r".*?((?:fatal )?error)(: .+)"),  # Inductor's compiler
 }
-"""In messages with such words, the line that says why."""
-
 _MOST_CHARACTERS = 300
 
 

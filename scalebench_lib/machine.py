@@ -25,8 +25,7 @@ from scalebench_lib.text import pluralize
 EVERY_COUNT_UP_TO = 16
 """``auto`` measures every thread count up to this one, where a curve has steps."""
 
-_MUCH_SLOWER = 0.75
-"""A core of less than this share of the greatest capacity is an efficiency core."""
+_MUCH_SLOWER = 0.75  # an efficiency core has less than this share of the greatest capacity
 
 
 class Core(BaseModel, frozen=True):

@@ -37,13 +37,13 @@ OUTPUTS = (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 _KERNELS_FILE = re.compile(r"(?:/[\w.-]+)+/ipykernel_\d+/\d+\.py")
+# nbconvert's page without what it loads from a network; our notebooks hold no formulas.
 _OFFLINE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
 """
-"""nbconvert's page without what it loads from a network; our notebooks hold no formulas."""
 
 
 def sweeps(outputs: Path = OUTPUTS) -> list[Path]:

@@ -231,11 +231,9 @@ def unpaired(one: Interval, other: Interval) -> Ratio:
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     """Return the median over the turns of one trial, with the interval from these turns alone.
 
-    The interval is unbounded below `MIN_TURNS` turns. Raises ValueError without turns.
+    The interval is unbounded below `MIN_TURNS` turns.
     """
     logs = np.log(np.asarray(turn_medians_ns, dtype=float))
-    if not logs.size:
-        raise ValueError("no turns")
     noise = _within(logs) if logs.size >= MIN_TURNS else Variance(math.inf, 1)
     return Interval(math.exp(_median(logs)), noise * (_MEDIAN_OVER_MEAN / logs.size))
 
