@@ -459,8 +459,11 @@ def _published_rows(path: Path) -> Sequence[Row]:
 
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
-        return table[list(COLUMNS)].fillna({"item": ""}).to_dict("records")
-    except (OSError, ValueError, KeyError) as error:
+        if not {"config_id", "threads", "latency_ms"} <= set(table):
+            raise ValueError("it lacks columns")
+        lacking = {name: DEFAULTS.get(name) for name in COLUMNS if name not in table}  # if older
+        return table.assign(**lacking)[list(COLUMNS)].fillna({"item": ""}).to_dict("records")
+    except (OSError, ValueError) as error:
         raise ScalebenchError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 

@@ -331,6 +331,13 @@ def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (found.how, math.isnan(found.low)) == ("not measured together", True)
 
 
+def test_an_import_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
+    import_published([with_ht(tmp_path / "a.csv")], tmp_path / "out")
+    now, path = Results.load(tmp_path / "out").table, tmp_path / "out" / CSV
+    pd.read_csv(path).drop(columns=["phase", "profiled_ms"]).to_csv(path, index=False)
+    pd.testing.assert_frame_equal(Results.load(tmp_path / "out").table, now)
+
+
 @pytest.mark.slow
 def test_the_analysis_notebook_lays_it_beside_ones_own(tmp_path: Path) -> None:
     import_published([with_ht(tmp_path / "a.csv")], tmp_path / "out")
