@@ -25,12 +25,12 @@ _INSTALL = {
     "jemalloc": "'apt install libjemalloc2' or 'conda install jemalloc'",
 }
 
+# All is taken from the heap, and kept; of MALLOC_MMAP_THRESHOLD_ old glibc refuse 32 MiB.
 _KEEP = {
     "MALLOC_TRIM_THRESHOLD_": str(2**46),
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TOP_PAD_": "67108864",
 }
-"""All is taken from the heap, and kept; of MALLOC_MMAP_THRESHOLD_ old glibc refuse 32 MiB."""
 
 SETTINGS: dict[str, dict[str, str]] = {
     "glibc-keep": _KEEP,
@@ -44,9 +44,8 @@ SETTINGS: dict[str, dict[str, str]] = {
 """The variables that an allocator is told by."""
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
+# With these torch and the engines take their memory.
 _SERVED = ("malloc", "free", "realloc", "posix_memalign")
-"""The functions with which torch and the engines take their memory."""
 
 
 def require_installed(allocators: Iterable[Allocator]) -> None:
@@ -67,12 +66,11 @@ def library(allocator: Allocator) -> str | None:
         _require_huge_pages()
     if allocator not in LIBRARIES:
         return None
-    prefixes = dict.fromkeys((sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix)))
+    prefixes = (sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix))
     for name in LIBRARIES[allocator]:
-        for prefix in prefixes:
-            if (path := Path(prefix) / "lib" / name).exists():
-                return str(path)
-        if found := find_library(name.removeprefix("lib").partition(".so")[0]):
+        paths = [Path(prefix) / "lib" / name for prefix in prefixes]
+        systems = find_library(name.removeprefix("lib").partition(".so")[0])
+        if found := next((str(path) for path in paths if path.exists()), systems):
             return found
     raise RequestError(f"allocator {allocator!r} is not installed: {_INSTALL[allocator]}")
 

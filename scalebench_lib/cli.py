@@ -32,7 +32,6 @@ from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
 from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
-    from scalebench_lib.analysis.compare import Comparison
     from scalebench_lib.plan.load import LoadRun
     from scalebench_lib.sweep.run import SweepRun
 
@@ -66,18 +65,15 @@ class _Output(Console):
 
 console = _Output()
 
-_OUT = typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
-Out = Annotated[Path, _OUT]
-IfBusyOption = Annotated[
-    Literal["refuse", "wait", "ignore", "beside"],
-    typer.Option(
-        help="What to do where this machine is measuring already, such as wait.",
-        show_choices=False,
-        metavar="refuse|wait|ignore",
-    ),
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The sweep's folder, such as outputs/mine.")
 ]
-"""``beside`` is what ``ignore`` was called."""
+IfBusyOption = Annotated[
+    Literal["refuse", "wait", "ignore"],
+    typer.Option(help="What to do where this machine is measuring already, such as wait."),
+]
 _HELP = {
+    "version": "Print the version.",
     "preset": f"Where to start from: {' or '.join(PRESETS)}.",
     "spec": "A YAML file with lines like 'batch_sizes: 1,8', in place of a preset.",
     "time_budget": "End with what is done after so long, such as 10m.",
@@ -114,7 +110,12 @@ _HELP = {
     "markdown": "Print Markdown, for a comment or a page.",
 }
 _NOT_SAID = re.compile(r"[\s'()]|,(?=\))")
-_OLD_NAMES = {"seq_lens": "--seq-len", "image_sizes": "--image-size", "cores": "--threads"}
+_OLD_NAMES = {
+    "seq_lens": "--seq-len",
+    "image_sizes": "--image-size",
+    "trial_timeout": "--visit-timeout",
+    "cores": "--threads",
+}
 
 
 _Command = Callable[..., None]
@@ -163,10 +164,8 @@ _PLAN_OPTIONS = {
 
 
 @app.callback()
-def _start(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+@_with_options()
+def _start(context: typer.Context, version: bool = False) -> None:
     if version:
         console.say(f"scalebench {__version__}")
     elif context.invoked_subcommand is None:
@@ -184,7 +183,6 @@ def sweep(
     kernels: Literal["warm", "fresh"] = "warm",
     if_busy: IfBusyOption = "refuse",
     trial_timeout: str | None = None,
-    visit_timeout: Annotated[str | None, typer.Option(hidden=True)] = None,
     retry_failed: bool = False,
     against: str | None = None,
     dry_run: bool = False,
@@ -202,28 +200,27 @@ def sweep(
 
     given = {name: value for name, value in options.items() if value is not None}
     budget = parse_duration("time_budget", time_budget) or math.inf
-    timeout = parse_duration("trial_timeout", trial_timeout or visit_timeout)
+    timeout = parse_duration("trial_timeout", trial_timeout)
     request, warm = _request(preset, spec, {**given, "hosts": hosts}), kernels == "warm"
     if scheduler:
         client = context.with_resource(client_of(scheduler))
         across = HostsRun(request, out, client, retry_failed, warm, if_busy)
         console.say(across)
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
-        for run in runs:
-            run.trial_timeout = timeout
     else:
-        runs = _prepared(request, out, against, retry_failed, timeout)
+        runs = _prepared(request, out, against, retry_failed)
         measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
+    for run in runs:
+        run.trial_timeout = timeout
     progress.announce(runs, console)
     if dry_run:
-        _list_left(runs)
+        for run in runs:
+            _print_schedule(run.schedule, f" on {run.host or run.out}" if len(runs) > 1 else "")
     else:
         _measure_and_report(runs, measure, out if against else None, open_page)
 
 
-def _prepared(
-    request: Sweep, out: Path, against: str | None, retry_failed: bool, timeout: float | None
-) -> list[SweepRun]:
+def _prepared(request: Sweep, out: Path, against: str | None, retry_failed: bool) -> list[SweepRun]:
     """Return the runs of a sweep on this machine, whose models were built and run once."""
     from scalebench_lib.sweep.run import SweepRun, prepare_pair
 
@@ -232,7 +229,6 @@ def _prepared(
     else:
         runs = [SweepRun.prepare(request, out, retry_failed)]
     for run in runs:
-        run.trial_timeout = timeout
         with console.status(f"{run.sweep.model} is built and run once …"):
             run.require_measurable()
     return runs
@@ -263,16 +259,14 @@ def report(
 @app.command()
 def status(out: Out) -> None:
     """Say what is done, what failed, what is left, and why."""
-    imported = Imported.load(out)
-    if imported:
+    if imported := Imported.load(out):
         _print_import(imported)
         return
     schedules = sweep_schedules(out)
-    done, failed, left = (
-        sum(len(getattr(one, word)) for one in schedules.values())
-        for word in ("done", "failed", "left")
-    )
-    trials = pluralize(sum(one.finished for one in schedules.values()), "trial")
+    every = schedules.values()
+    done, failed = sum(len(one.done) for one in every), sum(len(one.failed) for one in every)
+    left, finished = sum(len(one.left) for one in every), sum(one.finished for one in every)
+    trials = pluralize(finished, "trial")
     console.say(f"configs: {done} done, {failed} failed, {left} left; {trials} finished")
     if doing := read_status(out):
         console.say(f"running: {doing}")
@@ -430,7 +424,7 @@ def compare(
     if markdown:
         print(compare_report.markdown(found))
     else:
-        _print_comparison(found)
+        console.say(*compare_report.printed(found))
     if found.has_regressions:
         raise typer.Exit(1)
 
@@ -500,8 +494,7 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
             kept = "what a sweep has measured is kept, 'scalebench report' shows it"
-            go_on = "and it goes on by the same command"
-            return f"{word}: {kept}, {go_on}", 128 + error.args[0]
+            return f"{word}: {kept}, and it goes on by the same command", 128 + error.args[0]
         case _:
             message = error.format_message()  # type: ignore[attr-defined]
             return message.replace("Value error, ", ""), 2
@@ -510,8 +503,7 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
 def _as_typed(message: str) -> str:
     """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
     name, colon, rest = message.partition(": ")
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = any(option.name == name for command in commands for option in command.params)
+    known = name in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
     return f"--{name.replace('_', '-')}{colon}{rest}" if known else message
 
 
@@ -529,13 +521,7 @@ def _complain(message: str) -> None:
 
 def _print_import(imported: Imported) -> None:
     console.say(f"{pluralize(imported.points, 'point')}. {imported.source}")
-    for note in imported.notes:
-        console.say(f"note: {note}")
-
-
-def _list_left(runs: list[SweepRun]) -> None:
-    for run in runs:
-        _print_schedule(run.schedule, f" on {run.host or run.out}" if len(runs) > 1 else "")
+    console.say(*(f"note: {note}" for note in imported.notes))
 
 
 def _print_schedule(schedule: Schedule, where: str) -> None:
@@ -545,14 +531,15 @@ def _print_schedule(schedule: Schedule, where: str) -> None:
         console.say(f"left: {trial}{where}, threads {', '.join(map(str, trial.threads))}")
 
 
-def _report_against(out: Path) -> Comparison:
-    """Compare the two sweeps of ``--against``, write ``against.csv`` and print it."""
+def _report_against(out: Path) -> bool:
+    """Compare the two sweeps of ``--against``; return whether B is slower."""
     from scalebench_lib.analysis import compare as comparing
+    from scalebench_lib.analysis.compare_report import printed
 
     found = comparing.against(out / "a", out / "b")
     comparing.save_against(found, out / "against.csv")
-    _print_comparison(found)
-    return found
+    console.say(*printed(found))
+    return found.has_regressions
 
 
 def _measure_and_report(
@@ -568,7 +555,7 @@ def _measure_and_report(
         _complain(trouble)
     for folder in dict.fromkeys(run.out for run in runs if run.records):
         report(folder, open_page=open_page)
-    slower = pair is not None and _report_against(pair).has_regressions
+    slower = pair is not None and _report_against(pair)
     if complaints := [line for run in runs for line in progress.summary(run, console)]:
         _complain("; ".join(complaints))
     lost = bool(troubles) and any(r.schedule.left for r in runs if r.sweep.hosts != "one")
@@ -579,18 +566,10 @@ def _measure_and_report(
 def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
     """Return `Sweep.hosts` by these options."""
     if any_host and not scheduler:
-        raise RequestError(
-            "any_host: needs a cluster: name its scheduler with '--scheduler tcp://…'"
-        )
+        raise RequestError("any_host: needs a cluster: name it with '--scheduler tcp://…'")
     if against and scheduler:
         raise RequestError("against: takes turns on one machine: leave '--scheduler' out")
     return "any" if any_host else "each" if scheduler else "one"
-
-
-def _print_comparison(found: Comparison) -> None:
-    from scalebench_lib.analysis.compare_report import printed
-
-    console.say(*printed(found))
 
 
 def _request(start: str, spec: Path | None, given: dict[str, Any]) -> Sweep:

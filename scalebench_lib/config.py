@@ -22,12 +22,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from scalebench_lib.errors import RequestError, nearest, validation_message
+from scalebench_lib.errors import RequestError, unknown, validation_message
 from scalebench_lib.machine import Machine
 from scalebench_lib.optimizations import NAME, OPTIMIZATIONS
 from scalebench_lib.sources import folder_of, is_own, own_files
@@ -41,14 +42,10 @@ MODELS = {
 }
 """Model names and their titles; `measure.models` builds them, and any folder or hub id."""
 
-_TITLES = {**MODELS, "inception": "Inception"}  # of published files
-
 TAKES_IMAGES = ("resnet50",)
 DECODERS = ("gpt2",)
 LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
 """Most tokens of the models known by name; those of others are known when they are built."""
-
-DEFAULT_IMAGE_SIZE = 224
 
 # fmt: off
 TASKS = (
@@ -61,20 +58,19 @@ TASKS = (
 )
 """Heads of models, as in the names of transformers' ``AutoModelFor…``."""
 
+# Of classes that are not named after their task, by the ends of their names.
 _CLASSES = {
     "LMHeadModel": "causal-lm", "T5EncoderModel": "text-encoding",
     "WhisperForConditionalGeneration": "speech-seq2seq", "ForConditionalGeneration": "seq2seq-lm",
 }
 # fmt: on
-"""Tasks of classes that are not named after them, by the ends of their names."""
-
-_DEFAULT_TASKS = {"gpt2": "causal-lm"}
-"""The other models known by name have no head, as on the published page."""
+_DEFAULT_TASKS = {"gpt2": "causal-lm"}  # the others known by name have no head, as published
 
 Phase = Literal["forward", "prefill", "decode"]
 """``forward`` is a pass without a cache, ``prefill`` one that fills a static cache with `seq_len`
 tokens, ``decode`` one token a sequence after `seq_len` tokens in that cache."""
 
+Placement = Literal["sequential", "interleave"]
 Allocator = Literal["default", "glibc-keep", "thp", "tcmalloc", "jemalloc"]
 """Implementations and settings of malloc (`allocators`)."""
 
@@ -85,13 +81,13 @@ PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 def _known_optimization(name: str, info: ValidationInfo) -> str:
     """Refuse unknown names in requests alone: a record may be of a plugin that is missing here."""
     if info.context == "input" and name not in OPTIMIZATIONS:
-        raise ValueError(f"unknown optimization {name!r}: {nearest(name, OPTIMIZATIONS)}")
+        raise ValueError(unknown("optimization", name, OPTIMIZATIONS))
     return name
 
 
 def _known_task(name: str) -> str:
     if name not in (known := ("auto", "none", *TASKS)):
-        raise ValueError(f"unknown task {name!r}: {nearest(name, known)}")
+        raise ValueError(unknown("task", name, known))
     return name
 
 
@@ -106,9 +102,9 @@ def model_name(name: str) -> str:
     if _is_model(name):
         folder = str(Path(name))  # "a/.." stays: a may be a link
         return folder if "/" in folder else f"./{folder}"
-    if "/" in name:
-        return name
-    raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}, or a folder or hub id")
+    if "/" not in name:
+        raise ValueError(f"{unknown('model', name, MODELS)}, or a folder or hub id")
+    return name
 
 
 def _is_model(folder: str) -> bool:
@@ -124,7 +120,7 @@ def slug(model: str) -> str:
 
 def model_title(model: str, task: str = "none") -> str:
     """``GPT-2, causal LM``; the last part of a folder or hub id; without a head no task."""
-    title, head = _TITLES.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
+    title, head = MODELS.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
     return title if task == "none" else f"{title}, {head}"
 
 
@@ -165,13 +161,6 @@ def require_model(model: str) -> None:
     raise RequestError(f"model: {model!r} is no folder with a config.json, and no hub id")
 
 
-def _whole(value: Any) -> Any:
-    text = str(value)
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
-        raise ValueError(f"must be a whole number of at least 1, not {reprlib.repr(value)}")
-    return int(text)
-
-
 def _listed(value: Any) -> Any:
     """Return the parts of ``1,2,4``, of ``[1, 2, 4]``, or of a single value."""
     if isinstance(value, str):
@@ -179,46 +168,35 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _on_or_off(value: Any) -> Any:
-    words = {"true": "on", "yes": "on", "false": "off", "no": "off"}
-    return words.get(str(value).lower(), value)
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def _thread_rule(value: Any) -> Any:
     if value in ("auto", "all"):
         return value
     try:
-        return tuple(sorted({_whole(count) for count in _listed(value)}))
-    except (TypeError, ValueError):
+        return tuple(sorted(_COUNTS.validate_python(value)))
+    except ValidationError:
         raise ValueError(
             f"must be 'auto', 'all' or whole numbers of at least 1, not {reprlib.repr(value)}"
         ) from None
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
-    return text
-
-
-def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return `values`, each once; raise ValueError without any."""
-    if not values:
-        raise ValueError("name at least one")
-    return tuple(dict.fromkeys(values))
-
-
-PositiveInt = Annotated[int, BeforeValidator(_whole)]
+T = TypeVar("T")
+Several = Annotated[
+    tuple[T, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct)
+]
+"""The values of an axis: at least one, each once."""
+PositiveInt = Annotated[int, Field(ge=1)]
+_COUNTS: TypeAdapter[tuple[int, ...]] = TypeAdapter(Several[PositiveInt])
 ModelName = Annotated[str, AfterValidator(model_name)]
 TaskName = Annotated[str, AfterValidator(_known_task)]
 OptimizationName = Annotated[str, AfterValidator(_known_optimization), Field(pattern=NAME)]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
 BatchSize = Annotated[PositiveInt, Field(le=2**20)]
-T = TypeVar("T")
-Several = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(distinct)]
-"""The values of an axis: at least one, each once."""
-Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
+Weights = Annotated[str, Field(min_length=1, max_length=4096)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -277,7 +255,7 @@ class Config(StrictModel):
         PositiveInt,
         Field(ge=32, le=4096),
         Axis("Image size", several="image_sizes", suffix="px", label="{} pixels", kind="images"),
-    ] = DEFAULT_IMAGE_SIZE
+    ] = 224
     task: Annotated[TaskName, Axis("Task")] = "none"
     phase: Annotated[Phase, Axis("Phase", several="phases")] = "forward"
     batch_size: Annotated[
@@ -287,9 +265,7 @@ class Config(StrictModel):
         OptimizationName, Axis("Optimization", several="optimizations", within=True, splits=False)
     ] = "none"
     smt: Annotated[bool, Axis("SMT", within=True, splits=False, label="SMT {}")] = False
-    placement: Annotated[
-        Literal["sequential", "interleave"], Axis("Placement", label="{} placement")
-    ] = "sequential"
+    placement: Annotated[Placement, Axis("Placement", label="{} placement")] = "sequential"
     allocator: Annotated[
         Allocator, Axis("Allocator", several="allocators", within=True, label="allocator {}")
     ] = "default"
@@ -338,7 +314,7 @@ class Config(StrictModel):
 
     @property
     def group(self) -> Config:
-        """The config with the axes within groups at their defaults: equal for what is compared."""
+        """The config with the axes within groups at their defaults."""
         return self.model_copy(update={name: DEFAULTS[name] for name in WITHIN})
 
     @property
@@ -351,11 +327,11 @@ class Config(StrictModel):
         """An item of the batch: ``16 tokens``."""
         if is_own(self.model):
             return "its own inputs"
-        if self.phase == "decode":
-            return f"1 token after {self.seq_len}"
-        if self.model in TAKES_IMAGES or self.image_size != DEFAULT_IMAGE_SIZE:
+        if self.model in TAKES_IMAGES or self.image_size != DEFAULTS["image_size"]:
             return f"{self.image_size} × {self.image_size} pixels"
-        return f"{self.seq_len} tokens"
+        return (
+            f"1 token after {self.seq_len}" if self.phase == "decode" else f"{self.seq_len} tokens"
+        )
 
 
 AXES: dict[str, Axis] = {
@@ -414,10 +390,10 @@ def _id(config: Config) -> str:
 class Trial(StrictModel):
     """One run of a config in a process of its own, at each of `threads` (counts).
 
-    `number` counts the trials of this config in its folder, `round` those of the sweep; trials that
-    take turns have the same `block`. `max_seconds` is the computing time of a point in this trial.
-    A `thorough` trial also measures the machine's peak, FLOPs, and the error against fp64, which
-    later trials would only repeat.
+    `number` (``trial`` in notebooks) counts those of this config in its folder, `round` those of
+    the sweep; trials that take turns have the same `block`. `max_seconds` is the computing time of
+    a point in this trial. A `thorough` trial also measures the machine's peak, FLOPs, and the error
+    against fp64, which later trials would only repeat.
     """
 
     config: Config
@@ -439,17 +415,14 @@ class Trial(StrictModel):
 
     def parameters(self) -> dict[str, Any]:
         """The trial as papermill parameters of ``measure.ipynb``."""
-        return {
-            **self.config.model_dump(),
-            **self.model_dump(include=_SAME_NAMES),
-            "threads": list(self.threads),
-            "trial": self.number,
-        }
+        found = {**self.config.model_dump(), **self.model_dump(mode="json", exclude={"config"})}
+        found["trial"] = found.pop("number")
+        return found
 
     @staticmethod
     def parameter_names() -> set[str]:
         """Return the names that `parameters` gives and `from_parameters` takes."""
-        return {*Config.model_fields, *_SAME_NAMES, "threads", "trial"}
+        return {*Config.model_fields, *Trial.model_fields, "trial"} - {"config", "number"}
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any], machine: Machine) -> Self:
@@ -460,29 +433,16 @@ class Trial(StrictModel):
         known = cls.parameter_names()
         for name in values:
             if name not in known:
-                raise RequestError(f"unknown parameter {name!r}: {nearest(name, known)}")
-        given = {"task": "auto"} | {k: v for k, v in values.items() if k in Config.model_fields}
-        config = Config.from_input(given)
+                raise RequestError(unknown("parameter", name, known))
+        others = {"threads": "auto", "trial": 1, **values}
+        given = {name: others.pop(name) for name in values if name in Config.model_fields}
+        config = Config.from_input({"task": "auto", **given})
         require_model(config.model)
         task = resolved_task(config.model, config.task, config.phase)
         config = config.model_copy(update={"task": task})
-        rule = _Threads.from_input({"threads": values.get("threads", "auto")}).threads
-        return cls.from_input(
-            {
-                "config": config,
-                "threads": machine.thread_counts(rule, config.smt),
-                "number": values.get("trial", 1),
-                **{k: v for k, v in values.items() if k in _SAME_NAMES},
-            }
-        )
-
-
-_SAME_NAMES = {"target_ci", "max_seconds", "round", "block", "thorough"}
-"""The fields of a trial that are parameters of the notebook by the same name."""
-
-
-class _Threads(StrictModel):
-    threads: ThreadRule
+        rule = Sweep.from_input({"threads": others.pop("threads")}).threads
+        found = {"config": config, "threads": machine.thread_counts(rule, config.smt)}
+        return cls.from_input({**found, "number": others.pop("trial"), **others})
 
 
 class _AsWritten(yaml.BaseLoader):
@@ -504,57 +464,39 @@ class Sweep(StrictModel):
     ``any``, where all are alike.
     """
 
-    model: Annotated[
-        ModelName, Field(description="A name like gpt2, a folder, a hub id, or file.py:function.")
-    ] = "bert"
-    weights: Annotated[
-        Weights, Field(description="The model's weights: random, pretrained, a hub id or a folder.")
-    ] = "random"
+    model_config = ConfigDict(use_attribute_docstrings=True)  # which the command's options show
+
+    model: ModelName = "bert"
+    """A name like gpt2, a folder, a hub id, or file.py:function."""
+    weights: Weights = "random"
+    """The model's weights: random, pretrained, a hub id or a folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Annotated[
-        TaskName, Field(description="The model's head: auto, none, or such as masked-lm.")
-    ] = "auto"
-    batch_sizes: Annotated[
-        Several[BatchSize], Field(description="How many items a pass has, such as 1,8,64.")
-    ] = PAGE_BATCH_SIZES
-    optimizations: Annotated[
-        Several[OptimizationName],
-        Field(description="Ways to run it, such as none,script; 'doctor' lists all."),
-    ] = ("none", "script")
-    threads: Annotated[
-        ThreadRule,
-        Field(description="Numbers of threads: auto (some from 1 to all), all, or 1,2,4."),
-    ] = "auto"
-    smt: Annotated[
-        Literal["auto", "off", "on", "both"],
-        BeforeValidator(_on_or_off),
-        Field(description="Hyper-threading: auto (both, if there is any), off, on or both."),
-    ] = "auto"
-    seq_lens: Annotated[Several[PositiveInt], Field(description="Tokens, such as 16,128.")] = (16,)
-    image_sizes: Annotated[
-        Several[PositiveInt], Field(description="How many pixels a side, such as 160,224.")
-    ] = (DEFAULT_IMAGE_SIZE,)
-    phases: Annotated[
-        Several[Phase], Field(description="Of decoders: forward, or such as prefill,decode.")
-    ] = ("forward",)
-    allocators: Annotated[
-        Several[Allocator], Field(description="What serves malloc, such as default,glibc-keep.")
-    ] = ("default",)
-    placement: Annotated[
-        Literal["sequential", "interleave"],
-        Field(description="How cores are filled: sequential, or interleave over NUMA nodes."),
-    ] = "sequential"
-    target_ci: Annotated[
-        Fraction,
-        Field(description="Stop when every 95 % interval is within ± this share, such as 0.01."),
-    ] = 0.02
-    max_seconds: Annotated[
-        Seconds, Field(description="Computing time of each point, over all rounds, such as 4.")
-    ] = 10.0
-    rounds: Annotated[
-        PositiveInt,
-        Field(le=100, description="How many fresh processes for each config, such as 3."),
-    ] = 2
+    task: TaskName = "auto"
+    """The model's head: auto, none, or such as masked-lm."""
+    batch_sizes: Several[BatchSize] = PAGE_BATCH_SIZES
+    """How many items a pass has, such as 1,8,64."""
+    optimizations: Several[OptimizationName] = ("none", "script")
+    """Ways to run it, such as none,script; 'doctor' lists all."""
+    threads: ThreadRule = "auto"
+    """Numbers of threads: auto (some from 1 to all), all, or 1,2,4."""
+    smt: Literal["auto", "off", "on", "both"] = "auto"
+    """Hyper-threading: auto (both, if there is any), off, on or both."""
+    seq_lens: Several[PositiveInt] = (16,)
+    """Tokens, such as 16,128."""
+    image_sizes: Several[PositiveInt] = (224,)
+    """How many pixels a side, such as 160,224."""
+    phases: Several[Phase] = ("forward",)
+    """Of decoders: forward, or such as prefill,decode."""
+    allocators: Several[Allocator] = ("default",)
+    """What serves malloc, such as default,glibc-keep."""
+    placement: Placement = "sequential"
+    """How cores are filled: sequential, or interleave over NUMA nodes."""
+    target_ci: Fraction = 0.02
+    """Stop when every 95 % interval is within ± this share, such as 0.01."""
+    max_seconds: Seconds = 10.0
+    """Computing time of each point, over all rounds, such as 4."""
+    rounds: Annotated[PositiveInt, Field(le=100)] = 2
+    """How many fresh processes for each config, such as 3."""
     hosts: Literal["one", "each", "any"] = "one"
 
     def trials(self, machine: Machine) -> list[Trial]:
@@ -602,14 +544,13 @@ class Sweep(StrictModel):
         """Read a YAML file with fields of `Sweep` as keys; raise `RequestError` if it is wrong."""
         try:
             values = _AsWritten(path.read_text(encoding="utf-8")).get_single_data()
+            if not isinstance(values, dict):
+                raise RequestError("it holds no parameters: write lines like 'model: bert'")
+            return cls.from_input(values, context=None)
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read {path}: {error}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise RequestError(f"{path} holds no parameters: write lines like 'model: bert'")
-        try:
-            return cls.from_input(values, context=None)
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from None
 
@@ -630,7 +571,7 @@ def preset(name: str) -> dict[str, Any]:
     ``quick`` has the fastest engines that are installed. Raises `RequestError` if unknown.
     """
     if name not in PRESETS:
-        raise RequestError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
+        raise RequestError(unknown("preset", name, PRESETS))
     if name == "page":
         return {}
     openvino = ("openvino", "openvino-bf16", "openvino-int8")

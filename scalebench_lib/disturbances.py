@@ -45,64 +45,64 @@ class Disturbed:
             stolen=None if stolen_ns is None else stolen_ns / cpu_ns,
         )
 
+    @property
+    def shared_share(self) -> float:
+        return (self.shared or 0) / max(self.turns, 1)
+
+    @property
+    def throttled_rate(self) -> float:
+        """Periods a turn."""
+        return (self.throttled or 0) / max(self.turns, 1)
+
 
 def _sum(values: Iterable[int | None]) -> int | None:
-    """The sum of those that are known; None where none is."""
+    """Return the sum of those that are known; None where none is."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
-def disturbances(records: Iterable[Record]) -> list[str]:
-    """Return what disturbed the sweep of `records`, and what to do: a sentence each, or none."""
-    records, points = list(records), defaultdict[str, list[Point]](list)
+def disturbances(records: Iterable[Record]) -> Iterator[str]:
+    """Yield what disturbed the sweep of `records`, and what to do, a sentence each."""
+    records, trials = list(records), defaultdict[str, list[Point]](list)
     for record in records:
         host = f" on {record.host_label}" if record.host_label else ""
         for point in record.points:
-            points[f"{record.config}, {pluralize(point.threads, 'thread')}{host}"].append(point)
-    by_point = {name: Disturbed.of(each) for name, each in points.items()}
-    total = Disturbed.of(chain.from_iterable(points.values()))
-    return [
-        *_shared(by_point, total),
-        *_throttled(by_point, total),
-        *_stolen(by_point, total),
-        *_governors(records),
-    ]
+            trials[f"{record.config}, {pluralize(point.threads, 'thread')}{host}"].append(point)
+    points = {name: Disturbed.of(each) for name, each in trials.items()}
+    total = Disturbed.of(chain.from_iterable(trials.values()))
+    yield from _shared(total, points)
+    yield from _throttled(total, points)
+    yield from _stolen(total, points)
+    yield from _governors(records)
 
 
-def _shared(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str]:
-    shares = {name: (one.shared or 0) / one.turns for name, one in by_point.items()}
-    shared, unsure = total.shared or 0, sum(share >= HALF for share in shares.values())
-    if shared > MANY_SHARED * total.turns or unsure:
-        worst = max(shares, key=shares.__getitem__)
-        advice = (
-            f"not so at {pluralize(unsure, 'point')}, so measure anew, into another folder, when "
-            "nothing else runs"
-        )
+def _shared(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
+    unsure = sum(one.shared_share >= HALF for one in points.values())
+    if total.shared_share > MANY_SHARED or unsure:
+        worst, most = max(points.items(), key=lambda item: item[1].shared_share)
+        anew = "so measure anew, into another folder, when nothing else runs"
+        holds = f"not so at {pluralize(unsure, 'point')}, {anew}" if unsure else "so do all here"
         yield (
-            f"Something else was computing here: it shared {shared} of "
-            f"{pluralize(total.turns, 'turn')}, the most at {worst} "
-            f"({by_point[worst].shared} of {by_point[worst].turns}). A "
-            "median holds if less than half of the turns of its point were shared (results.csv): "
-            f"{advice if unsure else 'so do all here'}."
+            f"Something else was computing here: it shared {total.shared} of "
+            f"{pluralize(total.turns, 'turn')}, the most at {worst} ({most.shared} of "
+            f"{most.turns}). A median holds if less than half of the turns of its point were "
+            f"shared (results.csv): {holds}."
         )
 
 
-def _throttled(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str]:
-    throttled = total.throttled or 0
-    if throttled > MANY_THROTTLED * total.turns:
-        worst = max(
-            by_point, key=lambda name: (by_point[name].throttled or 0) / by_point[name].turns
-        )
+def _throttled(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
+    if total.throttled_rate > MANY_THROTTLED:
+        worst = max(points, key=lambda name: points[name].throttled_rate)
         yield (
-            f"A CPU quota stopped passes in {pluralize(throttled, 'period')} of "
+            f"A CPU quota stopped passes in {pluralize(total.throttled or 0, 'period')} of "
             f"{pluralize(total.turns, 'turn')}, the most at {worst}: raise the quota, or use fewer "
             "threads; the mean, not the median, is what such a point sustains."
         )
 
 
-def _stolen(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str]:
-    stolen = {name: one.stolen or 0.0 for name, one in by_point.items()}
+def _stolen(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
     if (total.stolen or 0) > MUCH_STOLEN:
+        stolen = {name: one.stolen or 0.0 for name, one in points.items()}
         worst = max(stolen, key=stolen.__getitem__)
         yield (
             f"The hypervisor took {100 * (total.stolen or 0):.1f} % of the CPU time for other "
@@ -113,8 +113,7 @@ def _stolen(by_point: Mapping[str, Disturbed], total: Disturbed) -> Iterator[str
 
 def _governors(records: Iterable[Record]) -> Iterator[str]:
     """Report governors that changed within a trial; from trial to trial the provenance has them."""
-    changed = [record for record in records if record.governor_after]
-    if changed:
+    if changed := [record for record in records if record.governor_after]:
         first = changed[0]
         yield (
             f"The CPUs' governor changed during {pluralize(len(changed), 'trial')}, such as that "

@@ -28,19 +28,16 @@ class MeasurementError(ScalebenchError):
 
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b.")
+# Of Unicode's, those that end a line or turn the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Of Unicode's, those that end a line or turn the direction of writing."""
-
+# How lines of OpenVINO begin that only say where it was.
 _PLACE = re.compile(r"Exception from \S+:|Check '.*' failed( at .*)?:?$|FrontEnd API failed with ")
-"""How lines of OpenVINO begin that only say where it was."""
-
+# In messages with such words, the line that says why.
 _WHY = {
     "## Exception summary": re.compile(r"<class '(?:\w+\.)*(\w+)'>(: .+)"),  # torch.onnx
     "Traceback": re.compile(r"((?:\w+\.)*\w*(?:Error|Exception))(: .+)"),  # TorchScript
     "compile error": re.compile(r".*?((?:fatal )?error)(: .+)"),  # Inductor's compiler
 }
-"""In messages with such words, the line that says why."""
-
 _MOST_CHARACTERS = 300
 
 
@@ -73,14 +70,19 @@ def first_line(error: BaseException) -> str:
     return reason(str(error)) or type(error).__name__
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """The known name most like `name`, as a hint to put behind a message; else all of them.
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return that `name` is no known `kind`, with the known name that is most like it.
 
-    >>> nearest("scirpt", ["none", "script"])
-    "did you mean 'script'?"
+    >>> unknown("optimization", "scirpt", ["none", "script"])
+    "unknown optimization 'scirpt': did you mean 'script'?"
     """
+    return f"unknown {kind} {name!r}: {nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint: the known name that is most like `name`, else all of them."""
     names = list(known)
-    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
@@ -89,7 +91,7 @@ def validation_message(error: ValidationError, known_keys: Iterable[str] = ()) -
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
-        return f"unknown parameter {field!r}: {nearest(field, known_keys)}"
+        return unknown("parameter", field, known_keys)
     message = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     message = message[:1].lower() + message[1:]
     given = "" if first["type"] == "value_error" else f", not {reprlib.repr(first['input'])}"

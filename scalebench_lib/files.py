@@ -58,12 +58,8 @@ def unsealed(data: bytes) -> bytes:
 
 def set_aside(path: Path, why: str) -> None:
     """Rename a damaged file to ``*.invalid``, which nobody reads; log `why`."""
-    aside, number = path.with_name(f"{path.name}.invalid"), 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.{number}.invalid")
     with suppress(OSError):  # where nothing can be written it is left out all the same
-        path.rename(aside)
+        path.rename(path.with_name(f"{path.name}.{token_hex(4)}.invalid"))
     _log.warning("%s: set aside as *.invalid", why)
 
 

@@ -25,8 +25,7 @@ from scalebench_lib.text import pluralize
 EVERY_COUNT_UP_TO = 16
 """``auto`` measures every thread count up to this one, where a curve has steps."""
 
-_MUCH_SLOWER = 0.75
-"""A core of less than this share of the greatest capacity is an efficiency core."""
+_MUCH_SLOWER = 0.75  # an efficiency core has less than this share of the greatest capacity
 
 
 class Core(BaseModel, frozen=True):
@@ -134,11 +133,8 @@ class Machine(BaseModel, frozen=True):
 
     def cores_of(self, threads: int, smt: bool, placement: str = "sequential") -> float:
         """Return how many cores `threads` threads fill: with SMT on, each a share of one."""
-        filled = self._order(smt, placement)[:threads]
-        of_cpu = {
-            cpu: 1 / len(core.cpus) if smt else 1.0 for core in self.cores for cpu in core.cpus
-        }
-        return sum(of_cpu[cpu] for cpu in filled)
+        width = {cpu: len(core.cpus) if smt else 1 for core in self.cores for cpu in core.cpus}
+        return sum(1 / width[cpu] for cpu in self._order(smt, placement)[:threads])
 
     def _order(self, smt: bool, placement: str = "sequential") -> list[int]:
         cores: Iterable[Core | None] = self.cores
@@ -206,14 +202,13 @@ class Machine(BaseModel, frozen=True):
         )
 
     def __str__(self) -> str:
-        quota = f", quota {self.quota:g} CPUs" if self.quota is not None else ""
-        pinning = "" if self.pinnable else f"; {self.system} has no affinity: unpinned"
-        cpus = ",".join(map(str, self.isolated))
-        isolated = f"; isolated CPUs are left out: 'taskset -c {cpus}' measures on them"
-        return (
-            f"{self.title}{quota}, {self.memory_bytes / 2**30:.0f} GiB{pinning}"
-            f"{isolated if cpus else ''}"
-        )
+        text = self.title + (f", quota {self.quota:g} CPUs" if self.quota else "")
+        text += f", {self.memory_bytes / 2**30:.0f} GiB"
+        if not self.pinnable:
+            text += f"; {self.system} has no affinity: unpinned"
+        if cpus := ",".join(map(str, self.isolated)):
+            text += f"; isolated CPUs are left out: 'taskset -c {cpus}' measures on them"
+        return text
 
 
 def perhaps_another_host(before: Iterable[Machine], now: Iterable[Machine]) -> str | None:
@@ -341,9 +336,8 @@ def _governor(root: Path) -> str | None:
 def _identity(root: Path) -> str | None:
     files = (root / "etc/machine-id", root / "proc/sys/kernel/random/boot_id")
     texts = [text for path in files if (text := _text(path))]
-    if not texts:
-        return None
-    return hashlib.sha256(" ".join(["scalebench", *texts]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(" ".join(["scalebench", *texts]).encode()).hexdigest()[:12]
+    return digest if texts else None
 
 
 def search_file(path: Path, pattern: str) -> str | None:

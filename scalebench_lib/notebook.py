@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 from nbformat import NotebookNode
 
-from scalebench_lib.config import SPEC, Config, Trial
+from scalebench_lib.config import SPEC, Trial
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
@@ -36,19 +36,14 @@ OUTPUTS = (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-_TITLE = "# How fast is this config on this machine?"
-"""Of ``measure.ipynb``; executed, it names the config."""
-
-_IPYTHONS_OWN = {"In", "Out"}
-
 _KERNELS_FILE = re.compile(r"(?:/[\w.-]+)+/ipykernel_\d+/\d+\.py")
+# nbconvert's page without what it loads from a network; our notebooks hold no formulas.
 _OFFLINE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
 """
-"""nbconvert's page without what it loads from a network; our notebooks hold no formulas."""
 
 
 def sweeps(outputs: Path = OUTPUTS) -> list[Path]:
@@ -140,21 +135,19 @@ def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, P
 def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
     """The parameters in a notebook's `namespace`: plain values, and `known` names of any value."""
     plain = (str, int, float, bool, list, tuple, dict)
+    ipythons_own = re.compile("_|In$|Out$")
     return {
         name: value
         for name, value in namespace.items()
-        if name in known
-        or (isinstance(value, plain) and not name.startswith("_") and name not in _IPYTHONS_OWN)
+        if name in known or (isinstance(value, plain) and not ipythons_own.match(name))
     }
 
 
 def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
     """Return `notebook` without the paths of this machine; those in `folders` become relative.
 
-    Widgets lose their views where their state was not saved: they would be shown as errors. The
-    title of a measurement names its config.
+    Widgets lose their views where their state was not saved: they would be shown as errors.
     """
-    _name_config(notebook)
     for name in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(name, None)
     text = nbformat.writes(notebook)
@@ -170,16 +163,6 @@ def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
             for output in cell.get("outputs", []):
                 output.get("data", {}).pop(WIDGET, None)
     return scrubbed
-
-
-def _name_config(notebook: NotebookNode) -> None:
-    given = notebook.metadata.get("papermill", {}).get("parameters", {})
-    fields = {name: value for name, value in given.items() if name in Config.model_fields}
-    for cell in notebook.cells[:1]:
-        if cell.source.startswith(_TITLE):
-            with suppress(RequestError):  # a wrong parameter is told by the notebook's own error
-                title = f"# How fast is {Config.from_input(fields)}, on this machine?"
-                cell.source = cell.source.replace(_TITLE, title)
 
 
 def write(notebook: NotebookNode, path: Path) -> None:

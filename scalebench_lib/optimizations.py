@@ -21,11 +21,12 @@ PLUGINS = "scalebench.optimizations"
 """The group of entry points by which other packages bring optimizations."""
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
-_CPUINFO = Path("/proc/cpuinfo")
-_FLAGS = {"bf16": "avx512_bf16|amx_bf16|bf16", "fp16": "avx512_fp16|asimdhp"}
-"""What CPUs list, on x86 and on Arm, that compute in a type."""
-
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+
+_CPUINFO = Path("/proc/cpuinfo")
+# What CPUs list, on x86 and on Arm, that compute in a type.
+_FLAGS = {"bf16": "avx512_bf16|amx_bf16|bf16", "fp16": "avx512_fp16|asimdhp"}
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,10 @@ class Verification(StrictModel):
         largest = f"outputs differ from eager's by at most {self.max_abs_error:.2g}"
         if self.sqnr_db is None:
             return largest
-        of = f" of {self.batch_size}" if (self.batch_size or 0) > self.items else ""
-        against = "eager fp32" if self.eager_sqnr_db is None else "fp64"
-        eager = "" if self.eager_sqnr_db is None else f", where eager has {self.eager_sqnr_db:.0f}"
         note = f" ({self.note})" if self.note else ""
         return (
-            f"SQNR {self.sqnr_db:.0f} dB against {against}{eager}, at least {self.required_db:.0f} "
-            f"asked of {self.precision}, worst of {self.items}{of} items{note}; {largest}"
+            f"SQNR {self.sqnr_db:.0f} dB against {self.reference}, at least {self.required_db:.0f} "
+            f"asked of {self.precision}, worst of {self.items} items{note}; {largest}"
         )
 
 
@@ -180,6 +177,11 @@ class Software(StrictModel):
             environment=json.loads(passed) if passed else speed_variables(os.environ),
         )
 
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What decides the speed, by name."""
+        return {"python": self.python, **self.versions, **self.environment}
+
     def differs_from(self, other: Software, allocator: str = "default") -> str | None:
         """Return the first difference that makes two sweeps incomparable, or None.
 
@@ -187,18 +189,16 @@ class Software(StrictModel):
         Nor does an engine that one of them lacks: nothing was measured with it there.
         """
         loading = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
-        mine, theirs = (each._conditions(without=loading) for each in (self, other))
-        engines = (self.versions.keys() | other.versions.keys()) - set(_LIBRARIES)
-        for name in sorted(mine | theirs):
-            lacking = name in engines and not (name in mine and name in theirs)
-            if mine.get(name) != theirs.get(name) and not lacking:
-                return f"{name} {mine.get(name) or None} against {theirs.get(name) or None}"
+        sides = self.conditions, other.conditions
+        for side in sides:
+            side["LD_PRELOAD"] = ":".join(without_allocators(side.get("LD_PRELOAD", "")))
+        engines = (self.versions | other.versions).keys() - set(_LIBRARIES)
+        for name in sorted(sides[0] | sides[1]):
+            mine, theirs = (side.get(name) or None for side in sides)
+            lacking = name in engines and None in (mine, theirs)
+            if mine != theirs and not lacking and not name.startswith(loading):
+                return f"{name} {mine} against {theirs}"
         return None
-
-    def _conditions(self, without: tuple[str, ...]) -> dict[str, str]:
-        found = {"python": self.python, **self.versions, **self.environment}
-        found["LD_PRELOAD"] = ":".join(without_allocators(found.get("LD_PRELOAD", "")))
-        return {name: value for name, value in found.items() if not name.startswith(without)}
 
 
 KernelKind = Literal["fresh", "warm", "none"]
@@ -218,8 +218,7 @@ turns: a hypervisor gives CPUs to other guests without any thread waiting."""
 CONFIG_ORDER = ("model", *(name for name in AXES if name != "batch_size"), "batch_size")
 """The sort keys of records and rows, fields of their configs."""
 
-_MIN_TYPICAL_TURNS = 3
-"""The median of fewer turns is not typical: that of two is one that neither had."""
+_MIN_TYPICAL_TURNS = 3  # the median of two is one that neither had
 
 
 class Turn(StrictModel):
@@ -298,13 +297,12 @@ class Point(StrictModel):
         )
 
     def __str__(self) -> str:
+        cpus = f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}"
+        means = "" if self.passes_per_sample == 1 else f"means of {self.passes_per_sample} "
         return (
-            f"{pluralize(self.threads, 'thread')} on CPU "
-            f"{', '.join(map(str, self.cpus))}{'' if self.pinned else ', unpinned'}: "
-            f"median {format_number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} "
-            f"{'' if self.passes_per_sample == 1 else f'means of {self.passes_per_sample} '}passes "
+            f"{pluralize(self.threads, 'thread')} on CPU {cpus}: median "
+            f"{format_number(self.median_ns / 1e6, 4)} ms of {len(self.samples_ns)} {means}passes "
             f"in {pluralize(len(self.turns), 'turn')}"
-            f"{'' if self.cpu_ns is None else f', CPU time / wall time {self.cpus_utilized:.2f}'}"
         )
 
 
@@ -328,11 +326,13 @@ class Setup(StrictModel):
     def seconds(self) -> float:
         return self.build_s + self.optimize_s + self.first_pass_s
 
+    @property
+    def exported(self) -> bool:
+        """True if something was exported or compiled, not all of it found in the cache."""
+        return self.export_cache in ("empty", "partly full")
+
     def __str__(self) -> str:
-        return (
-            f"built in {self.build_s:.2g} s, optimized in {self.optimize_s:.2g} s, "
-            f"first pass {self.first_pass_s:.2g} s"
-        )
+        return f"built in {self.build_s:.2g} s, optimized in {self.optimize_s:.2g} s"
 
 
 class Record(StrictModel):
@@ -429,8 +429,8 @@ class Record(StrictModel):
 
     @property
     def point_key(self) -> str:
-        """Config id and `host_label`: equal for trials of one config on one host."""
-        return f"{self.config_id}@{self.host_label}" if self.host_label else self.config_id
+        """Equal for trials of one config on one host."""
+        return point_key(self.config_id, self.host_label)
 
     @property
     def conditions(self) -> dict[str, str | None]:
@@ -443,10 +443,8 @@ class Record(StrictModel):
             "OS kernel": self.machine.kernel,
             "governor": self.machine.governor,
             "transparent huge pages": self.machine.huge_pages,
-            "python": self.software.python,
             "scalebench": self.software.scalebench,
-            **self.software.versions,
-            **self.software.environment,
+            **self.software.conditions,
         }
 
     def __str__(self) -> str:
@@ -475,13 +473,17 @@ class Record(StrictModel):
             record = cls.model_validate(_in_trials(data)) if old else cls.model_validate_json(data)
         except OSError as error:
             raise ScalebenchError(f"cannot read {path}: {error.strerror}") from None
-        except ValidationError as error:
-            raise DamagedError(f"{path.name} is damaged: {validation_message(error)}") from None
         except (DamagedError, ValueError, LookupError, TypeError) as error:
-            raise DamagedError(f"{path.name} is damaged: {error}") from None
+            why = validation_message(error) if isinstance(error, ValidationError) else error
+            raise DamagedError(f"{path.name} is damaged: {why}") from None
         if path.stem != record.name:  # a copy would count twice
             raise DamagedError(f"{path.name} is damaged: it holds {record.name}")
         return record
+
+
+def point_key(config_id: str, host: str | None) -> str:
+    """Return the name of a config's points, with the host where a sweep compares several."""
+    return f"{config_id}@{host}" if host else config_id
 
 
 def _in_trials(data: bytes) -> dict[str, Any]:

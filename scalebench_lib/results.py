@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +29,7 @@ from scalebench_lib.record import (
     Record,
     Setup,
     load_records,
+    point_key,
     require_one_machine,
 )
 
@@ -44,18 +44,12 @@ RATIOS = ("speedup", "same_threads", "scaling")
 """A point's ratios: over eager at its best thread count, over eager at the same thread count, and
 over its own config at one thread. Each is the other's latency over the point's."""
 
-RATIO_COLUMNS = tuple(
-    f"{name}{part}" for name in RATIOS for part in ("", "_low", "_high", "_paired")
-)
-
-_SETUP = ("build_s", "optimize_s", "optimize_anew_s", "first_pass_s")
-_SINCE = ("resident_memory_mb", *_SETUP, *SHARES.values(), "profiled_ms")
-"""Columns that older imports lack."""
+_RATIO_PARTS = ("", "_low", "_high", "_paired")
+RATIO_COLUMNS = tuple(f"{name}{part}" for name in RATIOS for part in _RATIO_PARTS)
 
 _TEXT, _COUNT, _NUMBER, _FLAG = "object", "Int64", "Float64", "boolean"
-_AXIS_TYPES = {
-    name: {bool: _FLAG, int: _COUNT, str: _TEXT}[type(value)] for name, value in DEFAULTS.items()
-}
+_DTYPES = {bool: _FLAG, int: _COUNT, str: _TEXT}
+_AXIS_TYPES = {name: _DTYPES[type(value)] for name, value in DEFAULTS.items()}
 _SCHEMA = (
     ("machine config_id model", _TEXT),
     *sorted(_AXIS_TYPES.items(), key=lambda column: column[1] == _COUNT),
@@ -71,23 +65,20 @@ _SCHEMA = (
     ("coarse pinned", _FLAG),
     ("cpus_utilized", _NUMBER),
     ("trials turns shared throttled", _COUNT),
-    ("stolen spent_s peak_memory_mb", _NUMBER),
-    (" ".join(_SINCE), _NUMBER),
+    ("stolen spent_s peak_memory_mb resident_memory_mb", _NUMBER),
+    ("build_s optimize_s optimize_anew_s first_pass_s", _NUMBER),
+    (" ".join([*SHARES.values(), "profiled_ms"]), _NUMBER),
     ("reason imported_from item", _TEXT),
 )
 _CSV_TYPES = {name: dtype for names, dtype in _SCHEMA for name in names.split()}
-_TYPES = {
-    **_CSV_TYPES,
-    **{name: _TEXT if name.endswith("_paired") else "float64" for name in RATIO_COLUMNS},
-    **dict.fromkeys(("over_eager", "is_base"), "bool"),
-}
+_RATIO_TYPES = {name: _TEXT if name.endswith("_paired") else "float64" for name in RATIO_COLUMNS}
+_TYPES = {**_CSV_TYPES, **_RATIO_TYPES}
 
 COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
 
 _NS_PER_MS = 1e6
-_MAX_PAIRS = 1000
-"""Variances are pooled over as many pairs of points, taken at random."""
+_MAX_PAIRS = 1000  # over as many pairs of points, taken at random, variances are pooled
 
 PointKey = tuple[str, int]
 """A point's name: its records' `point_key` and its thread count."""
@@ -123,13 +114,8 @@ class Imported(StrictModel):
     def load(cls, out: Path) -> Self | None:
         """Read the source of the import in folder `out`, if it is one.
 
-        Raises `RequestError` for one of an older scalebench, `ScalebenchError` for a damaged one.
+        Raises `ScalebenchError` for a damaged one.
         """
-        if (out / "imported.json").exists():
-            raise RequestError(
-                f"{out} was imported by an older scalebench: import its file again, with "
-                "'scalebench import', into a new folder"
-            )
         path = out / FILE
         try:
             return cls.model_validate_json(path.read_bytes()) if path.exists() else None
@@ -187,8 +173,7 @@ class MeasuredPoint:
 
     @cached_property
     def samples_ns(self) -> np.ndarray:
-        every = chain.from_iterable(point.samples_ns for _, point in self.trials)
-        return np.fromiter(every, float)
+        return np.concatenate([np.array(point.samples_ns, float) for _, point in self.trials])
 
     @cached_property
     def outlier(self) -> np.ndarray:
@@ -200,22 +185,17 @@ class MeasuredPoint:
         variance = stats.median_variance(self.logs_by_trial, self.components)
         return stats.Interval(float(np.median(self.samples_ns)), variance)
 
-    @property
-    def turns(self) -> int:
-        return sum(len(point.turns) for _, point in self.trials)
-
     @cached_property
     def logs_by_block(self) -> dict[str, np.ndarray]:
         """The logs of its turns by block, each by cycle; a trial alone is a block of its own."""
-        turns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-        for (record, point), logs in zip(self.trials, self.logs_by_trial, strict=True):
+        cycles, logs = defaultdict[str, list[int]](list), defaultdict[str, list[float]](list)
+        for (record, point), found in zip(self.trials, self.logs_by_trial, strict=True):
             block = record.block or record.name
             if record.schema_version == 1:  # not even its thread counts took turns
                 block = f"{record.name} {point.threads}"
-            cycles, values = turns[block]
-            cycles += [turn.cycle for turn in point.turns]
-            values += logs.tolist()
-        return {block: stats.by_cycle(*found) for block, found in turns.items()}
+            cycles[block] += [turn.cycle for turn in point.turns]
+            logs[block] += found.tolist()
+        return {block: stats.by_cycle(cycles[block], logs[block]) for block in cycles}
 
 
 def _group_of(record: Record) -> _Group:
@@ -248,11 +228,9 @@ class Results:
         """
         if imported := Imported.load(out):
             return cls([], imported, _published_rows(out / CSV))
-        records = load_records(out)
-        if not records:
-            raise RequestError(
-                f"{out} holds no records: measure first, with 'scalebench sweep {out}'"
-            )
+        if not (records := load_records(out)):
+            why = f"measure first, with 'scalebench sweep {out}'"
+            raise RequestError(f"{out} holds no records: {why}")
         if not any_machine:
             require_one_machine(records)
         return cls(records)
@@ -284,7 +262,7 @@ class Results:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row a point: the columns of ``results.csv``, and `RATIO_COLUMNS`.
+        """One row a point: the columns of ``results.csv`` but ``paired``, and `RATIO_COLUMNS`.
 
         Times are in ms, throughput in inferences/s, of a decoder in tokens/s, gflops in GFLOP/s.
         ``latency_ms_min``, ``_p90`` and ``_p99`` are empty where samples are means of several
@@ -298,15 +276,24 @@ class Results:
         CPU time. A config that failed or was skipped, and never succeeded, is one row with its
         reason and no thread count.
         """
-        table = self._rows.copy()
-        for name in RATIO_COLUMNS[:8]:
-            table[name] = table[name].where(table["over_eager"], None)
-        return table.drop(columns=["paired", "over_eager"])
+        import pandas as pd
+
+        peaks, compared = _peaks(self.records), self._compared.items()
+        rows = [{**_row(point, peaks), **self._ratios(key)} for key, point in compared]
+        missing = {r.point_key: r for r in self.records if r.point_key not in self._fastest}
+        rows += [_missing_row(record) for record in missing.values()]
+        table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
+        eager = [group for group, base in self._bases.items() if base.optimization == EAGER]
+        names = set(map(self._base_name, eager))
+        is_base = (self._name_of(row) in names for row in table.to_dict("records"))
+        table["is_base"] = np.fromiter(is_base, bool)
+        table = table.sort_values([*CONFIG_ORDER, "threads"], ignore_index=True)
+        return table.drop(columns="paired")
 
     @property
     def csv(self) -> pd.DataFrame:
-        """The table of ``results.csv``, with `COLUMNS`; ``speedup`` is over the group's base."""
-        return self._rows.assign(paired=self._rows["speedup_paired"].fillna(""))[list(COLUMNS)]
+        """The table of ``results.csv``, with `COLUMNS`; ``paired`` is of ``speedup``."""
+        return self.table.assign(paired=self.table["speedup_paired"])[list(COLUMNS)]
 
     @property
     def machines(self) -> list[str]:
@@ -342,13 +329,15 @@ class Results:
         return "This machine has no hyper-threading (SMT), so there is nothing with HT=True."
 
     @cached_property
-    def _point_keys(self) -> dict[tuple[str, str], str]:
-        """The `point_key` by ``machine`` and ``config_id`` of the table."""
-        return {(r.machine_name, r.config_id): r.point_key for r in self.records}
+    def _hosts(self) -> dict[str, str | None]:
+        """The host by ``machine`` of the table."""
+        return {record.machine_name: record.host_label for record in self.records}
 
     def _key_of(self, row: Row) -> PointKey:
-        name = str(row["config_id"])
-        return self._point_keys.get((row["machine"], name), name), int(row["threads"])
+        return self._name_of(row), int(row["threads"])
+
+    def _name_of(self, row: Row) -> str:
+        return point_key(row["config_id"], self._hosts.get(row["machine"]))
 
     @cached_property
     def _fastest(self) -> dict[str, PointKey]:
@@ -367,8 +356,7 @@ class Results:
         return {group: base_of(each) for group, each in configs.items()}
 
     def _base_name(self, group: _Group) -> str:
-        config, host = self._bases[group], group[1]
-        return f"{config.id}@{host}" if host else config.id
+        return point_key(self._bases[group].id, group[1])
 
     def _paired(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         a, b = self._compared[one], self._compared[other]
@@ -419,40 +407,20 @@ class Results:
                 members[block, apart].add(key[not same_threads])
         return sum(len(each) - 1 for each in members.values())
 
-    @cached_property
-    def _rows(self) -> pd.DataFrame:
-        """The table with the columns of both ``results.csv`` and `table`."""
-        import pandas as pd
-
-        peaks = _peaks(self.records)
-        rows = [
-            {**_row(point, peaks), **self._ratios(key)} for key, point in self._compared.items()
-        ]
-        missing = {r.point_key: r for r in self.records if r.point_key not in self._fastest}
-        nothing = dict.fromkeys(("samples", "outliers", "trials", "turns"), 0)
-        rows += [
-            {**_identity(record), **nothing, **self._base_flags(_group_of(record), name)}
-            for name, record in missing.items()
-        ]
-        table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
-        return table.sort_values([*CONFIG_ORDER, "threads"], ignore_index=True)
-
     def _ratios(self, key: PointKey) -> dict[str, Any]:
         """Return the cells of `RATIO_COLUMNS`, without those over points that were not measured."""
-        group, best = self._compared[key].group, self.base(key)
-        others = (best, (self._base_name(group), key[1]), (key[0], 1))
+        others: dict[str, PointKey | None] = {"scaling": (key[0], 1)}
+        group = self._compared[key].group
+        if self._bases[group].optimization == EAGER:
+            same_threads = (self._base_name(group), key[1])
+            others |= {"speedup": self.base(key), "same_threads": same_threads}
         cells: dict[str, Any] = {}
-        for name, other in zip(RATIOS, others, strict=True):
-            if other and other in self._compared:
+        for name, other in others.items():
+            if other in self._compared:
                 found = self.ratio(other, key)
-                values = {"": found.value, "_low": found.low, "_high": found.high}
-                cells |= {f"{name}{part}": value for part, value in values.items()}
-                cells[f"{name}_paired"] = found.label
-        return {**cells, **self._base_flags(group, key[0])}
-
-    def _base_flags(self, group: _Group, name: str) -> dict[str, bool]:
-        eager = self._bases[group].optimization == EAGER
-        return {"over_eager": eager, "is_base": eager and self._base_name(group) == name}
+                values = (found.value, found.low, found.high, found.label)
+                cells |= zip((f"{name}{part}" for part in _RATIO_PARTS), values, strict=True)
+        return cells
 
 
 def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
@@ -491,27 +459,27 @@ def _published_rows(path: Path) -> Sequence[Row]:
 
     try:
         table = pd.read_csv(path, dtype=_CSV_TYPES, keep_default_na=False, na_values=[""])
-        since = DEFAULTS | dict.fromkeys(_SINCE)  # an older import lacks them
-        table = table.assign(**{name: value for name, value in since.items() if name not in table})
-        table = table[list(COLUMNS)].fillna({"item": ""})
-    except (OSError, ValueError, KeyError) as error:
+        if not {"config_id", "threads", "latency_ms"} <= set(table):
+            raise ValueError("it lacks columns")
+        lacking = {name: DEFAULTS.get(name) for name in COLUMNS if name not in table}  # if older
+        return table.assign(**lacking)[list(COLUMNS)].fillna({"item": ""}).to_dict("records")
+    except (OSError, ValueError) as error:
         raise ScalebenchError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    return table.to_dict("records")
 
 
-_Peaks = Mapping[tuple[Any, ...], float]
+_Peaks = dict[tuple[Any, ...], float]
 
 
 def _peaks(records: Iterable[Record]) -> _Peaks:
     """Return the machine's best GFLOP/s by placement of threads and type, and its best GB/s of
     ``read``, over the whole sweep."""
-    peaks: dict[tuple[Any, ...], float] = {}
+    peaks: _Peaks = defaultdict(lambda: math.nan)
     for record in records:
         for threads, by_type in record.peak_gflops.items():
-            rates = by_type | {"read": record.read_gb_per_s.get(threads, 0.0)}
+            rates = by_type | {"read": record.read_gb_per_s.get(threads, math.nan)}
             for name, rate in rates.items():
                 key = _peak_key(record, threads, name)
-                peaks[key] = max(rate, peaks.get(key, 0.0))
+                peaks[key] = float(np.fmax(rate, peaks[key]))
     return peaks
 
 
@@ -522,99 +490,101 @@ def _peak_key(record: Record, threads: int, dtype: str) -> tuple[Any, ...]:
 def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
     if isinstance(measured, PublishedPoint):
         return measured.row
-    record, point = measured.trials[0]
-    latency_ns = measured.latency.value
-    flops = next((record.flops for record, _ in measured.trials if record.flops), None)
-    gflops = flops / latency_ns if flops else None
-    points, samples_ms = [one for _, one in measured.trials], measured.samples_ns / _NS_PER_MS
-    single = all(one.passes_per_sample == 1 for one in points)
+    records, points = zip(*measured.trials, strict=True)
+    latency, samples_ms = measured.latency, measured.samples_ns / _NS_PER_MS
+    single = all(point.passes_per_sample == 1 for point in points)
     wall_ns = sum(point.wall_ns for point in points)
-    dtype = record.engine.get("precision", "fp32")
-    peak, read = (peaks.get(_peak_key(record, measured.threads, n)) for n in (dtype, "read"))
-    need = record.bytes_to_read
+    disturbed = Disturbed.of(points)
     return {
-        **_identity(record),
-        **_verified([record for record, _ in measured.trials]),
-        **_memory([record for record, _ in measured.trials]),
-        **_setup_times([record.setup for record, _ in measured.trials if record.setup]),
+        **_identity(records[0]),
+        **_verified(records),
+        **_memory(records),
+        **_setup_times([record.setup for record in records if record.setup]),
+        **_rates(measured, peaks),
         **_shares(measured),
         "threads": measured.threads,
-        "cores": point.cores,
+        "cores": points[0].cores,
         "samples": samples_ms.size,
         "outliers": int(measured.outlier.sum()),
-        "latency_ms": measured.latency.value / _NS_PER_MS,
-        "latency_ms_low": measured.latency.low / _NS_PER_MS,
-        "latency_ms_high": measured.latency.high / _NS_PER_MS,
+        "latency_ms": latency.value / _NS_PER_MS,
+        "latency_ms_low": latency.low / _NS_PER_MS,
+        "latency_ms_high": latency.high / _NS_PER_MS,
         "latency_ms_min": samples_ms.min() if single else None,
         "latency_ms_mean": samples_ms.mean(),
         "latency_ms_p90": stats.percentile(samples_ms, 90) if single else None,
         "latency_ms_p99": stats.percentile(samples_ms, 99) if single else None,
-        "coarse": measured.turns < stats.MIN_TURNS,
-        "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
-        "gflops": gflops,
-        "peak_fraction": gflops / peak if gflops and peak else None,
-        "bandwidth_fraction": need / latency_ns / read if need and read else None,
+        "coarse": disturbed.turns < stats.MIN_TURNS,
         "pinned": all(point.pinned for point in points),
         "cpus_utilized": sum(point.cpus_utilized * point.wall_ns for point in points) / wall_ns,
-        "trials": len(measured.trials),
-        **asdict(Disturbed.of(points)),
+        "trials": len(records),
+        **asdict(disturbed),
         "spent_s": sum(point.spent_s for point in points),
     }
 
 
-def _verified(records: Iterable[Record]) -> dict[str, float | None]:
+def _rates(measured: MeasuredPoint, peaks: _Peaks) -> Row:
+    """Return the items/s, the GFLOP/s, and the shares of the machine's own peaks; NaN: unknown."""
+    record, latency_ns = measured.trials[0][0], measured.latency.value
+    gflops = next((r.flops for r, _ in measured.trials if r.flops), math.nan) / latency_ns
+    peak = peaks[_peak_key(record, measured.threads, record.engine.get("precision", "fp32"))]
+    read = peaks[_peak_key(record, measured.threads, "read")]
+    return {
+        "throughput": measured.config.batch_size / (latency_ns / _NS_PER_MS) * 1e3,
+        "gflops": gflops,
+        "peak_fraction": gflops / peak,
+        "bandwidth_fraction": (record.bytes_to_read or math.nan) / latency_ns / read,
+    }
+
+
+def _verified(records: Iterable[Record]) -> Row:
     """Return the worst errors of the trials; an SQNR against eager only without one to fp64."""
     found = [record.verification for record in records if record.verification]
     best = [one for one in found if one.reference == "fp64"] or found
     sqnr = [one.sqnr_db for one in best if one.sqnr_db is not None]
-    return {
-        "sqnr_db": min(sqnr, default=None),
-        "max_abs_error": max((one.max_abs_error for one in found), default=None),
-    }
+    errors = [one.max_abs_error for one in found]
+    return {"sqnr_db": min(sqnr, default=None), "max_abs_error": max(errors, default=None)}
 
 
-_ANEW = ("empty", "partly full")
-"""The export caches of trials that had to export."""
-
-
-def _memory(records: Sequence[Record]) -> Row:
+def _memory(records: Iterable[Record]) -> Row:
     """Return the memory of trials that found their export on disk; of all, where none did."""
-    cached = [one for one in records if not (one.setup and one.setup.export_cache in _ANEW)]
-    used = cached or records
-    peak = [one.peak_memory_bytes / 1e6 for one in used if one.peak_memory_bytes]
+    records = list(records)
+    used = [one for one in records if not (one.setup and one.setup.exported)] or records
+    peaks = [one.peak_memory_bytes / 1e6 for one in used if one.peak_memory_bytes]
     resident = [one.resident_bytes / 1e6 for one in used if one.resident_bytes]
-    return {
-        "peak_memory_mb": max(peak, default=None),
-        "resident_memory_mb": float(np.median(resident)) if resident else None,
-    }
+    return {"peak_memory_mb": max(peaks, default=None), "resident_memory_mb": _median(resident)}
 
 
 def _setup_times(setups: Sequence[Setup]) -> Row:
-    """Return the medians of `_SETUP`, of trials with a cached export and of those that exported."""
-    known = [one for one in setups if one.ready_s is not None]  # not of an older scalebench
-    anew = [one for one in known if one.export_cache in _ANEW]
-    cached = [one for one in known if one not in anew]
-    values: dict[str, list[Any]] = {
-        "build_s": [one.build_s for one in known],
-        "optimize_s": [one.ready_s for one in cached],
-        "optimize_anew_s": [one.ready_s for one in anew],
-        "first_pass_s": [one.first_pass_s for one in known],
+    """Return medians of the times, of trials with a cached export and of those that exported."""
+    return {
+        "build_s": _median(one.build_s for one in setups),
+        "optimize_s": _median(one.ready_s for one in setups if not one.exported),
+        "optimize_anew_s": _median(one.ready_s for one in setups if one.exported),
+        "first_pass_s": _median(one.first_pass_s for one in setups),
     }
-    return {name: float(np.median(each)) for name, each in values.items() if each}
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def _shares(measured: MeasuredPoint) -> Row:
     """Return the shares of the operators in a pass, if this thread count was profiled."""
-    profiles = (record.operators for record, _ in measured.trials if record.operators)
-    found = next((one for one in profiles if one.threads == measured.threads), None)
-    if found is None:
-        return {}
-    shares = {SHARES[kind]: share for kind, share in found.shares.items()}
-    return {**shares, "profiled_ms": found.wall_ns / found.passes / _NS_PER_MS}
+    for record, _ in measured.trials:
+        if (found := record.operators) and found.threads == measured.threads:
+            shares = {SHARES[kind]: share for kind, share in found.shares.items()}
+            return {**shares, "profiled_ms": found.wall_ns / found.passes / _NS_PER_MS}
+    return {}
 
 
-def _identity(record: Record) -> dict[str, Any]:
-    peak = record.peak_memory_bytes
+def _missing_row(record: Record) -> dict[Any, Any]:
+    """Return the row of a config that never succeeded."""
+    nothing = dict.fromkeys(("samples", "outliers", "trials", "turns"), 0)
+    return {**_identity(record), **_memory([record]), **nothing}
+
+
+def _identity(record: Record) -> Row:
     return {
         **record.config.model_dump(include=set(AXES) | {"model"}),
         "machine": record.machine_name,
@@ -622,6 +592,4 @@ def _identity(record: Record) -> dict[str, Any]:
         "item": record.item or record.config.item,
         "status": record.status,
         "reason": record.reason,
-        "peak_memory_mb": None if peak is None else peak / 1e6,
-        "resident_memory_mb": record.resident_bytes and record.resident_bytes / 1e6,
     }

@@ -209,12 +209,10 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
 
     Several in one cycle, such as those of a config that is in a block twice, become their median.
     """
+    of, values = np.array(cycles), np.array(logs, float)
     found = np.full(max(cycles) + 1, np.nan)
-    found[list(cycles)] = logs
-    if len(set(cycles)) < len(cycles):
-        of = np.array(cycles)
-        for cycle in set(cycles):
-            found[cycle] = _median(np.array(logs)[of == cycle])
+    for cycle in set(cycles):
+        found[cycle] = _median(values[of == cycle])
     return found
 
 
@@ -233,11 +231,9 @@ def unpaired(one: Interval, other: Interval) -> Ratio:
 def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     """Return the median over the turns of one trial, with the interval from these turns alone.
 
-    The interval is unbounded below `MIN_TURNS` turns. Raises ValueError without turns.
+    The interval is unbounded below `MIN_TURNS` turns.
     """
     logs = np.log(np.asarray(turn_medians_ns, dtype=float))
-    if not logs.size:
-        raise ValueError("no turns")
     noise = _within(logs) if logs.size >= MIN_TURNS else Variance(math.inf, 1)
     return Interval(math.exp(_median(logs)), noise * (_MEDIAN_OVER_MEAN / logs.size))
 

@@ -32,22 +32,24 @@ def command(*arguments: object) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--batch-sizes", "0"], "--batch-sizes: must be a whole number of at least 1, not '0'"),
-        (["--batch-sizes", "-1"], "must be a whole number of at least 1, not '-1'"),
-        (["--batch-sizes", "3.5"], "must be a whole number of at least 1, not '3.5'"),
-        (["--batch-sizes", "abc"], "must be a whole number of at least 1, not 'abc'"),
-        (["--batch-sizes", "1,,2"], "must be a whole number of at least 1, not ''"),
+        (
+            ["--batch-sizes", "0"],
+            "--batch-sizes: input should be greater than or equal to 1, not '0'",
+        ),
+        (["--batch-sizes", "-1"], "input should be greater than or equal to 1, not '-1'"),
+        (["--batch-sizes", "3.5"], "input should be a valid integer, not '3.5'"),
+        (["--batch-sizes", "abc"], "input should be a valid integer, not 'abc'"),
+        (["--batch-sizes", "1,,2"], "input should be a valid integer, not ''"),
         (["--model", "brt"], "did you mean 'bert'?"),
         (["--optimizations", "none,scirpt"], "did you mean 'script'?"),
         (["--threads", "100000"], "100000 is more than the"),
         (["--max-seconds", "soon"], "--max-seconds: input should be a valid number, not 'soon'"),
         (["--target-ci", "nan"], "--target-ci: "),
         (["--preset", "quik"], "did you mean 'quick'?"),
-        (["--rounds", "0"], "--rounds: must be a whole number of at least 1"),
+        (["--rounds", "0"], "--rounds: input should be greater than or equal to 1"),
         (["--time-budget", "soon"], "--time-budget: must be like 90s, 10m or 2h, not 'soon'"),
         (["--trial-timeout", "0"], "--trial-timeout: must be like 90s, 10m or 2h, not '0'"),
         (["--if-busy", "hope"], "Invalid value for '--if-busy': 'hope' is not one of"),
-        (["--weights", "a\nb"], "weights: holds characters that cannot be printed"),
         (["--batch-sizes", "999999999"], "--batch-sizes: "),
         (["--kernels", "hot"], "'hot' is not one of 'warm', 'fresh'"),
         (["--spec", "no-such.yaml"], "cannot read no-such.yaml"),
@@ -107,7 +109,7 @@ def test_the_doctor_speaks_by_topic(scalebench, monkeypatch) -> None:
 
 
 def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> None:
-    """Flags and turbo from the kernel's files; what is not installed has its command."""
+    """The turbo from the kernel's files; what is not installed has its command."""
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text("flags\t\t: fpu avx2 avx512f avx_vnni amx_tile\n")
     boost = tmp_path / "sys/devices/system/cpu/cpufreq/boost"
@@ -119,7 +121,6 @@ def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> 
     two = Core(cpus=(0, 2)), Core(cpus=(1, 3), socket=1)
     on = machine(2).model_copy(update={"cores": two, "quota": 1.5})
     told = doctor.topics(on, tmp_path)
-    assert "AVX2 yes, AVX-512 yes, VNNI yes, AMX yes, bf16 no" in told["CPU"]
     assert "2 sockets, 2 NUMA nodes; SMT: 2 threads a core" in told["CPU"]
     assert told["Limits"][:2] == ["quota: 1.5 CPUs", "affinity: CPU 0, 1, 2, 3"]
     assert told["Clock"] == ["governor: not known", "turbo: on"]

@@ -24,15 +24,15 @@ def test_what_the_system_does_not_tell_is_not_counted_as_nought() -> None:
     """Older records have no such figures."""
     record = measured(CONFIG, SMALL)
     assert Disturbed.of(record.points) == Disturbed(16, None, None, None)
-    assert disturbances([record]) == []
+    assert list(disturbances([record])) == []
 
 
 def test_of_a_sweep_that_nothing_disturbed_nothing_is_said() -> None:
     calm_records = [disturbed(record) for record in small_records()]
-    assert disturbances(calm_records) == []
+    assert list(disturbances(calm_records)) == []
     hardly = disturbed(small_records()[0], 1, waited=0.3, stolen=0.3)
-    assert disturbances([hardly, *calm_records[1:]]) == []
-    assert disturbances([]) == []
+    assert list(disturbances([hardly, *calm_records[1:]])) == []
+    assert list(disturbances([])) == []
 
 
 def test_shared_turns_are_said_with_the_point_that_had_the_most() -> None:
@@ -71,7 +71,7 @@ def test_a_hypervisor_that_takes_much_is_said() -> None:
 def test_a_governor_that_changed_meanwhile_is_said() -> None:
     on = SMALL.model_copy(update={"governor": "powersave"})
     records = [measured(CONFIG, on), measured(Config(batch_size=1), on)]
-    assert disturbances(records) == []
+    assert list(disturbances(records)) == []
     records[0] = records[0].model_copy(update={"governor_after": "performance"})
     (told,) = disturbances(records)
     assert "governor changed during 1 trial" in told

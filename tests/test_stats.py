@@ -98,11 +98,6 @@ def test_few_turns_alone_say_nothing_of_their_error(count: int) -> None:
     assert (found.value, found.low) == (pytest.approx(5), 0)
 
 
-def test_no_turns_are_an_error() -> None:
-    with pytest.raises(ValueError, match="no turns"):
-        turns_interval([])
-
-
 def test_equal_turns_have_no_width() -> None:
     assert turns_interval([7.0] * 10).half_width == 0
     parts = [np.zeros(10), np.zeros(10)]

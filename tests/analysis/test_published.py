@@ -320,12 +320,6 @@ def test_a_damaged_import_is_named(tmp_path: Path) -> None:
         Results.load(tmp_path / "out")
 
 
-def test_an_import_of_an_older_scalebench_is_to_be_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "imported.json").write_text("{}")
-    with pytest.raises(RequestError, match="import its file again, with 'scalebench import'"):
-        Results.load(tmp_path)
-
-
 def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
     import_published([with_ht(tmp_path / "a.csv")], tmp_path / "out", "NA")
     source, rows = read_published([tmp_path / "a.csv"], "NA")
@@ -335,6 +329,13 @@ def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
     found = results.row_ratio(one, two)
     assert found.value == pytest.approx(one["latency_ms"] / two["latency_ms"])
     assert (found.how, math.isnan(found.low)) == ("not measured together", True)
+
+
+def test_an_import_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
+    import_published([with_ht(tmp_path / "a.csv")], tmp_path / "out")
+    now, path = Results.load(tmp_path / "out").table, tmp_path / "out" / CSV
+    pd.read_csv(path).drop(columns=["phase", "profiled_ms"]).to_csv(path, index=False)
+    pd.testing.assert_frame_equal(Results.load(tmp_path / "out").table, now)
 
 
 @pytest.mark.slow

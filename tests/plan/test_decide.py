@@ -152,7 +152,7 @@ def test_plan_json_says_what_to_run(sweep: Path) -> None:
     ("asked", "answer"),
     [
         ({}, "name a batch size, or a latency limit"),
-        ({"batch_size": "0"}, "batch_size: must be a whole number of at least 1, not '0'"),
+        ({"batch_size": "0"}, "batch_size: input should be greater than or equal to 1, not '0'"),
         ({"slo_ms": -1}, "slo_ms"),
         ({"batch_size": 1, "core": 2}, "unknown parameter 'core'"),
         ({"batch_size": 10_000}, "the nearest is"),
