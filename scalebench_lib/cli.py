@@ -108,6 +108,7 @@ _HELP = {
     "model_a": "Which model of OUT_A to compare, such as bert.",
     "model_b": "What OUT_B calls that model, such as ./mine.",
     "markdown": "Print Markdown, for a comment or a page.",
+    "to": "Write compare.md, .png and .csv into this folder, too.",
 }
 _NOT_SAID = re.compile(r"[\s'()]|,(?=\))")
 _OLD_NAMES = {
@@ -412,6 +413,7 @@ def compare(
     model_a: str | None = None,
     model_b: str | None = None,
     markdown: bool = False,
+    to: Path | None = None,
 ) -> None:
     """Compare OUT_B with OUT_A, point by point.
 
@@ -421,6 +423,8 @@ def compare(
     from scalebench_lib.analysis import compare_report
 
     found = comparing.compare(a, b, threshold, anyway, model_a, model_b)
+    if to:
+        compare_report.save(found, to)
     if markdown:
         print(compare_report.markdown(found))
     else:

@@ -14,6 +14,8 @@ from scalebench_lib.machine import Machine, available_bytes, search_file, thrott
 from scalebench_lib.optimizations import OPTIMIZATIONS, Optimization
 from scalebench_lib.text import pluralize
 
+_FLAGS = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI": "avx(512)?_vnni", "AMX": "amx_tile"}
+_FLAGS["bf16"] = "(avx512|amx)_bf16"
 _TURBO = {"intel_pstate/no_turbo": ("on", "off"), "cpufreq/boost": ("off", "on")}
 
 
@@ -22,7 +24,7 @@ def topics(machine: Machine, root: Path = Path("/")) -> dict[str, list[str]]:
     gib = f"{machine.memory_bytes / 2**30:.1f} GiB, {available_bytes() / 2**30:.1f} free"
     huge_pages = f"transparent huge pages: {machine.huge_pages or 'not known'}"
     return {
-        "CPU": list(_cpu(machine)),
+        "CPU": list(_cpu(machine, root)),
         "Limits": list(_limits(machine)),
         "Memory": [gib, huge_pages],
         "Clock": [f"governor: {machine.governor or 'not known'}", f"turbo: {_turbo(root)}"],
@@ -31,12 +33,19 @@ def topics(machine: Machine, root: Path = Path("/")) -> dict[str, list[str]]:
     }
 
 
-def _cpu(machine: Machine) -> Iterator[str]:
+def _cpu(machine: Machine, root: Path) -> Iterator[str]:
     nodes = {(core.socket, core.node) for core in machine.cores}
     sockets = pluralize(len({socket for socket, _ in nodes}), "socket")
     smt = f"{machine.smt_width} threads a core" if machine.has_smt else "none"
     yield machine.title
     yield f"{sockets}, {pluralize(len(nodes), 'NUMA node')}; SMT: {smt}"
+    cpuinfo = root / "proc/cpuinfo"
+    if search_file(cpuinfo, r"^(flags)\b"):  # Arm's kernel has other names
+        flags = {name: rf"^(flags).*\s{flag}\b" for name, flag in _FLAGS.items()}
+        has = (
+            f"{name} {'yes' if search_file(cpuinfo, one) else 'no'}" for name, one in flags.items()
+        )
+        yield ", ".join(has)
     for smt_on in machine.smt_values("auto"):
         counts = ", ".join(map(str, machine.thread_counts("auto", smt_on)))
         yield f"threads that are measured, SMT {'on' if smt_on else 'off'}: {counts}"

@@ -109,7 +109,7 @@ def test_the_doctor_speaks_by_topic(scalebench, monkeypatch) -> None:
 
 
 def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> None:
-    """The turbo from the kernel's files; what is not installed has its command."""
+    """Flags and turbo from the kernel's files; what is not installed has its command."""
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text("flags\t\t: fpu avx2 avx512f avx_vnni amx_tile\n")
     boost = tmp_path / "sys/devices/system/cpu/cpufreq/boost"
@@ -121,6 +121,7 @@ def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> 
     two = Core(cpus=(0, 2)), Core(cpus=(1, 3), socket=1)
     on = machine(2).model_copy(update={"cores": two, "quota": 1.5})
     told = doctor.topics(on, tmp_path)
+    assert "AVX2 yes, AVX-512 yes, VNNI yes, AMX yes, bf16 no" in told["CPU"]
     assert "2 sockets, 2 NUMA nodes; SMT: 2 threads a core" in told["CPU"]
     assert told["Limits"][:2] == ["quota: 1.5 CPUs", "affinity: CPU 0, 1, 2, 3"]
     assert told["Clock"] == ["governor: not known", "turbo: on"]
@@ -295,8 +296,9 @@ def test_compare_tells_and_exits_by_what_it_found(scalebench, tmp_path: Path) ->
     other = [r.model_copy(update={"machine": machine(cores=4)}) for r in same]
     code, printed, _ = scalebench("compare", one, two)
     assert (code, "12 same" in printed) == (0, True)
-    code, printed, _ = scalebench("compare", one, three, "--markdown")
+    code, printed, _ = scalebench("compare", one, three, "--markdown", "--to", tmp_path / "found")
     assert (code, printed.count("**slower**")) == (1, 2)
+    assert (tmp_path / "found" / "compare.png").exists()
     code, _, err = scalebench("compare", one, save_sweep(tmp_path / "other", other))
     assert (code, "--anyway" in err) == (2, True)
 

@@ -1,33 +1,47 @@
-"""Report a comparison: lines and tables for a terminal, and Markdown."""
+"""Report a comparison: lines and tables for a terminal, Markdown, and a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, CommonChange, Comparison
+from scalebench_lib.analysis.draw import STYLE, canvas, caption
 from scalebench_lib.analysis.tables import CONTEXT, varying
 from scalebench_lib.config import AXES, axis_label
+from scalebench_lib.files import write_atomically
+from scalebench_lib.picture import Picture
 from scalebench_lib.text import format_number, pluralize
 
-_VERDICTS = ("slower", "faster", "same", "unclear")
+_STYLES = {
+    "slower": ("#c0392b", ">"),
+    "faster": ("#1f6fb2", "<"),
+    "same": ("0.35", "o"),
+    "unclear": ("0.6", "x"),
+}
 _ONE_SIDED = {"lost": "lost in B", "only A": "only in A", "only B": "only in B"}
 
 _CONTEXT = [name for name in CONTEXT if name != "machine"]
 """Each of their values has a table of its own, so that tables are narrow."""
 
+_MAX_NAMED = 60
+"""More points are sorted by their ratio, without names."""
+
 
 def summary(found: Comparison) -> list[str]:
     """Return the number of points by verdict, and the change common to all of them, in lines."""
     counts = found.table["verdict"].value_counts()
-    parts = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS]
+    parts = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _STYLES]
     parts += [
         f"{counts[verdict]} {label}" for verdict, label in _ONE_SIDED.items() if verdict in counts
     ]
@@ -168,9 +182,10 @@ def _rich(rows: pd.DataFrame) -> Table:
     return table
 
 
-def markdown(found: Comparison) -> str:
-    """Return the comparison for a pull request."""
+def markdown(found: Comparison, picture: str | None = None) -> str:
+    """Return the comparison for a pull request; `picture` is the address of its figure."""
     lines = [f"### {_safe(' → '.join(found.names))}", "", *_paragraphs(summary(found))]
+    lines += [f"![{_safe(_title(found))}]({picture})", ""] if picture else []
     for title, table in tables(found):
         bold = table.replace({"verdict": {name: f"**{name}**" for name in ("slower", "faster")}})
         rows = bold.assign(optimization=table["optimization"].map(_safe)).to_numpy().tolist()
@@ -187,3 +202,63 @@ def _paragraphs(sentences: Iterable[str]) -> list[str]:
 def _safe(text: str) -> str:
     """Escape HTML, bars and asterisks in other people's text."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
+
+
+def save(found: Comparison, folder: Path) -> Path:
+    """Write ``compare.md``, its figure and its table (CSV) into `folder`; return the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "compare.png", figure(found).png())
+    write_atomically(folder / "compare.csv", found.table.to_csv(index=False))
+    write_atomically(folder / "compare.md", markdown(found, "compare.png"))
+    return folder / "compare.md"
+
+
+def _title(found: Comparison) -> str:
+    return "Latency of {1} over that of {0}".format(*found.names)
+
+
+def figure(found: Comparison) -> Picture:
+    """Draw the ratio that each point is judged by, with its interval, and a band of `threshold`."""
+    table = found.table.dropna(subset="ratio")
+    named = len(table) <= _MAX_NAMED
+    rows = (table if named else table.sort_values("beyond")).reset_index(drop=True)
+    beyond = " beyond what is common to all points" * bool(found.common)
+    with rc_context(STYLE):
+        height = 0.7 + 0.26 * len(rows) if named else 5
+        picture, axes = canvas(_title(found), 1, height)
+        axes.axvspan(1 / (1 + found.threshold), 1 + found.threshold, color="0.92", zorder=0)
+        axes.axvline(1, color="0.4", linewidth=1)
+        for verdict, part in rows.groupby("verdict", sort=False):
+            _draw(axes, part, str(verdict), named)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * (x - 1):+.3g} %".replace("+0 %", "0"))
+        axes.set(xlabel=f"change of latency{beyond}, right: slower", ylim=(len(rows) - 0.4, -0.6))
+        _label_rows(axes, rows, named)
+        bars = f"bars: 95 % interval · grey: less than ±{found.threshold:.0%}"
+        caption(picture, _title(found), [f"{'; '.join(found.before.machines)} · {bars}"])
+    picture.subplots_adjust(left=0.27)
+    return picture
+
+
+def _draw(axes: Axes, part: pd.DataFrame, verdict: str, named: bool) -> None:
+    colour, marker = _STYLES[verdict]
+    middle, low, high = part[["beyond", "beyond_low", "beyond_high"]].to_numpy(float).T
+    axes.errorbar(
+        middle,
+        part.index,
+        xerr=[middle - low, high - middle],
+        fmt=marker,
+        color=colour,
+        markersize=6 if named else 3,
+        elinewidth=1.4 if named else 0.5,
+        label=f"{len(part)} {verdict}",
+    )
+
+
+def _label_rows(axes: Axes, rows: pd.DataFrame, named: bool) -> None:
+    columns = [*varying(rows, [*_CONTEXT, "smt"]), "optimization", "batch_size", "threads"]
+    labels = [_label(row, columns) for row in rows.to_dict("records")] if named else []
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylabel("" if named else f"{len(rows)} points, by ratio")
+    axes.grid(visible=False, axis="y")
+    if len(rows):
+        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))

@@ -1,12 +1,25 @@
-"""A comparison's words, table and Markdown."""
+"""A comparison's words, table, Markdown and figure."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from scalebench_lib.analysis.compare import Comparison
-from scalebench_lib.analysis.compare_report import markdown, notes, printed, summary, tables
+from scalebench_lib.analysis.compare_report import (
+    figure,
+    markdown,
+    notes,
+    printed,
+    save,
+    summary,
+    tables,
+)
 from scalebench_lib.config import Config
 from scalebench_lib.record import Record
 from tests import factories, simulated
@@ -108,7 +121,7 @@ def test_the_longest_names_fit_into_80_columns(width: int) -> None:
     assert {"onnxruntime-int8", "1024", "16", "on", "off"} <= set(rows.to_numpy().ravel())
 
 
-def test_where_all_is_lost_there_is_no_table() -> None:
+def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
     after = [
         factories.missing(config, simulated.ON, "failed", "no") for config in simulated.CONFIGS
     ]
@@ -117,6 +130,7 @@ def test_where_all_is_lost_there_is_no_table() -> None:
     assert (
         "Note: lost in B (failed: no): none, batch 1, 4, 16 on 1, 2 threads;" in notes(nothing)[-1]
     )
+    assert save(nothing, tmp_path).exists()
 
 
 def test_settings_have_tables_of_their_own() -> None:
@@ -135,3 +149,30 @@ def test_the_markdown_is_one_table_with_a_row_a_point(found: Comparison) -> None
     assert len({line.count("|") for line in table}) == 1
     assert markdown(found).count("**slower**") == 2
     assert "&lt;img&gt; \\| \\*memory\\*" in markdown(found)
+
+
+def test_it_is_saved_with_its_picture_and_its_data(found: Comparison, tmp_path: Path) -> None:
+    page = save(found, tmp_path / "new" / "folder")
+    assert "](compare.png)" in page.read_text()
+    table = pd.read_csv(page.with_suffix(".csv"))
+    assert len(table) == 12
+    assert table["beyond"].max() == pytest.approx(1.2, rel=0.05)
+    assert Image.open(page.with_suffix(".png")).width > 800
+
+
+def test_the_figure_shows_what_each_point_is_judged_by(found: Comparison) -> None:
+    axes = figure(found).axes[0]
+    drawn = np.concatenate([line.get_xdata() for line in axes.lines if line.get_marker() in "<>ox"])
+    expected = found.table["beyond"].dropna()
+    assert sorted(drawn) == pytest.approx(sorted(expected))
+    assert len(axes.get_yticklabels()) == 10
+    assert "common to all points" in axes.get_xlabel()
+
+
+def test_a_figure_of_thousands_stays_a_page(found: Comparison) -> None:
+    table = pd.concat([found.table] * 200, ignore_index=True)
+    many = replace(found)
+    vars(many)["table"] = table
+    picture = figure(many)
+    assert picture.get_figheight() < 8
+    assert not picture.axes[0].get_yticks().size
