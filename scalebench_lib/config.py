@@ -183,6 +183,12 @@ def _thread_rule(value: Any) -> Any:
         ) from None
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
+    return text
+
+
 T = TypeVar("T")
 Several = Annotated[
     tuple[T, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct)
@@ -196,7 +202,7 @@ OptimizationName = Annotated[str, AfterValidator(_known_optimization), Field(pat
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
 BatchSize = Annotated[PositiveInt, Field(le=2**20)]
-Weights = Annotated[str, Field(min_length=1, max_length=4096)]
+Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
