@@ -42,6 +42,8 @@ MODELS = {
 }
 """Model names and their titles; `measure.models` builds them, and any folder or hub id."""
 
+_TITLES = {**MODELS, "inception": "Inception"}  # of published files
+
 TAKES_IMAGES = ("resnet50",)
 DECODERS = ("gpt2",)
 LONGEST = {"bert": 512, "bert-tiny": 512, "distilbert": 512, "gpt2": 1024}
@@ -120,7 +122,7 @@ def slug(model: str) -> str:
 
 def model_title(model: str, task: str = "none") -> str:
     """``GPT-2, causal LM``; the last part of a folder or hub id; without a head no task."""
-    title, head = MODELS.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
+    title, head = _TITLES.get(model) or slug(model), task.replace("-", " ").replace(" lm", " LM")
     return title if task == "none" else f"{title}, {head}"
 
 
@@ -183,6 +185,12 @@ def _thread_rule(value: Any) -> Any:
         ) from None
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"holds characters that cannot be printed: {reprlib.repr(text)}")
+    return text
+
+
 T = TypeVar("T")
 Several = Annotated[
     tuple[T, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_distinct)
@@ -196,7 +204,7 @@ OptimizationName = Annotated[str, AfterValidator(_known_optimization), Field(pat
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]
 """``auto``, ``all``, or a tuple of thread counts."""
 BatchSize = Annotated[PositiveInt, Field(le=2**20)]
-Weights = Annotated[str, Field(min_length=1, max_length=4096)]
+Weights = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 

@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 from nbformat import NotebookNode
 
-from scalebench_lib.config import SPEC, Trial
+from scalebench_lib.config import SPEC, Config, Trial
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
@@ -35,6 +35,9 @@ NOTEBOOKS = (Path(__file__).parent / "notebooks").resolve()
 OUTPUTS = (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "outputs"
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+_TITLE = "# How fast is this config on this machine?"
+"""Of ``measure.ipynb``; executed, it names the config."""
 
 _KERNELS_FILE = re.compile(r"(?:/[\w.-]+)+/ipykernel_\d+/\d+\.py")
 # nbconvert's page without what it loads from a network; our notebooks hold no formulas.
@@ -146,8 +149,10 @@ def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict
 def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
     """Return `notebook` without the paths of this machine; those in `folders` become relative.
 
-    Widgets lose their views where their state was not saved: they would be shown as errors.
+    Widgets lose their views where their state was not saved: they would be shown as errors. The
+    title of a measurement names its config.
     """
+    _name_config(notebook)
     for name in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(name, None)
     text = nbformat.writes(notebook)
@@ -163,6 +168,16 @@ def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:
             for output in cell.get("outputs", []):
                 output.get("data", {}).pop(WIDGET, None)
     return scrubbed
+
+
+def _name_config(notebook: NotebookNode) -> None:
+    given = notebook.metadata.get("papermill", {}).get("parameters", {})
+    fields = {name: value for name, value in given.items() if name in Config.model_fields}
+    for cell in notebook.cells[:1]:
+        if cell.source.startswith(_TITLE):
+            with suppress(RequestError):  # a wrong parameter is told by the notebook's own error
+                title = f"# How fast is {Config.from_input(fields)}, on this machine?"
+                cell.source = cell.source.replace(_TITLE, title)
 
 
 def write(notebook: NotebookNode, path: Path) -> None:

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 
 from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import ScalebenchError
-from scalebench_lib.stats import MIN_TURNS
 
 RUNNER_SOCKET = "SCALEBENCH_RUNNER"
 """The environment variable that names the runner's socket; without it a trial is alone."""
@@ -113,10 +112,7 @@ def stop_reason(points: Iterable[Progress], target_ci: float, max_seconds: float
     `max_seconds` is the computing time of a point in this block; the group shares its sum.
     """
     points = list(points)
-    if all(
-        point.turns >= MIN_TURNS and point.half_width is not None and point.half_width <= target_ci
-        for point in points
-    ):
+    if all(point.half_width is not None and point.half_width <= target_ci for point in points):
         return "target_ci"
     spent = sum(point.spent_s for point in points)
     return "max_seconds" if spent >= max_seconds * len(points) else None

@@ -114,8 +114,13 @@ class Imported(StrictModel):
     def load(cls, out: Path) -> Self | None:
         """Read the source of the import in folder `out`, if it is one.
 
-        Raises `ScalebenchError` for a damaged one.
+        Raises `RequestError` for one of an older scalebench, `ScalebenchError` for a damaged one.
         """
+        if (out / "imported.json").exists():
+            raise RequestError(
+                f"{out} was imported by an older scalebench: import its file again, with "
+                "'scalebench import', into a new folder"
+            )
         path = out / FILE
         try:
             return cls.model_validate_json(path.read_bytes()) if path.exists() else None

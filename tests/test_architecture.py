@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import scalebench_lib
 from scalebench_lib.config import WITHIN
 from scalebench_lib.plan.profile import Instance
 
@@ -141,6 +142,11 @@ def test_jupyterlab_keeps_its_token_and_to_this_machine() -> None:
     for path in (ROOT / "Makefile", ROOT / ".ci/run", ROOT / "environment.yml", *ours):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"token\s*=\s*(''|\"\"|\s)|--ip[= ](0\.0\.0\.0|\*)|password=", text)
+
+
+@pytest.mark.parametrize("name", scalebench_lib.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    assert getattr(scalebench_lib, name).__doc__
 
 
 def test_an_instance_of_a_plan_has_every_axis_within_groups() -> None:

@@ -53,6 +53,7 @@ def command(*arguments: object) -> list[str]:
         (["--batch-sizes", "999999999"], "--batch-sizes: "),
         (["--kernels", "hot"], "'hot' is not one of 'warm', 'fresh'"),
         (["--spec", "no-such.yaml"], "cannot read no-such.yaml"),
+        (["--weights", "a\nb"], "weights: holds characters that cannot be printed"),
         (["--nonsense"], "--nonsense"),
         ([*QUICK, "--weights", "pretrained"], "weights: bert-tiny has no published ones"),
     ],

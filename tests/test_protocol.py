@@ -90,8 +90,7 @@ KNOWN, NOISY = point(MIN_TURNS, 0.01, 1.0), point(MIN_TURNS, 0.5, 1.0)
     [
         ([KNOWN, KNOWN], "target_ci"),
         ([KNOWN, NOISY], None),
-        ([KNOWN, point(MIN_TURNS - 1, 0.01, 1.0)], None),
-        ([KNOWN, point(MIN_TURNS, None, 1.0)], None),
+        ([KNOWN, point(MIN_TURNS - 1, None, 1.0)], None),
         ([point(1, None, 19.0), point(1, None, 1.0)], "max_seconds"),
         ([point(1, None, 10.0), point(1, None, 1.0)], None),
         ([point(9, 0.01, 99.0)], "target_ci"),

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.notebook import PROJECT, WIDGET, render, scrub
+from scalebench_lib.notebook import NOTEBOOKS, PROJECT, WIDGET, render, scrub
 
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhf"
@@ -79,6 +79,22 @@ def test_a_notebook_is_a_page_that_loads_nothing(tmp_path: Path) -> None:
     )
     assert not re.findall(r"@import|url\([\"']?https?:|cdnjs|unpkg|jsdelivr", page)
     assert str(tmp_path) not in (tmp_path / "out.ipynb").read_text()
+
+
+def test_the_title_of_a_measurement_names_its_config(tmp_path: Path) -> None:
+    """In the notebook and on its page, once; a parameter that is wrong leaves it as it was."""
+    source = nbformat.read(NOTEBOOKS / "measure.ipynb", as_version=4)
+    for parameters, title in (
+        ({"batch_size": 8, "trial": 2}, "How fast is BERT, batch 8 of 16 tokens, none, SMT off"),
+        ({"batch_size": "x"}, "How fast is this config on this machine?"),
+    ):
+        source.metadata["papermill"] = {"parameters": parameters}
+        nbformat.write(source, tmp_path / "out.ipynb")
+        for _ in range(2):
+            page = render(tmp_path / "out.ipynb").read_text()
+        first = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].source
+        assert first.startswith(f"# {title}")
+        assert f"<title>{title}" in page
 
 
 def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:

@@ -320,6 +320,12 @@ def test_a_damaged_import_is_named(tmp_path: Path) -> None:
         Results.load(tmp_path / "out")
 
 
+def test_an_import_of_an_older_scalebench_is_to_be_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "imported.json").write_text("{}")
+    with pytest.raises(RequestError, match="import its file again, with 'scalebench import'"):
+        Results.load(tmp_path)
+
+
 def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
     import_published([with_ht(tmp_path / "a.csv")], tmp_path / "out", "NA")
     source, rows = read_published([tmp_path / "a.csv"], "NA")
