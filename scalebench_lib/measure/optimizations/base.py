@@ -101,13 +101,12 @@ def multiplies_in(precision: Precision) -> bool:
 
     Libraries say "supported" of types that they convert, so a product is timed.
     """
-    if precision == "int8":
-        return bool(torch.cpu._is_vnni_supported())
+    if precision in ("fp32", "int8"):
+        return precision == "fp32" or bool(torch.cpu._is_vnni_supported())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fp32_ns = _product_ns(torch.float32)
-        return precision == "fp32" or _product_ns(DTYPES[precision]) < MAX_NATIVE_TIME * fp32_ns
+        return _product_ns(DTYPES[precision]) < MAX_NATIVE_TIME * _product_ns(torch.float32)
     finally:
         torch.set_num_threads(threads)
 
