@@ -13,14 +13,15 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
-from torch.utils._pytree import KeyPath, key_get, keystr, tree_flatten_with_path
+from torch.utils._pytree import KeyPath, key_get, tree_flatten_with_path
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
@@ -80,6 +81,9 @@ HUB_ANSWERS_S = 5.0
 
 _MIN_OUTPUT = 1e-6
 """Smaller outputs of a layer fade to denormals in the layers after it."""
+
+_TILE = 1_000_003
+"""Weights are tiled from that many random numbers; prime, so that no two rows are equal."""
 
 _AUDIO_S, _SAMPLES_PER_S = 10, 16_000
 _CODE_POINTS = 0x110000
@@ -312,7 +316,11 @@ def _text(config: Config, architecture: Any, types: bool) -> Kind:
         return value if isinstance(value, int) and value in range(vocabulary) else None
 
     pad, start, end = special("pad") or 0, special("bos"), special("eos")
-    return kinds.tokens(config.seq_len, vocabulary, pad, start, end, types)
+    text = kinds.tokens(config.seq_len, vocabulary, pad, start, end, types)
+    windows = getattr(architecture, "attention_window", 1)  # to which Longformer pads by itself
+    window = max(windows) if isinstance(windows, list | tuple) else windows
+    length = -(-config.seq_len // window) * window
+    return replace(text, item=text.item + f", padded to {length}" * (length > config.seq_len))
 
 
 def _weights(config: Config, known: Known | None, model_class: Any, architecture: Any) -> Any:
@@ -328,9 +336,37 @@ def _weights(config: Config, known: Known | None, model_class: Any, architecture
             _require_plain("weights", source, {"model_type": model_class.__name__, **values})
     if source != "random":
         return _pretrained(model_class, source, architecture)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with _tiled_random(config.seed):
         return model_class._from_config(architecture, dtype=torch.float32)
+
+
+@contextmanager
+def _tiled_random(seed: int) -> Iterator[None]:
+    """Draw weights by tiling seeded random numbers: BERT-base takes 0.15 s instead of 0.5 s."""
+    generator, drawn = torch.Generator().manual_seed(seed), 0
+    normal = torch.randn(_TILE, generator=generator).repeat(2)
+    uniform = torch.rand(_TILE, generator=generator).repeat(2)
+
+    def fill(target: Tensor, tile: Tensor, shift: float, scale: float) -> Tensor:
+        nonlocal drawn
+        start = drawn % _TILE  # no two layers begin alike
+        drawn += target.numel()
+        for part in target.view(-1).split(_TILE):
+            torch.mul(tile[start : start + part.numel()], scale, out=part)
+        return target.add_(shift) if shift else target
+
+    def normal_(target: Tensor, mean: float = 0, std: float = 1, generator: Any = None) -> Tensor:
+        return fill(target, normal, mean, std)
+
+    def uniform_(target: Tensor, low: float = 0, high: float = 1, generator: Any = None) -> Tensor:
+        return fill(target, uniform, low, high - low)
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        mock.patch.multiple(Tensor, normal_=normal_, uniform_=uniform_),
+    ):
+        torch.manual_seed(seed)
+        yield
 
 
 def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
@@ -410,9 +446,14 @@ def _outputs(one: dict[KeyPath, Any], two: dict[KeyPath, Any]) -> tuple[tuple[Ke
             left_out[path] = str(getattr(part, "dtype", type(part).__name__))
         elif not part.dim() or two[path].shape != (2, *part.shape[1:]):
             left_out[path] = "not of single items"
-    named = (f"{keystr(path) or 'it'} ({why})" for path, why in left_out.items())
+    named = (f"{_name(path)} ({why})" for path, why in left_out.items())
     note = f"left out of the outputs: {', '.join(named)}" if left_out else ""
     return tuple(path for path in one if path not in left_out), note
+
+
+def _name(path: KeyPath) -> str:
+    """``logits`` for the path to a part of an answer, ``it`` for the whole."""
+    return ".".join(str(key).strip("[].'") for key in path) or "it"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -25,7 +26,7 @@ def load(config: Config) -> tuple[Callable[..., Any], Kind, tuple[str, ...]]:
     Its code draws random weights from the config's seed. Raises `MeasurementError` where it is
     missing or returns something else, and whatever its code raises.
     """
-    name = config.model
+    name, before = config.model, set(threading.enumerate())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         made = _function(name)()
@@ -33,6 +34,11 @@ def load(config: Config) -> tuple[Callable[..., Any], Kind, tuple[str, ...]]:
         raise MeasurementError(
             f"model: {name!r} returns a {type(made).__name__}, not (model, inputs): a callable on "
             "tensors, and a function inputs(batch_size, seed)"
+        )
+    if started := [thread.name for thread in threading.enumerate() if thread not in before]:
+        raise MeasurementError(
+            f"model: {name!r} starts threads ({', '.join(started)}), which would compute beside "
+            "those that are pinned and counted: leave them out"
         )
     return made[0], *_kind(name, made[1], config.seed)
 

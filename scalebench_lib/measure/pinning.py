@@ -154,12 +154,19 @@ def pin_threads(
             break
     else:
         raise MeasurementError(
-            f"asked for {pluralize(len(cpus), 'thread')}, but {len(busy)} of them compute: is an "
-            "OMP_ or GOMP_ variable set?"
+            f"asked for {pluralize(len(cpus), 'thread')}, but {len(busy)} of them compute"
+            f"{_likely_cause()}"
         )
     team = ThreadTeam((caller, *sorted(busy - {caller})), tuple(cpus))
     team.pin()
     return team
+
+
+def _likely_cause() -> str:
+    """Name the variables by which OpenMP uses fewer threads, or idle ones spin."""
+    names = ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    found = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
+    return f": start without {' and '.join(found)}" if found else ""
 
 
 def set_affinity(cpus: Iterable[int]) -> None:

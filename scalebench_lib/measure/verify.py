@@ -19,8 +19,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench_lib.errors import MeasurementError, first_line
@@ -132,9 +133,10 @@ class Verifier:
     def _require_repeatable(self, model: Model) -> None:
         """Raise `MeasurementError` where eager is nondeterministic, and so no reference."""
         if self._padded.sqnr_db(model.reference(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
+            layer = _first_varying_layer(model.module, self._padded.inputs)
             raise MeasurementError(
                 "the model answers the same input differently: cannot be verified; it draws at "
-                "random, or keeps state"
+                f"random, or keeps state, in {layer}"
             )
 
     def _use_float64(self, model: Model) -> str:
@@ -198,6 +200,24 @@ def _require_pure(module: nn.Module, inputs: Inputs) -> None:
 
 def _refuse(thread: Thread) -> None:
     raise MeasurementError(f"model: a pass starts a thread, {thread.name!r}, which nobody counts")
+
+
+def _first_varying_layer(module: nn.Module, inputs: Inputs) -> str:
+    """Return the layer whose outputs are the first to differ between equal passes."""
+    seen: list[tuple[nn.Module, list[Tensor]]] = []
+
+    def keep(layer: nn.Module, _: object, outputs: object) -> None:
+        seen.append((layer, [part for part in tree_leaves(outputs) if isinstance(part, Tensor)]))
+
+    with register_module_forward_hook(keep):
+        module(*inputs)
+        layers = len(seen)
+        module(*inputs)
+    names = {layer: name.removeprefix("model.") for name, layer in module.named_modules()}
+    for (layer, one), (_, other) in zip(seen[:layers], seen[layers:], strict=False):
+        if not all(map(torch.equal, one, other)):
+            return f"{names.get(layer, 'a layer')!r} ({type(layer).__name__})"
+    return "no layer"
 
 
 def _require_different(first: Outputs, second: Outputs) -> None:

@@ -125,6 +125,13 @@ def test_without_a_compiler_one_line_says_so() -> None:
     cpp_compiler_search.cache_clear()
 
 
+def test_a_space_in_the_path_of_its_folder_is_named(monkeypatch, tmp_path) -> None:
+    """Its compiler would take the path for two."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "a cache"))
+    with pytest.raises(MeasurementError, match=r"spaces or quotes in its path, '.*/a cache': set"):
+        compiled(target(Small()))
+
+
 def test_inductor_keeps_its_code_beside_the_exports(monkeypatch, tmp_path) -> None:
     """Unless the user has said where."""
     monkeypatch.setenv("SCALEBENCH_CACHE", str(tmp_path))

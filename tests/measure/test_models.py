@@ -98,6 +98,21 @@ def test_the_digest_takes_weights_of_any_type() -> None:
     assert len(digests) == 3
 
 
+def test_tiled_weights_are_distributed_as_bert_asks() -> None:
+    """Normal with standard deviation 0.02; norms are ones, biases zero; no two rows alike."""
+    state = build(TINY).module.state_dict()
+    dense = state["model.encoder.layer.0.intermediate.dense.weight"]
+    assert float(dense.std()) == pytest.approx(0.02, rel=0.02)
+    assert float(dense.mean()) == pytest.approx(0, abs=1e-3)
+    assert len(torch.unique(dense, dim=0)) == len(dense)
+    attention = "model.encoder.layer.{}.attention.self.{}.weight"
+    first = state[attention.format(0, "query")]
+    assert not torch.equal(first, state[attention.format(0, "key")])
+    assert not torch.equal(first, state[attention.format(1, "query")])
+    assert (state["model.embeddings.LayerNorm.weight"] == 1).all()
+    assert (state["model.encoder.layer.1.output.dense.bias"] == 0).all()
+
+
 def test_random_weights_do_not_let_signals_fade_to_denormals(tmp_path) -> None:
     """CPUs are slow with them, and zeros are the same for any input."""
     CONFIG_MAPPING["mobilevit"]().save_pretrained(tmp_path)

@@ -103,6 +103,16 @@ def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
         OPTIMIZATIONS[name].apply(target)
 
 
+def test_a_limit_of_the_cpu_is_named(monkeypatch) -> None:
+    """The CPU may have the type, and oneDNN be told to do without."""
+    monkeypatch.setattr(base, "multiplies_in", lambda _: False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(
+        MeasurementError, match="no bf16 arithmetic with ONEDNN_MAX_CPU_ISA=AVX2, and it"
+    ):
+        low_precision(LOWERED)
+
+
 def test_fp16_is_verified_as_fp16(monkeypatch) -> None:
     """More exact than bfloat16, and less than fp32."""
     monkeypatch.setattr(base, "multiplies_in", lambda _: True)
@@ -143,7 +153,9 @@ def test_a_cpu_that_emulates_bfloat16_has_none() -> None:
 
 def test_a_cpu_has_bfloat16_where_a_product_in_it_is_faster(monkeypatch) -> None:
     """Whatever the library claims."""
-    for bf16_ns, has_it in ((5, True), (9, False), (20, False)):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for bf16_ns, has_it in ((5, True), (20, False)):
         times = {torch.bfloat16: bf16_ns, torch.float32: 10}
         monkeypatch.setattr(base, "_product_ns", times.__getitem__)
         assert base.multiplies_in.__wrapped__("bf16") is has_it

@@ -173,7 +173,7 @@ def test_a_runtime_held_to_fewer_threads_is_noticed() -> None:
         text=True,
         check=False,
     )
-    told = "asked for 2 threads, but 1 of them compute: is an OMP_ or GOMP_ variable set?"
+    told = "asked for 2 threads, but 1 of them compute: start without OMP_THREAD_LIMIT=1"
     assert told in run.stderr
 
 

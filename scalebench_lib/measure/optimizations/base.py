@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import platform
 import time
 import warnings
 from collections import Counter
@@ -34,8 +35,7 @@ Times = Counter[str]
 """Times in ns by name of the operator."""
 Profile = tuple[int, Times]
 """The wall time of passes in ns, and the times of their operators."""
-MAX_NATIVE_TIME = 0.8
-"""A 16-bit product takes half of the time of fp32's, or less, where the CPU has it."""
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 MIN_QUANTIZED_SHARE = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
@@ -99,14 +99,27 @@ def by_torch(run: Runner, **more: Any) -> OptimizedModel:
 def multiplies_in(precision: Precision) -> bool:
     """Return whether this CPU has products of that type: emulated, they are slower than in fp32.
 
-    Libraries say "supported" of types that they convert, so a product is timed.
+    oneDNN supports bf16 on any CPU with AVX-512, and converts fp16: the CPU's flags decide, and the
+    time of a product, as ``ONEDNN_MAX_CPU_ISA`` may forbid what the CPU has.
     """
     if precision in ("fp32", "int8"):
         return precision == "fp32" or bool(torch.cpu._is_vnni_supported())
+    if precision == "bf16":
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+            not _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    else:
+        supported = torch.ops.mkldnn._is_mkldnn_fp16_supported() and (
+            not _X86 or torch.cpu.get_capabilities().get("avx512_fp16")
+        )
+    return bool(supported) and _is_faster(DTYPES[precision])
+
+
+def _is_faster(dtype: torch.dtype) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _product_ns(DTYPES[precision]) < MAX_NATIVE_TIME * _product_ns(torch.float32)
+        return _product_ns(dtype) < _product_ns(torch.float32)
     finally:
         torch.set_num_threads(threads)
 
@@ -116,9 +129,11 @@ def require_arithmetic(target: Target) -> None:
     name = target.config.optimization
     precision = OPTIMIZATIONS[name].precision
     if not multiplies_in(precision):
+        limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+        limited = f" with ONEDNN_MAX_CPU_ISA={limit}" * bool(limit)
         raise MeasurementError(
-            f"optimization {name!r} does not apply: this CPU has no {precision} arithmetic (is "
-            "ONEDNN_MAX_CPU_ISA set?), and it would be emulated"
+            f"optimization {name!r} does not apply: this CPU has no {precision} arithmetic"
+            f"{limited}, and it would be emulated"
         )
 
 

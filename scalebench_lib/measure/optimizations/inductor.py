@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -83,6 +84,7 @@ def compile_module(
             "install g++"
         ) from None
     os.environ.setdefault(_FOLDER, str(cache_folder() / "inductor"))
+    _require_one_word(os.environ[_FOLDER])
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = _MAX_THREAD_COUNTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -128,6 +130,19 @@ def _compile_now(module: base.Runner, target: base.Target, graphs_before: int) -
     if torch._inductor.config.freezing and not freeze.called:
         raise MeasurementError("freezing did not take effect: the weights are no constants")
     return module
+
+
+def _require_one_word(path: str) -> None:
+    """Raise `MeasurementError` for a path with spaces: Inductor splits the compiler's command."""
+    try:
+        whole = shlex.split(path) == [path]
+    except ValueError:
+        whole = False
+    if not whole:
+        raise MeasurementError(
+            "optimization 'compile' does not work in a folder with spaces or quotes in its path, "
+            f"{path!r}: set {_FOLDER} to another"
+        )
 
 
 @contextmanager
