@@ -164,11 +164,9 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
             widgets.set_several(self.beside, [(path.name, path) for path in others])
             self.beside.value = ()
         try:
-            self._load(self.sweep.value)
+            self._choose_context()
         except ScalebenchError as error:
             self._show({}, str(error))
-        else:
-            self._choose_context()
 
     def _choose_context(self) -> None:
         """Set the options to measured values; each filter limits those of the next."""

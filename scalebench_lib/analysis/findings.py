@@ -175,30 +175,17 @@ def _cells(row: Row, rows: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _ties(results: Results, rows: pd.DataFrame, best: Row) -> list[Row]:
-    """Return the other configs at the batch size of `best` that are not measurably slower."""
+def _ties(results: Results, rows: pd.DataFrame, best: Row, sizes: bool = False) -> list[Row]:
+    """Return the points that are not measurably slower than `best`, the fastest first.
+
+    They are of the other configs at its batch size, or, for `sizes`, of its config at others, by
+    throughput; each at its best thread count.
+    """
     same_size = rows["batch_size"] == best["batch_size"]
-    return _as_good(results, rows[same_size & ~_of_config(rows, best)], best)
-
-
-def _sizes_alike(results: Results, rows: pd.DataFrame, best: Row) -> list[int]:
-    """Return the batch sizes at which the config of `best` has no measurably lower throughput."""
-    other_size = rows["batch_size"] != best["batch_size"]
-    alike = _as_good(results, rows[other_size & _of_config(rows, best)], best)
-    return sorted(row["batch_size"] for row in alike)
-
-
-def _of_config(rows: pd.DataFrame, row: Row) -> pd.Series:
-    same: pd.Series = (rows["optimization"] == row["optimization"]) & (rows["smt"] == row["smt"])
-    return same
-
-
-def _as_good(results: Results, rows: pd.DataFrame, best: Row) -> list[Row]:
-    """Return the points of `rows`, each at its best thread count, whose throughput is not
-    measurably lower than that of `best`; the fastest first."""
-    every = tables.best_threads(rows).sort_values("latency_ms").to_dict("records")
-    size = best["batch_size"]
-    return [row for row in every if results.row_ratio(best, row).high >= size / row["batch_size"]]
+    own = (rows["optimization"] == best["optimization"]) & (rows["smt"] == best["smt"])
+    others = tables.best_threads(rows[own & ~same_size if sizes else same_size & ~own])
+    size, found = best["batch_size"], others.sort_values("latency_ms").to_dict("records")
+    return [row for row in found if results.row_ratio(best, row).high >= size / row["batch_size"]]
 
 
 def findings(results: Results) -> list[str]:
@@ -315,22 +302,18 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
 def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) -> Fact:
     """Return the lowest latency or the highest throughput of `table`, with its point."""
     rows, quantity = tables.measured_only(table), tables.metric_of(table, metric)
-    values = quantity.of(rows)[0]
-    place = int(values.argmin() if metric == "latency" else values.argmax())
-    row = rows.iloc[[place]]
+    lowest, values = metric == "latency", quantity.of(rows)[0]
+    row = rows.iloc[[int(values.argmin() if lowest else values.argmax())]]
     (best,) = tables.records(row)
-    title, mean, sizes = "Lowest latency", f"mean {format_number(best['latency_ms_mean'])} ms", []
-    if metric == "throughput":
-        title, mean = (
-            "Highest throughput of one copy",
-            f"{format_number(_sustained(best))} sustained",
-        )
-        sizes = _sizes_alike(results, rows, best)
-    ties = [f"batch {', '.join(map(str, sizes))}"] if sizes else []
-    ties += [", ".join(tables.config_label(rows, each) for each in _ties(results, rows, best))]
-    alike = "; ".join(filter(None, ties))
-    notes = [mean] if _is_mean_off(row).any() else []
-    notes += [f"no measurable difference to {alike}"] if alike else []
+    mean = f"mean {format_number(best['latency_ms_mean'])} ms"
+    sustained = f"{format_number(_sustained(best))} sustained"
+    sizes = [] if lowest else _ties(results, rows, best, sizes=True)
+    batches = ", ".join(str(size) for size in sorted(each["batch_size"] for each in sizes))
+    configs = ", ".join(tables.config_label(rows, each) for each in _ties(results, rows, best))
+    ties = "; ".join(filter(None, [f"batch {batches}" if sizes else "", configs]))
+    notes = [mean if lowest else sustained] if _is_mean_off(row).any() else []
+    notes += [f"no measurable difference to {ties}"] if ties else []
+    title = "Lowest latency" if lowest else "Highest throughput of one copy"
     value = with_margin(*(float(each[0]) for each in quantity.of(row)))
     where = tables.point_label(rows, best)
     return Fact(title, f"{value} {quantity.unit}", where, "; ".join(notes))
