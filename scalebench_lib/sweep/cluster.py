@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Container, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -109,8 +109,9 @@ def measure_block(
     worker, known = importlib.import_module("distributed").get_worker(), len(run.records)
     stop = _HostStop(sweep_id, worker, budget_s)
     require_installed(run.sweep.allocators)
+    _quieten(worker)
     scratch = tempfile.TemporaryDirectory(dir=worker.local_directory)  # dask's, after a kill too
-    with scratch as folder, _quiet(worker):
+    with scratch as folder:
         out = Path(folder) / run.out.name
         run = replace(run, out=out, python=Interpreter.here())
         with lock_machine(str(out), if_busy), Kernels(warm) as run.kernels:
@@ -142,18 +143,14 @@ class _HostStop(Stop):
         return self._sweep_id in _ended or task is None or task.state == "cancelled"
 
 
-@contextmanager
-def _quiet(worker: Any) -> Iterator[None]:
-    """Let a worker do its periodic work rarely, since that would slow turns down.
+def _quieten(worker: Any) -> None:
+    """Let a worker do its periodic work rarely from now on, since that would slow turns down.
 
     A worker takes 3 % of a CPU, in 100 slices a second; a quiet one 0.2 %, in 5. A nanny and a
     scheduler (1.3 %, in 50, each) are left alone.
     """
-    with ExitStack() as later:
-        for call in worker.periodic_callbacks.values():
-            later.callback(setattr, call, "callback_time", call.callback_time)
-            call.callback_time = max(call.callback_time, 2000)  # ms; at 3000 it complains
-        yield
+    for call in worker.periodic_callbacks.values():
+        call.callback_time = max(call.callback_time, 2000)  # ms; at 3000 it complains
 
 
 @contextmanager

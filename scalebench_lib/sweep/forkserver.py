@@ -23,7 +23,22 @@ from typing import Any, NoReturn
 from ipykernel.kernelapp import IPKernelApp
 
 from scalebench_lib.processes import die_with_parent
-from scalebench_lib.sweep.interpreter import IMPORTS
+
+IMPORTS = (
+    "IPython.core.completerlib",
+    "IPython.extensions.storemagic",
+    "ipykernel.debugger",
+    "ipykernel.kernelapp",
+    "matplotlib_inline.backend_inline",
+    "scalebench_lib.analysis.draw",
+    "scalebench_lib.analysis.figures",
+    "scalebench_lib.measure.trial",
+    "scalebench_lib.notebook",
+    "scalebench_lib.results",
+    "sqlite3",
+    "tornado.platform.asyncio",
+)
+"""Modules that ``measure.ipynb`` and its kernel import; by name, since a sweep imports no torch."""
 
 _OPTIONS = ["--HistoryManager.enabled=False", "--IPKernelApp.ignore_cwd=True"]
 """No history of a notebook that runs once; a ``statistics.py`` in the working directory is not

@@ -18,24 +18,6 @@ from scalebench_lib.notebook import PROJECT
 from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import Software
 
-IMPORTS = (
-    "IPython.core.completerlib",
-    "IPython.extensions.storemagic",
-    "ipykernel.debugger",
-    "ipykernel.kernelapp",
-    "matplotlib_inline.backend_inline",
-    "scalebench_lib.analysis.draw",
-    "scalebench_lib.analysis.figures",
-    "scalebench_lib.measure.trial",
-    "scalebench_lib.notebook",
-    "scalebench_lib.results",
-    "sqlite3",
-    "tornado.platform.asyncio",
-)
-"""Modules that ``measure.ipynb`` and its kernel import; by name, since a sweep imports no torch."""
-
-_ANSWER_S = 120.0
-
 
 class Interpreter(StrictModel):
     """A Python: its path, `environment` and `software`, and the packages that it lacks.
@@ -93,7 +75,7 @@ class Interpreter(StrictModel):
 
 
 def run_module(
-    python: list[str], module: str, env: dict[str, str], given: str = "", limit_s: float = _ANSWER_S
+    python: list[str], module: str, env: dict[str, str], given: str = "", limit_s: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
     """Run `module` by a Python, with `given` as its input; raise `subprocess.TimeoutExpired`."""
     return subprocess.run(  # noqa: S603 - our own modules, by a Python that the user names
@@ -108,6 +90,8 @@ def run_module(
 
 
 if __name__ == "__main__":
-    for name in IMPORTS:  # or it could not run them
+    from scalebench_lib.sweep.forkserver import IMPORTS  # or it could not run kernels
+
+    for name in IMPORTS:
         import_module(name)
     print(Interpreter.here().model_dump_json())

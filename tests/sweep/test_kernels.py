@@ -21,7 +21,7 @@ FRESH = Kernels(warm=False)
 def kernels() -> set[int]:
     """The kernels that this process has started and that still live."""
     children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if "ipykernel" in " ".join(child.cmdline())}
+    return {child.pid for child in children if "forkserver" in " ".join(child.cmdline())}
 
 
 def test_a_notebook_runs_with_this_python_and_its_parameters(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_a_kernel_that_hangs_is_ended_with_all_it_has_started(tmp_path: Path) ->
         "start_new_session=True); open(word, 'w').write(str(child.pid)); time.sleep(600)"
     )
     source, begun, start = notebook(tmp_path / "in.ipynb", hang), tmp_path / "b", time.monotonic()
-    with pytest.raises(MeasurementError, match="not done after 4 s, its time limit"):
-        run_notebook(FRESH, source, tmp_path / "out.ipynb", limit_s=4, word=str(begun))
-    assert time.monotonic() - start < 4 + 10
+    with pytest.raises(MeasurementError, match="not done after 8 s, its time limit"):
+        run_notebook(FRESH, source, tmp_path / "out.ipynb", limit_s=8, word=str(begun))
+    assert time.monotonic() - start < 8 + 10
     assert not kernels()
     wait_until(lambda: not psutil.pid_exists(int(begun.read_text())) or zombie(begun))
 

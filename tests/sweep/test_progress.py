@@ -46,12 +46,11 @@ def step(block: Block, record: Record | None = None, doing: str = "in turn") -> 
     return Step(2, doing, block, done=3, total=8, seconds_left=240, record=record)
 
 
-def block(trials: int = 1) -> Block:
-    """A block with that many trials, each of which had a turn at 1 and 2 threads."""
+def block() -> Block:
+    """A block with a trial that had turns at 1 and 2 threads."""
     made, fakes = Block("0000000e"), FakeTrials(half_width=lambda trial, threads: 0.0123)
-    for size in range(1, trials + 1):
-        trial = Trial(config=Config(batch_size=size, allocator="tcmalloc"), threads=(1, 2))
-        made.add(fakes(trial, Path(), None, None, lambda: False), trial.config.group)
+    trial = Trial(config=Config(batch_size=1, allocator="tcmalloc"), threads=(1, 2))
+    made.add(fakes(trial, Path(), None, None, lambda: False), trial.config.group)
     for _ in range(6):
         made.take_cycle()
     return made

@@ -344,7 +344,7 @@ def test_a_runner_that_is_killed_leaves_no_trial_behind(
         assert runner.stdout.readline() == "ready\n"
         family = psutil.Process(runner.pid).children(recursive=True)
         trials = [psutil.Process(int(pid)) for pid in (tmp_path / "begun").read_text().split()]
-        assert [state(one.pid) for one in trials] == ["T", "T"]
+        wait_until(lambda: [state(one.pid) for one in trials] == ["T", "T"], seconds=5)
         assert set(trials) <= set(family)
         runner.send_signal(signal.SIGKILL)
     assert psutil.wait_procs(family, timeout=20)[1] == []
