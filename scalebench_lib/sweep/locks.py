@@ -78,9 +78,9 @@ def lock_machine(doing: str, if_busy: str = "refuse") -> Iterator[None]:
     """Allow this user one measurement at a time on this machine; others are shown `doing`.
 
     While another is running, ``refuse`` raises `RequestError`, ``wait`` waits for its end, and
-    ``ignore`` (once ``beside``) measures all the same.
+    ``ignore`` measures all the same.
     """
-    if if_busy in ("ignore", "beside"):
+    if if_busy == "ignore":
         yield
         return
     path = _own_folder() / f"measuring-on-{platform.node() or 'here'}.lock"

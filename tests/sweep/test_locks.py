@@ -47,10 +47,8 @@ def test_the_second_is_refused_at_once_and_told_whom_to_wait_for(other, tmp_path
 
 
 def test_the_second_may_ignore_the_first_or_wait_for_it(other) -> None:
-    """``beside`` is what ``ignore`` was called."""
-    for if_busy in ("ignore", "beside"):
-        with lock_machine("mine", if_busy):
-            assert other.poll() is None
+    with lock_machine("mine", "ignore"):
+        assert other.poll() is None
     other.send_signal(signal.SIGKILL)
     with lock_machine("mine", "wait"):
         wait_until(lambda: other.poll() is not None)
