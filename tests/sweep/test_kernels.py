@@ -19,9 +19,11 @@ FRESH = Kernels(warm=False)
 
 
 def kernels() -> set[int]:
-    """The kernels that this process has started and that still live."""
+    """The fresh kernels that this process has started and that still live."""
     children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if "forkserver" in " ".join(child.cmdline())}
+    return {
+        child.pid for child in children if {*kernels_module.COMMAND, "-f"} <= {*child.cmdline()}
+    }
 
 
 def test_a_notebook_runs_with_this_python_and_its_parameters(tmp_path: Path) -> None:
