@@ -245,6 +245,11 @@ class Results:
         """True if the variance between processes is assumed: no trial was repeated."""
         return any(point.components.assumed for point in self.points.values())
 
+    @property
+    def rarely_repeated(self) -> bool:
+        """True if so few trials were repeated that intervals are wide for want of them."""
+        return any(point.components.between.df < stats.MIN_DF for point in self.points.values())
+
     def ratio(self, one: PointKey, other: PointKey) -> stats.Ratio:
         """Return the latency of point `one` over that of `other`.
 

@@ -40,6 +40,9 @@ Processes differed by 0.8 %; between blocks the ratio of two processes of one co
 ASSUMED_DF = 4.0
 """Degrees of freedom of `ASSUMED_SPREAD`."""
 
+MIN_DF = 3.0
+"""With fewer degrees of freedom a 95 % interval is wider than 3.2 standard errors."""
+
 MAD_EFFICIENCY = 0.37
 """The MAD of n normal values estimates their variance as well as 0.37 n squares do.
 

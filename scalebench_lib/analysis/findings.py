@@ -385,6 +385,11 @@ def _reservations(results: Results) -> Iterator[str]:
     if results.assumed_spread:
         share = f"{100 * ASSUMED_SPREAD:g} %"
         yield f"One round only: intervals assume that other processes would differ by {share}."
+    elif results.rarely_repeated:
+        yield (
+            "Few trials were repeated, so it is not well known how much processes differ: more "
+            "--rounds give narrower intervals."
+        )
     if (results.table["coarse"] == 1).any() and (results.table["coarse"] != 0).all():
         yield (
             f"Every point is coarse: it had fewer than {MIN_TURNS} turns. More --max-seconds give "

@@ -404,11 +404,17 @@ def _of_two_turns(record: Record) -> Record:
 
 
 def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
-    """Of one round the spread is assumed; of two it is measured."""
+    """Of one round the spread is assumed; of two it is measured, of eight it is well known."""
     one = factories.small_records([1])
-    two = [*one, *(r.model_copy(update={"trial": 2, "round": 2, "block": "0000000b"}) for r in one)]
-    assert any(told.startswith("One round only") for told in findings_of(one))
-    assert not any(told.startswith("One round only") for told in findings_of(two))
+    again = [
+        record.model_copy(update={"trial": n, "round": n, "block": f"0000000{n}"})
+        for n in range(2, 9)
+        for record in one
+    ]
+    for records, said in ((one, "One round only"), ([*one, *again[: len(one)]], "Few trials were")):
+        assert any(told.startswith(said) for told in findings_of(records))
+    told = findings_of([*one, *again])
+    assert not any(each.startswith(("One round only", "Few trials were")) for each in told)
 
 
 def test_records_of_unlike_conditions_are_said_to_be_pooled() -> None:
