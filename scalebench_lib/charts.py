@@ -247,7 +247,7 @@ class Dots:
 
 
 @dataclass(frozen=True, eq=False)
-class BarSegments:
+class BarSeries:
     """A part of the bars of a chart: in bar `row` it begins at x of `marks`, and is y long."""
 
     label: str
@@ -278,7 +278,7 @@ class Chart:
     cells: Cells | None = None
     dots: Sequence[Dots] = ()
     bars: Sequence[str] = ()
-    parts: Sequence[BarSegments] = ()
+    parts: Sequence[BarSeries] = ()
     doubling: bool = False
     scale: Scale = "auto"
     span: tuple[float, float] | None = None

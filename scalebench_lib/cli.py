@@ -27,7 +27,7 @@ from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.processes import require_home
 from scalebench_lib.results import Imported, Results
-from scalebench_lib.sweep.locks import lock_machine, read_status, require_free
+from scalebench_lib.sweep.locks import lock_machine, read_status, require_folder_free
 from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
 from scalebench_lib.text import parse_duration, pluralize
 
@@ -195,7 +195,7 @@ def sweep(
     """Measure a sweep into OUT, or go on with it, and render its page."""
     hosts = _hosts(scheduler, any_host, against)
     for folder in () if dry_run else (out, out / "a", out / "b"):
-        require_free(folder)
+        require_folder_free(folder)
     from scalebench_lib.sweep import progress  # papermill takes seconds to import
     from scalebench_lib.sweep.cluster import HostsRun, client_of
 
@@ -399,7 +399,7 @@ def load(
             curve = prover.predictor.curve(deployment, target)
             runs = prover.highest(deployment)
             write_atomically(out / "load-rates.png", telling.by_rate(curve, runs).png())
-            console.say(telling.highest(runs), f"curve: {out / 'load-rates.png'}")
+            console.say(telling.highest_rate_sentence(runs), f"curve: {out / 'load-rates.png'}")
     console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.jsonl'}")
 
 

@@ -318,7 +318,7 @@ class Config(StrictModel):
         """Return the values of these axes; defaults only of those `always` shown."""
         values = {name: getattr(self, name) for name in names}
         said = {n: value for n, value in values.items() if n in always or value != DEFAULTS[n]}
-        return ", ".join(axis_label(name, value) for name, value in said.items())
+        return ", ".join(axis_value_label(name, value) for name, value in said.items())
 
     @property
     def group(self) -> Config:
@@ -358,7 +358,7 @@ WITHIN = tuple(name for name, axis in AXES.items() if axis.within)
 """The axes in which points of a group differ, but for their threads."""
 
 
-def axis_label(name: str, value: object) -> str:
+def axis_value_label(name: str, value: object) -> str:
     """``128 tokens``, ``batch 8``, ``SMT on``: the value of an axis for texts."""
     return AXES[name].label.format({"True": "on", "False": "off"}.get(str(value), value))
 

@@ -108,7 +108,7 @@ def progress() -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def errors_as_warnings() -> Iterator[None]:
     """Make an error a warning: what was measured is kept, even where it cannot be drawn."""
     try:
         yield

@@ -55,7 +55,7 @@ class Optimization:
     @property
     def missing(self) -> list[str]:
         """The packages that it needs and that are not installed."""
-        return [package for package in self.needs if not is_installed(package)]
+        return [package for package in self.needs if not is_package_installed(package)]
 
     @property
     def is_usable(self) -> bool:
@@ -75,7 +75,7 @@ class Optimization:
         return function(target)
 
 
-def is_installed(package: str) -> bool:
+def is_package_installed(package: str) -> bool:
     """Return whether `package` is installed here, by its name in the package index."""
     try:
         return bool(version(package))

@@ -119,7 +119,7 @@ def error_reason(ename: str, evalue: str) -> str:
     return f"{OUT_OF_MEMORY}: {line}" if short_of_memory else line
 
 
-def disk_error(ename: str, evalue: str) -> OSError | None:
+def parse_disk_error(ename: str, evalue: str) -> OSError | None:
     """Return the error of a disk that is full or cannot be written, if an exception is one."""
     found = re.match(r"\[Errno (\d+)\]", evalue)
     number = int(found[1]) if found else 0

@@ -42,7 +42,7 @@ from scalebench_lib.errors import (
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.operators import OperatorTimes
-from scalebench_lib.optimizations import OPTIMIZATIONS, Precision, is_installed
+from scalebench_lib.optimizations import OPTIMIZATIONS, Precision, is_package_installed
 from scalebench_lib.protocol import EndedBy
 from scalebench_lib.sources import folder_of, is_own, own_files
 from scalebench_lib.text import format_number, pluralize
@@ -167,7 +167,7 @@ class Software(StrictModel):
     @classmethod
     def here(cls, libraries: dict[str, str] | None = None) -> Self:
         """Return this process's software; `libraries` compute inside torch, where known."""
-        packages = (*_LIBRARIES, *filter(is_installed, _ENGINES))
+        packages = (*_LIBRARIES, *filter(is_package_installed, _ENGINES))
         passed = os.environ.get(RUNNER_ENVIRONMENT)
         return cls(
             python=platform.python_version(),

@@ -144,7 +144,7 @@ class PublishedPoint:
     def of(cls, row: Row) -> Self:
         """Return the point of a row; its config may have unknown names."""
         names = {name: row[name] for name in ("model", *AXES)}
-        latency = stats.Interval(row["latency_ms"] * _NS_PER_MS, stats.Variance(math.nan))
+        latency = stats.Interval(row["latency_ms"] * _NS_PER_MS, stats.VarianceEstimate(math.nan))
         return cls(row, Config.model_construct(**names), int(row["threads"]), latency)
 
     @cached_property
@@ -258,7 +258,7 @@ class Results:
         """
         if one == other:
             how: stats.How = "not measured together" if self.imported else "paired"
-            return stats.Ratio(1.0, stats.Variance(0.0), how)
+            return stats.Ratio(1.0, stats.VarianceEstimate(0.0), how)
         found = self._paired(one, other) or self._via_base(one, other)
         return found or stats.unpaired(self._compared[one].latency, self._compared[other].latency)
 

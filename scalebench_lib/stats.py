@@ -60,22 +60,22 @@ TurnLogs = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Variance:
+class VarianceEstimate:
     """A variance with the degrees of freedom of its estimate; infinitely many where it is known."""
 
     value: float
     df: float = math.inf
 
-    def __add__(self, other: Variance) -> Variance:
+    def __add__(self, other: VarianceEstimate) -> VarianceEstimate:
         """Return the variance of a sum of independent terms, by Satterthwaite."""
         total = self.value + other.value
         if math.isinf(total):
-            return Variance(total, min(self.df, other.df))
+            return VarianceEstimate(total, min(self.df, other.df))
         denominator = self.value**2 / self.df + other.value**2 / other.df
-        return Variance(total, total**2 / denominator if denominator else math.inf)
+        return VarianceEstimate(total, total**2 / denominator if denominator else math.inf)
 
-    def __mul__(self, factor: float) -> Variance:
-        return Variance(self.value * factor, self.df)
+    def __mul__(self, factor: float) -> VarianceEstimate:
+        return VarianceEstimate(self.value * factor, self.df)
 
     @property
     def half_width(self) -> float:
@@ -89,7 +89,7 @@ class Interval:
     """A value with its 95 % interval; `variance` is that of its logarithm."""
 
     value: float
-    variance: Variance
+    variance: VarianceEstimate
 
     @cached_property
     def _factor(self) -> float:
@@ -157,8 +157,8 @@ class Ratio(Interval):
 class VarianceComponents:
     """The variance `within` parts too short for their own, and that `between` parts."""
 
-    within: Variance
-    between: Variance
+    within: VarianceEstimate
+    between: VarianceEstimate
     assumed: bool
 
     @classmethod
@@ -173,12 +173,12 @@ class VarianceComponents:
         within = _pooled_within([part for parts in points for part in parts if part.size > 1])
         repeated = sum(len(parts) - 1 for parts in points)
         if not repeated:
-            return cls(within, Variance(ASSUMED_SPREAD**2, ASSUMED_DF), assumed=True)
+            return cls(within, VarianceEstimate(ASSUMED_SPREAD**2, ASSUMED_DF), assumed=True)
         df = contrasts * repeated / sum(map(len, points))
         return cls(within, _moderated(_between(points, within), df), assumed=False)
 
 
-def median_variance(parts: TurnLogs, components: VarianceComponents) -> Variance:
+def median_variance(parts: TurnLogs, components: VarianceComponents) -> VarianceEstimate:
     """Return the variance of the median over all turns of `parts`.
 
     pi/2 s^2 / turns + b^2 / parts; of unequal length, Kish's effective number of parts.
@@ -237,7 +237,7 @@ def turns_interval(turn_medians_ns: ArrayLike) -> Interval:
     The interval is unbounded below `MIN_TURNS` turns.
     """
     logs = np.log(np.asarray(turn_medians_ns, dtype=float))
-    noise = _within(logs) if logs.size >= MIN_TURNS else Variance(math.inf, 1)
+    noise = _within(logs) if logs.size >= MIN_TURNS else VarianceEstimate(math.inf, 1)
     return Interval(math.exp(_median(logs)), noise * (_MEDIAN_OVER_MEAN / logs.size))
 
 
@@ -274,7 +274,7 @@ def percentile_interval(series: ArrayLike, q: float) -> tuple[float, float, floa
     below = [float(np.mean(part <= value)) for part in np.array_split(values, batches)]
     correlated = float(np.var(below, ddof=1)) / batches
     independent = share * (1 - share) / values.size
-    reach = Variance(max(correlated, independent), batches - 1).half_width
+    reach = VarianceEstimate(max(correlated, independent), batches - 1).half_width
     high = _quantile(values, share + reach) if share + reach < 1 else math.inf
     return value, _quantile(values, max(share - reach, 0.0)), high
 
@@ -291,26 +291,26 @@ def _median(values: np.ndarray) -> float:
     return float(ordered[half] + ordered[-half - 1]) / 2
 
 
-def _within(part: np.ndarray) -> Variance:
+def _within(part: np.ndarray) -> VarianceEstimate:
     """Return the variance within a part, from its MAD."""
     deviation = _median(np.abs(part - _median(part)))
-    return Variance((_SD_OVER_MAD * deviation) ** 2, MAD_EFFICIENCY * (part.size - 1))
+    return VarianceEstimate((_SD_OVER_MAD * deviation) ** 2, MAD_EFFICIENCY * (part.size - 1))
 
 
-def _pooled_within(parts: TurnLogs) -> Variance:
+def _pooled_within(parts: TurnLogs) -> VarianceEstimate:
     """Return the variance within parts of any length, from differences of turns half a part apart.
 
     The MAD of a few turns would be too small; that of their differences is not.
     """
     if not parts:
-        return Variance(ASSUMED_SPREAD**2, ASSUMED_DF)
+        return VarianceEstimate(ASSUMED_SPREAD**2, ASSUMED_DF)
     apart = [part[part.size // 2 :] - part[: -(part.size // 2)] for part in parts]
     differences = np.abs(np.concatenate(apart))
     deviation = _median(differences)
-    return Variance((_SD_OVER_MAD * deviation) ** 2 / 2, MAD_EFFICIENCY * differences.size)
+    return VarianceEstimate((_SD_OVER_MAD * deviation) ** 2 / 2, MAD_EFFICIENCY * differences.size)
 
 
-def _between(points: Sequence[TurnLogs], within: Variance) -> float:
+def _between(points: Sequence[TurnLogs], within: VarianceEstimate) -> float:
     """Return the variance of parts' medians around their point's, less that from within parts."""
     squares, df = 0.0, 0
     for parts in points:
@@ -324,11 +324,11 @@ def _between(points: Sequence[TurnLogs], within: Variance) -> float:
     return max(squares / df, 0.0)
 
 
-def _moderated(variance: float, df: float) -> Variance:
+def _moderated(variance: float, df: float) -> VarianceEstimate:
     """Return a variance of `df` contrasts, raised towards the assumed one where that is larger.
 
     The assumed one counts as one more contrast: two rounds of one block give only one, whose
     estimate is 0 in a third of all cases.
     """
     moderated = (df * variance + ASSUMED_SPREAD**2) / (df + 1)
-    return Variance(max(variance, moderated), df + 1)
+    return VarianceEstimate(max(variance, moderated), df + 1)

@@ -15,7 +15,7 @@ from scalebench_lib.protocol import Answer, EndedBy
 from scalebench_lib.record import Point, Record, Setup, Software, Turn
 from scalebench_lib.stats import MIN_TURNS
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, run_in_turn
+from scalebench_lib.sweep.runner import SweepProgress, run_in_turn
 from scalebench_lib.sweep.trial_process import StoppedError
 from tests.factories import START, machine
 
@@ -204,7 +204,7 @@ class Killed(BaseException):
     """The runner is gone, in the middle of whatever it did."""
 
 
-def quiet(_: Step) -> None:
+def quiet(_: SweepProgress) -> None:
     """No progress to be seen."""
 
 

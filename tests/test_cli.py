@@ -116,7 +116,7 @@ def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> 
     boost = tmp_path / "sys/devices/system/cpu/cpufreq/boost"
     boost.parent.mkdir(parents=True)
     boost.write_text("1\n")
-    monkeypatch.setattr(optimizations, "is_installed", lambda package: False)
+    monkeypatch.setattr(optimizations, "is_package_installed", lambda package: False)
     monkeypatch.setattr(optimizations, "_CPUINFO", tmp_path / "proc/cpuinfo")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     two = Core(cpus=(0, 2)), Core(cpus=(1, 3), socket=1)

@@ -321,6 +321,6 @@ def test_a_quick_sweep_takes_the_engines_that_are_installed(
     """And types of numbers that the CPU lists."""
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags} sse\n")
     monkeypatch.setattr(optimizations, "_CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(optimizations, "is_installed", lambda package: package in installed)
+    monkeypatch.setattr(optimizations, "is_package_installed", lambda package: package in installed)
     assert preset("quick")["optimizations"][-len(taken) :] == taken
     assert preset("page") == {}

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib import processes
-from scalebench_lib.processes import disk_error, error_reason, exit_reason, oom_kills, require_home
+from scalebench_lib.processes import (
+    error_reason,
+    exit_reason,
+    oom_kills,
+    parse_disk_error,
+    require_home,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +67,8 @@ def test_exceptions_for_lack_of_memory_are_out_of_memory_too() -> None:
 
 def test_a_full_disk_is_told_from_other_errors() -> None:
     """By its number."""
-    found = disk_error("OSError", "[Errno 28] No space left on device: 'x'")
+    found = parse_disk_error("OSError", "[Errno 28] No space left on device: 'x'")
     assert found is not None
     assert found.errno == errno.ENOSPC
-    assert disk_error("FileNotFoundError", "[Errno 2] No such file") is None
-    assert disk_error("ValueError", "[Errno 28]") is None
+    assert parse_disk_error("FileNotFoundError", "[Errno 2] No such file") is None
+    assert parse_disk_error("ValueError", "[Errno 28]") is None

@@ -13,8 +13,8 @@ from scalebench_lib.stats import (
     ASSUMED_SPREAD,
     MIN_TURNS,
     Ratio,
-    Variance,
     VarianceComponents,
+    VarianceEstimate,
     by_cycle,
     median_variance,
     outliers,
@@ -108,18 +108,20 @@ def test_equal_turns_have_no_width() -> None:
 
 def test_degrees_of_freedom_are_added_by_satterthwaite() -> None:
     """Equal variances of 4 and 4 have 8; what is known for certain adds none of its own."""
-    assert Variance(1.0, 4) + Variance(1.0, 4) == Variance(2.0, 8)
-    assert (Variance(1.0, 4) + Variance(0.0, 1)).df == pytest.approx(4)
-    assert (Variance(1.0, 4) + Variance(1.0)).df == pytest.approx(16)
-    assert Variance(0.0) + Variance(0.0) == Variance(0.0)
-    assert Variance(1.0, 4) + Variance(math.inf, 1) == Variance(math.inf, 1)
-    assert Variance(1.0, 4) * 3 == Variance(3.0, 4)
+    assert VarianceEstimate(1.0, 4) + VarianceEstimate(1.0, 4) == VarianceEstimate(2.0, 8)
+    assert (VarianceEstimate(1.0, 4) + VarianceEstimate(0.0, 1)).df == pytest.approx(4)
+    assert (VarianceEstimate(1.0, 4) + VarianceEstimate(1.0)).df == pytest.approx(16)
+    assert VarianceEstimate(0.0) + VarianceEstimate(0.0) == VarianceEstimate(0.0)
+    assert VarianceEstimate(1.0, 4) + VarianceEstimate(math.inf, 1) == VarianceEstimate(math.inf, 1)
+    assert VarianceEstimate(1.0, 4) * 3 == VarianceEstimate(3.0, 4)
 
 
 def test_the_error_of_a_median_is_of_two_levels() -> None:
     random = np.random.default_rng(1)
     parts = [random.normal(0, 0.02, 400) for _ in range(2)]
-    components = VarianceComponents(Variance(1.0), Variance(0.03**2, 5), assumed=False)
+    components = VarianceComponents(
+        VarianceEstimate(1.0), VarianceEstimate(0.03**2, 5), assumed=False
+    )
     expected = math.pi / 2 * 0.02**2 / 800 + 0.03**2 / 2
     assert median_variance(parts, components).value == pytest.approx(expected, rel=0.02)
     assert median_variance(parts, components).df == pytest.approx(5, rel=0.1)
@@ -127,7 +129,7 @@ def test_the_error_of_a_median_is_of_two_levels() -> None:
 
 def test_parts_of_unequal_length_count_as_fewer() -> None:
     """One turn beside a hundred adds nothing to what one block knows."""
-    components = VarianceComponents(Variance(0.0), Variance(1e-4, 5), assumed=False)
+    components = VarianceComponents(VarianceEstimate(0.0), VarianceEstimate(1e-4, 5), assumed=False)
     lopsided = median_variance([np.zeros(100), np.zeros(1)], components).value
     assert lopsided == pytest.approx(1e-4, rel=0.03)
     assert median_variance([np.zeros(50), np.zeros(50)], components).value == pytest.approx(0.5e-4)
@@ -162,7 +164,7 @@ def test_where_there_is_none_it_is_not_negative() -> None:
     points = [[random.normal(0, 0.02, 12) for _ in range(2)] for _ in range(50)]
     assert math.sqrt(VarianceComponents.of(points, 1000).between.value) < 0.005
     alike = [[np.zeros(8), np.zeros(8)]]
-    assert VarianceComponents.of(alike, 2).between == Variance(ASSUMED_SPREAD**2 / 2, 2)
+    assert VarianceComponents.of(alike, 2).between == VarianceEstimate(ASSUMED_SPREAD**2 / 2, 2)
 
 
 def test_of_one_round_it_is_assumed() -> None:
@@ -190,8 +192,8 @@ def test_turns_of_one_cycle_count_as_one() -> None:
 
 def test_ratios_multiply() -> None:
     """A product says through which config it went; its errors are independent."""
-    half = Ratio(0.5, Variance(3e-4, 6))
-    found = half.times(Ratio(3, Variance(1e-4, 6)), "none")
+    half = Ratio(0.5, VarianceEstimate(3e-4, 6))
+    found = half.times(Ratio(3, VarianceEstimate(1e-4, 6)), "none")
     assert (found.value, found.label) == (1.5, "via none")
     assert found.std_error == pytest.approx(0.02)
 
@@ -199,7 +201,7 @@ def test_ratios_multiply() -> None:
 @pytest.mark.parametrize(("value", "differs"), [(1.03, False), (1.06, True), (0.94, True)])
 def test_p_values_agree_with_intervals(value: float, differs: bool) -> None:
     """An interval that leaves out 1 is a p-value below 5 %."""
-    found = Ratio(value, Variance(0.02**2, 8))
+    found = Ratio(value, VarianceEstimate(0.02**2, 8))
     assert found.differs is differs
     assert (found.p_value < 0.05) is differs
 

@@ -9,7 +9,7 @@ from scalebench_lib.config import Config, Trial
 from scalebench_lib.sweep import progress
 from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step
+from scalebench_lib.sweep.runner import SweepProgress
 from tests import simulated
 from tests.factories import configs, disturbed, machine, measured, missing, save_sweep
 from tests.fake_workers import FakeTrials
@@ -73,7 +73,7 @@ def test_progress_and_summary_are_read_at_80_columns(tmp_path: Path, capsys) -> 
     block.add(FakeTrials()(trial, Path(), None, None, lambda: False), longest.group)
     for _ in range(6):
         block.take_cycle()
-    step = Step(2, f"setting up {trial}", block, done=3, total=128, seconds_left=24000)
+    step = SweepProgress(2, f"setting up {trial}", block, done=3, total=128, seconds_left=24000)
     cli.console.print(progress._drawn(step))
     shown = read(capsys.readouterr().out)
     for words in ("128 threads", f"setting up {trial}", "3/128 trials of round 2 about 6.7 h left"):

@@ -388,14 +388,14 @@ def _middle(changes: Sequence[float]) -> float:
     return min(ordered[half], ordered[-half - 1], key=abs)
 
 
-def _median_index(variances: Sequence[stats.Variance]) -> int:
+def _median_index(variances: Sequence[stats.VarianceEstimate]) -> int:
     order = np.argsort([variance.value for variance in variances], kind="stable")
     return int(order[len(order) // 2])
 
 
 def _latencies(
     points: Sequence[MeasuredPoint],
-) -> tuple[np.ndarray, list[stats.Variance], stats.Variance]:
+) -> tuple[np.ndarray, list[stats.VarianceEstimate], stats.VarianceEstimate]:
     """Return the logs of latencies less the common state of the machine in each cycle.
 
     Then the variance of each, and that of their mean that is due to the blocks. A point that was
@@ -425,12 +425,12 @@ def _latencies(
     return logs, noise, of_a_block * (mean**2).sum()
 
 
-def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.Variance]:
+def _latency_variances(points: Sequence[MeasuredPoint]) -> list[stats.VarianceEstimate]:
     """Return the variance of each point's log latency, with the machine's drift between rounds."""
     blocks = {block for point in points for block in point.logs_by_block}
     drift = stats.VarianceComponents.of((point.logs_by_trial for point in points), len(blocks))
     if drift.assumed:
-        drift = replace(drift, between=stats.Variance(ASSUMED_DRIFT**2, stats.ASSUMED_DF))
+        drift = replace(drift, between=stats.VarianceEstimate(ASSUMED_DRIFT**2, stats.ASSUMED_DF))
     return [stats.median_variance(point.logs_by_trial, drift) for point in points]
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib.analysis.compare import WARN_HALF_WIDTH, CommonChange, Comparison
-from scalebench_lib.analysis.draw import STYLE, canvas, caption
+from scalebench_lib.analysis.draw import STYLE, canvas, title_and_notes
 from scalebench_lib.analysis.tables import CONTEXT, varying
-from scalebench_lib.config import AXES, axis_label
+from scalebench_lib.config import AXES, axis_value_label
 from scalebench_lib.files import write_atomically
 from scalebench_lib.picture import Picture
 from scalebench_lib.text import format_number, pluralize
@@ -123,7 +123,7 @@ def _joined(table: pd.DataFrame, alike: list[str], name: str) -> pd.DataFrame:
 
 def _label(row: Mapping[Any, Any], names: Iterable[str]) -> str:
     """Name a point by some of its columns: ``script, SMT on, batch 4``."""
-    return ", ".join(axis_label(n, row[n]) if n in AXES else str(row[n]) for n in names)
+    return ", ".join(axis_value_label(n, row[n]) if n in AXES else str(row[n]) for n in names)
 
 
 def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
@@ -234,7 +234,7 @@ def figure(found: Comparison) -> Picture:
         axes.set(xlabel=f"change of latency{beyond}, right: slower", ylim=(len(rows) - 0.4, -0.6))
         _label_rows(axes, rows, named)
         bars = f"bars: 95 % interval · grey: less than ±{found.threshold:.0%}"
-        caption(picture, _title(found), [f"{'; '.join(found.before.machines)} · {bars}"])
+        title_and_notes(picture, _title(found), [f"{'; '.join(found.before.machines)} · {bars}"])
     picture.subplots_adjust(left=0.27)
     return picture
 

@@ -1,4 +1,4 @@
-"""Draw a `Chart` with matplotlib; `canvas` and `caption` also serve other drawings."""
+"""Draw a `Chart` with matplotlib; `canvas` and `title_and_notes` also serve other drawings."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def draw(chart: Chart) -> Picture:
         else:
             _draw_lines(axes, chart)
         sns.despine(ax=axes)
-        caption(figure, chart.title, notes)
+        title_and_notes(figure, chart.title, notes)
     return figure
 
 
@@ -99,7 +99,7 @@ def canvas(title: str, notes: int, height: float = _HEIGHT, **axes: str) -> tupl
     return figure, figure.add_subplot(**axes)
 
 
-def caption(figure: Picture, title: str, notes: Sequence[str]) -> None:
+def title_and_notes(figure: Picture, title: str, notes: Sequence[str]) -> None:
     """Write `title` over the picture and `notes` under it."""
     height, left = figure.get_figheight(), _MARGIN / WIDTH
     figure.text(left, 1 - 0.15 / height, title, fontsize=12, weight="bold", va="top", gid="title")

@@ -17,7 +17,7 @@ import pandas as pd
 
 from scalebench_lib.analysis import findings, tables
 from scalebench_lib.charts import (
-    BarSegments,
+    BarSeries,
     Cells,
     Chart,
     Dots,
@@ -27,7 +27,7 @@ from scalebench_lib.charts import (
     style_of,
     title_of,
 )
-from scalebench_lib.config import AXES, DEFAULTS, Config, axis_label, model_title
+from scalebench_lib.config import AXES, DEFAULTS, Config, axis_value_label, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import BETWEEN, SHARES
 from scalebench_lib.results import EAGER, Results, Row
@@ -218,13 +218,13 @@ class Stack:
         ]
         return replace(chart, missing=[*chart.missing, *more])
 
-    def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[BarSegments]:
+    def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[BarSeries]:
         ends = np.nan_to_num(lengths).cumsum(axis=1)
         for place, (label, colour) in enumerate(self.parts.values()):
             row = np.flatnonzero(lengths[:, place] > 0)
             y, names = lengths[row, place], [f"{bars[int(bar)]}: {label}" for bar in row]
             if len(row):
-                yield BarSegments(label, colour, row, Marks.exact(ends[row, place] - y, y, names))
+                yield BarSeries(label, colour, row, Marks.exact(ends[row, place] - y, y, names))
 
     def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
         """Return the best bar in words; of times, their largest shares."""
@@ -441,7 +441,11 @@ def _chart(
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
     setting = [
         rows["item"].iloc[0],  # empty for some imports
-        *(axis_label(n, config[n]) for n in others if n == "placement" or config[n] != DEFAULTS[n]),
+        *(
+            axis_value_label(n, config[n])
+            for n in others
+            if n == "placement" or config[n] != DEFAULTS[n]
+        ),
         "" if pinned else "NOT PINNED: threads could move between CPUs",
         f"ratios: {ratios}" if ratios else "",
     ]

@@ -29,7 +29,7 @@ from scalebench_lib.analysis import figures, tables
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import STACKS, VIEWS, Choices, View
 from scalebench_lib.analysis.findings import answers, observations
-from scalebench_lib.charts import Axis, BarSegments, Cells, Chart, Dots, Line, Marks, title_of
+from scalebench_lib.charts import Axis, BarSeries, Cells, Chart, Dots, Line, Marks, title_of
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
@@ -405,7 +405,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
         *("coarse", "missing_at", "marks"),
     ),
     Marks: ("x", "y", "low", "high", "values", "intervals", "names", "details"),
-    BarSegments: ("label", "colour", "row", "marks"),
+    BarSeries: ("label", "colour", "row", "marks"),
     Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
     Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
 }

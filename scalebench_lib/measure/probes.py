@@ -54,7 +54,7 @@ def read_gb_per_s() -> float | None:
     The faster of a product with a vector and a sum. The matrix is four times as large as all
     last-level caches together; None where the memory for it is not free.
     """
-    size = max(_MIN_READ_BYTES, 4 * last_level_bytes())
+    size = max(_MIN_READ_BYTES, 4 * total_llc_bytes())
     if size > psutil.virtual_memory().available / 2:
         return None
     matrix, vector = torch.ones(size // 4 // 4096, 4096), torch.ones(4096)  # by these threads
@@ -62,7 +62,7 @@ def read_gb_per_s() -> float | None:
     return matrix.nbytes / min(best_ns(read, _REPEATS) for read in reads)
 
 
-def last_level_bytes() -> int:
+def total_llc_bytes() -> int:
     """Return the size of all third-level caches together; 0 where it is not known."""
     sizes = {}
     for cache in _CPUS.glob("cpu[0-9]*/cache/index3"):

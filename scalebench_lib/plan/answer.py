@@ -68,7 +68,7 @@ def _of_batch(decision: Decision, max_seconds: float) -> Answer:
         list(report.sentences(decision)),
         chart=partial(figures.frontier, decision.context),
         costs=partial(report.costs, decision),
-        save=partial(report.save, decision),
+        save=partial(report.save_plan, decision),
         verified=lambda say, *_: _of_batch(decide.verify(decision, limits, say), max_seconds),
     )
 
@@ -92,6 +92,6 @@ def _of_requests(
         list(load_report.answer(predictor, best, *runs[:1])),
         chart=lambda: load_report.by_rate(predictor.curve(served, best.target), context.loads),
         costs=partial(load_report.costs, predictor, found, best.target),
-        save=partial(load_report.save, decision, best, *runs[:1]),
+        save=partial(load_report.save_plan, decision, best, *runs[:1]),
         verified=verified,
     )

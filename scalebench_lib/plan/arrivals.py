@@ -72,7 +72,7 @@ def request_lengths(lengths: Lengths, count: int) -> np.ndarray:
     return np.random.default_rng(1).choice(values.astype(int), count, p=shares / shares.sum())
 
 
-def describe_lengths(lengths: Lengths) -> str:
+def lengths_suffix(lengths: Lengths) -> str:
     """Return ``; tokens 16 (70%), 128 (30%)``, to put behind a text; empty where all are alike."""
     total = sum(share for _, share in lengths)
     each = ", ".join(f"{length} ({share / total:.0%})" for length, share in lengths)

@@ -20,10 +20,15 @@ from scalebench_lib.config import PositiveInt, StrictModel
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.arrivals import Lengths
-from scalebench_lib.plan.interference import Interference, Observation, published_runs, slowdown
+from scalebench_lib.plan.interference import (
+    Interference,
+    Observation,
+    fit_slowdown_per_core,
+    published_runs,
+)
 from scalebench_lib.plan.load import LoadRun, load_runs
 from scalebench_lib.plan.placement import PlacedInstance, place
-from scalebench_lib.plan.planner import Plan, Planner, even_split, unbeaten
+from scalebench_lib.plan.planner import BatchPlanner, Plan, split_batch, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
 from scalebench_lib.record import Record, Software, model_files
@@ -137,9 +142,9 @@ class Context:
         return replace(self, profile=profile, cores=request.cores or self.cores)
 
     @cached_property
-    def planner(self) -> Planner:
+    def planner(self) -> BatchPlanner:
         """The planner, with the slow-down that the runs so far show."""
-        return Planner(self.profile.instances, self.cores, self.slowdown or 0.0)
+        return BatchPlanner(self.profile.instances, self.cores, self.slowdown or 0.0)
 
     @cached_property
     def runs(self) -> list[Plan]:
@@ -150,7 +155,7 @@ class Context:
     @property
     def slowdown(self) -> float | None:
         """How instances slow each other down (see `planner`); None where nothing is known."""
-        return slowdown(self.runs, self.profile.optimizations)
+        return fit_slowdown_per_core(self.runs, self.profile.optimizations)
 
     @cached_property
     def _measured(self) -> dict[Plan, Plan]:
@@ -214,7 +219,7 @@ class Context:
 
     def thin(self, batch_size: int) -> Plan | None:
         """Return one thread on every core, batches as even as can be; None if not all are known."""
-        sizes = even_split(batch_size, self.cores)
+        sizes = split_batch(batch_size, self.cores)
         slowest_first = sorted(self.profile.instances, key=lambda one: -one.latency_ms)
         single = {one.batch_size: one for one in slowest_first if _is_thin(one)}
         profiled = [single[size] for size in sizes if size in single]
@@ -244,7 +249,7 @@ class Context:
         self, instances: Iterable[Instance], cores: int, batch_size: int
     ) -> Iterator[Plan]:
         with suppress(RequestError):
-            yield Planner(instances, cores, self.planner.slowdown).best(batch_size)
+            yield BatchPlanner(instances, cores, self.planner.slowdown).best(batch_size)
 
     def reservations(self, plan: Plan) -> Iterator[str]:
         """Yield why `plan` may take longer than predicted."""
@@ -370,5 +375,5 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
 def _even(like: Plan, instances: int, threads: int) -> Plan:
     """Return the batch of `like` split evenly, to be run without having been profiled."""
     kind = like.instances[0].settings | {"smt": False}
-    sizes = even_split(like.batch_size, instances)
+    sizes = split_batch(like.batch_size, instances)
     return Plan.of(Instance(threads, size, nan, cores=threads, **kind) for size in sizes)

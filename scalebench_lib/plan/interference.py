@@ -21,7 +21,7 @@ from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Profile, instance_of
 from scalebench_lib.record import Software
-from scalebench_lib.stats import Interval, Variance
+from scalebench_lib.stats import Interval, VarianceEstimate
 
 FILE = "interference.json"
 
@@ -86,10 +86,10 @@ def published_runs(profile: Profile, together: Iterable[dict[str, Any]]) -> Iter
         if all(run.get(name, value) == value for name, value in profile.shared.items()):
             one = instance_of({**run, **unknown})
             plan = Plan.of([alone.get(one, one)] * run["instances"])
-            yield replace(plan, measured_ms=Interval(run["latency_ms"], Variance(inf)))
+            yield replace(plan, measured_ms=Interval(run["latency_ms"], VarianceEstimate(inf)))
 
 
-def slowdown(plans: Iterable[Plan], optimizations: Iterable[str]) -> float | None:
+def fit_slowdown_per_core(plans: Iterable[Plan], optimizations: Iterable[str]) -> float | None:
     """Return the slow-down for each core that other instances have: a fit to `plans` that were run.
 
     Plans with other `optimizations` count only if there are no others; None if none tells.

@@ -15,12 +15,12 @@ from rich.text import Text
 from scalebench_lib import cost
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
-from scalebench_lib.plan.arrivals import describe_lengths, request_lengths
+from scalebench_lib.plan.arrivals import lengths_suffix, request_lengths
 from scalebench_lib.plan.decide import Decision
 from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
 from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline, requests_for
-from scalebench_lib.stats import Interval, Variance
+from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.text import format_duration, format_number
 
 _LIMIT, _COLOURS = "#d55e00", ("#56b4e9", "#0072b2")
@@ -32,7 +32,7 @@ def comparison(
     """Return deployments as a table: predicted on that many `cores`, and measured in `runs`."""
     target, measured = best.target, {run.deployment: run for run in runs}
     q, seen = f"p{target.percentile:g}", bool(runs)
-    lengths = describe_lengths(best.deployment.batching.lengths)
+    lengths = lengths_suffix(best.deployment.batching.lengths)
     title = f"{q} within {target.slo_ms:g} ms{lengths}; times in ms"
     table = report.new_table("", title=Text(title))
     for name in ("requests/s", "p50", q, *["measured"] * seen):
@@ -59,7 +59,7 @@ def answer(predictor: Predictor, best: Prediction, run: LoadRun | None = None) -
     q, ms = f"p{best.target.percentile:g}", format_number(best.reached_ms)
     median_ms = format_number(1e3 * float(np.median(best.log.latency_s)))
     serves = f"{best.deployment}: {format_number(best.rate)} requests/s"
-    lengths = describe_lengths(best.deployment.batching.lengths)
+    lengths = lengths_suffix(best.deployment.batching.lengths)
     yield f"{serves} with a {q} of {ms} ms, a median of {median_ms} ms (predicted){lengths}"
     if run:
         kept = {True: "kept", False: "not kept", None: "in doubt"}
@@ -84,7 +84,7 @@ def sentences(run: LoadRun) -> Iterator[str]:
     yield (
         f"{run.deployment}: {requests:,} requests, {run.kind}, {format_number(rate)}/s for "
         f"{format_duration(log.arrivals[-1])}; {achieved}{', interrupted' * run.interrupted}"
-        f"{describe_lengths(run.deployment.batching.lengths)}"
+        f"{lengths_suffix(run.deployment.batching.lengths)}"
     )
     if log.overloaded:
         why = "overload: the queue grew all the time"
@@ -128,7 +128,7 @@ def _of_batches(run: LoadRun) -> Iterator[str]:
         yield f"{1 - asked / computed:.0%} of the tokens that were computed are padding"
 
 
-def highest(runs: Sequence[LoadRun]) -> str:
+def highest_rate_sentence(runs: Sequence[LoadRun]) -> str:
     """Return in a sentence the highest rate that held, and between which it surely lies."""
     limit = f"p{runs[0].percentile:g} within {runs[0].slo_ms:g} ms"
     held = max((run.rate for run in runs if run.reached_ms <= run.slo_ms), default=0.0)
@@ -199,11 +199,11 @@ def costs(
     every = [one.deployment for one in reversed(found)]
     best = {one.plan.instances[0].optimization: one for one in every}
     rates = {name: predictor.highest(one, target) for name, one in best.items()}
-    highest = {name: Interval(rate, Variance(0.0)) for name, rate in rates.items() if rate}
+    highest = {name: Interval(rate, VarianceEstimate(0.0)) for name, rate in rates.items() if rate}
     return cost.costs(highest, price_per_hour, target.rate)
 
 
-def save(decision: Decision, best: Prediction, run: LoadRun | None = None) -> Path:
+def save_plan(decision: Decision, best: Prediction, run: LoadRun | None = None) -> Path:
     """Write ``plan.json`` for the best deployment, and return its path."""
     values = {
         "deployment": TypeAdapter(Deployment).dump_python(best.deployment, mode="json"),
@@ -212,4 +212,4 @@ def save(decision: Decision, best: Prediction, run: LoadRun | None = None) -> Pa
         "predicted_percentile_ms": best.reached_ms,
         "measured_percentile_ms": run and run.reached_ms,
     }
-    return report.save(decision, **values)
+    return report.save_plan(decision, **values)

@@ -87,7 +87,7 @@ class Plan:
         return " + ".join(f"{count} × {shape}" for shape, count in alike)
 
 
-def even_split(batch_size: int, count: int) -> list[int]:
+def split_batch(batch_size: int, count: int) -> list[int]:
     """Return `batch_size` as `count` batches as even as can be, the largest first."""
     least, larger = divmod(batch_size, count)
     return [least + 1] * larger + [least] * (count - larger)
@@ -135,7 +135,7 @@ class _Knapsack:
             weight -= int(self._weights[last])
 
 
-class Planner:
+class BatchPlanner:
     """Plans for up to `cores` physical cores out of `instances`; `slowdown` as above, ≥ 0."""
 
     def __init__(self, instances: Iterable[Instance], cores: int, slowdown: float = 0.0) -> None:

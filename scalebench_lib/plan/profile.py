@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from scalebench_lib.config import AXES, WITHIN
 from scalebench_lib.errors import RequestError, nearest
 from scalebench_lib.record import Record
-from scalebench_lib.stats import Variance
+from scalebench_lib.stats import VarianceEstimate
 
 SHARED = (
     *("machine", "model"),
@@ -50,10 +50,10 @@ class Instance:
         return {name: getattr(self, name) for name in WITHIN}
 
     @property
-    def variance(self) -> Variance:
+    def variance(self) -> VarianceEstimate:
         """Variance of the latency's logarithm; infinite where no interval was measured."""
         width = inf if self.high_ms is None else log(self.high_ms / self.latency_ms)
-        return Variance((width / 1.96) ** 2)
+        return VarianceEstimate((width / 1.96) ** 2)
 
     def __str__(self) -> str:
         return f"⟨{self.threads}, {self.batch_size}⟩"

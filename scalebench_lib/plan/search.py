@@ -40,7 +40,7 @@ from scalebench_lib.plan.report import FILE
 from scalebench_lib.plan.runner import PlanRunner, Say
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, Shape, simulate
 from scalebench_lib.record import Point, Software
-from scalebench_lib.stats import Interval, Variance, supports_percentile
+from scalebench_lib.stats import Interval, VarianceEstimate, supports_percentile
 from scalebench_lib.text import format_number, pluralize
 
 WAITS_MS = (0.0, 1.0, 2.0, 5.0, 10.0)
@@ -301,7 +301,7 @@ class Predictor:
                 f"{fastest.batch_size}, takes {format_number(fastest.latency_ms)} ms in the median"
             )
         best = self.search(target.model_copy(update={"rate": 0.0}))[0]
-        machines, _ = fleet(Interval(best.rate, Variance(0.0)), 0.0, target.rate)
+        machines, _ = fleet(Interval(best.rate, VarianceEstimate(0.0)), 0.0, target.rate)
         return (
             f"rate: nothing serves {target.rate:g} requests/s with {limit} on {cores}: the highest "
             f"is {format_number(best.rate)}, by {best.deployment}; always busy it would serve "

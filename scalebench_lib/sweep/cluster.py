@@ -42,7 +42,7 @@ from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_machine
 from scalebench_lib.sweep.progress import Display
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Round, Step, Stop
+from scalebench_lib.sweep.runner import Round, Stop, SweepProgress
 from scalebench_lib.text import pluralize
 
 HOST = "SCALEBENCH_HOST"
@@ -377,4 +377,6 @@ class HostsRun:
         seconds = sum(run.seconds_left() for run in self.runs) / len(self.lanes)
         done, of = len(self._tried), self._total
         doing = f"{blocks} in turn"
-        self._display.show(Step(lane.number, doing, Block(""), done, of, seconds, record, lane.run))
+        self._display.show(
+            SweepProgress(lane.number, doing, Block(""), done, of, seconds, record, lane.run)
+        )

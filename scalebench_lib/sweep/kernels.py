@@ -26,7 +26,7 @@ from scalebench_lib.processes import exit_reason
 from scalebench_lib.protocol import RUNNER_SOCKET
 from scalebench_lib.record import RUNNER_ENVIRONMENT
 from scalebench_lib.sweep.interpreter import Interpreter
-from scalebench_lib.sweep.locks import socket_folder
+from scalebench_lib.sweep.locks import make_socket_folder
 
 COMMAND = ["-m", "scalebench_lib.sweep.forkserver"]
 """What starts a kernel with a connection file, and a fork server with a pipe."""
@@ -48,7 +48,7 @@ class ForkServer:
     """A running fork server of `python`, with `env` added to its environment."""
 
     def __init__(self, env: dict[str, str], python: Interpreter) -> None:
-        self.folder, self.is_gone = socket_folder(), False
+        self.folder, self.is_gone = make_socket_folder(), False
         self._lock = threading.Lock()
         self._pipe, theirs = Pipe()
         with theirs, (self.folder / "errors").open("w") as errors:
@@ -181,7 +181,7 @@ class Kernels(ExitStack):
                 return self._fork(allocating)
             except (ForkServerError, OSError) as error:
                 self.warning, self.kind = f"no warm kernels: {error}", "fresh"
-        kernel = Kernel(socket_folder())
+        kernel = Kernel(make_socket_folder())
         kernel.process = subprocess.Popen(  # noqa: S603 - our own module
             [self._python.executable, "-P", *COMMAND, "-f", kernel.connection_file],
             env={**self._environment(kernel, allocating), "JPY_PARENT_PID": str(os.getpid())},

@@ -42,7 +42,7 @@ def lock_folder(out: Path) -> AbstractContextManager[None]:
     return _lock(out / ".lock", _FOLDER_BUSY, str(out))
 
 
-def require_free(out: Path) -> None:
+def require_folder_free(out: Path) -> None:
     """Raise `RequestError`, naming its process, where a sweep is running in folder `out`.
 
     Writes nothing.
@@ -66,7 +66,7 @@ def write_status(out: Path, doing: str | None) -> None:
 def read_status(out: Path) -> str | None:
     """Return the status line of the sweep in folder `out`; None where none is running."""
     try:
-        require_free(out)
+        require_folder_free(out)
     except RequestError:
         with suppress(OSError, ValueError):
             return (out / _STATUS).read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def _own_folder() -> Path:
     return folder
 
 
-def socket_folder() -> Path:
+def make_socket_folder() -> Path:
     """Make a folder that only this user can enter, with a path short enough for sockets."""
     parent = Path(os.environ.get(RUNTIME_DIR) or tempfile.gettempdir())
     longest = parent / "scalebench-12345678" / "tmp12345678/kernel-ipc-5"

@@ -19,7 +19,7 @@ from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import write_status
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, run_in_turn
+from scalebench_lib.sweep.runner import SweepProgress, run_in_turn
 from scalebench_lib.text import format_duration, format_number, pluralize
 
 _SHOW_EVERY_S = 1.0
@@ -74,7 +74,7 @@ def summary(run: SweepRun, console: Console) -> list[str]:
 
 
 class Display(Live):
-    """The progress of `runs`: a line for each record, and the present `Step` below."""
+    """The progress of `runs`: a line for each record, and the present `SweepProgress` below."""
 
     def __init__(self, runs: Sequence[SweepRun], console: Console) -> None:
         super().__init__(console=console, auto_refresh=False, transient=True)
@@ -83,7 +83,7 @@ class Display(Live):
     def say(self, line: str) -> None:
         _print(self.console, line)
 
-    def show(self, step: Step) -> None:
+    def show(self, step: SweepProgress) -> None:
         """Draw between turns, at most once a second: no thread may go on afterwards."""
         if step.record is not None:
             side = step.run.out.name if step.run and len(self._runs) > 1 else ""
@@ -100,22 +100,22 @@ def _print(console: Console, line: str) -> None:
     console.print(line, soft_wrap=not console.is_terminal, markup=False)
 
 
-def _status_line(step: Step) -> str:
+def _status_line(step: SweepProgress) -> str:
     return f"round {step.round}, {step.done} of {step.total} trials, {_doing(step)}, {_left(step)}"
 
 
-def _doing(step: Step) -> str:
+def _doing(step: SweepProgress) -> str:
     if step.doing != "in turn":
         return step.doing
     cycles = f", {pluralize(step.block.cycle, 'cycle')}" if step.block.cycle else ""
     return f"{pluralize(len(step.block.members), 'trial')} in turn{cycles}"
 
 
-def _left(step: Step) -> str:
+def _left(step: SweepProgress) -> str:
     return f"about {format_duration(step.seconds_left)} left"
 
 
-def _drawn(step: Step) -> Group:
+def _drawn(step: SweepProgress) -> Group:
     """Return a bar, the activity, and the points of the block with their intervals.
 
     The terminal cuts off the last of many.

@@ -32,7 +32,7 @@ BLOCK_S = 300.0
 
 
 @dataclass(frozen=True)
-class Step:
+class SweepProgress:
     """The state of a running sweep, for its progress display.
 
     `done` of `total` trials of this round have ended, the last one with `record`, of `run`.
@@ -49,7 +49,7 @@ class Step:
     run: SweepRun | None = None
 
 
-Progressed = Callable[[Step], None]
+Progressed = Callable[[SweepProgress], None]
 
 
 def run_in_turn(
@@ -253,4 +253,6 @@ class Round:
         running = sum(not member.remeasured for member in block.running)
         done = max(0, self._total - self._queued - running)
         seconds = max(0.0, self._end_s - time.monotonic())
-        self._progressed(Step(self.number, doing, block, done, self._total, seconds, record, run))
+        self._progressed(
+            SweepProgress(self.number, doing, block, done, self._total, seconds, record, run)
+        )

@@ -31,9 +31,9 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.files import DamagedError
 from scalebench_lib.notebook import NOTEBOOKS, scrub, write
 from scalebench_lib.processes import (
-    disk_error,
     error_reason,
     oom_kills,
+    parse_disk_error,
     peak_bytes,
     prefer_to_kill,
     signal_group,
@@ -127,7 +127,7 @@ class NotebookRun:
         except TimeoutError:
             raise self.kill_at_limit(limit_s) from None
         except PapermillExecutionError as error:
-            if full_disk := disk_error(error.ename, error.evalue):
+            if full_disk := parse_disk_error(error.ename, error.evalue):
                 raise full_disk from None
             raise MeasurementError(error_reason(error.ename, error.evalue)) from None
         finally:

@@ -79,7 +79,7 @@ def _verdict(claim: str, holds: bool, figures: str) -> str:
     return f"{claim}: {'holds' if holds else 'does not hold'}. {figures}."
 
 
-def same_points(one: Results, other: Results) -> Found:
+def point_ratios(one: Results, other: Results) -> Found:
     """Latencies of `one` over those of `other`, which took turns with it."""
     return {_name(one.points[key]): ratio for key, ratio in paired_ratios(one, other).items()}
 

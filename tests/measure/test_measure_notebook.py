@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.notebook import NOTEBOOKS, drawing, measurement_request
+from scalebench_lib.notebook import NOTEBOOKS, errors_as_warnings, measurement_request
 from scalebench_lib.record import load_records
 from tests.notebooks import said
 
@@ -79,7 +79,10 @@ def test_a_wrong_value_is_told_as_it_is(wrong: dict, complaint: str) -> None:
 
 def test_what_cannot_be_drawn_is_a_warning() -> None:
     """The record is written by then, and the trial is a good one."""
-    with pytest.warns(UserWarning, match="cannot draw this: ValueError: no such font"), drawing():
+    with (
+        pytest.warns(UserWarning, match="cannot draw this: ValueError: no such font"),
+        errors_as_warnings(),
+    ):
         raise ValueError("no such font")
 
 

@@ -110,14 +110,14 @@ def test_memory_is_read_from_more_than_the_caches_hold(monkeypatch, tmp_path) ->
         (cache / "size").write_text("16384K\n")
         (cache / "shared_cpu_list").write_text("0-1\n" if cpu < 2 else "2-3\n")
     monkeypatch.setattr(probes, "_CPUS", tmp_path)
-    assert probes.last_level_bytes() == 2 * 16 << 20
+    assert probes.total_llc_bytes() == 2 * 16 << 20
     made = []
     ones = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *shape: made.append(shape) or ones(8, 8))
     monkeypatch.setattr(torch, "mv", lambda matrix, _: matrix)
     assert probes.read_gb_per_s() > 0
     assert 4 * made[0][0] * made[0][1] == 256 << 20
-    monkeypatch.setattr(probes, "last_level_bytes", lambda: 1 << 50)
+    monkeypatch.setattr(probes, "total_llc_bytes", lambda: 1 << 50)
     assert probes.read_gb_per_s() is None
 
 

@@ -21,7 +21,7 @@ from scalebench_lib.measure.optimizations.base import OptimizedModel, Target, by
 from scalebench_lib.measure.trial import measure
 from scalebench_lib.protocol import Answer, ConnectionEndedError, End, Ready, Request
 from scalebench_lib.record import Record
-from scalebench_lib.sweep.locks import socket_folder
+from scalebench_lib.sweep.locks import make_socket_folder
 
 MACHINE = Machine.here()
 COUNTS = MACHINE.thread_counts("auto")[:2]
@@ -281,7 +281,7 @@ class Runner:
 @contextmanager
 def runner(monkeypatch: pytest.MonkeyPatch, plays: Callable[[Runner], None]) -> Iterator[None]:
     """A runner, in a thread, whose part is `plays`; what that raises is raised here."""
-    folder = socket_folder()
+    folder = make_socket_folder()
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(folder / "runner"))
     server.listen()

@@ -7,13 +7,13 @@ from typing import Any
 from scalebench_lib.plan.interference import Observation
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.record import Software
-from scalebench_lib.stats import Interval, Variance
+from scalebench_lib.stats import Interval, VarianceEstimate
 from tests import factories
 
 
 def run(plan: Plan, ms: float) -> Plan:
     """`plan` as it is after it was run and took `ms`, known to 2 %."""
-    return replace(plan, measured_ms=Interval(ms, Variance(1e-4, df=10)))
+    return replace(plan, measured_ms=Interval(ms, VarianceEstimate(1e-4, df=10)))
 
 
 def observation(

@@ -17,7 +17,7 @@ from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits, PlanTiming
 from scalebench_lib.record import Turn, model_files
-from scalebench_lib.stats import Interval, Variance
+from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.text import format_number
 from tests import factories
 from tests.plan.observed import observation
@@ -139,7 +139,7 @@ def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:
 def test_plan_json_says_what_to_run(sweep: Path) -> None:
     """Its keys are those that programs count on."""
     decision = ask(sweep, batch_size=8)
-    found = json.loads(report.save(decision).read_text())
+    found = json.loads(report.save_plan(decision).read_text())
     assert sum(one["batch_size"] for one in found["instances"]) == found["batch_size"] == 8
     assert all(len(one["cpus"]) == one["threads"] for one in found["instances"])
     assert found["measured_ms"] is None
@@ -270,7 +270,7 @@ def test_a_noisy_machine_gets_no_verdict(small: Path, variance: float, verdict: 
     """Half-widths of 31 % and 12 % of the ratio."""
     decision = ask(small, batch_size=8, optimization="none")
     best, fat = (
-        replace(plan, measured_ms=Interval(ms, Variance(variance / 2, df=50)))
+        replace(plan, measured_ms=Interval(ms, VarianceEstimate(variance / 2, df=50)))
         for plan, ms in ((decision.thin, 50.0), (decision.fat, 100.0))
     )
     said = "; ".join(report.sentences(replace(decision, best=best, fat=fat)))
@@ -308,7 +308,7 @@ def test_published_runs_of_several_copies_tell_how_they_slow_each_other(tmp_path
     assert "serves batch 16 in 100.0 ms (published)" in said[0]
     assert not any("assumed not to slow" in line for line in said)
     assert any("CPU numbers are made up" in line for line in report.commands(decision))
-    found = json.loads(report.save(decision).read_text(), parse_constant=pytest.fail)
+    found = json.loads(report.save_plan(decision).read_text(), parse_constant=pytest.fail)
     assert (found["measured_ms"], found["measured_ms_high"]) == (100, None)
     picture = figures.predictions(decision.context)
     assert picture.sentence.endswith("at worst +25.0%")

@@ -6,7 +6,7 @@ from math import exp, isnan, log, nan
 import pytest
 
 from scalebench_lib.errors import ScalebenchError
-from scalebench_lib.plan.interference import FILE, Interference, slowdown
+from scalebench_lib.plan.interference import FILE, Interference, fit_slowdown_per_core
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from tests.plan.observed import observation, run
@@ -24,7 +24,7 @@ def learned(*runs: tuple[Plan, float]) -> Interference:
 
 def slowdown_after(*runs: tuple[Plan, float]) -> float | None:
     """The slow-down that `runs` tell."""
-    return slowdown([run(plan, ms) for plan, ms in runs], ("none",))
+    return fit_slowdown_per_core([run(plan, ms) for plan, ms in runs], ("none",))
 
 
 def test_a_slow_down_is_learned_and_used_for_the_next_prediction() -> None:
@@ -45,9 +45,9 @@ def test_the_instance_that_explains_the_latency_tells_the_slow_down() -> None:
 def test_evidence_of_the_same_optimization_counts_alone() -> None:
     other = Plan.of([Instance(1, 4, 50.0, cores=1, optimization="script")] * 2)
     both = [run(TWO, 120.0), run(other, 100.0)]
-    assert slowdown(both, ("none",)) == pytest.approx(log(1.2))
-    assert slowdown(both, ("script",)) == pytest.approx(log(2))
-    assert slowdown(both, ("compile",)) == pytest.approx((log(1.2) + log(2)) / 2)
+    assert fit_slowdown_per_core(both, ("none",)) == pytest.approx(log(1.2))
+    assert fit_slowdown_per_core(both, ("script",)) == pytest.approx(log(2))
+    assert fit_slowdown_per_core(both, ("compile",)) == pytest.approx((log(1.2) + log(2)) / 2)
 
 
 def test_a_plan_that_was_run_is_known_and_its_last_run_counts() -> None:
@@ -74,7 +74,7 @@ def test_it_is_kept_with_the_sweep(tmp_path) -> None:
         one.plan.measured_ms for one in found.observations
     ]
     assert isnan(plans[1].predicted_ms)
-    assert slowdown(plans, ("none",)) == pytest.approx(log(1.2))
+    assert fit_slowdown_per_core(plans, ("none",)) == pytest.approx(log(1.2))
     json.loads((tmp_path / FILE).read_text(), parse_constant=pytest.fail)
     (tmp_path / FILE).write_text('{"schema_version": 1, "observations": [{"machine": "there"}]}')
     assert Interference.load(tmp_path) == Interference()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalebench_lib.errors import RequestError
-from scalebench_lib.plan.planner import Plan, Planner
+from scalebench_lib.plan.planner import BatchPlanner, Plan
 from scalebench_lib.plan.profile import Instance
 
 
@@ -47,7 +47,7 @@ INSTANCES = st.lists(
 @given(INSTANCES, st.integers(1, 4), st.integers(1, 12), st.sampled_from([0.0, 0.1]))
 def test_it_finds_what_trying_everything_finds(instances, cores, batch_size, slowdown) -> None:
     """The latency is the same, on as few cores; what cannot be reached really cannot."""
-    planner = Planner(instances, cores, slowdown)
+    planner = BatchPlanner(instances, cores, slowdown)
     plans = [p for p in every_plan(instances, cores, slowdown) if p.batch_size == batch_size]
     assert planner.reachable(batch_size) == bool(plans)
     if plans:
@@ -64,7 +64,7 @@ def test_it_finds_what_trying_everything_finds(instances, cores, batch_size, slo
 def test_no_plan_within_a_limit_serves_more(instances, cores, slo_ms, slowdown) -> None:
     """The frontier holds the plan of most throughput of all batch sizes."""
     plans = [p for p in every_plan(instances, cores, slowdown) if p.predicted_ms <= slo_ms]
-    planner = Planner(instances, cores, slowdown)
+    planner = BatchPlanner(instances, cores, slowdown)
     frontier = planner.frontier() if planner.largest_batch else []
     within = [plan for plan in frontier if plan.predicted_ms <= slo_ms]
     assert bool(within) == bool(plans)
@@ -74,7 +74,7 @@ def test_no_plan_within_a_limit_serves_more(instances, cores, slo_ms, slowdown) 
 
 def test_the_frontier_rises_in_both() -> None:
     instances = [instance(t, b, 2 + b / t + 0.1 * t) for t in (1, 2, 4) for b in (1, 2, 4, 8)]
-    plans = Planner(instances, 4).frontier()
+    plans = BatchPlanner(instances, 4).frontier()
     assert len(plans) > 2
     for one, other in pairwise(plans):
         assert one.predicted_ms < other.predicted_ms
@@ -87,29 +87,29 @@ def test_cores_that_gain_nothing_stay_idle() -> None:
         *(instance(1, 1, 10.0), instance(2, 1, 10.0)),
         *(instance(1, 2, 10.0), instance(3, 1, 9.0)),
     ]
-    assert Planner(instances, 2).best(1).cores == 1
-    assert len(Planner(instances, 4).best(2).instances) == 1
-    assert Planner(instances, 16).best(1).cores == 3
+    assert BatchPlanner(instances, 2).best(1).cores == 1
+    assert len(BatchPlanner(instances, 4).best(2).instances) == 1
+    assert BatchPlanner(instances, 16).best(1).cores == 3
 
 
 def test_a_core_is_sold_once() -> None:
     """One thread with SMT on was measured with its sibling idle: two of them take two cores."""
     single, double = instance(1, 4, 10.0, smt=True), instance(2, 4, 8.0, smt=True)
-    assert Planner([single], 2).best(8).cores == 2
-    assert not Planner([single], 2).reachable(16)
-    assert Planner([single, double], 2).best(8).instances == (double, double)
+    assert BatchPlanner([single], 2).best(8).cores == 2
+    assert not BatchPlanner([single], 2).reachable(16)
+    assert BatchPlanner([single, double], 2).best(8).instances == (double, double)
 
 
 def test_what_cannot_be_reached_is_answered_with_the_nearest() -> None:
-    planner = Planner([instance(1, 4, 1.0)], 3)
+    planner = BatchPlanner([instance(1, 4, 1.0)], 3)
     with pytest.raises(RequestError, match=r"9 cannot be made .* the nearest is 8 or 12"):
         planner.best(9)
     with pytest.raises(RequestError, match=r"the nearest is 12$"):
         planner.best(1000)
     with pytest.raises(RequestError, match=r"the nearest is 12000000$"):
-        Planner([instance(1, 4_000_000, 1.0)], 3).best(10**9)
+        BatchPlanner([instance(1, 4_000_000, 1.0)], 3).best(10**9)
     with pytest.raises(RequestError, match="no point was measured on 1 core or fewer"):
-        Planner([instance(2, 4, 1.0)], 1).best(4)
+        BatchPlanner([instance(2, 4, 1.0)], 1).best(4)
 
 
 def fastest_by_cores(instances: list[Instance], cores: int, upto: int, slowdown: float):
@@ -139,7 +139,7 @@ def test_a_whole_page_is_planned_exactly_and_at_once(cores: int, slowdown: float
     took = []
     for _ in range(3):
         start = time.process_time()
-        planner = Planner(instances, cores, slowdown)
+        planner = BatchPlanner(instances, cores, slowdown)
         found = [planner.best(size).predicted_ms for size in (1, 2, 7, 64, 100, 512, 1000, 1024)]
         took.append(time.process_time() - start)
     assert found == pytest.approx(expected[[1, 2, 7, 64, 100, 512, 1000, 1024]])
@@ -155,5 +155,5 @@ def test_a_large_machine_is_planned_at_once() -> None:
         instance(t, 2**k, 3 + 2**k / t + 0.01 * t) for t in range(1, 129) for k in range(13)
     ]
     start = time.process_time()
-    assert Planner(instances, 128).best(4096).batch_size == 4096
+    assert BatchPlanner(instances, 128).best(4096).batch_size == 4096
     assert time.process_time() - start < 20

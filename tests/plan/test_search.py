@@ -148,7 +148,7 @@ def test_a_plan_is_saved_and_load_finds_it(out: Path) -> None:
     made, asked = predictor(out), target(rate=30.0)
     best = made.search(asked)[0]
     decision = Question.of(rate=30.0, slo_ms=200.0).answer(made).decision
-    path = load_report.save(decision, best)
+    path = load_report.save_plan(decision, best)
     found = json.loads(path.read_text())
     assert (found["rate"], found["percentile"]) == (30.0, 99.0)
     assert found["predicted_percentile_ms"] == best.reached_ms
@@ -249,8 +249,9 @@ def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> 
     assert 90 < held <= 100
     assert min(one.rate for one in runs if not one.holds) <= 1.06 * held
     assert len(load_runs(tmp_path)) == len(runs) <= 8
-    assert "requests/s, surely more than" in load_report.highest(runs)
-    assert "no rate held" in load_report.highest([one for one in runs if not one.holds])
+    assert "requests/s, surely more than" in load_report.highest_rate_sentence(runs)
+    failed = [one for one in runs if not one.holds]
+    assert "no rate held" in load_report.highest_rate_sentence(failed)
     assert load_report.by_rate(made.predictor.curve(runs[0].deployment, target()), runs).png()
     assert instances() == []
 

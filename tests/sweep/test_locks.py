@@ -11,7 +11,7 @@ import pytest
 
 from scalebench_lib.errors import RequestError
 from scalebench_lib.sweep import locks
-from scalebench_lib.sweep.locks import lock_folder, lock_machine, socket_folder
+from scalebench_lib.sweep.locks import lock_folder, lock_machine, make_socket_folder
 from tests.waiting import wait_until
 
 
@@ -58,7 +58,7 @@ def test_sockets_lie_where_nobody_else_can_enter(tmp_path, monkeypatch) -> None:
     """Under a name that nobody can guess, short enough for a socket."""
     monkeypatch.setenv(locks.RUNTIME_DIR, str(tmp_path / ("long" * 40)))
     (tmp_path / ("long" * 40)).mkdir()
-    folder = socket_folder()
+    folder = make_socket_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert len(os.fsencode(folder)) < 60
     folder.rmdir()

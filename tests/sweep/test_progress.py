@@ -14,7 +14,7 @@ from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.locks import read_status
 from scalebench_lib.sweep.progress import Display, announce, summary
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, run_in_turn
+from scalebench_lib.sweep.runner import SweepProgress, run_in_turn
 from tests.factories import disturbed, measured, missing
 from tests.fake_workers import SMALL, FakeClock, FakeKernels, FakeTrials
 
@@ -41,9 +41,9 @@ def printed(console: Console) -> str:
     return console.file.getvalue()
 
 
-def step(block: Block, record: Record | None = None, doing: str = "in turn") -> Step:
+def step(block: Block, record: Record | None = None, doing: str = "in turn") -> SweepProgress:
     """In round 2."""
-    return Step(2, doing, block, done=3, total=8, seconds_left=240, record=record)
+    return SweepProgress(2, doing, block, done=3, total=8, seconds_left=240, record=record)
 
 
 def block() -> Block:
@@ -118,7 +118,7 @@ def test_others_see_what_is_in_flight_as_long_as_it_is(
 
 def test_drawing_is_rare_while_trials_take_turns(run, console, monkeypatch) -> None:
     """It takes some ms, which are nobody's."""
-    drawn: list[Step] = []
+    drawn: list[SweepProgress] = []
     monkeypatch.setattr(progress, "_drawn", lambda step: drawn.append(step) or "")
     clock, one = FakeClock(), block()
     monkeypatch.setattr(progress, "time", clock)

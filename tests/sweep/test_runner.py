@@ -19,7 +19,7 @@ from scalebench_lib.record import Record, Software, load_records, model_files
 from scalebench_lib.sweep import run as run_module
 from scalebench_lib.sweep.locks import lock_folder, lock_machine
 from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Step, Stop, run_in_turn
+from scalebench_lib.sweep.runner import Stop, SweepProgress, run_in_turn
 from tests.factories import SOFTWARE, machine, measured, save_sweep
 from tests.fake_workers import (
     SMALL,
@@ -541,7 +541,7 @@ def test_a_budget_that_is_used_up_starts_nothing(trials: FakeTrials, tmp_path: P
 
 def test_progress_tells_what_is_done_and_what_is_left(trials: FakeTrials, tmp_path: Path) -> None:
     """Done rises, the seconds left fall; each new record is told once."""
-    seen: list[Step] = []
+    seen: list[SweepProgress] = []
     sweep = SWEEP.model_copy(update={"rounds": 1})
     run(trials, tmp_path, sweep, seen.append)
     assert [step.done for step in seen] == sorted(step.done for step in seen)
@@ -557,7 +557,7 @@ def test_a_base_that_comes_again_is_not_counted_as_progress(trials, tmp_path: Pa
     """It was done before."""
     sweep = SWEEP.model_copy(update={"rounds": 1, "optimizations": ("none",)})
     run(trials, tmp_path, sweep)
-    seen: list[Step] = []
+    seen: list[SweepProgress] = []
     run(trials, tmp_path, SWEEP.model_copy(update={"rounds": 1}), seen.append)
     assert min(step.done for step in seen) == 0
     assert max(step.done for step in seen) == seen[0].total == 4

@@ -10,7 +10,7 @@ import pytest
 from scalebench_lib.config import Config
 from scalebench_lib.record import Point
 from scalebench_lib.results import Results
-from scalebench_lib.stats import Interval, Variance
+from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.validation import verdicts
 from scalebench_lib.validation.experiments import is_hogged
 from tests import factories
@@ -69,13 +69,13 @@ def waiting(point: Point, marked: Callable[[int], bool]) -> Point:
 
 def test_the_same_thing_twice_holds() -> None:
     """All ratios are near 1, and their intervals hold it."""
-    found = verdicts.same_points(results({}), results({}))
+    found = verdicts.point_ratios(results({}), results({}))
     assert verdicts.judge("same", found, 0.01, 0.04).startswith("same: holds. 0.")
 
 
 def test_a_process_that_is_slower_does_not_hold() -> None:
     """And the verdict names the point."""
-    found = verdicts.same_points(results({"script": 1.1}), results({}))
+    found = verdicts.point_ratios(results({"script": 1.1}), results({}))
     verdict = verdicts.judge("same", found, 0.01, 0.04)
     assert verdict.startswith("same: does not hold. ")
     assert "at worst (bar 4%: script, batch 1, " in verdict
@@ -83,7 +83,10 @@ def test_a_process_that_is_slower_does_not_hold() -> None:
 
 def test_intervals_that_leave_out_1_do_not_hold() -> None:
     """Though all errors are small."""
-    found = {"a": Interval(1.001, Variance(1e-4)), "b": Interval(1.001, Variance(1e-9))}
+    found = {
+        "a": Interval(1.001, VarianceEstimate(1e-4)),
+        "b": Interval(1.001, VarianceEstimate(1e-9)),
+    }
     verdict = verdicts.judge("narrow", found, 0.01, 0.04)
     assert "does not hold" in verdict
     assert "1 of 2 intervals hold it" in verdict
@@ -102,7 +105,7 @@ def test_a_turn_that_others_leave_cold_is_found() -> None:
     steady = results({})
     cold = results({}, slower=lambda cycle, threads: 1.1 if cycle % 2 else 1.0)
     for measured, verdict in ((steady, "turns: holds"), (cold, "turns: does not hold")):
-        found = verdicts.same_points(*verdicts.every_other_turn(in_pairs(measured)))
+        found = verdicts.point_ratios(*verdicts.every_other_turn(in_pairs(measured)))
         assert len(found) == 4
         assert verdict in verdicts.judge("turns", found, 0.01, 0.04)
 

@@ -61,7 +61,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def require_space(error: Exception, folder: Path) -> None:
+def raise_if_disk_error(error: Exception, folder: Path) -> None:
     """Raise `MeasurementError` where the disk of `folder`, not the model, caused `error`."""
     if found := _DISK.search(f"{error} {error.__cause__} {error.__context__}"):
         raise _unusable(folder, found[0]) from None
@@ -108,7 +108,7 @@ def _make(folder: Path, make: Callable[[Path], Metadata]) -> Metadata:
     except MeasurementError:
         raise
     except Exception as error:  # exporters raise whatever their parts raise
-        require_space(error, folder.parent)
+        raise_if_disk_error(error, folder.parent)
         raise MeasurementError(
             f"this model cannot be exported: {type(error).__name__}: {first_line(error)}"
         ) from error

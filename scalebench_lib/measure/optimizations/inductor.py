@@ -27,8 +27,12 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.optimizations import base
-from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_folder, require_space
-from scalebench_lib.measure.optimizations.native import casting, lowered
+from scalebench_lib.measure.optimizations.export_cache import (
+    LOOKUPS,
+    cache_folder,
+    raise_if_disk_error,
+)
+from scalebench_lib.measure.optimizations.native import cache_options, lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -44,7 +48,7 @@ def compiled(target: base.Target) -> base.OptimizedModel:
     settings = _MAX_SETTINGS if "-max" in name else ()
     if "bf16" not in name:
         return compile_module(target, target.model.module, settings)
-    return replace(compile_module(target, lowered(target), settings), **casting(target))
+    return replace(compile_module(target, lowered(target), settings), **cache_options(target))
 
 
 def torchao_int8(target: base.Target) -> base.OptimizedModel:
@@ -109,7 +113,7 @@ def _compile_now(module: base.Runner, target: base.Target, graphs_before: int) -
         with frozen as freeze, base.quiet(), redirect_stderr(StringIO()):  # it prints what it tries
             module(*target.inputs)
     except TorchDynamoException as error:
-        require_space(error, Path(os.environ[_FOLDER]))
+        raise_if_disk_error(error, Path(os.environ[_FOLDER]))
         raise MeasurementError(
             f"optimization {target.config.optimization!r} does not apply: "
             f"{type(error).__name__}: {first_line(error)}"

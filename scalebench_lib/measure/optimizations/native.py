@@ -41,7 +41,7 @@ def _require_script(made: object) -> None:
 
 def low_precision(target: base.Target) -> base.OptimizedModel:
     """Weights, computation and outputs in the type of the optimization."""
-    return base.by_torch(lowered(target), **casting(target))
+    return base.by_torch(lowered(target), **cache_options(target))
 
 
 class Lowered(nn.Module):
@@ -75,7 +75,7 @@ def lowered(target: base.Target) -> nn.Module:
     return module
 
 
-def casting(target: base.Target) -> dict[str, Any]:
+def cache_options(target: base.Target) -> dict[str, Any]:
     """Return how batches are prepared: a decoder's cache has the type of its weights."""
     dtype = _dtype(target)
     if target.config.phase == "forward":
