@@ -71,7 +71,7 @@ def picture(title: str, found: Found) -> Picture:
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         sns.despine(ax=axes)
-        caption(figure, title, [])
+        title_and_notes(figure, title, [])
     return figure
 
 
