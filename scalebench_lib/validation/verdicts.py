@@ -15,7 +15,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib import rc_context
 
-from scalebench_lib.analysis.draw import STYLE, WIDTH, canvas, caption
+from scalebench_lib.analysis.draw import STYLE, WIDTH, canvas, title_and_notes
 from scalebench_lib.picture import Picture
 from scalebench_lib.record import Point, Turn
 from scalebench_lib.results import MeasuredPoint, Results, paired_ratios
