@@ -337,7 +337,7 @@ def plan(
     if price_per_hour is not None:
         console.say(*answer.costs(price_per_hour), "")
     if export:
-        from scalebench_lib.measure.optimizations.base import engine_files
+        from scalebench_lib.measure.optimizations import engine_files
         from scalebench_lib.plan.export import export as write
 
         console.say(f"exported: {write(answer.decision, answer.sentences, export, engine_files)}")
@@ -454,7 +454,7 @@ def render(
 def doctor() -> None:
     """Say what this machine can measure, and how noisy it is."""
     from scalebench_lib.doctor import topics
-    from scalebench_lib.measure.probes import PROBE_SECONDS, probe_noise
+    from scalebench_lib.measure.noise import PROBE_SECONDS, probe_noise
 
     for topic, lines in topics(Machine.here()).items():
         console.say(topic, *(f"  {line}" for line in lines))

@@ -123,7 +123,7 @@ _TABLE = (
         description="torch.compile: max-autotune, frozen, C++ wrapper; needs g++, minutes a trial"),
     Optimization("compile-max-bf16", "torch.compile max bf16", "inductor:compiled",
         description="compile-max in bfloat16, on CPUs that have it"),
-    Optimization("torchao-int8", "torchao int8", "inductor:torchao_int8", needs=("torchao",),
+    Optimization("torchao-int8", "torchao int8", "torchao:int8", needs=("torchao",),
         description="torchao, dynamic int8, compiled in each trial; linear layers; needs g++"),
     Optimization("fp16", "eager fp16", "native:low_precision", any_batch=True,
         description="eager PyTorch in float16; any model, on CPUs that have it (AVX512-FP16, ARM)"),

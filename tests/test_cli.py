@@ -12,7 +12,7 @@ import pytest
 
 from scalebench_lib import doctor, optimizations
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.measure import probes
+from scalebench_lib.measure import noise
 from scalebench_lib.notebook import PROJECT
 from scalebench_lib.record import Software, load_records
 from scalebench_lib.sweep.locks import lock_folder, write_status
@@ -98,7 +98,7 @@ def test_a_folder_with_nothing_in_it_is_told(scalebench, tmp_path: Path, verb: s
 
 def test_the_doctor_speaks_by_topic(scalebench, monkeypatch) -> None:
     """Of what the machine can measure and has, and of what its noise was measured."""
-    monkeypatch.setattr(probes, "probe_noise", lambda: probes.Noise(10, 10, 11))
+    monkeypatch.setattr(noise, "probe_noise", lambda: noise.Noise(10, 10, 11))
     code, out, _ = scalebench("doctor")
     assert code == 0
     topics = [line.partition(":")[0] for line in out.splitlines() if not line.startswith(" ")]

@@ -1,4 +1,4 @@
-"""Pin the threads of this process to CPUs, and run or profile a model on them."""
+"""Pin the threads of this process to CPUs, and run a model on them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.autograd.profiler import profile
 
-from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.optimizations.base import (
-    OptimizedModel,
-    Outputs,
-    Profile,
-    Runner,
-    Times,
-)
+from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Profile, Runner
 from scalebench_lib.measure.pinning import SelfPinnedTeam, ThreadTeam, pin_threads, pin_torch
-from scalebench_lib.operators import OperatorTimes
-
-MIN_PASSES, MAX_PASSES, PROFILE_S = 5, 100, 0.5
-"""Profile passes for about `PROFILE_S`: an interruption of a few would count too much."""
-MAX_PROFILE_S = 10.0
-"""Profile nothing that takes longer, with an engine's second start."""
 
 
 class Executor:
@@ -123,48 +109,10 @@ class Executor:
         if self.keep_outputs and batch is self.first_batch:
             self.first_outputs = outputs
 
-    def operator_times(self, threads: int, pass_s: float) -> OperatorTimes:
-        """Profile passes, of about `pass_s` seconds each, at `threads` threads.
-
-        Engines profile in another session, and free those that were timed. Raises
-        `MeasurementError` where it would take too long, or where the profiler reports no times.
-        """
-        passes = max(MIN_PASSES, min(MAX_PASSES, round(PROFILE_S / pass_s)))
-        engine = self.optimized.profile if self.optimized else None
-        expected_s = (self.open_s if engine else 0) + (1 + passes) * pass_s
-        if expected_s > MAX_PROFILE_S:
-            raise MeasurementError(
-                f"it would take {expected_s:.0f} s, more than {MAX_PROFILE_S:.0f}"
-            )
-        self.set_num_threads(threads)
-        wall_ns, times = (
-            self._by_engine(engine, threads, passes) if engine else self._by_torch(passes)
-        )
-        if not times.total():
-            raise MeasurementError("its engine tells no times of operators")
-        self_ns = {name: round(ns) for name, ns in times.items() if ns > 0}
-        return OperatorTimes(threads=threads, passes=passes, wall_ns=wall_ns, self_ns=self_ns)
-
-    def _by_engine(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
+    def profile(self, engine: Callable[..., Profile], threads: int, passes: int) -> Profile:
+        """Free the runners; profile `passes` by the `engine`, on the CPUs of `threads`."""
         self.team = ThreadTeam((), ())
         self.runners.clear()
         del self.runner
         with self._unpinned(self.cpus_for(threads)):
             return engine(threads, next(self.batches), passes)
-
-    def _by_torch(self, passes: int) -> Profile:
-        """Profile the operators of torch, also those of compiled code."""
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it logs each start and stop
-        self.pass_once()
-        with profile(use_kineto=False) as found:
-            start = time.perf_counter_ns()
-            for _ in range(passes):
-                self.pass_once()
-            wall_ns = time.perf_counter_ns() - start
-        times = Times()
-        for event in found.function_events or ():
-            # A copy counts for the operator that called it: a conversion, or a product.
-            caller = event.cpu_parent if event.name == "aten::copy_" else None
-            name = "CompiledFxGraph" if "CompiledFxGraph" in event.name else (caller or event).name
-            times[name] += 1e3 * event.self_cpu_time_total
-        return wall_ns, times

@@ -9,6 +9,7 @@ supported.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.inputs import Inputs, Kind, tokens
+from scalebench_lib.measure.inputs import Inputs, Tokens
 
 _WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 """By the precision of the matrix products."""
@@ -85,28 +86,33 @@ class Generator(nn.Module):
         return (self.model(input_ids=tokens, **how).logits[:, -1],)
 
 
-def sequences(texts: Kind, generator: Generator, seed: int) -> Kind:
-    """Return batches of equally long sequences with their cache, as inputs of `generator`.
+class Sequences:
+    """Batches of equally long sequences with their cache, as inputs of a `Generator`.
 
     Batches of one size share a past and the memory of its cache; the tokens after it differ.
-    Nothing is padded, but a `padded` batch has another past.
     """
-    past = generator.past
 
-    @lru_cache(maxsize=1)
-    def make_past(batch_size: int, seed: int) -> tuple[Tensor, Inputs]:
-        whole = texts.make(batch_size, seed, False)[0]
-        return whole[:, :past], generator.filled_cache(whole)
+    def __init__(self, tokens: Tokens, generator: Generator, seed: int) -> None:
+        self.tokens, self.generator, self.seed = tokens, generator, seed
+        self._past = lru_cache(maxsize=1)(self._make_past)
 
-    def make(batch_size: int, batch_seed: int, padded: bool) -> Inputs:
-        before, cache = make_past(batch_size, seed + padded)
-        after = texts.make(batch_size, batch_seed, False)[0][:, past:]
-        return torch.cat([before, after], 1), *cache
+    def __str__(self) -> str:
+        return f"1 token after {n}" if (n := self.generator.past) else str(self.tokens)
 
-    return Kind(f"1 token after {past}" if past else str(texts), make)
+    def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
+        """Make a seeded batch; nothing is padded, but `padded` has another past."""
+        past, cache = self._past(batch_size, self.seed + padded)
+        tokens = self.tokens.make(batch_size, seed)[0]
+        return torch.cat([past, tokens[:, self.generator.past :]], 1), *cache
+
+    def _make_past(self, batch_size: int, seed: int) -> tuple[Tensor, Inputs]:
+        tokens = self.tokens.make(batch_size, seed)[0]
+        return tokens[:, : self.generator.past], self.generator.filled_cache(tokens)
 
 
-def with_static_cache(config: Config, model: nn.Module) -> tuple[Generator, Kind]:
+def with_static_cache(
+    config: Config, model: nn.Module, kind: Tokens
+) -> tuple[Generator, Sequences]:
     """Return a `Generator` of the phase of `config`, and its inputs.
 
     Raises `MeasurementError` where a layer's cache does not hold all tokens.
@@ -119,9 +125,8 @@ def with_static_cache(config: Config, model: nn.Module) -> tuple[Generator, Kind
             f"phase: {config.model!r} has layers whose cache does not hold all tokens "
             f"({', '.join(sorted(others))}): leave phase out"
         )
-    architecture: Any = model.config
-    texts = tokens(config.positions, architecture.get_text_config().vocab_size)
-    return generator, sequences(texts, generator, config.seed)
+    tokens = replace(kind, seq_len=config.positions, end=None, types=False)
+    return generator, Sequences(tokens, generator, config.seed)
 
 
 def bytes_to_read(generator: Any, precision: str, cache: Inputs) -> int | None:

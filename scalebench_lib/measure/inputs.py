@@ -1,4 +1,4 @@
-"""Make seeded batches of a model's inputs, of one `Kind` or several."""
+"""Make seeded batches of a model's inputs: `Tokens`, or others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,48 @@ _FIRST_WORD = 1000
 
 
 @dataclass(frozen=True)
-class Kind:
+class Tokens:
+    """Items of `seq_len` tokens, as (batch, tokens) of int64: ids, mask and, with `types`, types.
+
+    An item begins with `start`, ends with `end` and is filled with `pad`. The model itself pads to
+    a multiple of `window`. The inputs of an encoder–decoder's `decoder` are ids alone.
+    """
+
+    seq_len: int
+    vocabulary: int
+    pad: int = 0
+    start: int | None = None
+    end: int | None = None
+    types: bool = False
+    window: int = 1
+    decoder: bool = False
+
+    def __str__(self) -> str:
+        length = -(-self.seq_len // self.window) * self.window
+        padded = f", padded to {length}" * (length > self.seq_len)
+        return f"{self.seq_len} {'decoder ' * self.decoder}tokens{padded}"
+
+    def make(self, batch_size: int, seed: int, padded: bool = False) -> Inputs:
+        """Make a seeded batch; `padded` shortens all items but the first of several, at random."""
+        random = torch.Generator().manual_seed(seed)
+        shape = (batch_size, self.seq_len)
+        first_word = min(_FIRST_WORD, self.vocabulary // 2)
+        ids = torch.randint(first_word, self.vocabulary, shape, generator=random)
+        lengths = torch.full((batch_size, 1), self.seq_len)
+        if padded and not self.decoder:
+            short = lengths[1:] if batch_size > 1 else lengths
+            short.random_(2, max(3, self.seq_len), generator=random)
+        mask = (torch.arange(self.seq_len) < lengths).long()
+        if self.start is not None:
+            ids[:, 0] = self.start
+        if self.end is not None:
+            ids.scatter_(1, lengths - 1, self.end)
+        ids = ids.where(mask.bool(), self.pad)
+        return (ids, mask, torch.zeros_like(ids))[: 1 if self.decoder else 2 + self.types]
+
+
+@dataclass(frozen=True)
+class Made:
     """Items that `item` describes; `make(batch_size, seed, padded)` makes a batch."""
 
     item: str
@@ -27,56 +68,17 @@ class Kind:
         return self.item
 
 
-def tokens(
-    seq_len: int,
-    vocabulary: int,
-    pad: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    types: bool = False,
-) -> Kind:
-    """Return items of `seq_len` tokens: ids, mask and perhaps `types`, (batch, tokens) int64.
-
-    An item begins with `start`, ends with `end` and is filled with `pad`. A padded batch shortens
-    all items but the first of several, at random.
-    """
-
-    def make(batch_size: int, seed: int, padded: bool) -> Inputs:
-        random = torch.Generator().manual_seed(seed)
-        first_word = min(_FIRST_WORD, vocabulary // 2)
-        ids = torch.randint(first_word, vocabulary, (batch_size, seq_len), generator=random)
-        lengths = torch.full((batch_size, 1), seq_len)
-        if padded:
-            short = lengths[1:] if batch_size > 1 else lengths
-            short.random_(2, max(3, seq_len), generator=random)
-        mask = (torch.arange(seq_len) < lengths).long()
-        if start is not None:
-            ids[:, 0] = start
-        if end is not None:
-            ids.scatter_(1, lengths - 1, end)
-        ids = ids.where(mask.bool(), pad)
-        return (ids, mask, torch.zeros_like(ids))[: 2 + types]
-
-    return Kind(f"{seq_len} tokens", make)
+Kind = Tokens | Made
 
 
-def decoder_tokens(seq_len: int, vocabulary: int, start: int | None) -> Kind:
-    """Return items of an encoder–decoder's decoder: ids alone, never padded."""
-    whole = tokens(seq_len, vocabulary, start=start)
-    return Kind(
-        f"{seq_len} decoder tokens",
-        lambda batch_size, seed, padded: whole.make(batch_size, seed, False)[:1],
-    )
-
-
-def random_floats(item: str, *shape: int) -> Kind:
+def random_floats(item: str, *shape: int) -> Made:
     """Return items of `shape`, (batch, *shape) of float32, normalised: images, videos, audio."""
 
     def make(batch_size: int, seed: int, padded: bool) -> Inputs:
         random = torch.Generator().manual_seed(seed)
         return (torch.randn((batch_size, *shape), generator=random),)
 
-    return Kind(item, make)
+    return Made(item, make)
 
 
 def concatenated(kinds: Sequence[Kind]) -> Kind:
@@ -85,4 +87,4 @@ def concatenated(kinds: Sequence[Kind]) -> Kind:
     def make(*how: Any) -> Inputs:
         return tuple(part for kind in kinds for part in kind.make(*how))
 
-    return kinds[0] if len(kinds) == 1 else Kind(" and ".join(map(str, kinds)), make)
+    return kinds[0] if len(kinds) == 1 else Made(" and ".join(map(str, kinds)), make)

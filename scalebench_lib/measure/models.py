@@ -13,27 +13,30 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest import mock
 
 import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
-from torch.utils._pytree import KeyPath, key_get, tree_flatten_with_path
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.models.bert import BertModel  # noqa: F401 - before a warm kernel is forked
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
+from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import has_file
 
 from scalebench_lib.config import TASKS, Config, resolved_task, task_of
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
-from scalebench_lib.measure import inputs as kinds
-from scalebench_lib.measure.inputs import Inputs, Kind
+from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
 from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
 from scalebench_lib.record import model_files
 from scalebench_lib.sources import is_own, own_files
@@ -67,6 +70,10 @@ KNOWN = {
 }
 """The models by name: transformers' default configurations are the published ones."""
 
+_UNCASED_VOCABULARY, _CLS, _SEP = 30_522, 101, 102
+"""The size of BERT's uncased vocabulary, and its ids for start and end of a text, which its
+configuration lacks."""
+
 _UNSUPPORTED = {
     "auto_map": "code of its own",
     "quantization_config": "quantized weights",
@@ -77,7 +84,11 @@ _UNSUPPORTED = {
 
 _SAFELY = {"trust_remote_code": False}
 
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+"""Endings of the names of layers with a row for each position."""
+
 HUB_ANSWERS_S = 5.0
+"""The hub's own client tries for half a minute."""
 
 _MIN_OUTPUT = 1e-6
 """Smaller outputs of a layer fade to denormals in the layers after it."""
@@ -85,9 +96,15 @@ _MIN_OUTPUT = 1e-6
 _TILE = 1_000_003
 """Weights are tiled from that many random numbers; prime, so that no two rows are equal."""
 
+MAX_TENSORS = 20_000
+"""Weights and biases of a model: 1,250 layers of BERT have as many, and take seconds to build."""
+
 _AUDIO_S, _SAMPLES_PER_S = 10, 16_000
 _CODE_POINTS = 0x110000
 """The vocabulary of models that read characters."""
+
+Keys = tuple[str | int, ...]
+"""The keys and indices that lead to a tensor in what a model returns."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,7 @@ class Model:
     """
 
     module: nn.Module
-    kind: Kind
+    kind: Kind | generation.Sequences
     note: str = ""
     source: str | None = None
 
@@ -120,7 +137,7 @@ class Plain(nn.Module):
     The model takes its inputs by `names`, if any; `outputs` lead to the tensors in its answer.
     """
 
-    outputs: tuple[KeyPath, ...] = ()
+    outputs: tuple[Keys, ...] = ()
 
     def __init__(self, model: Callable[..., Any], names: tuple[str, ...]) -> None:
         super().__init__()
@@ -134,30 +151,19 @@ class Plain(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors: of BERT (batch, tokens, hidden), and the pooled output."""
         answer = self.answer(*inputs)
-        return tuple(key_get(answer, path) for path in self.outputs)
+        return tuple(_part(answer, place) for place in self.outputs)
 
 
-def require_memory(config: Config) -> None:
-    """Raise `MeasurementError` if the weights are larger than this machine's memory.
-
-    They are made without values. How large a model of the user's own is, only its code knows.
-    """
-    if is_own(config.model):
-        return
-    architecture = _architecture(config, KNOWN.get(config.model))
-    with _in_one_line(f"model: {config.model!r} cannot be built"), torch.device("meta"):
-        weights = _model_class(config, architecture)._from_config(architecture, dtype=torch.float32)
-    size, memory = sum(part.nbytes for part in weights.parameters()), Machine.here().memory_bytes
-    if size > memory:
-        raise MeasurementError(
-            f"model: {config.model!r} has {size / 2**30:.1f} GiB of weights in fp32; this machine "
-            f"has {memory / 2**30:.1f} GiB of memory"
-        )
+def _part(answer: Any, place: Keys) -> Any:
+    for key in place:
+        answer = getattr(answer, str(key)) if isinstance(answer, ModelOutput) else answer[key]
+    return answer
 
 
-def build(config: Config) -> Model:
+def build(config: Config, shapes_only: bool = False) -> Model:
     """Build the model of `config` with its weights, in evaluation mode, in fp32, and run it once.
 
+    With `shapes_only` its tensors have no values and take no memory, but for the user's own models.
     Raises `MeasurementError` if the model or its weights cannot be loaded, or do not take items of
     the config's size.
     """
@@ -165,19 +171,20 @@ def build(config: Config) -> Model:
     if is_own(config.model):
         with _in_one_line(f"model: {config.model!r} cannot be built", own_files(config.model)):
             module, kind, names = own.load(config)
-        return _run(config, Plain(module, names).requires_grad_(False).eval(), kind)
+        return _run(config, Plain(module, names).requires_grad_(False).eval(), kind, "cpu")
     known = KNOWN.get(config.model)
     architecture = _architecture(config, known)
     with _in_one_line(f"model: {config.model!r} cannot be built"):
         model_class = _model_class(config, architecture)
         kind, names = _kind(config, architecture, model_class)
-        weights = _weights(config, known, model_class, architecture)
+        weights = _weights(config, known, model_class, architecture, shapes_only)
     # Without gradients: the counter of FLOPs would look for them.
     plain = Plain(weights.requires_grad_(False), names).eval()
-    _require_sizes(config, names)
-    model = _run(config, plain, kind)
+    _require_positions(config, plain)
+    model = _run(config, plain, kind, "meta" if shapes_only else "cpu")
     if config.phase != "forward":
-        return Model(*generation.with_static_cache(config, weights))
+        tokens = _tokens(config, architecture.get_text_config(), takes_types=False)
+        return Model(*generation.with_static_cache(config, weights, tokens))
     return model
 
 
@@ -234,14 +241,24 @@ def _cached_first(load: Callable[..., Any], what: str, source: str, **how: Any) 
 
 
 def _require_hub(what: str, source: str) -> None:
-    """Raise `MeasurementError` unless the hub answers: its own client tries for half a minute."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_ANSWERS_S)
-    except Exception as error:  # of its library for HTTP, which is another with each version
+    """Raise `MeasurementError` unless the hub answers within `HUB_ANSWERS_S`."""
+    failures = [f"no answer in {HUB_ANSWERS_S:.0f} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_ANSWERS_S)
+            failures.clear()
+        except Exception as error:  # of its library for HTTP, which is another with each version
+            failures[:] = [first_line(error)]
+
+    asking = Thread(target=ask, daemon=True)  # looking up a name knows no time limit
+    asking.start()
+    asking.join(HUB_ANSWERS_S)
+    if failures:
         raise MeasurementError(
             f"{what}: {source!r} was never downloaded, and {constants.ENDPOINT} cannot be reached "
-            f"({first_line(error)}): name a folder, or try again with a network"
-        ) from None
+            f"({failures[0]}): name a folder, or try again with a network"
+        )
 
 
 def _model_class(config: Config, architecture: Any) -> Any:
@@ -278,36 +295,33 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
     takes = inspect.signature(model_class.forward).parameters.keys()
     found: dict[str, Kind | None] = {}
     if {"input_ids", "attention_mask"} <= takes:
-        text = architecture.get_text_config()
-        types = "token_type_ids" in takes and getattr(text, "type_vocab_size", 0) > 0
-        found |= {"input_ids": _text(config, text, types), "attention_mask": None}
-        found |= {"token_type_ids": None} if types else {}
+        tokens = _tokens(config, architecture.get_text_config(), "token_type_ids" in takes)
+        found |= {"input_ids": tokens, "attention_mask": None}
+        found |= {"token_type_ids": None} if tokens.types else {}
     if "pixel_values" in takes:
         vision = getattr(architecture, "vision_config", architecture)
-        shape = [getattr(vision, "num_channels", 3), config.image_size, config.image_size]
-        item = f"{config.image_size} × {config.image_size} pixels"
-        if frames := getattr(vision, "num_frames", 0):
-            item, shape = f"{frames} frames of {item}", [frames, *shape]
-        found["pixel_values"] = kinds.random_floats(item, *shape)
+        shape = getattr(vision, "num_channels", 3), config.image_size, config.image_size
+        item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
+        videos = (f"{frames} frames of {item}", frames, *shape)
+        found["pixel_values"] = random_floats(*videos) if frames else random_floats(item, *shape)
     if "input_values" in takes:
-        samples = _AUDIO_S * _SAMPLES_PER_S
-        found["input_values"] = kinds.random_floats(f"{_AUDIO_S} s of audio", samples)
+        found["input_values"] = random_floats(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_PER_S)
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
         frames = 2 * architecture.max_source_positions  # of 10 ms
         item = f"{frames / 100:g} s of audio"
-        found["input_features"] = kinds.random_floats(item, architecture.num_mel_bins, frames)
+        found["input_features"] = random_floats(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
-        vocabulary = architecture.vocab_size
         start = getattr(architecture, "decoder_start_token_id", None)
-        found["decoder_input_ids"] = kinds.decoder_tokens(config.seq_len, vocabulary, start)
+        tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
+        found["decoder_input_ids"] = tokens
     if (main := model_class.main_input_name) not in found:
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    return kinds.concatenated(list(filter(None, found.values()))), tuple(found)
+    return concatenated(list(filter(None, found.values()))), tuple(found)
 
 
-def _text(config: Config, architecture: Any, types: bool) -> Kind:
+def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
     characters = hasattr(architecture, "num_hash_buckets")
     vocabulary: int = _CODE_POINTS if characters else architecture.vocab_size
 
@@ -315,15 +329,22 @@ def _text(config: Config, architecture: Any, types: bool) -> Kind:
         value = getattr(architecture, f"{name}_token_id", None)
         return value if isinstance(value, int) and value in range(vocabulary) else None
 
-    pad, start, end = special("pad") or 0, special("bos"), special("eos")
-    text = kinds.tokens(config.seq_len, vocabulary, pad, start, end, types)
-    windows = getattr(architecture, "attention_window", 1)  # to which Longformer pads by itself
-    window = max(windows) if isinstance(windows, list | tuple) else windows
-    length = -(-config.seq_len // window) * window
-    return replace(text, item=text.item + f", padded to {length}" * (length > config.seq_len))
+    uncased = vocabulary == _UNCASED_VOCABULARY
+    windows = getattr(architecture, "attention_window", 1)
+    return Tokens(
+        seq_len=config.seq_len,
+        vocabulary=vocabulary,
+        pad=special("pad") or 0,
+        start=_CLS if uncased else special("bos"),
+        end=_SEP if uncased else special("eos"),
+        types=takes_types and getattr(architecture, "type_vocab_size", 0) > 0,
+        window=max(windows) if isinstance(windows, list | tuple) else windows,
+    )
 
 
-def _weights(config: Config, known: Known | None, model_class: Any, architecture: Any) -> Any:
+def _weights(
+    config: Config, known: Known | None, model_class: Any, architecture: Any, shapes_only: bool
+) -> Any:
     own = known.hub_id if known else config.model
     source = own if config.weights == "pretrained" else config.weights
     if source is None:
@@ -335,9 +356,37 @@ def _weights(config: Config, known: Known | None, model_class: Any, architecture
             values, _ = _cached_first(PretrainedConfig.get_config_dict, "weights", source)
             _require_plain("weights", source, {"model_type": model_class.__name__, **values})
     if source != "random":
-        return _pretrained(model_class, source, architecture)
-    with _tiled_random(config.seed):
+        if not shapes_only:
+            return _pretrained(model_class, source, architecture)
+        _require_safetensors(source)
+    with _within_memory(config.model) if shapes_only else _tiled_random(config.seed):
         return model_class._from_config(architecture, dtype=torch.float32)
+
+
+@contextmanager
+def _within_memory(model: str) -> Iterator[None]:
+    """Make weights without values; `MeasurementError` once they are more than this machine holds.
+
+    Building all of a model that is far too large would take as long as if it were not.
+    """
+    memory, tensors, size = Machine.here().memory_bytes, 0, 0
+
+    def count(module: nn.Module, name: str, weight: nn.Parameter) -> None:
+        nonlocal tensors, size
+        tensors, size = tensors + 1, size + 4 * weight.numel()
+        if size > memory or tensors > MAX_TENSORS:
+            raise MeasurementError(
+                f"model: {model!r} has more than {size / 2**30:.1f} GiB of weights in fp32, in "
+                f"{tensors:,} tensors; this machine has {memory / 2**30:.1f} GiB of memory, and "
+                f"{MAX_TENSORS:,} tensors are the most that are built"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -384,16 +433,17 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
             ignore_mismatched_sizes=True,  # reported below
         )
     own = tuple(f"{name}." for name, _ in model.named_children())
-    prefix = f"{model.base_model_prefix}."
-    unexpected = (name.removeprefix(prefix) for name in report["unexpected_keys"])
     wrong = {
-        "lacks {} of the model's": [n for n in report["missing_keys"] if "pooler" not in n],
-        "has {} of other shapes than the model's": [one for one, *_ in report["mismatched_keys"]],
-        "has {} that the model has no place for": [
-            name  # not buffers of older versions; heads are left out
-            for name in unexpected
-            if name.startswith(own) and name.endswith(".weight")
-        ],
+        "lacks {} of the model's": {
+            name for name in report["missing_keys"] if "pooler" not in name
+        },
+        "has {} of other shapes than the model's": {one for one, *_ in report["mismatched_keys"]},
+        "has {} that the model has no place for": {
+            found
+            for name in report["unexpected_keys"]
+            if (found := name.removeprefix(f"{model.base_model_prefix}.")).startswith(own)
+            and name.endswith(".weight")  # not buffers of older versions; heads are left out
+        },
     }
     for what, names in wrong.items():
         if names:
@@ -403,57 +453,82 @@ def _pretrained(model_class: Any, source: str, architecture: Any) -> Any:
     return model
 
 
-def _require_sizes(config: Config, names: Sequence[str]) -> None:
-    """Raise `MeasurementError` if a size is given that the inputs called `names` do not have."""
+def _require_safetensors(source: str) -> None:
+    """Raise `MeasurementError` where there are none; looks, and downloads nothing."""
+
+    def there(source: str, **where: Any) -> bool:
+        if any(has_file(source, n, **where) for n in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+            return True
+        raise OSError("no safetensors")
+
+    with _in_one_line(f"weights: cannot load {source!r}"):
+        _cached_first(there, "weights", source)
+
+
+def _require_positions(config: Config, plain: Plain) -> None:
+    """Raise `MeasurementError` if the model takes no such size, or fewer positions than tokens."""
     for size, name in {"seq_len": "input_ids", "image_size": "pixel_values"}.items():
         given = getattr(config, size) != Config.model_fields[size].default
-        if given and name not in " ".join(names):  # no axis to measure along
-            raise MeasurementError(f"{size}: {config.model!r} takes {names[0]}: leave {size} out")
+        if given and name not in " ".join(plain.names):  # no axis to measure along
+            raise MeasurementError(
+                f"{size}: {config.model!r} takes {plain.names[0]}: leave {size} out"
+            )
+    for name, layer in plain.named_modules():
+        if isinstance(layer, nn.Embedding) and name.endswith(_POSITIONS):
+            # RoBERTa's positions begin after the padding id, OPT's at an offset.
+            after = 0 if layer.padding_idx is None else layer.padding_idx + 1
+            longest = layer.num_embeddings - int(getattr(layer, "offset", after))
+            takes_text = "input_ids" in plain.names or "decoder" in name
+            if takes_text and config.seq_len > longest:
+                raise MeasurementError(
+                    f"seq_len: {config.seq_len} tokens are more than the {longest} that this "
+                    "model takes"
+                )
 
 
-def _run(config: Config, plain: Plain, kind: Kind) -> Model:
+def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
     """Run batches of one and two items, to find the outputs of each item; return the model."""
-    batches = (kind.make(n, config.seed, False) for n in (1, 2))
+    batches = ([part.to(device) for part in kind.make(n, config.seed, False)] for n in (1, 2))
     sizes = {"input_ids": "seq_len", "pixel_values": "image_size"}
     size = sizes.get(next(iter(plain.names), ""), "model")
     files = own_files(config.model) if is_own(config.model) else []
-    drawn = config.weights == "random" and not files
+    drawn = config.weights == "random" and device == "cpu" and not files
+    left_out = ""
+    # Many models read values, which "meta" tensors lack, and raise RuntimeError.
     with (
         _in_one_line(f"{size}: {config.model!r} takes no {kind}", files),
+        suppress(RuntimeError) if device == "meta" else nullcontext(),
         torch.inference_mode(),
         _scaled(plain) if drawn else nullcontext(),
     ):
-        one, two = (_parts(plain.answer(*batch), bool(files)) for batch in batches)
+        one, two = (dict(_parts(plain.answer(*batch), bool(files))) for batch in batches)
         plain.outputs, left_out = _outputs(one, two)
         if not plain.outputs:
             raise MeasurementError(f"model: {config.model!r} returns no floats; {left_out}")
     return Model(plain, kind, left_out, model_files(config) if files else None)
 
 
-def _parts(answer: Any, deep: bool) -> dict[KeyPath, Any]:
-    """Return the parts of an answer by their paths; without `deep` its own tensors alone."""
-    parts = tree_flatten_with_path(answer)[0]
-    if deep:
-        return {path: part for path, part in parts if part is not None}
-    return {path: part for path, part in parts if isinstance(part, Tensor) and len(path) < 2}
+def _parts(answer: Any, deep: bool, place: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Yield the parts of an answer with the keys to them; without `deep` its own tensors alone."""
+    parts = dict(enumerate(answer)) if isinstance(answer, list | tuple) else answer
+    if isinstance(parts, Mapping) and (deep or not place):
+        for key, part in parts.items():
+            yield from _parts(part, deep, (*place, key))
+    elif isinstance(answer, Tensor) or (deep and answer is not None):
+        yield place, answer
 
 
-def _outputs(one: dict[KeyPath, Any], two: dict[KeyPath, Any]) -> tuple[tuple[KeyPath, ...], str]:
-    """Return the paths to floats of which each item has its own, and a note on all other parts."""
+def _outputs(one: dict[Keys, Any], two: dict[Keys, Any]) -> tuple[tuple[Keys, ...], str]:
+    """Return the keys to floats of which each item has its own, and a note on all other parts."""
     left_out = {}
-    for path, part in one.items():
+    for place, part in one.items():
         if not isinstance(part, Tensor) or not part.is_floating_point():
-            left_out[path] = str(getattr(part, "dtype", type(part).__name__))
-        elif not part.dim() or two[path].shape != (2, *part.shape[1:]):
-            left_out[path] = "not of single items"
-    named = (f"{_name(path)} ({why})" for path, why in left_out.items())
+            left_out[place] = str(getattr(part, "dtype", type(part).__name__))
+        elif not part.dim() or two[place].shape != (2, *part.shape[1:]):
+            left_out[place] = "not of single items"
+    named = (f"{'.'.join(map(str, place)) or 'it'} ({why})" for place, why in left_out.items())
     note = f"left out of the outputs: {', '.join(named)}" if left_out else ""
-    return tuple(path for path in one if path not in left_out), note
-
-
-def _name(path: KeyPath) -> str:
-    """``logits`` for the path to a part of an answer, ``it`` for the whole."""
-    return ".".join(str(key).strip("[].'") for key in path) or "it"
+    return tuple(place for place in one if place not in left_out), note
 
 
 @contextmanager

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, nearest
-from scalebench_lib.measure.inputs import Inputs, Kind
+from scalebench_lib.measure.inputs import Inputs, Made
 
 
-def load(config: Config) -> tuple[Callable[..., Any], Kind, tuple[str, ...]]:
+def load(config: Config) -> tuple[Callable[..., Any], Made, tuple[str, ...]]:
     """Return the model that `config` names, its inputs, and their names, if any.
 
     Its code draws random weights from the config's seed. Raises `MeasurementError` where it is
@@ -61,8 +60,8 @@ def _function(name: str) -> Any:
     return found
 
 
-def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Kind, tuple[str, ...]]:
-    def make(batch_size: int, seed: int, padded: bool) -> Inputs:
+def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made, tuple[str, ...]]:
+    def make(batch_size: int, seed: int, padded: bool = False) -> Inputs:
         made = _checked(name, inputs(batch_size, seed), batch_size)
         return tuple(made[key] for key in parts)
 
@@ -70,17 +69,20 @@ def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Kind
     shapes = ("×".join(map(str, part.shape[1:])) or "1" for part in parts.values())
     types = (str(part.dtype).removeprefix("torch.") for part in parts.values())
     names = () if 0 in parts else tuple(parts)
-    return Kind(", ".join(map("{} {}".format, shapes, types)), make), names
+    return Made(", ".join(map("{} {}".format, shapes, types)), make), names
 
 
 def _checked(name: str, made: Any, size: int) -> dict[Any, Tensor]:
     """Return the tensors of a batch by name or number; `MeasurementError` for anything else."""
     parts = dict(enumerate(made)) if isinstance(made, tuple) else made
-    values = parts.values() if isinstance(parts, Mapping) else ()
-    if {isinstance(part, Tensor) and part.shape[:1] for part in values} != {(size,)}:
-        found = tree_map(lambda part: getattr(part, "shape", type(part).__name__), made)
+    values = list(parts.values()) if isinstance(parts, Mapping) else []
+    strange = [part for part in values if not isinstance(part, Tensor)] or [made] * (not values)
+    wrong = [f"a {type(part).__name__}" for part in strange] or [
+        f"shape {tuple(part.shape)}" for part in values if part.shape[:1] != (size,)
+    ]
+    if wrong:
         raise MeasurementError(
-            f"model: inputs({size}, seed) of {name!r} returns {found}, not a tuple or dict of "
+            f"model: inputs({size}, seed) of {name!r} returns {wrong[0]}, not a tuple or dict of "
             "tensors with an item a row"
         )
     return dict(parts)

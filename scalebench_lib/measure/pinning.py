@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ SPIN_NS = 30_000_000
 """A thread with less CPU time in a turn has not computed: OpenMP's threads spin for 10 ms after
 their last work, and ticks are up to 10 ms apart."""
 
+_SMALL_PASS_NS = 20_000_000
+"""An engine may leave some threads idle in a pass that takes less CPU time than this."""
+
+_POLL_S = 0.0005
 _ATTEMPTS = 10
 """On a busy machine a thread may seem idle for a moment, or busy with its last work."""
 
@@ -111,19 +116,23 @@ class SelfPinnedTeam(ThreadTeam):
         os.sched_setaffinity(0, {self.cpus[0]})
 
     def run_and_check(self, run: Callable[[], object]) -> None:
-        """Call `run`; `MeasurementError` unless each thread that computes has one of `cpus`.
+        """Call `run`; `MeasurementError` unless one thread on each of `cpus` computes it.
 
         A small pass may leave CPUs idle, but never puts two threads on one.
         """
         for _ in range(_ATTEMPTS):
-            busy = {threading.get_native_id(), *computing_threads_during(run, _SHARING)}
-            used = {_last_cpu(tid) for tid in busy}
-            if len(used) == len(busy) and used <= set(self.cpus):
-                return
-        raise MeasurementError(
-            f"asked for one thread on each of the CPUs {sorted(self.cpus)}, but the engine "
-            f"computes with {len(busy)} on {sorted(used)}"
-        )
+            busy, bound = _watch(run)
+            if len(busy) <= len(self.cpus) and (
+                bound == set(self.cpus) or (len(bound) == len(busy) and _is_small(run))
+            ):
+                break
+        else:
+            raise MeasurementError(
+                f"asked for one thread on each of the CPUs {sorted(self.cpus)}, but the engine "
+                f"computes with {len(busy)} on {sorted(bound)}"
+            )
+        if not bound <= set(self.cpus):
+            raise MeasurementError(f"the engine computes on CPUs {sorted(bound)}")
 
 
 def pin_torch(cpus: Sequence[int], pinnable: bool) -> ThreadTeam:
@@ -215,13 +224,32 @@ def computing_threads_between(
     return {tid for tid, ns in grown.items() if ns > least}
 
 
-def _last_cpu(tid: int) -> int:
-    """Return the CPU that thread `tid` ran on last; -1 if it has just ended."""
+def _watch(run: Callable[[], object]) -> tuple[set[int], set[int]]:
+    """Return the threads that compute `run`, and the CPUs to which one of them was bound."""
+    bound: dict[int, set[int]] = defaultdict(set)
+    watcher = threading.Thread(target=_note_bound, args=(bound, stop := threading.Event()))
+    watcher.start()
     try:
-        stat = (_TASKS / str(tid) / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return int(stat.rpartition(")")[2].split()[36])
+        busy = {threading.get_native_id(), *computing_threads_during(run, _SHARING)}
+        busy -= {watcher.native_id}
+    finally:
+        stop.set()
+        watcher.join()
+    return busy, set().union(*(bound[tid] for tid in busy))
+
+
+def _note_bound(bound: dict[int, set[int]], stop: threading.Event) -> None:
+    while not stop.wait(_POLL_S):
+        for tid in _tids():
+            with suppress(ProcessLookupError):  # it has just ended
+                cpus = os.sched_getaffinity(tid)
+                bound[tid] |= cpus if len(cpus) == 1 else set()
+
+
+def _is_small(run: Callable[[], object]) -> bool:
+    start = time.process_time_ns()
+    run()
+    return time.process_time_ns() - start < _SMALL_PASS_NS
 
 
 def _tids() -> list[int]:

@@ -25,8 +25,9 @@ from scalebench_lib.measure import generation, models, turns
 from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
 from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
+from scalebench_lib.measure.peak import peak_gflops, read_gb_per_s
 from scalebench_lib.measure.pinning import set_affinity, thread_times
-from scalebench_lib.measure.probes import peak_gflops, read_gb_per_s
+from scalebench_lib.measure.profiling import operator_times
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import Point, Record, Setup, Software, model_files
@@ -112,11 +113,7 @@ def _measure(
         executor.team.require_in_place()
         # Short passes keep no outputs, which would change their use of memory: compute one more.
         verifier.check(executor.runner, executor.first_outputs)
-    teams = executor.teams
-    found["points"] = tuple(
-        point.recorded(config, machine, teams[threads].cpus, teams[threads].is_pinned)
-        for threads, point in taker.points.items()
-    )
+    found["points"] = tuple(_point(one, executor, machine, trial) for one in taker.points.values())
     found["peak_memory_bytes"] = _peak_memory_bytes()
     if trial.thorough:
         found |= _profiled(executor, min(found["points"], key=lambda point: point.median_ns))
@@ -125,7 +122,7 @@ def _measure(
 def _profiled(executor: Executor, best: Point) -> _Found:
     """Profile passes at the best thread count; where the profiler fails, the trial does not."""
     try:
-        return {"operators": executor.operator_times(best.threads, best.median_ns / 1e9)}
+        return {"operators": operator_times(executor, best.threads, best.median_ns / 1e9)}
     except Exception as error:  # engines raise whatever their parts raise
         return {"not_profiled": first_line(error)}
 
@@ -202,6 +199,20 @@ def _take_requested_turns(
 
 def _usage(cpus: tuple[int, ...]) -> turns.Usage:
     return turns.Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
+
+
+def _point(taken: turns.PointTurns, executor: Executor, machine: Machine, trial: Trial) -> Point:
+    team = executor.teams[taken.threads]
+    return Point(
+        threads=taken.threads,
+        cores=machine.cores_of(taken.threads, trial.config.smt, trial.config.placement),
+        cpus=team.cpus,
+        pinned=team.is_pinned,
+        passes_per_sample=taken.passes_per_sample,
+        warmup_ns=tuple(taken.warmup_ns),
+        spent_s=taken.spent_ns / 1e9,
+        turns=tuple(taken.turns),
+    )
 
 
 def _libraries() -> dict[str, str]:

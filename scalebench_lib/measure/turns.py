@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
 
-from scalebench_lib.config import Config
-from scalebench_lib.machine import Machine
 from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, stop_reason
-from scalebench_lib.record import Point, Turn
+from scalebench_lib.record import Turn
 from scalebench_lib.stats import MIN_TURNS, turns_interval
 
 Say = Callable[[str, float | None], None]  # reports an activity, and the share of it that is done
@@ -85,21 +83,6 @@ class PointTurns:
         medians = [turn.median_ns for turn in self.turns]
         half_width = turns_interval(medians).half_width if len(medians) >= MIN_TURNS else None
         return Answer(median_ns=median(samples), half_width=half_width, spent_s=spent_ns / _NS)
-
-    def recorded(
-        self, config: Config, machine: Machine, cpus: tuple[int, ...], pinned: bool
-    ) -> Point:
-        """Return the point as the record holds it."""
-        return Point(
-            threads=self.threads,
-            cores=machine.cores_of(self.threads, config.smt, config.placement),
-            cpus=cpus,
-            pinned=pinned,
-            passes_per_sample=self.passes_per_sample,
-            warmup_ns=tuple(self.warmup_ns),
-            spent_s=self.spent_ns / _NS,
-            turns=tuple(self.turns),
-        )
 
 
 @dataclass

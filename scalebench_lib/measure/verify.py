@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import redirect_stdout
-from io import StringIO
-from threading import Thread
 from typing import Any
-from unittest import mock
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench_lib.errors import MeasurementError, first_line
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
 from scalebench_lib.measure.optimizations.base import DTYPES, Outputs, Runner
+from scalebench_lib.measure.purity import first_varying_layer, require_pure
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
@@ -86,7 +82,7 @@ class Verifier:
         self.note = model.note or None
         if thorough:
             if model.reference is model.module:  # others write to a cache among their inputs
-                _require_pure(model.module, self._padded.inputs)
+                require_pure(model.module, self._padded.inputs)
             self._require_repeatable(model)
             notes = filter(None, (self.note, self._use_float64(model)))
             self.note = "; ".join(notes) or None
@@ -133,7 +129,7 @@ class Verifier:
     def _require_repeatable(self, model: Model) -> None:
         """Raise `MeasurementError` where eager is nondeterministic, and so no reference."""
         if self._padded.sqnr_db(model.reference(*self._padded.inputs)) < REQUIRED_DB["fp32"]:
-            layer = _first_varying_layer(model.module, self._padded.inputs)
+            layer = first_varying_layer(model.module, self._padded.inputs)
             raise MeasurementError(
                 "the model answers the same input differently: cannot be verified; it draws at "
                 f"random, or keeps state, in {layer}"
@@ -177,47 +173,6 @@ class Verifier:
                 raise MeasurementError(
                     f"verification failed: {bad} of {output.numel()} outputs are not finite"
                 )
-
-
-def _require_pure(module: nn.Module, inputs: Inputs) -> None:
-    """Raise `MeasurementError` where a pass has side effects, or returns memory of another."""
-    parts = (*inputs, *module.buffers())
-    before, printed = [part.clone() for part in parts], StringIO()
-    with redirect_stdout(printed), mock.patch.object(Thread, "start", _refuse):
-        passes = [module(*inputs) for _ in range(2)]
-    places = [{part.untyped_storage().data_ptr() for part in each} for each in (inputs, *passes)]
-    changed = [not torch.equal(*both) for both in zip(parts, before, strict=True)]
-    found = {
-        f"prints {printed.getvalue()[:40]!r}, which takes time": bool(printed.getvalue()),
-        "changes its inputs": any(changed[: len(inputs)]),
-        "keeps state in buffers of the model": any(changed[len(inputs) :]),
-        "returns memory of its inputs: return a copy": bool(places[0] & places[1]),
-        "returns the same memory as the pass before: return a copy": bool(places[1] & places[2]),
-    }
-    for what in (what for what, holds in found.items() if holds):
-        raise MeasurementError(f"model: a pass {what}")
-
-
-def _refuse(thread: Thread) -> None:
-    raise MeasurementError(f"model: a pass starts a thread, {thread.name!r}, which nobody counts")
-
-
-def _first_varying_layer(module: nn.Module, inputs: Inputs) -> str:
-    """Return the layer whose outputs are the first to differ between equal passes."""
-    seen: list[tuple[nn.Module, list[Tensor]]] = []
-
-    def keep(layer: nn.Module, _: object, outputs: object) -> None:
-        seen.append((layer, [part for part in tree_leaves(outputs) if isinstance(part, Tensor)]))
-
-    with register_module_forward_hook(keep):
-        module(*inputs)
-        layers = len(seen)
-        module(*inputs)
-    names = {layer: name.removeprefix("model.") for name, layer in module.named_modules()}
-    for (layer, one), (_, other) in zip(seen[:layers], seen[layers:], strict=False):
-        if not all(map(torch.equal, one, other)):
-            return f"{names.get(layer, 'a layer')!r} ({type(layer).__name__})"
-    return "no layer"
 
 
 def _require_different(first: Outputs, second: Outputs) -> None:

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +24,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure.turns import PointTurns
 from scalebench_lib.protocol import Answer, EndedBy
-from scalebench_lib.record import Record, Software, Turn
+from scalebench_lib.record import Point, Record, Software, Turn
 
 KNOWN = ("none", "script")
 """The optimizations that a bare loop can do by itself."""
@@ -41,9 +40,11 @@ class BareLoop:
     def __init__(self, trial: Trial, out: Path, _kernels: object = None) -> None:
         self.trial, self.out, self._started = trial, out, datetime.now(UTC)
         self._machine, config = Machine.here(), trial.config
-        cpus_for = partial(self._machine.cpus_for, smt=config.smt, placement=config.placement)
-        self._cpus = {threads: cpus_for(threads) for threads in trial.threads}
-        self._points = {threads: PointTurns(threads) for threads in trial.threads}
+        self._turns = {threads: PointTurns(threads) for threads in trial.threads}
+        self._cpus = {
+            threads: self._machine.cpus_for(threads, config.smt, config.placement)
+            for threads in trial.threads
+        }
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         served = (theirs, config, self._cpus)
@@ -56,7 +57,7 @@ class BareLoop:
     def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
         """Let it take a turn; raise `MeasurementError` where it has died."""
         processes.signal_group(self.pid, signal.SIGCONT)
-        start, point = time.perf_counter_ns(), self._points[threads]
+        start, point = time.perf_counter_ns(), self._turns[threads]
         with suppress(OSError):  # receiving says why
             self._pipe.send((threads, seconds))
         point.turns.append(Turn(cycle=cycle, start_ns=start, samples_ns=tuple(self._receive())))
@@ -73,8 +74,14 @@ class BareLoop:
             machine=self._machine,
             software=Software.here(),
             points=tuple(
-                point.recorded(self.trial.config, self._machine, self._cpus[threads], pinned=False)
-                for threads, point in self._points.items()
+                Point(
+                    threads=threads,
+                    cores=self._machine.cores_of(threads, self.trial.config.smt),
+                    cpus=self._cpus[threads],
+                    pinned=False,
+                    turns=tuple(point.turns),
+                )
+                for threads, point in self._turns.items()
             ),
         )
         record.save(self.out / "records")
@@ -98,17 +105,21 @@ class BareLoop:
         return answer
 
 
+def _use(cpus: Sequence[int]) -> None:
+    """Compute with one thread for each of `cpus`, all of them free to run on any of these."""
+    import torch
+
+    torch.set_num_threads(len(cpus))
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(task.name), cpus)
+
+
 def _serve(pipe: Connection, config: Config, cpus: Mapping[int, Sequence[int]]) -> None:
     """Build the model; answer each thread count and seconds with the ns of its passes."""
     import torch
 
     from scalebench_lib.measure import models
-    from scalebench_lib.measure.pinning import set_affinity
-
-    def use(cpus: Sequence[int]) -> None:
-        """Compute with one thread for each of `cpus`, all of them free to run on any of these."""
-        torch.set_num_threads(len(cpus))
-        set_affinity(cpus)
 
     os.setsid()
     processes.die_with_parent()
@@ -121,13 +132,13 @@ def _serve(pipe: Connection, config: Config, cpus: Mapping[int, Sequence[int]]) 
             module = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
         run: Callable[[], object] = lambda: module(*inputs)  # noqa: E731
         for chosen in cpus.values():
-            use(chosen)
+            _use(chosen)
             for _ in range(_WARMUP_PASSES):
                 run()
         pipe.send("ready")
         while True:
             threads, seconds = pipe.recv()
-            use(cpus[threads])
+            _use(cpus[threads])
             run()
             samples, end = list[int](), time.perf_counter() + seconds
             while not samples or time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""The results of the experiments: measured over expected values, pictures, and verdicts.
+"""The results of the experiments: measured over expected values, and verdicts against a bar.
 
 Each function returns intervals by the name of a point or pair of points, of values that should
 be 1.
@@ -11,12 +11,6 @@ from itertools import combinations
 from math import log
 from statistics import median
 
-import numpy as np
-import seaborn as sns
-from matplotlib import rc_context
-
-from scalebench_lib.analysis.draw import STYLE, WIDTH, canvas, title_and_notes
-from scalebench_lib.picture import Picture
 from scalebench_lib.record import Point, Turn
 from scalebench_lib.results import MeasuredPoint, Results, paired_ratios
 from scalebench_lib.stats import Interval
@@ -28,12 +22,6 @@ MIN_INSIDE = 0.85
 
 MAX_WRONG = 0.05
 """Share of turns that may be taken for shared, or for undisturbed, wrongly."""
-
-BAND = 0.05
-"""Grey: how far from 1 a value may lie."""
-
-_ROW, _CHARACTER = 0.3, 0.068
-"""Inches."""
 
 Found = Mapping[str, Interval]
 Turns = tuple[Turn, ...]
@@ -55,24 +43,6 @@ def judge(claim: str, found: Found, typical: float, worst: float) -> str:
         f"{errors[far]:.1%} at worst (bar {worst:.0%}: {far}); "
         f"{inside} of {len(found)} intervals hold it (bar {MIN_INSIDE:.0%})",
     )
-
-
-def picture(title: str, found: Found) -> Picture:
-    """Draw values that should be 1, a row a point; bars are 95 % intervals."""
-    rows = range(len(found))
-    values, low, high = np.array([(one.value, one.low, one.high) for one in found.values()]).T
-    with rc_context(STYLE):
-        figure, axes = canvas(title, 0, _ROW * (len(found) + 1), xlabel="ratio")
-        figure.subplots_adjust(left=(0.4 + _CHARACTER * max(map(len, found))) / WIDTH)
-        axes.axvspan(1 - BAND, 1 + BAND, color="0.93", zorder=0)
-        axes.axvline(1, color="0.4", linewidth=1)
-        axes.errorbar(values, rows, xerr=[values - low, high - values], fmt="o", markersize=4)
-        axes.set_yticks(rows, list(found), fontsize=9)
-        axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        sns.despine(ax=axes)
-        title_and_notes(figure, title, [])
-    return figure
 
 
 def _verdict(claim: str, holds: bool, figures: str) -> str:

@@ -152,7 +152,7 @@ def test_a_folder_is_measured_as_what_it_says(
     with torch.inference_mode():
         built = build(config)
     assert type(built.module.model).__name__ == architecture
-    assert (str(built.kind), [path[0].key for path in built.module.outputs]) == (item, outputs)
+    assert (str(built.kind), [".".join(place) for place in built.module.outputs]) == (item, outputs)
     assert ("logits_per_image (not of single items)" in built.note) == (kind == "clip")
 
 

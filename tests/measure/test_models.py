@@ -126,17 +126,19 @@ def test_inputs_are_token_ids_mask_and_types() -> None:
     """Each (batch, tokens); full length unless padded."""
     ids, mask, types = build(TINY).inputs(batch_size=3, seed=0)
     assert ids.shape == mask.shape == types.shape == (3, 16)
-    assert (ids > 0).all()
+    assert (ids[:, 0] == 101).all()
+    assert (ids[:, -1] == 102).all()
     assert mask.all()
     assert not types.any()
 
 
 def test_padded_inputs_have_lengths_of_their_own() -> None:
-    """Padding behind the text, masked."""
+    """Padding behind the end token, masked."""
     ids, mask, _ = build(TINY).inputs(batch_size=8, seed=0, padded=True)
     lengths = mask.sum(1)
     assert len(set(lengths.tolist())) > 2
     assert (ids[mask == 0] == 0).all()
+    assert all(ids[item, length - 1] == 102 for item, length in enumerate(lengths))
 
 
 def test_pretrained_weights_are_loaded_from_a_folder(saved) -> None:
@@ -236,7 +238,7 @@ def test_positions_of_roberta_begin_behind_its_padding(tmp_path) -> None:
     with torch.inference_mode():
         model = build(Config(model=str(tmp_path), seq_len=32))
         assert model.module(*model.inputs(1, seed=0))[0].isfinite().all()
-    with pytest.raises(MeasurementError, match="takes no 33 tokens: index out of range"):
+    with pytest.raises(MeasurementError, match="33 tokens are more than the 32"):
         build(Config(model=str(tmp_path), seq_len=33))
 
 

@@ -196,7 +196,7 @@ def test_an_engine_s_own_threads_are_found_and_pinned() -> None:
 
 
 def test_an_engine_that_does_not_bind_its_threads_where_it_should_is_noticed() -> None:
-    """One that binds them itself: where they ran last is looked at."""
+    """One that binds them itself is looked at while it computes."""
     torch.set_num_threads(1)
     os.sched_setaffinity(0, ALLOWED[:1])
     pinning.SelfPinnedTeam((), tuple(ALLOWED[:1])).run_and_check(work)

@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from scalebench_lib.config import Config
-from scalebench_lib.measure import models
+from scalebench_lib.measure import models, preflight
 from scalebench_lib.measure.preflight import reason_against
 from tests.architectures import SMALL, VISION
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Folder:
 @pytest.mark.parametrize(
     ("kind", "values", "asked", "reason"),
     [
-        ("opt", OPT, {"seq_len": 25}, "takes no 25 tokens: index out of range"),
+        ("opt", OPT, {"seq_len": 25}, "seq_len: 25 tokens are more than the 24 that this model"),
         ("bert", {"pad_token_id": 99_999}, {}, "cannot be built: Padding_idx must be within"),
         ("bert", {"_attn_implementation": "flash_attention_2"}, {}, "cannot be built: FlashAtt"),
         ("bert", {"hidden_act": "nope"}, {}, "cannot be built: KeyError: 'nope'"),
@@ -71,10 +71,17 @@ def test_what_cannot_be_measured_is_told_in_one_line(
     assert "\n" not in found
 
 
-def test_more_than_the_machine_holds_is_refused_before_it_is_built(folder: Folder) -> None:
-    found = reason_against([Config(model=folder("bert", SMALL | {"vocab_size": 10**12}))])
+@pytest.mark.parametrize(
+    "values", [{"num_hidden_layers": 10**6}, {"num_hidden_layers": 9_999}, {"vocab_size": 10**12}]
+)
+def test_more_than_the_machine_holds_is_refused_before_it_is_built(
+    folder: Folder, values: dict[str, int], monkeypatch
+) -> None:
+    """In seconds: layers are no longer made once there are too many, though they are small."""
+    monkeypatch.setattr(models, "MAX_TENSORS", 1_000)
+    found = reason_against([Config(model=folder("bert", SMALL | values))])
     assert found is not None
-    assert "GiB of weights in fp32; this machine has" in found
+    assert "GiB of weights in fp32, in " in found
 
 
 @pytest.mark.parametrize(
@@ -99,7 +106,24 @@ def test_what_can_be_measured_is_let_through(
 def test_every_size_is_run(folder: Folder) -> None:
     model = folder("opt", OPT)
     found = reason_against([Config(model=model, seq_len=length) for length in (8, 16, 40)])
-    assert str(found).startswith(f"seq_len: {model!r} takes no 40 tokens: ")
+    assert found == "seq_len: 40 tokens are more than the 24 that this model takes"
+
+
+def test_of_large_models_the_shapes_alone_are_looked_at(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "MAX_WEIGHT_BYTES", 0)
+    monkeypatch.setattr(models, "_tiled_random", lambda seed: pytest.fail("weights are drawn"))
+    bert = folder("bert")
+    assert reason_against([Config(model=bert)]) is None
+    reason = "seq_len: 67 tokens are more than the 66 that this model takes"
+    assert reason_against([Config(model=bert, seq_len=67)]) == reason
+    assert reason_against([Config(model=bert, weights="pretrained")]) == (
+        f"weights: cannot load {bert!r}: no safetensors"
+    )
+    vision = folder("vit", VISION)
+    assert reason_against([Config(model=vision, image_size=32)]) is None
+    assert "image_size" in str(reason_against([Config(model=vision, image_size=48)]))
 
 
 def test_quantized_weights_of_another_folder_are_refused(folder: Folder) -> None:

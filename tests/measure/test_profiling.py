@@ -11,9 +11,10 @@ from torch import Tensor
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.measure.executor import MIN_PASSES, Executor
+from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Target, Times, by_torch
+from scalebench_lib.measure.profiling import MIN_PASSES, operator_times
 from scalebench_lib.optimizations import OPTIMIZATIONS
 
 MACHINE = Machine.here()
@@ -39,7 +40,7 @@ def test_only_the_own_time_of_nested_operators_counts() -> None:
         return (layer(left).bfloat16(),)
 
     with torch.inference_mode():
-        found = loaded(lambda: by_torch(run)).operator_times(1, 1.0)
+        found = operator_times(loaded(lambda: by_torch(run)), 1, 1.0)
     assert (found.threads, found.passes) == (1, MIN_PASSES)
     assert found.self_ns["aten::addmm"] > 10 * found.self_ns["aten::linear"]
     assert "aten::copy_" not in found.self_ns, "it is part of what asked for it"
@@ -50,7 +51,7 @@ def test_only_the_own_time_of_nested_operators_counts() -> None:
 def test_what_would_take_long_is_left_out() -> None:
     executor = loaded(lambda: by_torch(lambda *_: (torch.ones(1),)))
     with pytest.raises(MeasurementError, match=r"^it would take 12 s, more than 10$"):
-        executor.operator_times(1, 2.0)
+        operator_times(executor, 1, 2.0)
 
 
 def test_an_engine_that_takes_long_to_open_is_left_out() -> None:
@@ -60,14 +61,14 @@ def test_an_engine_that_takes_long_to_open_is_left_out() -> None:
     executor = loaded(lambda: OptimizedModel(lambda _: MODEL.module, {}, profile=profile))
     executor.open_s = 60.0
     with pytest.raises(MeasurementError, match=r"^it would take 60 s, more than 10$"):
-        executor.operator_times(1, 0.001)
+        operator_times(executor, 1, 0.001)
 
 
 def test_an_engine_without_a_profiler_is_told() -> None:
     """Torch's sees nothing of it."""
     executor = loaded(lambda: OptimizedModel(lambda _: lambda *_: BATCH, {}))
     with pytest.raises(MeasurementError, match="its engine tells no times of operators"):
-        executor.operator_times(1, 0.01)
+        operator_times(executor, 1, 0.01)
 
 
 def test_sessions_that_were_timed_are_freed_before_another_is_opened() -> None:
@@ -91,7 +92,7 @@ def test_sessions_that_were_timed_are_freed_before_another_is_opened() -> None:
         return 10, Times(Add=7)
 
     executor = loaded(lambda: OptimizedModel(runner, {}, per_thread_count=True, profile=profile))
-    assert executor.operator_times(1, 1.0).self_ns == {"Add": 7}
+    assert operator_times(executor, 1, 1.0).self_ns == {"Add": 7}
 
 
 @pytest.mark.parametrize(

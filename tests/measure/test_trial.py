@@ -74,7 +74,7 @@ def test_a_profiler_that_fails_fails_nothing(monkeypatch) -> None:
         raise RuntimeError("no profile\nin detail")
 
     peaks = iter([1_000_000, 2_000_000])
-    monkeypatch.setattr("scalebench_lib.measure.executor.Executor.operator_times", broken)
+    monkeypatch.setattr("scalebench_lib.measure.trial.operator_times", broken)
     monkeypatch.setattr("scalebench_lib.measure.trial._peak_memory_bytes", lambda: next(peaks))
     found = measure(trial(COUNTS[:1]), MACHINE)
     assert (found.status, found.operators, found.not_profiled) == ("ok", None, "no profile")
@@ -221,7 +221,7 @@ def test_no_long_pass_is_computed_only_to_be_verified(monkeypatch, thorough: boo
         return by_torch(run)
 
     monkeypatch.setattr(native, "script", counted)
-    monkeypatch.setattr("scalebench_lib.measure.executor.Executor.operator_times", lambda *_: None)
+    monkeypatch.setattr("scalebench_lib.measure.trial.operator_times", lambda *_: None)
     asked = trial(optimization="script", batch_size=32).model_copy(update={"thorough": thorough})
     found = measure(asked, MACHINE)
     assert found.status == "ok", found.reason

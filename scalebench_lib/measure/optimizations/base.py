@@ -24,8 +24,8 @@ from torch import Tensor
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
-from scalebench_lib.measure.models import Model, build
-from scalebench_lib.optimizations import OPTIMIZATIONS, Precision
+from scalebench_lib.measure.models import Model
+from scalebench_lib.optimizations import Precision
 
 Outputs = tuple[Tensor, ...]
 Runner = Callable[..., Outputs]
@@ -36,7 +36,6 @@ Times = Counter[str]
 Profile = tuple[int, Times]
 """The wall time of passes in ns, and the times of their operators."""
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
-
 MIN_QUANTIZED_SHARE = 0.8
 """A model with less of its arithmetic in quantized layers is not what people mean by int8."""
 
@@ -82,14 +81,6 @@ class OptimizedModel:
     files: Path | None = None
 
 
-def engine_files(config: Config) -> Path | None:
-    """Return the folder of the files that the engine of `config` reads, if there are any."""
-    model = build(config)
-    target = Target(model, model.inputs(config.batch_size, config.seed), config)
-    optimized: OptimizedModel = OPTIMIZATIONS[config.optimization].apply(target)
-    return optimized.files
-
-
 def by_torch(run: Runner, **more: Any) -> OptimizedModel:
     """Return an `OptimizedModel` that torch's threads compute, whatever their number."""
     return OptimizedModel(lambda _: run, TORCH, **more)
@@ -115,6 +106,12 @@ def multiplies_in(precision: Precision) -> bool:
     return bool(supported) and _is_faster(DTYPES[precision])
 
 
+def no_arithmetic(title: str) -> str:
+    """Say that this CPU does not compute in the type `title`, and the limit it was given."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"this CPU has no {title} arithmetic{f' with ONEDNN_MAX_CPU_ISA={limit}' * bool(limit)}"
+
+
 def _is_faster(dtype: torch.dtype) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -124,35 +121,15 @@ def _is_faster(dtype: torch.dtype) -> bool:
         torch.set_num_threads(threads)
 
 
-def require_arithmetic(target: Target) -> None:
-    """Raise `MeasurementError` where this CPU does not multiply in the optimization's type."""
-    name = target.config.optimization
-    precision = OPTIMIZATIONS[name].precision
-    if not multiplies_in(precision):
-        limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-        limited = f" with ONEDNN_MAX_CPU_ISA={limit}" * bool(limit)
-        raise MeasurementError(
-            f"optimization {name!r} does not apply: this CPU has no {precision} arithmetic"
-            f"{limited}, and it would be emulated"
-        )
-
-
 def _product_ns(dtype: torch.dtype) -> int:
-    """Return the CPU time of a matrix product on this thread: others do not count."""
+    """Return the least CPU time of 10 matrix products on this thread: others do not count."""
     left, right = torch.ones((256, 512), dtype=dtype), torch.ones((512, 512), dtype=dtype)
-    return best_ns(lambda: torch.mm(left, right), 10, time.thread_time_ns)
-
-
-def best_ns(
-    run: Callable[[], object], repeats: int, clock: Callable[[], int] = time.perf_counter_ns
-) -> int:
-    """Return the least time in ns of `repeats` calls to `run`, after one to warm up."""
     times = []
-    for _ in range(1 + repeats):
-        start = clock()
-        run()
-        times.append(clock() - start)
-    return min(times[1:])
+    for _ in range(10):
+        start = time.thread_time_ns()
+        torch.mm(left, right)
+        times.append(time.thread_time_ns() - start)
+    return min(times)
 
 
 def require_quantized(target: Target, share: float, of: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -17,7 +15,7 @@ from unittest import mock
 import torch
 import torch._dynamo.config
 import torch._inductor.config
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.exc import RecompileError, TorchDynamoException
 from torch._dynamo.utils import counters
 from torch._inductor import freezing
@@ -26,7 +24,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench_lib.errors import MeasurementError, first_line
-from scalebench_lib.measure.optimizations import base
+from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target, quiet
 from scalebench_lib.measure.optimizations.export_cache import (
     LOOKUPS,
     cache_folder,
@@ -42,7 +40,7 @@ _MAX_THREAD_COUNTS = 1024
 """Compiled code is kept for each thread count; from dynamo's limit on it would run eager."""
 
 
-def compiled(target: base.Target) -> base.OptimizedModel:
+def compiled(target: Target) -> OptimizedModel:
     """``compile``, or with all of `_MAX_SETTINGS` ``compile-max``; either also in bfloat16."""
     name = target.config.optimization
     settings = _MAX_SETTINGS if "-max" in name else ()
@@ -51,30 +49,9 @@ def compiled(target: base.Target) -> base.OptimizedModel:
     return replace(compile_module(target, lowered(target), settings), **cache_options(target))
 
 
-def torchao_int8(target: base.Target) -> base.OptimizedModel:
-    """Linear layers in int8, quantized by torchao; the weights are constants."""
-    if sys.modules.get("torchao") is None:
-        sys.modules.pop("torchao", None)  # `measure` hides it from transformers
-    with base.quiet():
-        quantization = base.import_extra("torchao", "torchao.quantization")
-        module = copy.deepcopy(target.model.module)
-        quantization.quantize_(module, quantization.Int8DynamicActivationInt8WeightConfig())
-    base.require_quantized(target, quantized_share(module), of="weights")
-    return compile_module(target, module, ("freezing",))
-
-
-def quantized_share(module: nn.Module) -> float:
-    """Return the quantized share of the weights of layers, embeddings left out."""
-    layers = (part for part in module.modules() if not isinstance(part, nn.Embedding))
-    found = (getattr(layer, "weight", None) for layer in layers)
-    weights = [part for part in found if isinstance(part, Tensor) and part.dim() > 1]
-    plain = sum(part.numel() for part in weights if type(part) is nn.Parameter)
-    return 1 - plain / max(1, sum(part.numel() for part in weights))
-
-
 def compile_module(
-    target: base.Target, module: nn.Module, settings: Collection[str] = ()
-) -> base.OptimizedModel:
+    target: Target, module: nn.Module, settings: Collection[str] = ()
+) -> OptimizedModel:
     """Compile `module` for one shape of inputs, and for each number of threads.
 
     `settings` of Inductor are on, others of `_MAX_SETTINGS` off. It keeps its code for later trials
@@ -97,20 +74,20 @@ def compile_module(
         setattr(torch._inductor.config, name, name in settings)
     before = _compilations()["graphs"]
     runner = torch.compile(module, fullgraph=True, dynamic=False)
-    return base.OptimizedModel(
+    return OptimizedModel(
         lambda _: _compile_now(runner, target, before),
-        {**base.TORCH, "backend": "inductor", **dict.fromkeys(settings, "on")},
+        {**TORCH, "backend": "inductor", **dict.fromkeys(settings, "on")},
         per_thread_count=True,
         guarded=_no_compilation,
     )
 
 
-def _compile_now(module: base.Runner, target: base.Target, graphs_before: int) -> base.Runner:
+def _compile_now(module: Runner, target: Target, graphs_before: int) -> Runner:
     """Compile for the number of threads that torch has now, or take the code from disk."""
     before = counters["inductor"].copy()
     frozen = mock.patch.object(freezing, "freeze", wraps=freezing.freeze)
     try:
-        with frozen as freeze, base.quiet(), redirect_stderr(StringIO()):  # it prints what it tries
+        with frozen as freeze, quiet(), redirect_stderr(StringIO()):  # it prints what it tries
             module(*target.inputs)
     except TorchDynamoException as error:
         raise_if_disk_error(error, Path(os.environ[_FOLDER]))

@@ -65,8 +65,12 @@ def lowered(target: base.Target) -> nn.Module:
 
     Raises `MeasurementError` where the CPU has no such arithmetic, or some of it keeps its type.
     """
-    base.require_arithmetic(target)
     name, dtype = target.config.optimization, _dtype(target)
+    if not base.multiplies_in(OPTIMIZATIONS[name].precision):
+        lacking = base.no_arithmetic(str(dtype).removeprefix("torch."))
+        raise MeasurementError(
+            f"optimization {name!r} does not apply: {lacking}, and torch would emulate it"
+        )
     module = Lowered(target.model.module, dtype)
     one_item = (part[:1] for part in target.inputs)
     kinds = {part.dtype for part in (*module.parameters(), *module(*one_item))}

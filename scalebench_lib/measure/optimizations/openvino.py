@@ -35,10 +35,13 @@ def engine(target: base.Target) -> base.OptimizedModel:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     ov = base.import_extra("openvino", "openvino")
     core = ov.Core()
-    if precision == "bf16":
-        base.require_arithmetic(target)
     capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     floats = "bf16" if precision != "fp32" and capable and base.multiplies_in("bf16") else "f32"
+    if precision == "bf16" and floats != "bf16":
+        raise MeasurementError(
+            f"optimization 'openvino-bf16' does not apply: {base.no_arithmetic('bfloat16')}, "
+            "and OpenVINO would compute in fp32, or emulate it"
+        )
     folder = (_quantized if precision == "int8" else _converted)(ov, target)
     open_ = partial(_open, core, folder / _MODEL, target.inputs, precision, floats)
     return base.OptimizedModel(
@@ -156,11 +159,9 @@ def _times(request: Any, passes: int) -> base.Times:
 
 
 def _require_effect(compiled: Any, threads: int, precision: Precision) -> None:
-    """Raise `MeasurementError` for another number of threads, loose ones, or type of products."""
+    """Raise `MeasurementError` for another number of threads, or type of the matrix products."""
     if (got := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
         raise MeasurementError(f"asked for {pluralize(threads, 'thread')}, openvino uses {got}")
-    if not compiled.get_property("ENABLE_CPU_PINNING"):
-        raise MeasurementError("asked for pinned threads, openvino lets them move")
     # In int8 some products of activations stay floats: attention's, after the softmax.
     checked = _WEIGHTED if precision == "int8" else _WEIGHTED | {"MatMul"}
     layers = [dict(node.get_rt_info()) for node in compiled.get_runtime_model().get_ops()]

@@ -1,4 +1,4 @@
-"""The machine's peaks, each point's share of them, and its noise."""
+"""The figure of each point's share of the machine's peak."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ import torch
 from scalebench_lib.analysis.figures import VIEWS, Choices
 from scalebench_lib.analysis.findings import answers, findings
 from scalebench_lib.analysis.page import overview_specs, write_page
-from scalebench_lib.measure import probes
-from scalebench_lib.measure.probes import Noise, probe_noise
+from scalebench_lib.measure import peak
 from scalebench_lib.results import Results
 from tests.factories import save_sweep, small_records
 
@@ -34,16 +33,16 @@ def test_the_peak_is_the_best_of_several_large_products(monkeypatch) -> None:
         asked.append(shape)
         return {1: 90.0, 2: 120.0}.get(len(asked), 100.0)
 
-    monkeypatch.setattr(probes, "_gflops", gflops)
-    assert probes.peak_gflops("fp32") == {"fp32": 120.0}
+    monkeypatch.setattr(peak, "_gflops", gflops)
+    assert peak.peak_gflops("fp32") == {"fp32": 120.0}
     assert len(set(asked)) >= 3
-    monkeypatch.setattr(probes, "multiplies_in", lambda _: False)
-    assert probes.peak_gflops("int8") == {}
+    monkeypatch.setattr(peak, "multiplies_in", lambda _: False)
+    assert peak.peak_gflops("int8") == {}
 
 
 def test_a_product_s_speed_is_that_of_its_arithmetic() -> None:
     """A positive number of GFLOP/s, after one product to warm up."""
-    assert probes._gflops((64, 64, 64), torch.float32) > 0
+    assert peak._gflops((64, 64, 64), torch.float32) > 0
 
 
 def test_low_precision_is_held_against_its_own_peak() -> None:
@@ -109,32 +108,13 @@ def test_memory_is_read_from_more_than_the_caches_hold(monkeypatch, tmp_path) ->
         cache.mkdir(parents=True)
         (cache / "size").write_text("16384K\n")
         (cache / "shared_cpu_list").write_text("0-1\n" if cpu < 2 else "2-3\n")
-    monkeypatch.setattr(probes, "_CPUS", tmp_path)
-    assert probes.total_llc_bytes() == 2 * 16 << 20
+    monkeypatch.setattr(peak, "_CPUS", tmp_path)
+    assert peak.total_llc_bytes() == 2 * 16 << 20
     made = []
     ones = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *shape: made.append(shape) or ones(8, 8))
     monkeypatch.setattr(torch, "mv", lambda matrix, _: matrix)
-    assert probes.read_gb_per_s() > 0
+    assert peak.read_gb_per_s() > 0
     assert 4 * made[0][0] * made[0][1] == 256 << 20
-    monkeypatch.setattr(probes, "total_llc_bytes", lambda: 1 << 50)
-    assert probes.read_gb_per_s() is None
-
-
-@pytest.mark.parametrize(
-    ("noise", "begins"),
-    [
-        (Noise(10, 10.2, 11), "Quiet"),
-        (Noise(10, 10.2, 18), "Disturbed at times"),
-        (Noise(10, 13, 18), "Noisy"),
-    ],
-)
-def test_the_advice_follows_from_the_probe(noise: Noise, begins: str) -> None:
-    """Each state says what to do."""
-    assert noise.advice.startswith(begins)
-
-
-def test_the_probe_is_ordered() -> None:
-    """Best, typical, worst, of a real machine."""
-    noise = probe_noise(seconds=0.2)
-    assert 0 < noise.best <= noise.typical <= noise.worst
+    monkeypatch.setattr(peak, "total_llc_bytes", lambda: 1 << 50)
+    assert peak.read_gb_per_s() is None
