@@ -67,7 +67,7 @@ def test_a_wrong_parameter_stops_it_before_anything_is_built(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"batch_size": 0}, "batch_size: must be a whole number of at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size: input should be greater than or equal to 1, not 0"),
         ({"model": "brt"}, "unknown model 'brt': did you mean 'bert'?"),
     ],
 )

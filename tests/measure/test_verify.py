@@ -32,14 +32,14 @@ def test_the_model_itself_passes() -> None:
     assert 105 < found.eager_sqnr_db < 160
     assert abs(found.sqnr_db - found.eager_sqnr_db) < 6
     assert "against fp64" in str(found)
-    assert "worst of 8 of 12 items" in str(found)
+    assert "worst of 8 items" in str(found)
 
 
 def test_a_trial_that_is_not_the_first_compares_with_eager_alone() -> None:
     """Cheaply, and says so."""
     found = checked(MODEL.module, thorough=False)
     assert (found.reference, found.eager_sqnr_db, found.items) == ("eager", None, 1)
-    assert "against eager fp32" in str(found)
+    assert "against eager" in str(found)
 
 
 def test_the_reference_is_the_model_in_float64_which_is_left_as_it_was() -> None:
