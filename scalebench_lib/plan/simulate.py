@@ -109,12 +109,10 @@ class ServiceTimes:
     def capacity(self, batching: Batching) -> float:
         """Return the requests/s that it serves alone, if it is always busy with full batches."""
         tokens, shares = np.array(batching.lengths or ((0, 1.0),)).T
-        within = (
-            np.cumsum(shares) / shares.sum()
-        )  # of the requests, those of so many tokens at most
+        shorter = np.cumsum(shares) / shares.sum()  # or as long: the share of requests
 
         def mean_s(size: int) -> float:
-            longest = np.diff(within**size, prepend=0.0)
+            longest = np.diff(shorter**size, prepend=0.0)
             return float(longest @ [self.mean_s[size, int(each)] for each in tokens])
 
         return max(size / mean_s(size) for size in batching.sizes)
