@@ -74,49 +74,49 @@ IfBusyOption = Annotated[
 ]
 _HELP = {
     "version": "Print the version.",
-    "preset": f"Where to start from: {' or '.join(PRESETS)}.",
-    "spec": "A YAML file with lines like 'batch_sizes: 1,8', in place of a preset.",
-    "time_budget": "End with what is done after so long, such as 10m.",
-    "kernels": "How processes start: warm (forked, fast) or fresh.",
-    "trial_timeout": "End a trial that hangs for so long, such as 10m.",
-    "retry_failed": "Try again what failed before.",
-    "against": "Another Python to measure in turn with this, such as old/bin/python.",
-    "dry_run": "Only list what would be run.",
+    "preset": f"The sweep to start from: {' or '.join(PRESETS)}.",
+    "spec": "A YAML file to start from instead, with lines like 'batch_sizes: 1,8'.",
+    "time_budget": "Stop after this time, such as 10m, and keep what is measured.",
+    "kernels": "How a trial's process starts: warm (forked, fast) or fresh.",
+    "trial_timeout": "Fail a trial that hangs for this time, such as 10m.",
+    "retry_failed": "Measure again what failed before.",
+    "against": "Measure in turn with another Python, such as old/bin/python.",
+    "dry_run": "List the trials without running them.",
     "scheduler": "Measure on the hosts of this dask cluster, such as tcp://one:8786.",
-    "any_host": "Measure each config on any one of those hosts, all alike.",
+    "any_host": "Measure each config on any one of those hosts, which are alike.",
     "open_page": "Open the page in a browser at the end.",
-    "any_machine": "Render it though the records are of several machines.",
-    "machine": "What to call its machine, such as 'Xeon 8480'.",
-    "batch_size": "How many items to serve at once, such as 32.",
-    "cores": "How many physical cores to use, such as 4. [default: all]",
-    "optimization": "Use only this one, such as openvino. [default: any]",
-    "rate": "How many requests come in a second, such as 200.",
-    "slo_ms": "Serve within this many ms, such as 50.",
-    "percentile": "Which percentile of the requests has to be within the limit.",
-    "verify": "Run the best plans, and say what was measured.",
-    "max_seconds": "With --verify: how many seconds each plan is run.",
-    "price_per_hour": "What this machine costs, such as 1.53, for the cost of requests.",
-    "export": "Write what runs the plan into this new folder.",
-    "lengths": "Tokens of requests and their shares, such as 16:70,128:30. [default: all alike]",
-    "arrivals": "How requests come: poisson, constant or gamma:CV, such as gamma:2.",
-    "trace": "Requests come at the times in this file, one in s a line.",
-    "duration": "Send requests for so long, such as 60s. [default: 20s, or the trace]",
-    "max_batch": "At most so many requests in a batch. [default: the plan's]",
-    "max_wait_ms": "A batch waits so long for more requests. [default: the plan's]",
-    "threshold": "Take changes up to this share for none, such as 0.02.",
+    "any_machine": "Render records of several machines together.",
+    "machine": "The name of the machine, such as 'Xeon 8480'.",
+    "batch_size": "Items of one batch to split over the copies, such as 32.",
+    "cores": "Physical cores to use, such as 4. [default: all]",
+    "optimization": "The only optimization to use, such as openvino. [default: any]",
+    "rate": "Requests per second, such as 200.",
+    "slo_ms": "The latency limit in ms, such as 50.",
+    "percentile": "The percentile of latencies that has to be within the limit.",
+    "verify": "Run the best plans, and report what was measured.",
+    "max_seconds": "How many seconds --verify runs each plan.",
+    "price_per_hour": "The machine's price, such as 1.53, for the cost of a million requests.",
+    "export": "Write a script that starts the plan into this new folder.",
+    "lengths": "Tokens of requests with shares, such as 16:70,128:30. [default: all alike]",
+    "arrivals": "How requests arrive: poisson, constant or gamma:CV, such as gamma:2.",
+    "trace": "A file of arrival times in s, one a line.",
+    "duration": "How long to send requests, such as 60s. [default: 20s, or the trace]",
+    "max_batch": "The most requests in a batch. [default: the plan's]",
+    "max_wait_ms": "How long a batch waits for more requests. [default: the plan's]",
+    "threshold": "Ignore changes up to this share, such as 0.02.",
     "anyway": "Compare though machine or software differ.",
-    "model_a": "Which model of OUT_A to compare, such as bert.",
-    "model_b": "What OUT_B calls that model, such as ./mine.",
+    "model_a": "The model of OUT_A to compare, such as bert.",
+    "model_b": "The name of that model in OUT_B, such as ./mine.",
     "markdown": "Print Markdown, for a comment or a page.",
-    "to": "Write compare.md, .png and .csv into this folder, too.",
+    "to": "Also write compare.md, .png and .csv into this folder.",
 }
 _NOT_SAID = re.compile(r"[\s'()]|,(?=\))")
-_OLD_NAMES = {
-    "seq_lens": "--seq-len",
-    "image_sizes": "--image-size",
-    "trial_timeout": "--visit-timeout",
-    "cores": "--threads",
-}
+
+
+def _renamed(**names: str) -> dict[str, Any]:
+    """Return settings of a command that still takes options by their former `names`, unlisted."""
+    former = {name.replace("_", "-"): now.replace("_", "-") for name, now in names.items()}
+    return {"token_normalize_func": lambda name: former.get(name, name)}
 
 
 _Command = Callable[..., None]
@@ -129,7 +129,7 @@ def _with_options(**helps: str) -> Callable[[_Command], _Command]:
         own = signature(command, eval_str=True).parameters.values()
         parameters = [_helped(one) for one in own if one.kind is not Parameter.VAR_KEYWORD]
         for name, text in helps.items():
-            kind = Annotated[str | None, typer.Option(*_option_names(name), help=text)]
+            kind = Annotated[str | None, typer.Option(help=text)]
             parameters.append(
                 Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
             )
@@ -144,12 +144,10 @@ def _helped(parameter: Parameter) -> Parameter:
     """Return `parameter` as an option with its help, if there is one; a flag has no opposite."""
     if not (text := _HELP.get(parameter.name)):
         return parameter
-    option = typer.Option(*_option_names(parameter.name.removesuffix("_page")), help=text)
-    return parameter.replace(annotation=Annotated[parameter.annotation, option])
-
-
-def _option_names(name: str) -> list[str]:
-    return [f"--{name.replace('_', '-')}", *filter(None, [_OLD_NAMES.get(name)])]
+    name = f"--{parameter.name.removesuffix('_page').replace('_', '-')}"
+    return parameter.replace(
+        annotation=Annotated[parameter.annotation, typer.Option(name, help=text)]
+    )
 
 
 _SWEEP_OPTIONS = {
@@ -159,7 +157,7 @@ _SWEEP_OPTIONS = {
 }
 _GROUPS = [name for name, axis in AXES.items() if axis.splits and not axis.within]
 _PLAN_OPTIONS = {
-    name: f"Which {name.replace('_', ' ')} to plan with, where OUT has several."
+    name: f"{AXES[name].title if name in AXES else name.title()}, where OUT has several."
     for name in ("machine", "model", *_GROUPS)
 }
 
@@ -173,7 +171,11 @@ def _start(context: typer.Context, version: bool = False) -> None:
         console.say(context.get_help())
 
 
-@app.command()
+@app.command(
+    context_settings=_renamed(
+        visit_timeout="trial_timeout", seq_len="seq_lens", image_size="image_sizes"
+    )
+)
 @_with_options(**_SWEEP_OPTIONS)
 def sweep(
     context: typer.Context,
@@ -192,7 +194,7 @@ def sweep(
     open_page: bool = False,
     **options: str | None,
 ) -> None:
-    """Measure a sweep into OUT, or go on with it, and render its page."""
+    """Measure a sweep into OUT, or continue it, and render its page."""
     hosts = _hosts(scheduler, any_host, against)
     for folder in () if dry_run else (out, out / "a", out / "b"):
         require_folder_free(folder)
@@ -259,7 +261,7 @@ def report(
 
 @app.command()
 def status(out: Out) -> None:
-    """Say what is done, what failed, what is left, and why."""
+    """List what is done, failed or left, and why."""
     if imported := Imported.load(out):
         _print_import(imported)
         return
@@ -284,7 +286,7 @@ def import_(
     out: Annotated[Path, typer.Option(help="The new sweep's folder, such as outputs/published.")],
     machine: str | None = None,
 ) -> None:
-    """Take published latencies into OUT.
+    """Import published latencies into OUT.
 
     report, plan and the notebooks read them like a sweep.
     """
@@ -294,7 +296,7 @@ def import_(
     console.say(f"its page: scalebench report {out}")
 
 
-@app.command()
+@app.command(context_settings=_renamed(threads="cores"))
 @_with_options(**_PLAN_OPTIONS)
 def plan(
     out: Out,
@@ -312,10 +314,10 @@ def plan(
     if_busy: IfBusyOption = "refuse",
     **of: str | None,
 ) -> None:
-    """Find what to run: copies that serve requests, or share one batch.
+    """Recommend what to run for a rate, a latency limit or a batch.
 
-    With --rate or --slo-ms it is for requests, with --batch-size for one batch. With --verify the
-    best plans are proved by running them.
+    The answer is a number of copies of the model, with the cores and batches of each. For requests
+    give --slo-ms, and --rate unless it is to be the highest; to split one batch give --batch-size.
     """
     from scalebench_lib.plan.answer import Question
     from scalebench_lib.plan.decide import Context
@@ -370,10 +372,10 @@ def load(
     max_wait_ms: float | None = None,
     if_busy: IfBusyOption = "refuse",
 ) -> None:
-    """Load-test the plan of OUT by requests that come on time.
+    """Load-test the plan of OUT.
 
-    However late the answers are. Without a rate or a trace it finds the highest rate within the
-    limit.
+    Requests arrive on time, however late the answers are. Without --rate or --trace, find the
+    highest rate within --slo-ms.
     """
     from scalebench_lib.plan import load_report as telling
     from scalebench_lib.plan.arrivals import arrival_times, read_trace
@@ -415,7 +417,7 @@ def compare(
     markdown: bool = False,
     to: Path | None = None,
 ) -> None:
-    """Compare OUT_B with OUT_A, point by point.
+    """Compare the sweep OUT_B with the sweep OUT_A, point by point.
 
     Exit code 1 if any point, or what is common to all, is slower, or OUT_B lacks a config of OUT_A.
     """
@@ -440,9 +442,9 @@ def render(
         typer.Argument(metavar="NOTEBOOK…", help="Executed notebooks, such as out.ipynb."),
     ],
 ) -> None:
-    """Make executed notebooks fit to share.
+    """Prepare executed notebooks for sharing.
 
-    Paths of this machine are taken out, and each gets an offline page.
+    Remove the paths of this machine, and write each as an offline HTML page.
     """
     from scalebench_lib.notebook import render as write  # nbconvert takes a second
 
@@ -452,7 +454,7 @@ def render(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine can measure, and how noisy it is."""
+    """Describe this machine: what it can measure, and how noisy it is."""
     from scalebench_lib.doctor import topics
     from scalebench_lib.measure.noise import PROBE_SECONDS, probe_noise
 

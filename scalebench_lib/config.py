@@ -477,26 +477,26 @@ class Sweep(StrictModel):
     model: ModelName = "bert"
     """A name like gpt2, a folder, a hub id, or file.py:function."""
     weights: Weights = "random"
-    """The model's weights: random, pretrained, a hub id or a folder."""
+    """Its weights: random, pretrained, a hub id or a folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     task: TaskName = "auto"
-    """The model's head: auto, none, or such as masked-lm."""
+    """Its head: auto, none, or such as masked-lm."""
     batch_sizes: Several[BatchSize] = PAGE_BATCH_SIZES
-    """How many items a pass has, such as 1,8,64."""
+    """Items in a pass, such as 1,8,64."""
     optimizations: Several[OptimizationName] = ("none", "script")
-    """Ways to run it, such as none,script; 'doctor' lists all."""
+    """Optimizations, such as none,script; 'doctor' lists all."""
     threads: ThreadRule = "auto"
-    """Numbers of threads: auto (some from 1 to all), all, or 1,2,4."""
+    """Numbers of threads: auto (some from 1 to all), all, or such as 1,2,4."""
     smt: Literal["auto", "off", "on", "both"] = "auto"
     """Hyper-threading: auto (both, if there is any), off, on or both."""
     seq_lens: Several[PositiveInt] = (16,)
-    """Tokens, such as 16,128."""
+    """Tokens in an item, such as 16,128."""
     image_sizes: Several[PositiveInt] = (224,)
-    """How many pixels a side, such as 160,224."""
+    """Pixels a side, such as 160,224."""
     phases: Several[Phase] = ("forward",)
-    """Of decoders: forward, or such as prefill,decode."""
+    """Phases of a decoder: forward, or such as prefill,decode."""
     allocators: Several[Allocator] = ("default",)
-    """What serves malloc, such as default,glibc-keep."""
+    """Implementations of malloc, such as default,glibc-keep."""
     placement: Placement = "sequential"
     """How cores are filled: sequential, or interleave over NUMA nodes."""
     target_ci: Fraction = 0.02
@@ -504,7 +504,7 @@ class Sweep(StrictModel):
     max_seconds: Seconds = 10.0
     """Computing time of each point, over all rounds, such as 4."""
     rounds: Annotated[PositiveInt, Field(le=100)] = 2
-    """How many fresh processes for each config, such as 3."""
+    """Fresh processes for each config, such as 3."""
     hosts: Literal["one", "each", "any"] = "one"
 
     def trials(self, machine: Machine) -> list[Trial]:

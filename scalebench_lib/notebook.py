@@ -9,8 +9,9 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from IPython.display import HTML, display
 from nbformat import NotebookNode
 
 from scalebench_lib.config import SPEC, Config, Trial
-from scalebench_lib.errors import RequestError
+from scalebench_lib.errors import RequestError, unknown
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.record import next_trial
@@ -135,15 +136,19 @@ def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, P
     return trial, machine, folder
 
 
-def parameters(namespace: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
-    """The parameters in a notebook's `namespace`: plain values, and `known` names of any value."""
+def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the `known` parameters in a notebook's `namespace`.
+
+    Raises `RequestError` for any other plain value, since papermill only warns of a misspelt
+    parameter. A person may set names of their own: then only one that is like a known name.
+    """
     plain = (str, int, float, bool, list, tuple, dict)
     ipythons_own = re.compile("_|In$|Out$")
-    return {
-        name: value
-        for name, value in namespace.items()
-        if name in known or (isinstance(value, plain) and not ipythons_own.match(name))
-    }
+    for name, value in namespace.items():
+        other = name not in known and isinstance(value, plain) and not ipythons_own.match(name)
+        if other and (get_close_matches(name, known, cutoff=0.8) or not is_interactive()):
+            raise RequestError(unknown("parameter", name, known))
+    return {name: namespace[name] for name in known if name in namespace}
 
 
 def scrub(notebook: NotebookNode, *folders: Path) -> NotebookNode:

@@ -71,6 +71,18 @@ def test_a_wrong_request_gets_one_line_and_starts_nothing(
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("any_model")
+def test_an_option_works_by_its_former_name(scalebench, tmp_path: Path) -> None:
+    """``--seq-len`` is still ``--seq-lens``; the help lists the new name alone."""
+    former = ("--seq-len", "8", "--visit-timeout", "5m")
+    code, printed, _ = scalebench("sweep", tmp_path / "sweep", "--dry-run", *former, *QUICK)
+    assert code == 0
+    assert "batch 1 of 8 tokens" in printed
+    assert "--visit-timeout" not in scalebench("sweep", "--help")[1]
+    _, _, err = scalebench("plan", tmp_path, "--slo-ms", "1", "--threads", "0.5")
+    assert "--cores: input should be" in err
+
+
 @pytest.mark.skipif(MACHINE.has_smt, reason="this machine has SMT")
 def test_smt_where_there_is_none_is_refused(scalebench, tmp_path: Path) -> None:
     """With what to write instead."""

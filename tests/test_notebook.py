@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import nbformat
+import papermill
 import pytest
 
 from scalebench_lib import notebook
@@ -21,6 +22,7 @@ from scalebench_lib.notebook import (
     OUTPUTS,
     PROJECT,
     measurement_request,
+    parameters,
     progress,
     say,
 )
@@ -36,6 +38,23 @@ def test_what_ipython_and_imports_put_into_a_namespace_is_no_parameter() -> None
     assert measurement_request(namespace)[0].config.batch_size == 3
     with pytest.raises(RequestError, match="unknown parameter 'batch_sise'"):
         measurement_request({**namespace, "batch_sise": 4})
+
+
+def test_names_that_a_person_set_are_no_parameters() -> None:
+    """In JupyterLab cells are run again, after others set names of their own."""
+    assert parameters({"out": "x", "columns": [], "n": 5}, ["out", "beside"]) == {"out": "x"}
+    with pytest.raises(RequestError, match="unknown parameter 'besides': did you mean 'beside'"):
+        parameters({"besides": "x"}, ["out", "beside"])
+
+
+@pytest.mark.parametrize("name", ["analysis", "validation"])
+def test_papermill_is_refused_a_parameter_that_a_notebook_does_not_take(
+    name: str, tmp_path: Path
+) -> None:
+    """Papermill alone warns, and the newest sweep would be analysed."""
+    source, target = str(NOTEBOOKS / f"{name}.ipynb"), str(tmp_path / "out.ipynb")
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'sweep': "):
+        papermill.execute_notebook(source, target, {"sweep": "mine"}, progress_bar=False)
 
 
 def test_an_empty_request_is_the_next_trial_by_hand() -> None:

@@ -16,6 +16,7 @@ from scalebench_lib.picture import Picture
 from scalebench_lib.plan import decide, figures, load_report, report
 from scalebench_lib.plan.decide import Decision, Request
 from scalebench_lib.plan.load import LoadRun
+from scalebench_lib.plan.profile import SHARED
 from scalebench_lib.plan.runner import Limits, Say
 from scalebench_lib.plan.search import Prediction, Predictor, Prover, Target
 
@@ -35,6 +36,11 @@ class Question(StrictModel):
         asked = {"rate": rate or 0.0, "percentile": percentile, "max_seconds": max_seconds}
         target = Target.from_input({**asked, "slo_ms": request.slo_ms})
         return cls(request=request, target=target)
+
+    @staticmethod
+    def parameter_names() -> set[str]:
+        """Return the names that `of` takes."""
+        return {*Request.model_fields, *Target.model_fields, *SHARED} - {"shared"}
 
     def answer(self, predictor: Predictor) -> Answer:
         """Return what is predicted to be best; `RequestError` says what cannot be had."""

@@ -62,7 +62,7 @@ class Request(StrictModel):
         """
         given = {name: value for name, value in values.items() if value}
         if not {"batch_size", "slo_ms"} & given.keys():
-            raise RequestError("name a batch size, or a latency limit with slo_ms, or both")
+            raise RequestError("slo_ms: name a latency limit, or the size of a batch to split")
         if "lengths" in given and (other := given.keys() & {"batch_size", "seq_len"}):
             raise RequestError(
                 f"lengths: are of requests, which have no {min(other)}: leave it out"

@@ -16,6 +16,7 @@ from scalebench_lib.plan.decide import Context
 from scalebench_lib.plan.search import Predictor
 from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, slider, status
 
+_NOT_ASKED = ("out", "verify", "price_per_hour")
 REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)  # asked with these numbers
 
 
@@ -25,8 +26,8 @@ def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Que
     A limit that is not asked for is five times the fastest pass. Raises `RequestError` for an
     unknown parameter or a wrong value.
     """
-    values, other = parameters(namespace), {"out", "verify", "price_per_hour"}
-    asked = {name: value for name, value in values.items() if name not in other}
+    values = parameters(namespace, {*Question.parameter_names(), *_NOT_ASKED})
+    asked = {name: value for name, value in values.items() if name not in _NOT_ASKED}
     limited = asked.get("batch_size") or asked.get("slo_ms")
     question = Question.of(**asked if limited else asked | {"slo_ms": 1.0})
     context = Context.load(out, question.request)

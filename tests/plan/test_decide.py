@@ -151,7 +151,7 @@ def test_plan_json_says_what_to_run(sweep: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "answer"),
     [
-        ({}, "name a batch size, or a latency limit"),
+        ({}, "slo_ms: name a latency limit"),
         ({"batch_size": "0"}, "batch_size: input should be greater than or equal to 1, not '0'"),
         ({"slo_ms": -1}, "slo_ms"),
         ({"batch_size": 1, "core": 2}, "unknown parameter 'core'"),

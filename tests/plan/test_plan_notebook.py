@@ -102,7 +102,7 @@ def test_controls_answer_and_say_why_not(loaded: Context) -> None:
     for name, wrong, why in (
         ("rate", 5000.0, r"rate: nothing serves 5000 requests/s .* the highest is"),
         ("slo_ms", 2.0, "no rate has p99 within 2 ms on 2 cores"),
-        ("slo_ms", 0.0, "name a batch size, or a latency limit"),
+        ("slo_ms", 0.0, "slo_ms: name a latency limit"),
         ("percentile", 100.0, "percentile: input should be less than"),
         ("percentile", 99.99, "percentile: p99.99 needs 66,3.. requests"),
     ):
