@@ -5,7 +5,7 @@ The way of the data, and the order to read the library in:
 
 The names of `__all__` are for notebooks and scripts; each is loaded when it is first used:
 
->>> from scalebench_lib import Results, findings
+>>> from scalebench_lib import Results, conclusions
 >>> results = Results.load(Path("outputs/mine"))      # doctest: +SKIP
 >>> results.table[["batch_size", "latency_ms"]]       # doctest: +SKIP
 """
@@ -21,7 +21,7 @@ _HOMES = {
     "Record": "record",
     "Results": "results",
     "find_sweep": "notebook",
-    **dict.fromkeys(("answers", "findings"), "analysis.findings"),
+    **dict.fromkeys(("recommendations", "conclusions"), "analysis.findings"),
     "Explorer": "analysis.explorer",
     "write_page": "analysis.page",
     "compare": "analysis.compare",

@@ -80,7 +80,7 @@ def variables(allocator: Allocator, environment: Mapping[str, str] = os.environ)
 
     Other libraries and tunables that are named there stay. Raises `RequestError` as `library`.
     """
-    kept = without_allocators(environment.get("LD_PRELOAD", ""))
+    kept = other_preloads(environment.get("LD_PRELOAD", ""))
     preloaded = ":".join([*filter(None, [library(allocator)]), *kept])
     settings = dict(SETTINGS.get(allocator, {}))
     if (tunables := "GLIBC_TUNABLES") in settings and environment.get(tunables):
@@ -94,7 +94,7 @@ def portable_variables(allocator: str) -> dict[str, str]:
     return {**preloaded, **SETTINGS.get(allocator, {})}
 
 
-def without_allocators(preloaded: str) -> list[str]:
+def other_preloads(preloaded: str) -> list[str]:
     """Return the libraries in the value of ``LD_PRELOAD`` that are no allocators."""
     names = tuple(f"lib{name}" for name in LIBRARIES)
     libraries = preloaded.replace(":", " ").split()
@@ -107,11 +107,11 @@ def require_loaded(allocator: Allocator) -> None:
         _require_linux(allocator)
     elif not sys.platform.startswith("linux"):
         return
-    c_library = library_serving("getpid")  # a function that no allocator replaces
+    c_library = library_of_symbol("getpid")  # a function that no allocator replaces
     settings = " ".join(f"{name}={it}" for name, it in portable_variables(allocator).items())
     advice = f"start with {settings} papermill …, or use 'scalebench sweep'"
     for symbol in _SERVED:
-        found = library_serving(symbol)
+        found = library_of_symbol(symbol)
         if allocator not in LIBRARIES and found != c_library:
             advice = "to measure the system's own, start without LD_PRELOAD"
         elif allocator not in LIBRARIES or found.startswith(f"lib{allocator}"):
@@ -151,7 +151,7 @@ def _require_linux(allocator: Allocator) -> None:
         raise RequestError(f"allocator {allocator!r} needs LD_PRELOAD, which only Linux has")
 
 
-def library_serving(symbol: str) -> str:
+def library_of_symbol(symbol: str) -> str:
     """Return the file name of the library to which `symbol` resolves in this process.
 
     ``unknown`` where the system does not list what a process has mapped.

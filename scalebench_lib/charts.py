@@ -51,7 +51,7 @@ _MARKERS = "osD^vPp*<>dhH8"  # not x: a cross is a config that failed
 _FAINT = "#6e7681"
 
 
-def title_of(optimization: str) -> str:
+def optimization_title(optimization: str) -> str:
     """Return ``OpenVINO, tcmalloc`` for ``openvino, tcmalloc``; unknown names as they are."""
     name, comma, allocator = optimization.partition(", ")
     title = OPTIMIZATIONS[name].title if name in OPTIMIZATIONS else name
@@ -73,7 +73,7 @@ def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
     return _COLOURS[place], _MARKERS[(place + again) % len(_MARKERS)]
 
 
-def batch_colours(batch_size: int) -> tuple[str, str]:
+def batch_size_colours(batch_size: int) -> tuple[str, str]:
     """Return the colours of a batch size on white and on black, strongest for 1024."""
     share = min(np.log2(batch_size) / 10, 1)
     light = colormaps["viridis_r"](0.2 + 0.8 * share)
@@ -131,7 +131,7 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Marks:
+class DataPoints:
     """Points with their values `y`, bounds (NaN if unknown), and the texts of their tooltips."""
 
     x: np.ndarray
@@ -142,7 +142,7 @@ class Marks:
     details: Sequence[str] = ()
 
     @classmethod
-    def exact(cls, x: ArrayLike, y: ArrayLike, names: Sequence[str] = ()) -> Marks:
+    def exact(cls, x: ArrayLike, y: ArrayLike, names: Sequence[str] = ()) -> DataPoints:
         """Return points without intervals and details."""
         xs, ys = np.asarray(x, float), np.asarray(y, float)
         unknown = np.full(len(ys), np.nan)
@@ -179,7 +179,7 @@ class Line:
     colour: str
     marker: str = ""
     dashed: bool = False
-    marks: Marks = field(default_factory=lambda: Marks.exact([], []))
+    marks: DataPoints = field(default_factory=lambda: DataPoints.exact([], []))
     coarse: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     missing_at: Sequence[float] = ()
     reference: bool = False
@@ -187,7 +187,7 @@ class Line:
 
     @classmethod
     def reference_of(cls, label: str, x: Sequence[float], y: Sequence[float]) -> Line:
-        return cls(label, _FAINT, marks=Marks.exact(x, y), reference=True)
+        return cls(label, _FAINT, marks=DataPoints.exact(x, y), reference=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ class Cells:
 
     rows: Sequence[int]
     row: np.ndarray
-    marks: Marks
+    marks: DataPoints
     better_low: bool = False
 
     @property
@@ -247,13 +247,13 @@ class Dots:
 
 
 @dataclass(frozen=True, eq=False)
-class BarSeries:
+class BarSegments:
     """A part of the bars of a chart: in bar `row` it begins at x of `marks`, and is y long."""
 
     label: str
     colour: str
     row: np.ndarray
-    marks: Marks
+    marks: DataPoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +278,7 @@ class Chart:
     cells: Cells | None = None
     dots: Sequence[Dots] = ()
     bars: Sequence[str] = ()
-    parts: Sequence[BarSeries] = ()
+    parts: Sequence[BarSegments] = ()
     doubling: bool = False
     scale: Scale = "auto"
     span: tuple[float, float] | None = None
@@ -367,7 +367,7 @@ class Chart:
             yield f"{dots.label}: median {dots.value} of {dots.detail}"
 
 
-def on_one_axis(charts: Sequence[Chart]) -> list[Chart]:
+def share_y_axis(charts: Sequence[Chart]) -> list[Chart]:
     """Return `charts` with one y axis, to compare heights; cells and bars have none."""
     if len(charts) < 2 or any(chart.cells or chart.bars for chart in charts):
         return list(charts)

@@ -25,15 +25,15 @@ from scalebench_lib.config import AXES, PRESETS, Sweep, preset
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.processes import require_home
+from scalebench_lib.processes import ensure_home
 from scalebench_lib.results import Imported, Results
 from scalebench_lib.sweep.locks import lock_machine, read_status, require_folder_free
-from scalebench_lib.sweep.schedule import Schedule, sweep_schedules
+from scalebench_lib.sweep.schedule import Schedule, schedules_by_host
 from scalebench_lib.text import parse_duration, pluralize
 
 if TYPE_CHECKING:
     from scalebench_lib.plan.load import LoadRun
-    from scalebench_lib.sweep.run import SweepRun
+    from scalebench_lib.sweep.sweep_run import SweepRun
 
 app = typer.Typer(
     help="How fast does a model run on this machine?",
@@ -225,7 +225,7 @@ def sweep(
 
 def _prepared(request: Sweep, out: Path, against: str | None, retry_failed: bool) -> list[SweepRun]:
     """Return the runs of a sweep on this machine, whose models were built and run once."""
-    from scalebench_lib.sweep.run import SweepRun, prepare_pair
+    from scalebench_lib.sweep.sweep_run import SweepRun, prepare_pair
 
     if against:
         runs = list(prepare_pair(request, out, against, retry_failed))
@@ -246,12 +246,12 @@ def report(
     open_page: bool = False,
 ) -> None:
     """Render OUT's page: results.csv, figures, index.md, index.html."""
-    from scalebench_lib.analysis.findings import answers  # seaborn and pandas take a second
+    from scalebench_lib.analysis.findings import recommendations  # seaborn and pandas take a second
     from scalebench_lib.analysis.page import write_page
 
     results = Results.load(out, any_machine)
     page = write_page(out, results, price_per_hour)
-    for answer in answers(results):
+    for answer in recommendations(results):
         console.say(*answer.lines)
     link = page.absolute().as_uri()
     console.say(f"page: {link}")
@@ -265,7 +265,7 @@ def status(out: Out) -> None:
     if imported := Imported.load(out):
         _print_import(imported)
         return
-    schedules = sweep_schedules(out)
+    schedules = schedules_by_host(out)
     every = schedules.values()
     done, failed = sum(len(one.done) for one in every), sum(len(one.failed) for one in every)
     left, finished = sum(len(one.left) for one in every), sum(one.finished for one in every)
@@ -339,10 +339,10 @@ def plan(
     if price_per_hour is not None:
         console.say(*answer.costs(price_per_hour), "")
     if export:
-        from scalebench_lib.measure.optimizations import engine_files
+        from scalebench_lib.measure.optimizations import engine_folder
         from scalebench_lib.plan.export import export as write
 
-        console.say(f"exported: {write(answer.decision, answer.sentences, export, engine_files)}")
+        console.say(f"exported: {write(answer.decision, answer.sentences, export, engine_folder)}")
     console.say(f"plan: {path}")
 
 
@@ -380,7 +380,7 @@ def load(
     from scalebench_lib.plan import load_report as telling
     from scalebench_lib.plan.arrivals import arrival_times, read_trace
     from scalebench_lib.plan.runner import Limits
-    from scalebench_lib.plan.search import Predictor, Prover, Target, read_planned_deployment
+    from scalebench_lib.plan.search import LoadVerifier, Predictor, Target, read_planned_deployment
 
     if bool(rate) == bool(trace) and (rate or not slo_ms):
         raise RequestError("load: name a rate, or a trace, or a limit with --slo-ms")
@@ -393,7 +393,7 @@ def load(
         times = times[: max(1, int((times <= seconds).sum()))]
     context, deployment = read_planned_deployment(out, max_batch or 0, max_wait_ms, lengths)
     runner = context.runner(Limits(), console.say)
-    prover = Prover(Predictor(context), runner, target, _show_load(out), arrivals)
+    prover = LoadVerifier(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):
         if rate or trace:
             prover.run(deployment, times)
@@ -430,7 +430,7 @@ def compare(
     if markdown:
         print(compare_report.markdown(found))
     else:
-        console.say(*compare_report.printed(found))
+        console.say(*compare_report.renderables(found))
     if found.has_regressions:
         raise typer.Exit(1)
 
@@ -475,7 +475,7 @@ class Interrupted(BaseException):
 
 def main() -> NoReturn:
     """Run the command; every error is one line and an exit code."""
-    require_home()
+    ensure_home()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it logs, we say in one line
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
@@ -540,11 +540,11 @@ def _print_schedule(schedule: Schedule, where: str) -> None:
 def _report_against(out: Path) -> bool:
     """Compare the two sweeps of ``--against``; return whether B is slower."""
     from scalebench_lib.analysis import compare as comparing
-    from scalebench_lib.analysis.compare_report import printed
+    from scalebench_lib.analysis.compare_report import renderables
 
-    found = comparing.against(out / "a", out / "b")
-    comparing.save_against(found, out / "against.csv")
-    console.say(*printed(found))
+    found = comparing.compare_paired(out / "a", out / "b")
+    comparing.save_paired(found, out / "against.csv")
+    console.say(*renderables(found))
     return found.has_regressions
 
 
@@ -562,7 +562,7 @@ def _measure_and_report(
     for folder in dict.fromkeys(run.out for run in runs if run.records):
         report(folder, open_page=open_page)
     slower = pair is not None and _report_against(pair)
-    if complaints := [line for run in runs for line in progress.summary(run, console)]:
+    if complaints := [line for run in runs for line in progress.print_summary(run, console)]:
         _complain("; ".join(complaints))
     lost = bool(troubles) and any(r.schedule.left for r in runs if r.sweep.hosts != "one")
     if complaints or slower or lost:

@@ -28,10 +28,10 @@ from pydantic import (
     model_validator,
 )
 
-from scalebench_lib.errors import RequestError, unknown, validation_message
+from scalebench_lib.errors import RequestError, unknown_message, validation_message
 from scalebench_lib.machine import Machine
+from scalebench_lib.model_sources import is_own, local_folder, own_files
 from scalebench_lib.optimizations import NAME, OPTIMIZATIONS
-from scalebench_lib.sources import folder_of, is_own, own_files
 
 MODELS = {
     "bert": "BERT",
@@ -83,13 +83,13 @@ PAGE_BATCH_SIZES = tuple(2**k for k in range(11))
 def _known_optimization(name: str, info: ValidationInfo) -> str:
     """Refuse unknown names in requests alone: a record may be of a plugin that is missing here."""
     if info.context == "input" and name not in OPTIMIZATIONS:
-        raise ValueError(unknown("optimization", name, OPTIMIZATIONS))
+        raise ValueError(unknown_message("optimization", name, OPTIMIZATIONS))
     return name
 
 
 def _known_task(name: str) -> str:
     if name not in (known := ("auto", "none", *TASKS)):
-        raise ValueError(unknown("task", name, known))
+        raise ValueError(unknown_message("task", name, known))
     return name
 
 
@@ -105,7 +105,7 @@ def model_name(name: str) -> str:
         folder = str(Path(name))  # "a/.." stays: a may be a link
         return folder if "/" in folder else f"./{folder}"
     if "/" not in name:
-        raise ValueError(f"{unknown('model', name, MODELS)}, or a folder or hub id")
+        raise ValueError(f"{unknown_message('model', name, MODELS)}, or a folder or hub id")
     return name
 
 
@@ -136,17 +136,17 @@ def resolved_task(model: str, task: str, phase: str = "forward") -> str:
         return "causal-lm"
     if task != "auto" or model in MODELS or is_own(model):
         return _DEFAULT_TASKS.get(model, "none") if task == "auto" else task
-    if not (folder := folder_of(model)):
+    if not (folder := local_folder(model)):
         return "auto"
     names = None
     with suppress(OSError, ValueError, AttributeError):  # reported when it is built
         names = json.loads((folder / "config.json").read_bytes()).get("architectures")
-    if names and not task_of(names[0]):
+    if names and not task_of_class(names[0]):
         raise RequestError(f"task: {names[0]!r} has none of {', '.join(TASKS)}: say one, or 'none'")
-    return task_of(names[0]) if names else "none"
+    return task_of_class(names[0]) if names else "none"
 
 
-def task_of(name: str) -> str:
+def task_of_class(name: str) -> str:
     """``masked-lm`` for the class ``BertForMaskedLM``, ``none`` without a head; else empty."""
     ends = _CLASSES | {f"For{task.replace('-', '')}": task for task in TASKS}
     tasks = (task for end, task in ends.items() if name.lower().endswith(end.lower()))
@@ -441,7 +441,7 @@ class Trial(StrictModel):
         known = cls.parameter_names()
         for name in values:
             if name not in known:
-                raise RequestError(unknown("parameter", name, known))
+                raise RequestError(unknown_message("parameter", name, known))
         others = {"threads": "auto", "trial": 1, **values}
         given = {name: others.pop(name) for name in values if name in Config.model_fields}
         config = Config.from_input({"task": "auto", **given})
@@ -579,7 +579,7 @@ def preset(name: str) -> dict[str, Any]:
     ``quick`` has the fastest engines that are installed. Raises `RequestError` if unknown.
     """
     if name not in PRESETS:
-        raise RequestError(unknown("preset", name, PRESETS))
+        raise RequestError(unknown_message("preset", name, PRESETS))
     if name == "page":
         return {}
     openvino = ("openvino", "openvino-bf16", "openvino-int8")

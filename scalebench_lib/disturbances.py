@@ -19,7 +19,7 @@ MUCH_STOLEN = 0.02  # of the CPU time: as much as points are to be known to
 
 
 @dataclass(frozen=True)
-class Disturbed:
+class DisturbanceCounts:
     """How a point's `turns` were disturbed; None: not known.
 
     `shared` counts the shared ones (`Point.shared`), `throttled` the periods in which a quota
@@ -61,22 +61,22 @@ def _sum(values: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def disturbances(records: Iterable[Record]) -> Iterator[str]:
+def disturbance_sentences(records: Iterable[Record]) -> Iterator[str]:
     """Yield what disturbed the sweep of `records`, and what to do, a sentence each."""
     records, trials = list(records), defaultdict[str, list[Point]](list)
     for record in records:
         host = f" on {record.host_label}" if record.host_label else ""
         for point in record.points:
             trials[f"{record.config}, {pluralize(point.threads, 'thread')}{host}"].append(point)
-    points = {name: Disturbed.of(each) for name, each in trials.items()}
-    total = Disturbed.of(chain.from_iterable(trials.values()))
+    points = {name: DisturbanceCounts.of(each) for name, each in trials.items()}
+    total = DisturbanceCounts.of(chain.from_iterable(trials.values()))
     yield from _shared(total, points)
     yield from _throttled(total, points)
     yield from _stolen(total, points)
     yield from _governors(records)
 
 
-def _shared(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
+def _shared(total: DisturbanceCounts, points: Mapping[str, DisturbanceCounts]) -> Iterator[str]:
     unsure = sum(one.shared_share >= HALF for one in points.values())
     if total.shared_share > MANY_SHARED or unsure:
         worst, most = max(points.items(), key=lambda item: item[1].shared_share)
@@ -90,7 +90,7 @@ def _shared(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
         )
 
 
-def _throttled(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
+def _throttled(total: DisturbanceCounts, points: Mapping[str, DisturbanceCounts]) -> Iterator[str]:
     if total.throttled_rate > MANY_THROTTLED:
         worst = max(points, key=lambda name: points[name].throttled_rate)
         yield (
@@ -100,7 +100,7 @@ def _throttled(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[st
         )
 
 
-def _stolen(total: Disturbed, points: Mapping[str, Disturbed]) -> Iterator[str]:
+def _stolen(total: DisturbanceCounts, points: Mapping[str, DisturbanceCounts]) -> Iterator[str]:
     if (total.stolen or 0) > MUCH_STOLEN:
         stolen = {name: one.stolen or 0.0 for name, one in points.items()}
         worst = max(stolen, key=stolen.__getitem__)

@@ -46,7 +46,7 @@ def plain(text: str) -> str:
     return _CONTROL.sub("", _ESCAPE.sub("", text.replace("\r", "\n")))
 
 
-def reason(message: str) -> str:
+def reason_in(message: str) -> str:
     """Return in one line why something failed, from the `message` of a library's exception.
 
     Engines begin with where they were, and some end with advice.
@@ -65,21 +65,21 @@ def reason(message: str) -> str:
     return textwrap.shorten(" ".join(said), _MOST_CHARACTERS, placeholder=" …")
 
 
-def first_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return in one line why, or the name of the error if it does not say."""
-    return reason(str(error)) or type(error).__name__
+    return reason_in(str(error)) or type(error).__name__
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_message(kind: str, name: str, known: Iterable[str]) -> str:
     """Return that `name` is no known `kind`, with the known name that is most like it.
 
     >>> unknown("optimization", "scirpt", ["none", "script"])
     "unknown optimization 'scirpt': did you mean 'script'?"
     """
-    return f"unknown {kind} {name!r}: {nearest(name, known)}"
+    return f"unknown {kind} {name!r}: {did_you_mean(name, known)}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint: the known name that is most like `name`, else all of them."""
     names = list(known)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
@@ -91,7 +91,7 @@ def validation_message(error: ValidationError, known_keys: Iterable[str] = ()) -
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
-        return unknown("parameter", field, known_keys)
+        return unknown_message("parameter", field, known_keys)
     message = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     message = message[:1].lower() + message[1:]
     given = "" if first["type"] == "value_error" else f", not {reprlib.repr(first['input'])}"

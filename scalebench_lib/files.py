@@ -63,7 +63,7 @@ def set_aside(path: Path, why: str) -> None:
     _log.warning("%s: set aside as *.invalid", why)
 
 
-def unfinished(out: Path) -> Iterator[Path]:
+def leftovers(out: Path) -> Iterator[Path]:
     """Yield what a sweep that was killed has left half written in its folder."""
     for folder in (out, out / "records", out / "notebooks"):
         for pattern in _UNFINISHED:

@@ -211,7 +211,7 @@ class Machine(BaseModel, frozen=True):
         return text
 
 
-def perhaps_another_host(before: Iterable[Machine], now: Iterable[Machine]) -> str | None:
+def another_host_warning(before: Iterable[Machine], now: Iterable[Machine]) -> str | None:
     """Return a sentence if machines of one kind may be different ones; else None.
 
     None, too, if they differ in kind (`Machine.differs_from`), or if an identity is not known.

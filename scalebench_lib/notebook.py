@@ -22,10 +22,10 @@ from IPython.display import HTML, display
 from nbformat import NotebookNode
 
 from scalebench_lib.config import SPEC, Config, Trial
-from scalebench_lib.errors import RequestError, unknown
+from scalebench_lib.errors import RequestError, unknown_message
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import next_trial
+from scalebench_lib.record import next_trial_number
 
 PROJECT = Path(__file__).resolve().parent.parent
 """The folder of the checkout, or where the package was installed."""
@@ -124,7 +124,7 @@ def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, P
     An empty `out` means ``outputs/by-hand``; `trial` 0 means the config's next one there.
     Raises `RequestError` for an unknown parameter or a wrong value.
     """
-    values = parameters(namespace, {*Trial.parameter_names(), "out"})
+    values = check_parameters(namespace, {*Trial.parameter_names(), "out"})
     out = values.pop("out", "")
     if not isinstance(out, str) or not out.isprintable():
         raise RequestError(f"out: must be a folder's name, not {out!r}")
@@ -132,11 +132,11 @@ def measurement_request(namespace: Mapping[str, Any]) -> tuple[Trial, Machine, P
     is_next = str(values.get("trial", 0)) == "0"
     trial = Trial.from_parameters({**values, **({"trial": 1} if is_next else {})}, machine)
     if is_next:
-        trial = trial.model_copy(update={"number": next_trial(folder, trial.config)})
+        trial = trial.model_copy(update={"number": next_trial_number(folder, trial.config)})
     return trial, machine, folder
 
 
-def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def check_parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Return the `known` parameters in a notebook's `namespace`.
 
     Raises `RequestError` for any other plain value, since papermill only warns of a misspelt
@@ -147,7 +147,7 @@ def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str
     for name, value in namespace.items():
         other = name not in known and isinstance(value, plain) and not ipythons_own.match(name)
         if other and (get_close_matches(name, known, cutoff=0.8) or not is_interactive()):
-            raise RequestError(unknown("parameter", name, known))
+            raise RequestError(unknown_message("parameter", name, known))
     return {name: namespace[name] for name in known if name in namespace}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.machine import search_file
 
 PLUGINS = "scalebench.optimizations"
@@ -70,7 +70,7 @@ class Optimization:
             function: Callable[[Any], Any] = resolve_name(self.function)
         except (ImportError, AttributeError, ValueError) as error:
             raise MeasurementError(
-                f"optimization {self.name!r} has no function {self.function}: {first_line(error)}"
+                f"optimization {self.name!r} has no function {self.function}: {reason_of(error)}"
             ) from error
         return function(target)
 

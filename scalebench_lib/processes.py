@@ -14,7 +14,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from scalebench_lib.errors import reason
+from scalebench_lib.errors import reason_in
 from scalebench_lib.machine import control_groups, search_file
 
 OUT_OF_MEMORY = "out of memory"
@@ -28,7 +28,7 @@ _NO_MEMORY = re.compile(r"can't allocate memory|bad_alloc|failed to allocate mem
 _NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def require_home() -> None:
+def ensure_home() -> None:
     """Give a user without a home, as in some containers, one in the temporary folder.
 
     Libraries end with a traceback where there is none.
@@ -48,7 +48,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def leave_terminal() -> None:
+def mute_terminal() -> None:
     """Write nothing more to a terminal: to one that has closed it would be an error."""
     for stream in (1, 2):
         if stat.S_ISCHR(os.fstat(stream).st_mode):
@@ -100,7 +100,7 @@ def oom_kills(root: Path = Path("/")) -> int:
     return int(next(filter(None, counts), 0))
 
 
-def exit_reason(code: int | None, oom_kills_before: int) -> str:
+def kernel_exit_reason(code: int | None, oom_kills_before: int) -> str:
     """Return why a kernel has ended, by its exit `code` (negative: a signal)."""
     if code is None:
         return "the kernel stopped answering"
@@ -112,9 +112,9 @@ def exit_reason(code: int | None, oom_kills_before: int) -> str:
     return f"{KILLED} {-code} ({signal.Signals(-code).name if known else 'a real-time signal'})"
 
 
-def error_reason(ename: str, evalue: str) -> str:
+def exception_reason(ename: str, evalue: str) -> str:
     """Return the reason for an exception in a notebook, in one line."""
-    line = f"{ename}: {reason(evalue)}"
+    line = f"{ename}: {reason_in(evalue)}"
     short_of_memory = ename == "MemoryError" or _NO_MEMORY.search(evalue)
     return f"{OUT_OF_MEMORY}: {line}" if short_of_memory else line
 

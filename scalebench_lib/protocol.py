@@ -37,7 +37,7 @@ class Ready(StrictModel):
     first_pass_s: float
 
 
-class Request(StrictModel):
+class TurnRequest(StrictModel):
     """Take a turn: `seconds` of passes at `threads` threads, at least one pass."""
 
     cycle: int
@@ -45,7 +45,7 @@ class Request(StrictModel):
     seconds: float
 
 
-class Answer(StrictModel):
+class TurnResult(StrictModel):
     """A point after its turn: the median of its samples, the half-width of its 95 % interval
     over the median (None: too few turns), and the seconds that the turn took."""
 
@@ -73,10 +73,10 @@ def send(stream: IO[str], message: StrictModel) -> None:
     stream.flush()
 
 
-def receive(stream: IO[str]) -> Request | End:
+def receive(stream: IO[str]) -> TurnRequest | End:
     """Return the runner's next message; `ConnectionEndedError` where it is gone."""
     line = stream.readline()
-    return parse(line, End) if '"end"' in line else parse(line, Request)
+    return parse(line, End) if '"end"' in line else parse(line, TurnRequest)
 
 
 def parse(line: str, kind: type[Message]) -> Message:
@@ -90,7 +90,7 @@ def parse(line: str, kind: type[Message]) -> Message:
 
 
 @dataclass
-class Progress:
+class PointProgress:
     """A point in its block so far; the median and the half-width are those of its last answer."""
 
     turns: int = 0
@@ -98,7 +98,7 @@ class Progress:
     spent_s: float = 0.0
     median_ns: float = 0.0
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: TurnResult) -> None:
         """Count a turn."""
         self.turns += 1
         self.half_width = answer.half_width
@@ -106,7 +106,9 @@ class Progress:
         self.median_ns = answer.median_ns
 
 
-def stop_reason(points: Iterable[Progress], target_ci: float, max_seconds: float) -> EndedBy | None:
+def end_reason(
+    points: Iterable[PointProgress], target_ci: float, max_seconds: float
+) -> EndedBy | None:
     """Return why a group of `points` needs no further cycle, or None.
 
     `max_seconds` is the computing time of a point in this block; the group shares its sum.

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
-from scalebench_lib.allocators import LIBRARIES, SETTINGS, without_allocators
+from scalebench_lib.allocators import LIBRARIES, SETTINGS, other_preloads
 from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import (
     MeasurementError,
@@ -41,10 +41,10 @@ from scalebench_lib.errors import (
 )
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
+from scalebench_lib.model_sources import is_own, local_folder, own_files
 from scalebench_lib.operators import OperatorTimes
 from scalebench_lib.optimizations import OPTIMIZATIONS, Precision, is_package_installed
 from scalebench_lib.protocol import EndedBy
-from scalebench_lib.sources import folder_of, is_own, own_files
 from scalebench_lib.text import format_number, pluralize
 
 _log = logging.getLogger("scalebench")
@@ -114,7 +114,7 @@ def speed_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def model_files(config: Config | Sweep) -> str | None:
+def model_files_digest(config: Config | Sweep) -> str | None:
     """Return 12 hex digits of the files that the model and its weights are read from.
 
     None without files: for a known name with random weights, or a hub id that was never downloaded.
@@ -125,7 +125,7 @@ def model_files(config: Config | Sweep) -> str | None:
         own = config.weights == "pretrained"
         sources.append((config.model if own else config.weights, "*.safetensors*"))
     for source, pattern in sources:
-        if folder := folder_of(source):
+        if folder := local_folder(source):
             files += sorted(folder.glob(pattern))
     if not files:
         return None
@@ -191,7 +191,7 @@ class Software(StrictModel):
         loading = ("MALLOC_",) if allocator in LIBRARIES else tuple(SETTINGS.get(allocator, ()))
         sides = self.conditions, other.conditions
         for side in sides:
-            side["LD_PRELOAD"] = ":".join(without_allocators(side.get("LD_PRELOAD", "")))
+            side["LD_PRELOAD"] = ":".join(other_preloads(side.get("LD_PRELOAD", "")))
         engines = (self.versions | other.versions).keys() - set(_LIBRARIES)
         for name in sorted(sides[0] | sides[1]):
             mine, theirs = (side.get(name) or None for side in sides)
@@ -428,9 +428,9 @@ class Record(StrictModel):
         return f"{self.machine.name}-{self.host_label}" if self.host_label else self.machine.name
 
     @property
-    def point_key(self) -> str:
+    def config_key(self) -> str:
         """Equal for trials of one config on one host."""
-        return point_key(self.config_id, self.host_label)
+        return config_key(self.config_id, self.host_label)
 
     @property
     def conditions(self) -> dict[str, str | None]:
@@ -481,7 +481,7 @@ class Record(StrictModel):
         return record
 
 
-def point_key(config_id: str, host: str | None) -> str:
+def config_key(config_id: str, host: str | None) -> str:
     """Return the name of a config's points, with the host where a sweep compares several."""
     return f"{config_id}@{host}" if host else config_id
 
@@ -568,7 +568,7 @@ def conditions(records: Iterable[Record]) -> dict[str, set[str]]:
     return {name: {value for value in each if value} for name, each in values.items()}
 
 
-def next_trial(out: Path, config: Config, host: str = "") -> int:
+def next_trial_number(out: Path, config: Config, host: str = "") -> int:
     """Return the first free trial number of `config` (at `host`, or ``*``) in folder `out`."""
     stem = f"{config.id}-{host}" if host else config.id
     numbers = (path.stem.rpartition("-t")[2] for path in (out / "records").glob(f"{stem}-t*.json"))

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from scalebench_lib import stats
 from scalebench_lib.config import AXES, DEFAULTS, Config, StrictModel, base_of
-from scalebench_lib.disturbances import Disturbed
+from scalebench_lib.disturbances import DisturbanceCounts
 from scalebench_lib.errors import RequestError, ScalebenchError, validation_message
 from scalebench_lib.operators import SHARES
 from scalebench_lib.record import (
@@ -28,8 +28,8 @@ from scalebench_lib.record import (
     Point,
     Record,
     Setup,
+    config_key,
     load_records,
-    point_key,
     require_one_machine,
 )
 
@@ -81,7 +81,7 @@ _NS_PER_MS = 1e6
 _MAX_PAIRS = 1000  # over as many pairs of points, taken at random, variances are pooled
 
 PointKey = tuple[str, int]
-"""A point's name: its records' `point_key` and its thread count."""
+"""A point's name: its records' `config_key` and its thread count."""
 
 Row = Mapping[Any, Any]
 """A row of the results table."""
@@ -170,7 +170,7 @@ class MeasuredPoint:
 
     @property
     def key(self) -> PointKey:
-        return self.trials[0][0].point_key, self.threads
+        return self.trials[0][0].config_key, self.threads
 
     @cached_property
     def group(self) -> _Group:
@@ -290,7 +290,7 @@ class Results:
 
         peaks, compared = _peaks(self.records), self._compared.items()
         rows = [{**_row(point, peaks), **self._ratios(key)} for key, point in compared]
-        missing = {r.point_key: r for r in self.records if r.point_key not in self._fastest}
+        missing = {r.config_key: r for r in self.records if r.config_key not in self._fastest}
         rows += [_missing_row(record) for record in missing.values()]
         table = pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
         eager = [group for group, base in self._bases.items() if base.optimization == EAGER]
@@ -347,7 +347,7 @@ class Results:
         return self._name_of(row), int(row["threads"])
 
     def _name_of(self, row: Row) -> str:
-        return point_key(row["config_id"], self._hosts.get(row["machine"]))
+        return config_key(row["config_id"], self._hosts.get(row["machine"]))
 
     @cached_property
     def _fastest(self) -> dict[str, PointKey]:
@@ -366,14 +366,16 @@ class Results:
         return {group: base_of(each) for group, each in configs.items()}
 
     def _base_name(self, group: _Group) -> str:
-        return point_key(self._bases[group].id, group[1])
+        return config_key(self._bases[group].id, group[1])
 
     def _paired(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         a, b = self._compared[one], self._compared[other]
         parts = stats.paired_differences(a.logs_by_block, b.logs_by_block)
         if not parts:
             return None
-        return stats.ratio(parts, self._components(a.group == b.group, a.threads == b.threads))
+        return stats.paired_ratio(
+            parts, self._components(a.group == b.group, a.threads == b.threads)
+        )
 
     def _via_base(self, one: PointKey, other: PointKey) -> stats.Ratio | None:
         base = self.base(one)
@@ -433,7 +435,7 @@ class Results:
         return cells
 
 
-def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
+def paired_ratio_by_point(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
     """Return the latency of each point of `one` over that of the same point in `other`.
 
     They are paired by cycle: only points that took turns in a common block have one.
@@ -446,14 +448,14 @@ def paired_ratios(one: Results, other: Results) -> dict[PointKey, stats.Ratio]:
     }
     met = {(block, key[0]) for key in parts for block in one.points[key].logs_by_block}
     components = stats.VarianceComponents.of(parts.values(), len(met))
-    return {key: stats.ratio(each, components) for key, each in parts.items()}
+    return {key: stats.paired_ratio(each, components) for key, each in parts.items()}
 
 
 def _points_of(records: Iterable[Record]) -> dict[PointKey, MeasuredPoint]:
     trials: dict[PointKey, list[tuple[Record, Point]]] = defaultdict(list)
     for record in records:
         for point in record.points:
-            trials[record.point_key, point.threads].append((record, point))
+            trials[record.config_key, point.threads].append((record, point))
     parts = {
         key: [np.log([turn.median_ns for turn in point.turns]) for _, point in each]
         for key, each in trials.items()
@@ -504,7 +506,7 @@ def _row(measured: MeasuredPoint | PublishedPoint, peaks: _Peaks) -> Row:
     latency, samples_ms = measured.latency, measured.samples_ns / _NS_PER_MS
     single = all(point.passes_per_sample == 1 for point in points)
     wall_ns = sum(point.wall_ns for point in points)
-    disturbed = Disturbed.of(points)
+    disturbed = DisturbanceCounts.of(points)
     return {
         **_identity(records[0]),
         **_verified(records),

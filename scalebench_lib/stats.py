@@ -219,7 +219,7 @@ def by_cycle(cycles: Sequence[int], logs: Sequence[float]) -> np.ndarray:
     return found
 
 
-def ratio(parts: TurnLogs, components: VarianceComponents) -> Ratio:
+def paired_ratio(parts: TurnLogs, components: VarianceComponents) -> Ratio:
     """Return the ratio of two points from the differences of their turns, an array a block."""
     value = math.exp(_median(np.concatenate(parts)))
     return Ratio(value, median_variance(parts, components))

@@ -23,7 +23,7 @@ def with_margin(value: float, low: float, high: float) -> str:
     return f"{text} ± {rounded if re.search('[1-9]', rounded) else format_number(margin, 1)}"
 
 
-def decibels(sqnr_db: float) -> str:
+def format_error_db(sqnr_db: float) -> str:
     """``−24``: so far lies an error below the signal; empty where it is not known."""
     return f"{-sqnr_db:+.0f}".replace("-", "−") if math.isfinite(sqnr_db) else ""
 

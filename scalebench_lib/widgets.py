@@ -50,7 +50,7 @@ def several(description: str) -> widgets.SelectMultiple:
     return widgets.SelectMultiple(**_look(description))
 
 
-def status(text: str) -> str:
+def status_html(text: str) -> str:
     """Return `text` as HTML that screen readers announce when it changes."""
     return f'<p role="status">{escape(text)}</p>'
 
@@ -79,7 +79,7 @@ def set_several(control: widgets.SelectMultiple, options: Sequence[tuple[str, An
     control.value = [value for value in every if value not in left_out] or every
 
 
-def set_visible(controls: Sequence[Any], applying: Sequence[Any]) -> None:
+def show_applying(controls: Sequence[Any], applying: Sequence[Any]) -> None:
     """Show those of `controls` that are among `applying` and leave a choice; hide the others."""
     for control in controls:
         shown = any(control is one for one in applying) and len(control.options) > 1

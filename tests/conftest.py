@@ -117,7 +117,9 @@ def heeding_interrupts() -> Iterator[None]:
 @pytest.fixture
 def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, in this process, takes any model for measurable: to ask takes seconds."""
-    monkeypatch.setattr("scalebench_lib.sweep.run.SweepRun.require_measurable", lambda run: None)
+    monkeypatch.setattr(
+        "scalebench_lib.sweep.sweep_run.SweepRun.require_measurable", lambda run: None
+    )
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalebench_lib.config import Sweep, Trial
-from scalebench_lib.protocol import Answer, EndedBy
+from scalebench_lib.protocol import EndedBy, TurnResult
 from scalebench_lib.record import Point, Record, Setup, Software, Turn
 from scalebench_lib.stats import MIN_TURNS
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import SweepProgress, run_in_turn
+from scalebench_lib.sweep.runner import SweepProgress, run_rounds
+from scalebench_lib.sweep.sweep_run import SweepRun
 from scalebench_lib.sweep.trial_process import StoppedError
 from tests.factories import START, machine
 
@@ -142,7 +142,7 @@ class FakeTrial:
     thread: int = field(default_factory=threading.get_ident)
     taken: dict[int, list[Turn]] = field(default_factory=dict)
 
-    def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
+    def turn(self, cycle: int, threads: int, seconds: float) -> TurnResult:
         """As `TrialProcess.turn`."""
         self.of.note("turn", self.trial, cycle, threads)
         pass_s = self.of.pass_s(self.trial, threads)
@@ -152,7 +152,7 @@ class FakeTrial:
         samples = (round(pass_s * 1e9),) * passes
         turns.append(Turn(cycle=cycle, start_ns=round(start * 1e9), samples_ns=samples))
         half_width = self.of.half_width(self.trial, threads)
-        return Answer(
+        return TurnResult(
             median_ns=samples[0],
             half_width=half_width if len(turns) >= MIN_TURNS else None,
             spent_s=passes * pass_s,
@@ -214,5 +214,5 @@ def run_fakes(
     """Run `sweep` with these trials, as far as it goes; returns the new records."""
     prepared = SweepRun.prepare(sweep, out, bool(more.pop("retry_failed", False)))
     prepared.start, prepared.kernels, known = trials, FakeKernels(), len(prepared.records)
-    run_in_turn([prepared], progressed, **more)
+    run_rounds([prepared], progressed, **more)
     return prepared.records[known:]

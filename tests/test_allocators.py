@@ -14,8 +14,8 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.record import load_records
 from scalebench_lib.results import Results
 from scalebench_lib.sweep.kernels import Kernels
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import run_in_turn
+from scalebench_lib.sweep.runner import run_rounds
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.notebooks import notebook, run_notebook
 
 
@@ -167,7 +167,7 @@ def test_batch_256_is_measured_with_every_allocator(warm, tmp_path: Path) -> Non
     )
     prepared = SweepRun.prepare(sweep, tmp_path)
     prepared.kernels = warm
-    run_in_turn([prepared], lambda _: None)
+    run_rounds([prepared], lambda _: None)
     records = load_records(tmp_path)
     assert {(r.status, r.reason, r.kernel) for r in records} == {("ok", None, "warm")}
     told = {r.config.allocator: r.software.libraries["malloc"] for r in records}

@@ -9,9 +9,9 @@ import pytest
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.charts import (
     Chart,
+    DataPoints,
     Line,
-    Marks,
-    on_one_axis,
+    share_y_axis,
     style_of,
     tick_label,
     x_axis,
@@ -23,7 +23,7 @@ from scalebench_lib.optimizations import OPTIMIZATIONS
 def chart(*values: float) -> Chart:
     """A chart of one line through `values`, without intervals."""
     x, unknown = np.arange(1.0, len(values) + 1), np.full(len(values), np.nan)
-    marks = Marks(x, np.array(values), unknown, unknown)
+    marks = DataPoints(x, np.array(values), unknown, unknown)
     return Chart(
         "title", "x", "y", "ms", pd.DataFrame(), lines=[Line("line", "#000000", marks=marks)]
     )
@@ -56,7 +56,7 @@ def test_a_linear_axis_begins_at_zero() -> None:
 
 def test_charts_beside_each_other_have_one_axis() -> None:
     """Logarithmic if one of them is."""
-    small, large = on_one_axis([chart(1, 2), chart(5, 500)])
+    small, large = share_y_axis([chart(1, 2), chart(5, 500)])
     assert small.y == large.y
     assert small.y.log
     assert (small.extent, small.span) == ((1, 2), (1, 500))

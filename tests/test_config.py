@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib import optimizations
-from scalebench_lib.config import Config, Sweep, Trial, base_of, preset, task_of
+from scalebench_lib.config import Config, Sweep, Trial, base_of, preset, task_of_class
 from scalebench_lib.errors import RequestError
 from tests.factories import machine
 
@@ -253,7 +253,7 @@ def test_a_task_is_part_of_the_name_and_the_title() -> None:
 )
 def test_a_class_of_transformers_tells_its_task(name: str, task: str) -> None:
     """Its name ends with it, but for a few."""
-    assert task_of(name) == task
+    assert task_of_class(name) == task
 
 
 def test_the_task_that_nobody_names_is_the_models_own(tmp_path) -> None:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from scalebench_lib.errors import nearest, plain, reason
+from scalebench_lib.errors import did_you_mean, plain, reason_in
 
 
 def test_a_near_name_is_suggested_and_a_far_one_gets_the_list() -> None:
-    assert nearest("brt", ["bert", "gpt2"]) == "did you mean 'bert'?"
-    assert nearest("zzz", ["bert", "gpt2"]) == "known: bert, gpt2"
+    assert did_you_mean("brt", ["bert", "gpt2"]) == "did you mean 'bert'?"
+    assert did_you_mean("zzz", ["bert", "gpt2"]) == "known: bert, gpt2"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_near_name_is_suggested_and_a_far_one_gets_the_list() -> None:
 )
 def test_the_line_that_says_why_is_told(message: str, why: str) -> None:
     """Engines begin with where they were, and end with advice."""
-    assert reason(message) == why
+    assert reason_in(message) == why
 
 
 def test_no_control_characters_are_left() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from scalebench_lib.files import (
     DamagedError,
+    leftovers,
     sealed,
     set_aside,
-    unfinished,
     unsealed,
     write_atomically,
 )
@@ -80,7 +80,7 @@ def test_what_a_kill_leaves_half_written_is_known(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     for name in ("records/a.json", "notebooks/b.ipynb", "sweep.yaml", ".lock"):
         (tmp_path / name).touch()
-    found = {str(path.relative_to(tmp_path)) for path in unfinished(tmp_path)}
+    found = {str(path.relative_to(tmp_path)) for path in leftovers(tmp_path)}
     assert found == {"records/.a.json.x1", "notebooks/.b.ipynb", ".sweep.yaml.y2"}
 
 

@@ -10,8 +10,8 @@ from scalebench_lib import machine as machine_module
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import (
     Machine,
+    another_host_warning,
     available_bytes,
-    perhaps_another_host,
     stolen_ns,
     throttled_periods,
 )
@@ -295,19 +295,19 @@ def test_another_identity_of_one_kind_is_perhaps_another_host(here) -> None:
     """Said of two sweeps, and of one that goes on; of another kind there is more to say."""
     one = here(no_smt(4)).model_copy(update={"identity": "a" * 12})
     other = one.model_copy(update={"identity": "b" * 12})
-    assert "or this one since a restart" in perhaps_another_host([one, one], [other])
-    assert "perhaps another host" in perhaps_another_host([one], [one, other])
-    assert perhaps_another_host([one, other], [other, one, one]) is None
-    assert perhaps_another_host([one], [other.model_copy(update={"quota": 2.0})]) is None
+    assert "or this one since a restart" in another_host_warning([one, one], [other])
+    assert "perhaps another host" in another_host_warning([one], [one, other])
+    assert another_host_warning([one, other], [other, one, one]) is None
+    assert another_host_warning([one], [other.model_copy(update={"quota": 2.0})]) is None
 
 
 def test_without_identities_nothing_is_said_of_hosts(here) -> None:
     """Nor of a folder that is still empty."""
     unknown = here(no_smt(4))
     known = unknown.model_copy(update={"identity": "a" * 12})
-    assert perhaps_another_host([unknown], [known]) is None
-    assert perhaps_another_host([known], [unknown]) is None
-    assert perhaps_another_host([], [known]) is None
+    assert another_host_warning([unknown], [known]) is None
+    assert another_host_warning([known], [unknown]) is None
+    assert another_host_warning([], [known]) is None
 
 
 def test_a_governor_is_new_only_where_it_changed(tmp_path: Path) -> None:

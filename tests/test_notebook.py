@@ -21,12 +21,12 @@ from scalebench_lib.notebook import (
     NOTEBOOKS,
     OUTPUTS,
     PROJECT,
+    check_parameters,
     measurement_request,
-    parameters,
     progress,
     say,
 )
-from scalebench_lib.record import next_trial
+from scalebench_lib.record import next_trial_number
 from tests.waiting import wait_until
 
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -42,9 +42,9 @@ def test_what_ipython_and_imports_put_into_a_namespace_is_no_parameter() -> None
 
 def test_names_that_a_person_set_are_no_parameters() -> None:
     """In JupyterLab cells are run again, after others set names of their own."""
-    assert parameters({"out": "x", "columns": [], "n": 5}, ["out", "beside"]) == {"out": "x"}
+    assert check_parameters({"out": "x", "columns": [], "n": 5}, ["out", "beside"]) == {"out": "x"}
     with pytest.raises(RequestError, match="unknown parameter 'besides': did you mean 'beside'"):
-        parameters({"besides": "x"}, ["out", "beside"])
+        check_parameters({"besides": "x"}, ["out", "beside"])
 
 
 @pytest.mark.parametrize("name", ["analysis", "validation"])
@@ -61,7 +61,7 @@ def test_an_empty_request_is_the_next_trial_by_hand() -> None:
     """As when the notebook is run in JupyterLab."""
     trial, _, folder = measurement_request({"batch_size": 3})
     assert folder == OUTPUTS / "by-hand"
-    assert trial.number == next_trial(folder, trial.config)
+    assert trial.number == next_trial_number(folder, trial.config)
     assert (trial.round, trial.block, trial.thorough) == (1, "", True)
 
 

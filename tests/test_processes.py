@@ -7,11 +7,11 @@ import pytest
 
 from scalebench_lib import processes
 from scalebench_lib.processes import (
-    error_reason,
-    exit_reason,
+    ensure_home,
+    exception_reason,
+    kernel_exit_reason,
     oom_kills,
     parse_disk_error,
-    require_home,
 )
 
 
@@ -37,7 +37,7 @@ def test_a_user_without_a_home_gets_one(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    require_home()
+    ensure_home()
     assert Path.home().parent == tmp_path
     assert Path.home().stat().st_mode & 0o777 == 0o700
 
@@ -50,19 +50,19 @@ def test_where_nothing_tells_nothing_is_counted(tmp_path: Path) -> None:
 def test_a_death_has_its_cause(monkeypatch) -> None:
     """A kill counts as lack of memory only where the system says so."""
     monkeypatch.setattr(processes, "oom_kills", lambda: 3)
-    assert exit_reason(-9, 2) == "out of memory: the system killed the kernel"
-    assert exit_reason(-9, 3) == "killed by signal 9 (SIGKILL)"
-    assert exit_reason(-11, 2) == "killed by signal 11 (SIGSEGV)"
-    assert exit_reason(3, 2) == "the kernel died with exit code 3"
-    assert exit_reason(-40, 2).startswith("killed by signal 40")
+    assert kernel_exit_reason(-9, 2) == "out of memory: the system killed the kernel"
+    assert kernel_exit_reason(-9, 3) == "killed by signal 9 (SIGKILL)"
+    assert kernel_exit_reason(-11, 2) == "killed by signal 11 (SIGSEGV)"
+    assert kernel_exit_reason(3, 2) == "the kernel died with exit code 3"
+    assert kernel_exit_reason(-40, 2).startswith("killed by signal 40")
 
 
 def test_exceptions_for_lack_of_memory_are_out_of_memory_too() -> None:
     """torch's own words among them."""
     torch = "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory"
-    assert error_reason("RuntimeError", torch).startswith("out of memory: RuntimeError")
-    assert error_reason("MemoryError", "").startswith("out of memory")
-    assert error_reason("ValueError", "no luck\nat all") == "ValueError: no luck"
+    assert exception_reason("RuntimeError", torch).startswith("out of memory: RuntimeError")
+    assert exception_reason("MemoryError", "").startswith("out of memory")
+    assert exception_reason("ValueError", "no luck\nat all") == "ValueError: no luck"
 
 
 def test_a_full_disk_is_told_from_other_errors() -> None:

@@ -5,20 +5,20 @@ import io
 import pytest
 
 from scalebench_lib.protocol import (
-    Answer,
     ConnectionEndedError,
     End,
-    Progress,
+    PointProgress,
     Ready,
-    Request,
+    TurnRequest,
+    TurnResult,
+    end_reason,
     parse,
     receive,
     send,
-    stop_reason,
 )
 from scalebench_lib.stats import MIN_TURNS
 
-REQUEST = Request(cycle=7, threads=2, seconds=0.3)
+REQUEST = TurnRequest(cycle=7, threads=2, seconds=0.3)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ REQUEST = Request(cycle=7, threads=2, seconds=0.3)
     [
         Ready(first_pass_s=0.05),
         REQUEST,
-        Answer(median_ns=4e7, half_width=0.01, spent_s=0.34),
-        Answer(median_ns=4e7, half_width=None, spent_s=0.34),
+        TurnResult(median_ns=4e7, half_width=0.01, spent_s=0.34),
+        TurnResult(median_ns=4e7, half_width=None, spent_s=0.34),
         End(end="target_ci"),
     ],
 )
@@ -77,9 +77,9 @@ def test_what_nobody_understands_ends_the_connection_in_one_short_line(line: str
     assert len(str(caught.value)) < 200
 
 
-def point(turns: int, half_width: float | None, spent_s: float) -> Progress:
+def point(turns: int, half_width: float | None, spent_s: float) -> PointProgress:
     """A point that has come so far."""
-    return Progress(turns, half_width, spent_s)
+    return PointProgress(turns, half_width, spent_s)
 
 
 KNOWN, NOISY = point(MIN_TURNS, 0.01, 1.0), point(MIN_TURNS, 0.5, 1.0)
@@ -98,12 +98,12 @@ KNOWN, NOISY = point(MIN_TURNS, 0.01, 1.0), point(MIN_TURNS, 0.5, 1.0)
 )
 def test_a_group_is_done_when_all_is_known_or_its_time_is_up(points, reason) -> None:
     """Its points share their seconds: 10 s each."""
-    assert stop_reason(points, 0.02, 10.0) == reason
+    assert end_reason(points, 0.02, 10.0) == reason
 
 
 def test_progress_adds_up_turns() -> None:
     """The last half-width counts."""
-    progress = Progress()
+    progress = PointProgress()
     for half_width in (None, 0.3, 0.2):
-        progress.add(Answer(median_ns=1, half_width=half_width, spent_s=0.5))
-    assert progress == Progress(3, 0.2, 1.5, 1.0)
+        progress.add(TurnResult(median_ns=1, half_width=half_width, spent_s=0.5))
+    assert progress == PointProgress(3, 0.2, 1.5, 1.0)

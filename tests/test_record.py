@@ -15,10 +15,10 @@ from scalebench_lib.record import (
     Turn,
     conditions,
     load_records,
-    next_trial,
+    next_trial_number,
     require_one_machine,
 )
-from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import SOFTWARE, START, machine, measured, save_sweep, small_records
 
 SMALL = machine(cores=2, smt=False)
@@ -151,10 +151,10 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch) -> Non
 
 def test_trials_are_counted_from_the_files(tmp_path, record: Record) -> None:
     """The next number is one after the last."""
-    assert next_trial(tmp_path, record.config) == 1
+    assert next_trial_number(tmp_path, record.config) == 1
     record.save(tmp_path / "records")
-    assert next_trial(tmp_path, record.config) == 2
-    assert next_trial(tmp_path, Config(batch_size=40)) == 1
+    assert next_trial_number(tmp_path, record.config) == 2
+    assert next_trial_number(tmp_path, Config(batch_size=40)) == 1
 
 
 def test_records_are_listed_by_batch_size(tmp_path) -> None:

@@ -11,7 +11,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import SHARES
 from scalebench_lib.record import Record, Turn
-from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, paired_ratios
+from scalebench_lib.results import COLUMNS, RATIO_COLUMNS, Results, paired_ratio_by_point
 from tests import factories, simulated
 from tests.factories import (
     disturbed,
@@ -261,7 +261,7 @@ def test_twins_of_two_sweeps_are_paired() -> None:
             other = simulated.block(on, random, number, 1000.0 * number, 15)
             sides[0].extend(both)
             sides[1].extend(other)
-        found = paired_ratios(*map(Results, sides))
+        found = paired_ratio_by_point(*map(Results, sides))
         assert len(found) == 12
         held += [one.low <= 1 <= one.high for one in found.values()]
     assert np.mean(held) >= 0.9

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib.config import Config
-from scalebench_lib.record import RUNNER_ENVIRONMENT, Software, model_files, speed_variables
+from scalebench_lib.record import RUNNER_ENVIRONMENT, Software, model_files_digest, speed_variables
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_model_is_told_by_the_files_that_it_is_read_from(tmp_path: Path) -> No
 
     def told() -> list[str | None]:
         sources = ("random", "pretrained", str(weights))
-        return [model_files(Config(model=str(tmp_path), weights=one)) for one in sources]
+        return [model_files_digest(Config(model=str(tmp_path), weights=one)) for one in sources]
 
     random, own, other = told()
     assert len({random, own, other} - {None}) == 2  # random, and the same weights from elsewhere
@@ -73,15 +73,17 @@ def test_a_model_is_told_by_the_files_that_it_is_read_from(tmp_path: Path) -> No
 
 
 def test_a_model_without_files_is_told_by_its_name_alone() -> None:
-    assert model_files(Config()) is None
-    assert model_files(Config(model="nobody/has-this", weights="pretrained")) is None
+    assert model_files_digest(Config()) is None
+    assert model_files_digest(Config(model="nobody/has-this", weights="pretrained")) is None
 
 
 def test_a_model_of_the_hub_is_told_by_what_the_cache_holds(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     found = str(tmp_path / "config.json")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: found)
-    assert model_files(Config(model="org/one")) == model_files(Config(model=str(tmp_path)))
+    assert model_files_digest(Config(model="org/one")) == model_files_digest(
+        Config(model=str(tmp_path))
+    )
 
 
 def test_a_kernel_records_the_environment_of_its_runner(monkeypatch) -> None:

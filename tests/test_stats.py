@@ -19,8 +19,8 @@ from scalebench_lib.stats import (
     median_variance,
     outliers,
     paired_differences,
+    paired_ratio,
     percentile,
-    ratio,
     turns_interval,
 )
 from tests import simulated
@@ -101,7 +101,7 @@ def test_few_turns_alone_say_nothing_of_their_error(count: int) -> None:
 def test_equal_turns_have_no_width() -> None:
     assert turns_interval([7.0] * 10).half_width == 0
     parts = [np.zeros(10), np.zeros(10)]
-    found = ratio(parts, VarianceComponents.of([parts], 1))
+    found = paired_ratio(parts, VarianceComponents.of([parts], 1))
     assert (found.value, found.p_value) == (1, 1)
     assert math.isfinite(found.half_width)
 
@@ -175,7 +175,7 @@ def test_of_one_round_it_is_assumed() -> None:
 
 def test_a_turn_each_leaves_the_noise_to_what_is_assumed() -> None:
     components = VarianceComponents.of([[np.zeros(1)], [np.ones(1)]], 2)
-    assert 0.01 < ratio([np.zeros(1)], components).half_width < 0.1
+    assert 0.01 < paired_ratio([np.zeros(1)], components).half_width < 0.1
     assert VarianceComponents.of([], 0).assumed
 
 
@@ -225,7 +225,9 @@ def test_a_tenth_of_slow_turns_moves_the_median_least() -> None:
     off: dict[str, list[float]] = {"median": [], "mean": [], "least": []}
     for _ in range(200):
         one, other = random.normal(0, 0.01, (2, 20)) + 0.5 * (random.random((2, 20)) < 0.1)
-        off["median"].append(math.log(ratio([one - other], VarianceComponents.of([], 0)).value))
+        off["median"].append(
+            math.log(paired_ratio([one - other], VarianceComponents.of([], 0)).value)
+        )
         off["mean"].append(float(np.mean(one - other)))
         off["least"].append(float(one.min() - other.min()))
     error_of = {name: np.median(np.abs(values)) for name, values in off.items()}
@@ -238,7 +240,7 @@ def test_no_estimator_but_a_median_is_exported() -> None:
     skewed = np.array([0.0, 0.0, 0.1, 0.2, 1.0, 3.0, 5.0])
     estimators = {
         "turns_interval": lambda: math.log(turns_interval(np.exp(skewed)).value),
-        "ratio": lambda: math.log(ratio([skewed], VarianceComponents.of([], 0)).value),
+        "ratio": lambda: math.log(paired_ratio([skewed], VarianceComponents.of([], 0)).value),
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
     others = {"median_variance", "paired_differences", "unpaired", "outliers", "percentile"}

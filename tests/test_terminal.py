@@ -8,8 +8,8 @@ from scalebench_lib import cli
 from scalebench_lib.config import Config, Trial
 from scalebench_lib.sweep import progress
 from scalebench_lib.sweep.block import Block
-from scalebench_lib.sweep.run import SweepRun
 from scalebench_lib.sweep.runner import SweepProgress
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests import simulated
 from tests.factories import configs, disturbed, machine, measured, missing, save_sweep
 from tests.fake_workers import FakeTrials
@@ -81,7 +81,7 @@ def test_progress_and_summary_are_read_at_80_columns(tmp_path: Path, capsys) -> 
     record = disturbed(measured(longest, machine(2)), 6, waited=0.5)
     run = SweepRun(SWEEP, machine(2), tmp_path, [record], None)
     progress.announce([run], cli.console)
-    progress.summary(run, cli.console)
+    progress.print_summary(run, cli.console)
     said = read(capsys.readouterr().out)
     assert "configs left: the same command goes on from here" in said
     assert "Something else was computing here: it shared 6 of 16 turns" in said

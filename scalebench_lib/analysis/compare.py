@@ -7,8 +7,8 @@ median over the points of each thread count; its interval comes from the differe
 A point is judged by its ratio over the common one. Before that the state of the machine is removed
 cycle by cycle: each turn less the median of the other points' turns.
 
-Two environments whose trials shared their blocks (`against`) were: their ratios are paired by
-cycle, and nothing is removed.
+Two environments whose trials shared their blocks (`compare_paired`) were: their ratios are paired
+by cycle, and nothing is removed.
 
 A point is called faster or slower only when its change is larger than `threshold`, at a false
 discovery rate of 5 % over all points (Benjamini and Hochberg). Where nothing has changed, at most 1
@@ -35,9 +35,9 @@ from scalebench_lib import stats
 from scalebench_lib.config import AXES, SPEC, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
-from scalebench_lib.machine import perhaps_another_host
+from scalebench_lib.machine import another_host_warning
 from scalebench_lib.record import CONFIG_ORDER, Record, conditions
-from scalebench_lib.results import MeasuredPoint, PointKey, Results, paired_ratios
+from scalebench_lib.results import MeasuredPoint, PointKey, Results, paired_ratio_by_point
 
 Verdict = Literal["slower", "faster", "same", "unclear", "lost", "only A", "only B"]
 """An `unclear` point was measured by both sides and cannot be judged. A `lost` one was measured by
@@ -158,7 +158,7 @@ class Comparison:
     def _one_sided(self, name: str, only_b: bool) -> tuple[str, str]:
         """Return the verdict on the point of a config that a side lacks, and the reason."""
         records = (self.before if only_b else self.after).records
-        record = next((record for record in reversed(records) if record.point_key == name), None)
+        record = next((record for record in reversed(records) if record.config_key == name), None)
         if record:
             reason = record.reason and f"{record.status}: {record.reason}"
             why = reason or "not at this thread count"
@@ -193,7 +193,7 @@ class Comparison:
     def notes(self) -> list[str]:
         sides = (self.before, self.after)
         machines = ([record.machine for record in side.records] for side in sides)
-        notes = [note] if (note := perhaps_another_host(*machines)) else []
+        notes = [note] if (note := another_host_warning(*machines)) else []
         if any(side.assumed_spread for side in sides):
             notes.append(
                 "without a second round on both sides it is assumed how much rounds differ"
@@ -229,19 +229,21 @@ def compare(
     return found
 
 
-def against(a: Path, b: Path) -> Comparison:
+def compare_paired(a: Path, b: Path) -> Comparison:
     """Compare the sweeps in folders `a` and `b`, whose trials shared their blocks.
 
     Ratios are paired turn by turn. Other software is named, and never refused. Raises
     `RequestError` where there is nothing to compare.
     """
     before, after = _load(a, b)
-    changes = {key: Change(ratio, ratio) for key, ratio in paired_ratios(after, before).items()}
+    changes = {
+        key: Change(ratio, ratio) for key, ratio in paired_ratio_by_point(after, before).items()
+    }
     return Comparison(a, b, before, after, THRESHOLD_AGAINST, changes)
 
 
-def save_against(found: Comparison, path: Path) -> None:
-    """Write what `against` found as CSV, a row a point."""
+def save_paired(found: Comparison, path: Path) -> None:
+    """Write what `compare_paired` found as CSV, a row a point."""
     write_atomically(path, found.table.drop(columns=_BEYOND).to_csv(index=False))
 
 

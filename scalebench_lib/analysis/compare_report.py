@@ -161,7 +161,7 @@ def _as_text(rows: pd.DataFrame, common: bool) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def printed(found: Comparison) -> list[str | Table]:
+def renderables(found: Comparison) -> list[str | Table]:
     """Return the comparison for a terminal or a pipe: lines, and tables that fit 80 columns."""
     lines: list[str | Table] = [*summary(found), ""]
     for title, table in tables(found):

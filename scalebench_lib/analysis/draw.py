@@ -200,7 +200,7 @@ def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def separate(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[float]:
+def spread_apart(wanted: ArrayLike, pitch: float, low: float, high: float) -> list[float]:
     """Return the nearest positions in `low` … `high` that are `pitch` apart, in the same order.
 
     Where they do not fit into the range, they go on beyond `high`.
@@ -223,14 +223,14 @@ def _label_ends(axes: Axes, chart: Chart) -> list[Annotation]:
     height_points = axes.get_window_extent().height / axes.figure.dpi * _POINTS_PER_INCH
     pitch = _PITCH_POINTS / height_points
     wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
-    placed = separate(wanted, pitch, pitch / 2, 1 - pitch / 2)
+    placed = spread_apart(wanted, pitch, pitch / 2, 1 - pitch / 2)
     every = zip(chart.lines, ends, placed, strict=True)
     return [_label(axes, line, end, position) for line, end, position in every]
 
 
 def _label(axes: Axes, line: Line, end: tuple[float, float], position: float) -> Annotation:
     """Write a label at `position`, in fractions of the axes, with a leader from the line's end."""
-    colour, figure = ink(line.colour), axes.get_figure(root=True)
+    colour, figure = darkened(line.colour), axes.get_figure(root=True)
     leader = {"arrowstyle": "-", "linewidth": 0.7, "color": colour, "alpha": 0.6}
     leader |= {"shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
     return axes.annotate(
@@ -247,7 +247,7 @@ def _label(axes: Axes, line: Line, end: tuple[float, float], position: float) ->
     )
 
 
-def ink(colour: str) -> str:
+def darkened(colour: str) -> str:
     """Return `colour`, dark enough for text on white."""
     red, green, blue = to_rgb(colour)
     return to_hex((0.75 * red, 0.75 * green, 0.75 * blue))

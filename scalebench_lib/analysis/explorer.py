@@ -22,7 +22,7 @@ from IPython.display import display
 from scalebench_lib import widgets
 from scalebench_lib.analysis import figures, tables
 from scalebench_lib.analysis.draw import draw
-from scalebench_lib.charts import Chart, on_one_axis
+from scalebench_lib.charts import Chart, share_y_axis
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import OUTPUTS, WIDGET, is_interactive, say, sweeps
 from scalebench_lib.results import Results
@@ -48,7 +48,7 @@ _BESIDE = {"flex": "1 1 30rem", "max_width": "840px", "min_width": "0"}
 """Of each picture: where there is room they stand side by side, else one under the other."""
 
 
-def show(view: str, *results: Results, **chosen: Any) -> None:
+def show_view(view: str, *results: Results, **chosen: Any) -> None:
     """Show a figure of each of `results`, on one axis, and sentences computed from them.
 
     `view` is one of `VIEWS`. `chosen` are fields of `Choices`, or columns such as ``seq_len``, by
@@ -60,7 +60,7 @@ def show(view: str, *results: Results, **chosen: Any) -> None:
             shown.append((sweep, *_chart_of(view, sweep, chosen)))
         except RequestError as error:
             say(f"{error}.")
-    for chart in on_one_axis([chart for _, chart, _ in shown]):
+    for chart in share_y_axis([chart for _, chart, _ in shown]):
         display(draw(chart))
     say(*(figures.VIEWS[view].sentence(*each) for each in shown))
 
@@ -69,18 +69,18 @@ def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Char
     found, rows = figures.VIEWS[view], results.table
     for name in chosen.keys() - figures.CONTROLS.keys():
         rows = rows[rows[name] == chosen[name]]
-    context, rows = next(tables.by_context(tables.measured_only(rows)))
+    context, rows = next(tables.by_context(tables.succeeded_rows(rows)))
     if not found.needs(rows):
         raise RequestError(f"{found.title}: nothing of it is known of this sweep")
     first = {name: offered[0][1] for name, offered in figures.options(rows).items()}
-    first["optimization"] = tables.shown_optimizations(rows)[0]
+    first["optimization"] = tables.optimizations_but_eager(rows)[0]
     choices = figures.Choices(**{name: chosen.get(name, first[name]) for name in first})
     if found.of_samples:
         rows = tables.select(figures.samples_table(results), **context)
     return replace(found.chart(rows, choices), source=results.source), choices
 
 
-def save(out: Path, title: str, ending: str, content: bytes) -> Path:
+def save_explored(out: Path, title: str, ending: str, content: bytes) -> Path:
     """Write `content` into a new file in ``explored/`` of sweep `out`, named by `title`.
 
     Raises OSError where that cannot be written.
@@ -181,7 +181,9 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
             views = figures.views_of(rows).items()
             widgets.set_options(self.view, [(view.title, name) for name, view in views])
             for name, control in self.choices.items():
-                default = tables.shown_optimizations(rows)[0] if name == "optimization" else None
+                default = (
+                    tables.optimizations_but_eager(rows)[0] if name == "optimization" else None
+                )
                 widgets.set_options(control, offered[name], default)
             for name, control in self.some.items():
                 known = [option for option in offered[name] if option[1] is not None]
@@ -193,7 +195,7 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
         return figures.VIEWS[self.view.value]
 
     def _redraw(self) -> None:
-        widgets.set_visible(self.controls, self._applying())
+        widgets.show_applying(self.controls, self._applying())
         self.beside.layout.display = "flex" if self.beside.options else "none"
         self.saved.value, charts, complaints = "", dict[Path, Chart](), []
         chosen = [self.sweep.value, *self.beside.value]
@@ -209,7 +211,7 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
         controls = self._view.controls
         some = [control for name, control in self.some.items() if name not in controls]
         one = [self.choices[name] for name in controls]
-        scale = [] if self.view.value in ("heat", *figures.STACKS) else [self.scale]
+        scale = [] if self.view.value in ("heat", *figures.STACKED_BARS) else [self.scale]
         return [self.sweep, *self.filters.values(), self.view, *one, *some, *scale]
 
     def _chart(self, folder: Path) -> Chart:
@@ -244,11 +246,11 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
             self.pictures.children += (widgets.PngImage(format="png", layout=_BESIDE),)
         self.pictures.children = self.pictures.children[: max(1, len(charts))]
         for image, chart in zip(
-            self.pictures.children, on_one_axis([*charts.values()]), strict=False
+            self.pictures.children, share_y_axis([*charts.values()]), strict=False
         ):
             with image.hold_sync():  # each message would load the picture anew
                 image.value, image.tooltip = draw(chart).png(_DPI), chart.title
-        self.message.value = widgets.status(" ".join([*self._sentences(), complaint]).strip())
+        self.message.value = widgets.status_html(" ".join([*self._sentences(), complaint]).strip())
         self.pictures.layout.display = "" if charts else "none"
         self.save_picture.disabled = self.save_data.disabled = not charts
 
@@ -264,12 +266,14 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
         contents = pictures if ending == ".png" else [data.to_csv(index=False).encode()]
         title = next(iter(self._shown.values())).title
         try:
-            paths = [save(self.sweep.value, title, ending, content) for content in contents]
+            paths = [
+                save_explored(self.sweep.value, title, ending, content) for content in contents
+            ]
         except OSError as error:
-            self.saved.value = widgets.status(f"Not saved: {error}")
+            self.saved.value = widgets.status_html(f"Not saved: {error}")
             return
         names = ", ".join("/".join(path.parts[-3:]) for path in paths)
-        self.saved.value = widgets.status(f"Saved: {names}")
+        self.saved.value = widgets.status_html(f"Saved: {names}")
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Show the controls with the picture, or, headless, the picture alone."""

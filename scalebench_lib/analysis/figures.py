@@ -17,21 +17,21 @@ import pandas as pd
 
 from scalebench_lib.analysis import findings, tables
 from scalebench_lib.charts import (
-    BarSeries,
+    BarSegments,
     Cells,
     Chart,
+    DataPoints,
     Dots,
     Line,
-    Marks,
-    batch_colours,
+    batch_size_colours,
+    optimization_title,
     style_of,
-    title_of,
 )
 from scalebench_lib.config import AXES, DEFAULTS, Config, axis_value_label, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import BETWEEN, SHARES
 from scalebench_lib.results import EAGER, Results, Row
-from scalebench_lib.text import decibels, format_number, pluralize
+from scalebench_lib.text import format_error_db, format_number, pluralize
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Choices:
     @property
     def config(self) -> str:
         """``TorchScript, SMT off``."""
-        return f"{title_of(self.optimization)}, SMT {'on' if self.smt else 'off'}"
+        return f"{optimization_title(self.optimization)}, SMT {'on' if self.smt else 'off'}"
 
     @property
     def at(self) -> str:
@@ -63,26 +63,28 @@ class Choices:
         return pluralize(self.threads, "thread")
 
 
-def per_batch(rows: pd.DataFrame, choices: Choices) -> Chart:
+def by_cores(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one batch size over cores: a line for each optimization and SMT."""
     chosen = tables.select(rows, batch_size=choices.batch_size)
     title = f"{choices.metric}: batch size {choices.batch_size}, by cores"
-    metric = tables.metric_of(rows, choices.metric)
+    metric = tables.metric_named(rows, choices.metric)
     return _line_chart(chosen, chosen, title, "cores", metric, styles=rows)
 
 
-def per_optimization(rows: pd.DataFrame, choices: Choices) -> Chart:
+def by_threads(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric of one optimization over threads: a line for each batch size."""
     chosen = _of_config(rows, choices)
     title = f"{choices.metric}: {choices.config}, by threads"
-    metric = tables.metric_of(rows, choices.metric)
+    metric = tables.metric_named(rows, choices.metric)
     return _line_chart(chosen, chosen, title, "threads", metric)
 
 
 def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the speed-up over one thread by threads: a line for each batch size, and the ideal."""
     chosen = _of_config(rows, choices)
-    found = tables.with_speedup(tables.measured_only(chosen), "scaling").dropna(subset="speedup")
+    found = tables.with_ratio_as_speedup(tables.succeeded_rows(chosen), "scaling").dropna(
+        subset="speedup"
+    )
     if found.empty:
         raise RequestError("one thread was not measured: sweep with '--threads 1,…' first")
     counts = sorted(found["threads"].unique().tolist())
@@ -94,7 +96,7 @@ def scaling(rows: pd.DataFrame, choices: Choices) -> Chart:
 def by_batch_size(rows: pd.DataFrame, choices: Choices) -> Chart:
     """Return the metric by batch size: a line for each optimization and SMT."""
     title = f"{choices.metric} by batch size, {choices.at}"
-    metric = tables.metric_of(rows, choices.metric)
+    metric = tables.metric_named(rows, choices.metric)
     return _line_chart(rows, _compared(rows, choices), title, "batch_size", metric)
 
 
@@ -105,7 +107,7 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
     its best.
     """
     name = "speedup" if choices.threads is None else "same_threads"
-    compared = tables.with_speedup(_compared(rows, choices), name)
+    compared = tables.with_ratio_as_speedup(_compared(rows, choices), name)
     found = compared[compared["speedup"].notna()]
     if found["is_base"].all():
         raise RequestError(f"nothing can be compared with eager, {choices.at}")
@@ -138,7 +140,7 @@ def heat_map(rows: pd.DataFrame, choices: Choices) -> Chart:
     A cross is a config that failed or was skipped; an empty cell was not asked for.
     """
     chosen = _of_config(rows, choices)
-    found, metric = tables.measured_only(chosen), tables.metric_of(rows, choices.metric)
+    found, metric = tables.succeeded_rows(chosen), tables.metric_named(rows, choices.metric)
     cells = Cells(
         rows=sorted(chosen["batch_size"].unique().tolist()),
         row=found["batch_size"].to_numpy(int),
@@ -178,7 +180,7 @@ def _of_config(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedBars:
     """A bar for each config of one batch size, stacked from the columns `parts` (labels, colours).
 
     `bars` adds the columns ``total``, in `unit`, and ``how`` (a remark) to rows where column
@@ -197,7 +199,7 @@ class Stack:
     def chart(self, rows: pd.DataFrame, choices: Choices) -> Chart:
         """Return the bars, the best first."""
         chosen, title = tables.select(rows, batch_size=choices.batch_size), self.title.lower()
-        known = tables.measured_only(chosen).dropna(subset=self.needs)
+        known = tables.succeeded_rows(chosen).dropna(subset=self.needs)
         found = self.bars(tables.best_threads(known)).sort_values("total")
         if found.empty:
             raise RequestError(f"{title}: not known at batch size {choices.batch_size}")
@@ -218,18 +220,20 @@ class Stack:
         ]
         return replace(chart, missing=[*chart.missing, *more])
 
-    def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[BarSeries]:
+    def _parts(self, bars: Sequence[str], lengths: np.ndarray) -> Iterator[BarSegments]:
         ends = np.nan_to_num(lengths).cumsum(axis=1)
         for place, (label, colour) in enumerate(self.parts.values()):
             row = np.flatnonzero(lengths[:, place] > 0)
             y, names = lengths[row, place], [f"{bars[int(bar)]}: {label}" for bar in row]
             if len(row):
-                yield BarSeries(label, colour, row, Marks.exact(ends[row, place] - y, y, names))
+                yield BarSegments(
+                    label, colour, row, DataPoints.exact(ends[row, place] - y, y, names)
+                )
 
     def sentence(self, _results: Results, chart: Chart, _choices: Choices) -> str:
         """Return the best bar in words; of times, their largest shares."""
         if self.needs in SHARES.values():
-            return findings.time_sentence(chart.rows)
+            return findings.operator_sentence(chart.rows)
         return f"Least {self.title.lower()}: {chart.bars[0]}."
 
 
@@ -255,8 +259,8 @@ def _memory_bars(rows: pd.DataFrame) -> pd.DataFrame:
 
 _BLUE, _ORANGE, _GREY = "#1a78c2", "#c05c00", "#6e7681"
 _KIND_COLOURS = (_BLUE, "#7a5cd6", "#3c8a2e", "#0f8a8f", "#d03a4a", _ORANGE, "#8a7400", _GREY)
-STACKS = {
-    "time": Stack(
+STACKED_BARS = {
+    "time": StackedBars(
         "Where the time goes",
         SHARES[BETWEEN],
         _latency_bars,
@@ -264,7 +268,7 @@ STACKS = {
         {SHARES[kind]: (kind, colour) for kind, colour in zip(SHARES, _KIND_COLOURS, strict=True)},
         "After the timing, by the profiler of each engine. Fused kernels do several kinds at once.",
     ),
-    "start": Stack(
+    "start": StackedBars(
         "Cold start",
         "build_s",
         _start_bars,
@@ -276,7 +280,7 @@ STACKS = {
         },
         "For one thread count, without starting Python. Made anew: with exporting and compiling.",
     ),
-    "memory": Stack(
+    "memory": StackedBars(
         "Memory",
         "peak_memory_mb",
         _memory_bars,
@@ -334,13 +338,13 @@ _LIMITS = {
 
 
 def _over(other: str) -> tables.Metric:
-    speedups = partial(tables.with_bounds, name="speedup")
+    speedups = partial(tables.value_and_bounds, name="speedup")
     return tables.Metric(f"speed-up over {other} (×)", f"× {other}", speedups, ratio=True)
 
 
 def _compared(rows: pd.DataFrame, choices: Choices) -> pd.DataFrame:
     """Return the points at the chosen thread count, or at each config's best, and what failed."""
-    found = tables.best_threads(tables.measured_only(rows), choices.threads)
+    found = tables.best_threads(tables.succeeded_rows(rows), choices.threads)
     if found.empty:
         raise RequestError(f"nothing was measured at {choices.threads} threads")
     return rows[rows.index.isin(found.index) | (rows["status"] != "ok")]
@@ -360,7 +364,7 @@ def _line_chart(
     Over threads it has a line for each batch size, else one for each config, in the styles of
     `styles`, by default of `rows`. Labels of ratios have the config's error.
     """
-    found = tables.measured_only(shown)
+    found = tables.succeeded_rows(shown)
     lines = _lines(rows if styles is None else styles, shown, x, metric)
     ratios = tables.pairing_label(found["speedup_paired"]) if metric.ratio else ""
     return _chart(
@@ -384,11 +388,11 @@ def _lines(
         first, found = part.iloc[0], part[part["status"] == "ok"].sort_values(x)
         label, marker, dark = f"batch {first['batch_size']}", "o", None
         if x == "threads":
-            colour, dark = batch_colours(first["batch_size"])
+            colour, dark = batch_size_colours(first["batch_size"])
         else:
             label, least_db = tables.config_label(table, first), part["sqnr_db"].astype(float).min()
             if metric.ratio and least_db < findings.EXACT_DB:
-                label += f", error {decibels(least_db)} dB"
+                label += f", error {format_error_db(least_db)} dB"
             colour, marker = style_of(table, first["optimization"])
         yield Line(
             label=f"{label}{': not measured' * found.empty}",
@@ -402,12 +406,12 @@ def _lines(
         )
 
 
-def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: tables.Metric) -> Marks:
+def _marks(rows: pd.DataFrame, found: pd.DataFrame, x: str, metric: tables.Metric) -> DataPoints:
     """Return the points of `found` at their `x`."""
     points = found.to_dict("records")
     names = [tables.point_label(rows, point) for point in points]
     details = [", ".join(_details(point, metric.ratio)) for point in points]
-    return Marks(found[x].to_numpy(float), *metric.of(found), names, details)
+    return DataPoints(found[x].to_numpy(float), *metric.of(found), names, details)
 
 
 def _details(point: Row, ratio: bool) -> Iterator[str]:
@@ -420,7 +424,7 @@ def _details(point: Row, ratio: bool) -> Iterator[str]:
     if point["coarse"]:
         yield "coarse"
     if pd.notna(point["sqnr_db"]):
-        yield f"error {decibels(point['sqnr_db'])} dB"
+        yield f"error {format_error_db(point['sqnr_db'])} dB"
 
 
 def _chart(
@@ -456,7 +460,7 @@ def _chart(
         found,
         source=tables.only_value(rows, "machine"),
         setting=" · ".join(filter(None, setting)),
-        missing=tables.missing_lines(rows),
+        missing=tables.failure_lines(rows),
         **shown,
     )
 
@@ -481,11 +485,11 @@ class View:
 
 
 def _extreme(results: Results, chart: Chart, choices: Choices) -> str:
-    return str(findings.extreme(results, chart.rows, choices.metric))
+    return str(findings.best_fact(results, chart.rows, choices.metric))
 
 
 def _speedup(_results: Results, chart: Chart, _choices: Choices, over: str = "eager") -> str:
-    return str(findings.largest_speedup(chart.rows, chart.rows, over))
+    return str(findings.speedup_fact(chart.rows, chart.rows, over))
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
@@ -509,9 +513,9 @@ VIEWS: dict[str, View] = {
         lambda rows: {EAGER} < set(rows["optimization"]),
     ),
     "sizes": View("By batch size", ("metric", "threads"), by_batch_size, _extreme),
-    "batch": View("One batch size, by cores", ("metric", "batch_size"), per_batch, _extreme),
+    "batch": View("One batch size, by cores", ("metric", "batch_size"), by_cores, _extreme),
     "optimization": View(
-        "One optimization, by threads", ("metric", *_CONFIG), per_optimization, _extreme
+        "One optimization, by threads", ("metric", *_CONFIG), by_threads, _extreme
     ),
     "scaling": View(
         "Speed-up over one thread",
@@ -536,7 +540,7 @@ VIEWS: dict[str, View] = {
             stack.sentence,
             lambda rows, needs=stack.needs: bool(rows[needs].notna().any()),  # type: ignore[misc]
         )
-        for name, stack in STACKS.items()
+        for name, stack in STACKED_BARS.items()
     },
     "samples": View(
         "Every sample of a batch size",
@@ -568,7 +572,9 @@ def options(rows: pd.DataFrame) -> dict[str, list[tuple[str, Any]]]:
     return {
         "metric": [(name, name) for name in tables.METRICS],
         "batch_size": [(str(size), size) for size in tables.values_of(rows, "batch_size")],
-        "optimization": [(title_of(n), n) for n in tables.values_of(rows, "optimization")],
+        "optimization": [
+            (optimization_title(n), n) for n in tables.values_of(rows, "optimization")
+        ],
         "smt": [(smt[value], value) for value in tables.values_of(rows, "smt")],
         "threads": [
             ("each at its best thread count", None),

@@ -1,4 +1,4 @@
-"""Conclusions of a sweep: its `answers`, and sentences computed from its table.
+"""Conclusions of a sweep: its `recommendations`, and sentences computed from its table.
 
 Page, `index.md`, notebook and command take their wording from here.
 """
@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.analysis import tables
-from scalebench_lib.charts import title_of
+from scalebench_lib.charts import optimization_title
 from scalebench_lib.config import DEFAULTS
 from scalebench_lib.cost import MARGIN
-from scalebench_lib.disturbances import disturbances
+from scalebench_lib.disturbances import disturbance_sentences
 from scalebench_lib.operators import BETWEEN, QUANTIZING, SHARES
 from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.stats import ASSUMED_SPREAD, MIN_TURNS, Ratio
-from scalebench_lib.text import decibels, format_number, pluralize, with_margin
+from scalebench_lib.text import format_error_db, format_number, pluralize, with_margin
 
 EXACT_DB = 60.0
 """Smaller errors, below a thousandth, are those of other fp32 arithmetic."""
@@ -52,7 +52,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Recommendation:
     """What to run, in one context of a sweep, which `label` names where it has several.
 
     For each batch size `advice` names the config to run, and alternatives, a sentence each;
@@ -72,8 +72,8 @@ class Answer:
         return [f"{begin}{line}" for line in (*self.facts, " ".join(advice))]
 
 
-def answers(results: Results, price: float | None = None) -> list[Answer]:
-    """Return the answer for each context of a sweep in which anything was measured.
+def recommendations(results: Results, price: float | None = None) -> list[Recommendation]:
+    """Return one for each context of a sweep in which anything was measured.
 
     With a `price` per hour it has the cost of a million requests, of one copy that is busy all but
     `MARGIN` of the time.
@@ -91,15 +91,15 @@ def _contexts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield tables.context_label(table, context), rows
 
 
-def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
+def _answer(results: Results, label: str, rows: pd.DataFrame) -> Recommendation:
     every = tables.best_threads(rows).sort_values(["batch_size", "latency_ms"])
     ranked = every.drop_duplicates(["batch_size", "optimization"])
     gains = ranked[ranked["optimization"] != EAGER].dropna(subset="speedup")
     parts = {int(size): part for size, part in tables.by_values(ranked, "batch_size")}
-    facts = [extreme(results, rows, metric) for metric in tables.METRICS]
-    return Answer(
+    facts = [best_fact(results, rows, metric) for metric in tables.METRICS]
+    return Recommendation(
         label,
-        [*facts, largest_speedup(gains, rows)] if len(gains) else facts,
+        [*facts, speedup_fact(gains, rows)] if len(gains) else facts,
         {size: _advice(results, rows, part) for size, part in parts.items()},
         {size: _as_text(part, rows) for size, part in parts.items()},
         _as_text(ranked.drop_duplicates("batch_size"), rows, all_sizes=True),
@@ -108,7 +108,7 @@ def _answer(results: Results, label: str, rows: pd.DataFrame) -> Answer:
 
 def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[str]:
     """Return the config to run at the batch size of `ranked`, and others, a sentence each."""
-    best, *others = tables.records(ranked)
+    best, *others = tables.row_dicts(ranked)
     ties = _ties(results, rows, best)
     eager = next((row for row in ties if row["optimization"] == EAGER), None)
     if eager and best["optimization"] != EAGER:
@@ -130,7 +130,9 @@ def _run(row: Row, rows: pd.DataFrame) -> str:
         f"{format_number(row['latency_ms'])} ms at batch {row['batch_size']}",
         speedup_label(row) if gain else "",
         "" if pd.isna(memory) else f"{memory / 1e3:.1f} GB of memory",
-        "" if pd.isna(row["sqnr_db"]) or not gain else f"error {decibels(row['sqnr_db'])} dB",
+        ""
+        if pd.isna(row["sqnr_db"]) or not gain
+        else f"error {format_error_db(row['sqnr_db'])} dB",
     ]
     where = f"{tables.config_label(rows, row)}, {pluralize(row['threads'], 'thread')}"
     return f"{where}: {', '.join(filter(None, merits))}"
@@ -144,7 +146,7 @@ def _memory_mb(row: Row) -> float:
 
 def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -> pd.DataFrame:
     """Return `found` as texts, intervals as ±, without the columns that are constant."""
-    text = pd.DataFrame([_cells(row, rows) for row in tables.records(found)])
+    text = pd.DataFrame([_cells(row, rows) for row in tables.row_dicts(found)])
     kept = (text != "").any() & ((text != text.iloc[0]).any() | (len(text) == 1))
     kept["Batch size"] = all_sizes
     kept[text.columns.str.startswith(("Optimization", "Latency", "Throughput"))] = True
@@ -163,13 +165,13 @@ def _cells(row: Row, rows: pd.DataFrame) -> dict[str, str]:
         "Optimization": tables.config_label(rows, row),
         "Speed-up, × eager": "1" if row["is_base"] else text("speedup"),
         "Latency, ms": text("latency_ms") + coarse,
-        f"Throughput, {tables.metric_of(rows, 'throughput').unit}": text("throughput"),
+        f"Throughput, {tables.metric_named(rows, 'throughput').unit}": text("throughput"),
         "Cost, per million": text("cost"),
         "p90, ms": text("latency_ms_p90"),
         "Threads": str(row["threads"]),
         "Memory, GB": text("memory_mb", 1e-3) + exported,
         "Cold start, s": text("start_s") + exported,
-        "Error, dB": decibels(row["sqnr_db"]),
+        "Error, dB": format_error_db(row["sqnr_db"]),
         "Peak, %": text("peak_fraction", 100),
         "Read bandwidth, %": text("bandwidth_fraction", 100),
     }
@@ -188,14 +190,14 @@ def _ties(results: Results, rows: pd.DataFrame, best: Row, sizes: bool = False) 
     return [row for row in found if results.row_ratio(best, row).high >= size / row["batch_size"]]
 
 
-def findings(results: Results) -> list[str]:
+def conclusions(results: Results) -> list[str]:
     """Return the answers and observations, a sentence each, by context if there are several."""
-    lines = [line for answer in answers(results) for line in answer.lines]
+    lines = [line for answer in recommendations(results) for line in answer.lines]
     return [*lines, *observations(results)]
 
 
 def observations(results: Results) -> list[str]:
-    """Return the `findings` other than the `answers`; of several allocators, with the default."""
+    """Return the other `conclusions`; where a sweep has several allocators, of the default."""
     table, sentences = results.table, list[str]()
     if (default := table["allocator"] == DEFAULTS["allocator"]).any():
         table = table[default]
@@ -208,7 +210,7 @@ def observations(results: Results) -> list[str]:
 def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
     alike = ["batch_size", "smt", "threads"]
     found = [
-        (title_of(name), _ratios(results, rows, "optimization", (name, EAGER), alike))
+        (optimization_title(name), _ratios(results, rows, "optimization", (name, EAGER), alike))
         for name in set(rows["optimization"]) - {EAGER}
     ]
     for name, ratios in sorted(found, key=lambda each: (_median(each[1]), each[0])):
@@ -218,7 +220,7 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
     yield from _comparison("SMT on", ratios, "SMT off, each at its best thread count")
     profiled = tables.best_threads(rows.dropna(subset=SHARES[BETWEEN]))
     if len(profiled):
-        yield time_sentence(profiled[profiled["batch_size"] == profiled["batch_size"].min()])
+        yield operator_sentence(profiled[profiled["batch_size"] == profiled["batch_size"].min()])
     yield from _scaling(rows)
     yield from _throttled(rows)
 
@@ -270,7 +272,7 @@ def _span(values: Sequence[float]) -> str:
     return "–".join(dict.fromkeys(map(format_number, (min(values), max(values)))))
 
 
-def time_sentence(rows: pd.DataFrame) -> str:
+def operator_sentence(rows: pd.DataFrame) -> str:
     """Return the operators with the most time in the fastest of `rows`, and the most quantizing.
 
     Only of rows that their profiler did not slow down much, if there are any.
@@ -299,12 +301,12 @@ def _scaling(rows: pd.DataFrame) -> Iterator[str]:
             yield f"At {tables.point_label(rows, best)}: {value}."
 
 
-def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) -> Fact:
+def best_fact(results: Results, table: pd.DataFrame, metric: tables.MetricName) -> Fact:
     """Return the lowest latency or the highest throughput of `table`, with its point."""
-    rows, quantity = tables.measured_only(table), tables.metric_of(table, metric)
+    rows, quantity = tables.succeeded_rows(table), tables.metric_named(table, metric)
     lowest, values = metric == "latency", quantity.of(rows)[0]
     row = rows.iloc[[int(values.argmin() if lowest else values.argmax())]]
-    (best,) = tables.records(row)
+    (best,) = tables.row_dicts(row)
     mean = f"mean {format_number(best['latency_ms_mean'])} ms"
     sustained = f"{format_number(_sustained(best))} sustained"
     sizes = [] if lowest else _ties(results, rows, best, sizes=True)
@@ -319,7 +321,7 @@ def extreme(results: Results, table: pd.DataFrame, metric: tables.MetricName) ->
     return Fact(title, f"{value} {quantity.unit}", where, "; ".join(notes))
 
 
-def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
+def speedup_fact(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
     """Return the largest ``speedup`` of `found`, over `other`; `rows` are all of the figure."""
     top = found.sort_values("speedup").iloc[-1]
     value = speedup_label(top, other)
@@ -331,7 +333,7 @@ def largest_speedup(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager
 
 def _is_mean_off(rows: pd.DataFrame) -> np.ndarray:
     """Return whether the mean of each row differs from the median (`MEAN_OFF`)."""
-    median, low, high = tables.with_bounds(rows, "latency_ms")
+    median, low, high = tables.value_and_bounds(rows, "latency_ms")
     off = np.abs(rows["latency_ms_mean"].to_numpy(float) - median)
     is_off: np.ndarray = (off > MEAN_OFF * median) & (off > (high - low) / 2)
     return is_off
@@ -353,7 +355,7 @@ def _throttled(rows: pd.DataFrame) -> Iterator[str]:
         f"their median by more than its interval and {100 * MEAN_OFF:.0f} %: some stood still "
         f"(throttled), or were disturbed. Most with {tables.point_label(rows, worst)}: mean "
         f"{mean} ms, median {median} ms; sustained {format_number(_sustained(worst))} "
-        f"{tables.metric_of(rows, 'throughput').unit}."
+        f"{tables.metric_named(rows, 'throughput').unit}."
     )
 
 
@@ -404,7 +406,7 @@ def _reservations(results: Results) -> Iterator[str]:
             "not measured together."
         )
     yield from _mixed(results.records)
-    yield from disturbances(results.records)
+    yield from disturbance_sentences(results.records)
 
 
 def _mixed(records: Sequence[Record]) -> Iterator[str]:

@@ -27,15 +27,24 @@ from markupsafe import Markup
 from scalebench_lib import record, stats
 from scalebench_lib.analysis import figures, tables
 from scalebench_lib.analysis.draw import draw
-from scalebench_lib.analysis.figures import STACKS, VIEWS, Choices, View
-from scalebench_lib.analysis.findings import answers, observations
-from scalebench_lib.charts import Axis, BarSeries, Cells, Chart, Dots, Line, Marks, title_of
+from scalebench_lib.analysis.figures import STACKED_BARS, VIEWS, Choices, View
+from scalebench_lib.analysis.findings import observations, recommendations
+from scalebench_lib.charts import (
+    Axis,
+    BarSegments,
+    Cells,
+    Chart,
+    DataPoints,
+    Dots,
+    Line,
+    optimization_title,
+)
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.results import CSV, EAGER, Results, Row
-from scalebench_lib.text import decibels
+from scalebench_lib.text import format_error_db
 
 MAX_SAMPLES = 100_000
 """More samples, of all points, would make the page large, and are thinned evenly."""
@@ -110,7 +119,7 @@ def _batches(rows: pd.DataFrame, metric: tables.MetricName) -> Iterator[_Place]:
 
 
 def _optimizations(rows: pd.DataFrame, metric: tables.MetricName) -> Iterator[_Place]:
-    shown = tables.shown_optimizations(rows)
+    shown = tables.optimizations_but_eager(rows)
     for optimization, smt in product(shown, (False, True)):
         part = rows[(rows["optimization"] == optimization) & (rows["smt"] == smt)]
         if len(part):
@@ -133,7 +142,7 @@ def _overview(rows: pd.DataFrame) -> Iterator[_Place]:
     if VIEWS["peak"].needs(rows):
         yield rows, ("Peak",), "peak", "peak", Choices()
     sizes = rows.loc[rows["status"] == "ok", "batch_size"]
-    for view, size in product(STACKS, dict.fromkeys((sizes.min(), sizes.max()))):
+    for view, size in product(STACKED_BARS, dict.fromkeys((sizes.min(), sizes.max()))):
         if VIEWS[view].needs(rows[rows["batch_size"] == size]):
             words, choices = (VIEWS[view].title, f"BS={size}"), Choices(batch_size=int(size))
             yield rows, words, f"{view}-{size}", view, choices
@@ -156,10 +165,10 @@ def _spec(
         if column in begins and context[column] != DEFAULTS.get(column)
     ]
     metric, title = choices.metric.title(), model_title(context["model"], context["task"])
-    config = [title_of(choices.optimization), *["SMT"] * choices.smt]
+    config = [optimization_title(choices.optimization), *["SMT"] * choices.smt]
     same = [f"BS={choices.batch_size}"] if view == "batch" else config
     alt = " ".join([title, *words, *suffixes])
-    failed = f"{alt}: not measured. {'; '.join(tables.missing_lines(rows))}."
+    failed = f"{alt}: not measured. {'; '.join(tables.failure_lines(rows))}."
     file = "-".join([slug(context["model"]), name, *suffixes])
     return FigureSpec(
         name=re.sub(r"[^\w.-]+", "_", file),  # a model from elsewhere may hold a slash
@@ -211,7 +220,7 @@ def _context_data(context: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]
         "values": {name: str(value) for name, value in context.items()},
         "options": offered
         | {"view": [(v.title, name) for name, v in figures.views_of(rows).items()]},
-        "shown": tables.shown_optimizations(rows)[0],
+        "shown": tables.optimizations_but_eager(rows)[0],
     }
 
 
@@ -246,7 +255,7 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
         if isinstance(chart, Chart):
             write_atomically(pictures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
-    context |= {"answers": answers(results, price), "price": price, "margin": MARGIN}
+    context |= {"answers": recommendations(results, price), "price": price, "margin": MARGIN}
     configs = {r.name: f"{r.config}, trial {r.trial}" for r in results.records}
     context["files"] = {
         folder: {path.name: configs.get(path.stem, path.name) for path in sorted(found)}
@@ -273,7 +282,7 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
         "about": _about(results),
         "results": results,
         "observations": observations(results),
-        "missing": tables.missing_lines(table),
+        "missing": tables.failure_lines(table),
         "coarse": bool(table["coarse"].fillna(False).any()),
         "samples": int(table["samples"].sum()),
         "outliers": int(table["outliers"].sum()),
@@ -288,7 +297,7 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
         "overview_specs": over,
         "stacks": {
             VIEWS[view].title: [spec for spec in over if spec.view == view]
-            for view in STACKS
+            for view in STACKED_BARS
             if any(spec.view == view for spec in over)
         },
         "provenance": _provenance(results),
@@ -347,7 +356,7 @@ def _live(
     columns |= {
         n: t for n, t in _COLUMNS.items() if n in always or len(table[n].dropna().unique()) > 1
     }
-    rows = tables.records(table)
+    rows = tables.row_dicts(table)
     return {
         "css": _trusted(_read("web/page.css")),
         "script": _trusted(script),
@@ -373,9 +382,9 @@ def _text(row: Row, name: str) -> str:
     if pd.isna(value):
         return "–"
     if name == "optimization":
-        return title_of(value)
+        return optimization_title(value)
     if name == "error_db":
-        return decibels(-value)
+        return format_error_db(-value)
     if isinstance(value, bool):
         return "on" if value else "off"
     return tables.value_text(row, name) if isinstance(value, float) else str(value)
@@ -404,8 +413,8 @@ _PARTS: dict[type, tuple[str, ...]] = {
         *("label", "colour", "dark", "marker", "dashed", "reference"),
         *("coarse", "missing_at", "marks"),
     ),
-    Marks: ("x", "y", "low", "high", "values", "intervals", "names", "details"),
-    BarSeries: ("label", "colour", "row", "marks"),
+    DataPoints: ("x", "y", "low", "high", "values", "intervals", "names", "details"),
+    BarSegments: ("label", "colour", "row", "marks"),
     Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
     Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
 }

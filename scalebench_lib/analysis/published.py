@@ -125,7 +125,7 @@ def import_published(files: Sequence[Path], out: Path, machine: str | None = Non
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         trouble = "is not empty" if out.is_dir() else "is a file"
         raise RequestError(f"{out} {trouble}: choose a new folder for the import")
-    source, rows = read_published(files, machine)
+    source, rows = parse_published(files, machine)
     table = Results((), source, rows).csv
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def import_published(files: Sequence[Path], out: Path, machine: str | None = Non
     return source
 
 
-def read_published(files: Sequence[Path], machine: str | None) -> tuple[Imported, Sequence[Row]]:
+def parse_published(files: Sequence[Path], machine: str | None) -> tuple[Imported, Sequence[Row]]:
     """Return the source of the published `files`, and the rows of their table.
 
     Raises `RequestError`, with the line, where one is damaged or not such a file.

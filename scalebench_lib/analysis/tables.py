@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.charts import title_of
+from scalebench_lib.charts import optimization_title
 from scalebench_lib.config import AXES, DEFAULTS, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.optimizations import OPTIMIZATIONS
@@ -48,14 +48,14 @@ class Metric:
     ratio: bool = False
 
 
-def with_bounds(rows: pd.DataFrame, name: str) -> Values:
+def value_and_bounds(rows: pd.DataFrame, name: str) -> Values:
     """Return the column `name` of `rows`, with its ``_low`` and ``_high``."""
     middle, low, high = (rows[f"{name}{part}"].to_numpy(float) for part in ("", "_low", "_high"))
     bounded = np.isfinite(high) & (low > 0)
     return middle, np.where(bounded, low, np.nan), np.where(bounded, high, np.nan)
 
 
-latencies = partial(with_bounds, name="latency_ms")
+latencies = partial(value_and_bounds, name="latency_ms")
 
 
 def _throughputs(rows: pd.DataFrame) -> Values:
@@ -67,7 +67,7 @@ def _throughputs(rows: pd.DataFrame) -> Values:
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 
-def metric_of(rows: pd.DataFrame, name: MetricName) -> Metric:
+def metric_named(rows: pd.DataFrame, name: MetricName) -> Metric:
     """Return a metric of `rows`, of one phase: decoding is counted in tokens."""
     decoding = (rows["phase"] == "decode").all()
     if name == "throughput":
@@ -77,7 +77,7 @@ def metric_of(rows: pd.DataFrame, name: MetricName) -> Metric:
     return Metric(f"{time} of one batch (ms)", "ms", latencies)
 
 
-def with_speedup(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def with_ratio_as_speedup(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return `rows` with the ratio `name`, one of `results.RATIOS`, in the columns of speed-up."""
     parts = ("", "_low", "_high", "_paired")
     return rows.assign(**{f"speedup{part}": rows[f"{name}{part}"] for part in parts})
@@ -164,24 +164,24 @@ def values_of(table: pd.DataFrame, column: str) -> list[Any]:
     return [ALL, *values] if column == "allocator" and len(values) > 1 else values
 
 
-def shown_optimizations(table: pd.DataFrame) -> list[str]:
+def optimizations_but_eager(table: pd.DataFrame) -> list[str]:
     """Return the optimizations with figures of their own: all but eager, unless it is alone."""
     every = values_of(table, "optimization")
     return [name for name in every if name != EAGER] or every
 
 
-def measured_only(rows: pd.DataFrame) -> pd.DataFrame:
+def succeeded_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the measured rows; raise `RequestError`, with the reasons, where there are none."""
     found = rows[rows["status"] == "ok"]
     if found.empty:
-        raise RequestError("not measured: " + "; ".join(missing_lines(rows)))
+        raise RequestError("not measured: " + "; ".join(failure_lines(rows)))
     return found
 
 
 def config_label(table: pd.DataFrame, row: Row | pd.Series) -> str:
     """Return ``TorchScript, SMT on``; without SMT where `table` never has it on."""
     smt = f", SMT {'on' if row['smt'] else 'off'}" if table["smt"].any() else ""
-    return f"{title_of(row['optimization'])}{smt}"
+    return f"{optimization_title(row['optimization'])}{smt}"
 
 
 def point_label(table: pd.DataFrame, row: Row | pd.Series) -> str:
@@ -190,7 +190,7 @@ def point_label(table: pd.DataFrame, row: Row | pd.Series) -> str:
     return f"batch {row['batch_size']}, {config_label(table, row)}, {threads}"
 
 
-def missing_lines(rows: pd.DataFrame) -> list[str]:
+def failure_lines(rows: pd.DataFrame) -> list[str]:
     """Return a line for each config that failed or was skipped: ``batch 8, eager: failed, why``."""
     missing = rows[rows["status"] != "ok"].sort_values(["batch_size", "optimization", "smt"])
     return [
@@ -207,7 +207,7 @@ def value_text(row: Row, name: str, scale: float = 1.0) -> str:
     return with_margin(scale * row[name], scale * low, scale * high)
 
 
-def records(rows: pd.DataFrame) -> Sequence[Row]:
+def row_dicts(rows: pd.DataFrame) -> Sequence[Row]:
     """Return the rows as dictionaries, with NaN for missing values."""
     return rows.astype(object).where(rows.notna(), math.nan).to_dict("records")
 

@@ -86,7 +86,7 @@ class Generator(nn.Module):
         return (self.model(input_ids=tokens, **how).logits[:, -1],)
 
 
-class Sequences:
+class CachedTokens:
     """Batches of equally long sequences with their cache, as inputs of a `Generator`.
 
     Batches of one size share a past and the memory of its cache; the tokens after it differ.
@@ -112,7 +112,7 @@ class Sequences:
 
 def with_static_cache(
     config: Config, model: nn.Module, kind: Tokens
-) -> tuple[Generator, Sequences]:
+) -> tuple[Generator, CachedTokens]:
     """Return a `Generator` of the phase of `config`, and its inputs.
 
     Raises `MeasurementError` where a layer's cache does not hold all tokens.
@@ -126,7 +126,7 @@ def with_static_cache(
             f"({', '.join(sorted(others))}): leave phase out"
         )
     tokens = replace(kind, seq_len=config.positions, end=None, types=False)
-    return generator, Sequences(tokens, generator, config.seed)
+    return generator, CachedTokens(tokens, generator, config.seed)
 
 
 def bytes_to_read(generator: Any, precision: str, cache: Inputs) -> int | None:

@@ -58,7 +58,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Made:
+class InputMaker:
     """Items that `item` describes; `make(batch_size, seed, padded)` makes a batch."""
 
     item: str
@@ -68,23 +68,23 @@ class Made:
         return self.item
 
 
-Kind = Tokens | Made
+Kind = Tokens | InputMaker
 
 
-def random_floats(item: str, *shape: int) -> Made:
+def random_float_inputs(item: str, *shape: int) -> InputMaker:
     """Return items of `shape`, (batch, *shape) of float32, normalised: images, videos, audio."""
 
     def make(batch_size: int, seed: int, padded: bool) -> Inputs:
         random = torch.Generator().manual_seed(seed)
         return (torch.randn((batch_size, *shape), generator=random),)
 
-    return Made(item, make)
+    return InputMaker(item, make)
 
 
-def concatenated(kinds: Sequence[Kind]) -> Kind:
+def combined_inputs(kinds: Sequence[Kind]) -> Kind:
     """Return one kind whose batches hold those of all `kinds`, in order."""
 
     def make(*how: Any) -> Inputs:
         return tuple(part for kind in kinds for part in kind.make(*how))
 
-    return kinds[0] if len(kinds) == 1 else Made(" and ".join(map(str, kinds)), make)
+    return kinds[0] if len(kinds) == 1 else InputMaker(" and ".join(map(str, kinds)), make)

@@ -32,14 +32,14 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import has_file
 
-from scalebench_lib.config import TASKS, Config, resolved_task, task_of
-from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.config import TASKS, Config, resolved_task, task_of_class
+from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
-from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, concatenated, random_floats
-from scalebench_lib.processes import OUT_OF_MEMORY, error_reason
-from scalebench_lib.record import model_files
-from scalebench_lib.sources import is_own, own_files
+from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, combined_inputs, random_float_inputs
+from scalebench_lib.model_sources import is_own, own_files
+from scalebench_lib.processes import OUT_OF_MEMORY, exception_reason
+from scalebench_lib.record import model_files_digest
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -116,7 +116,7 @@ class Model:
     """
 
     module: nn.Module
-    kind: Kind | generation.Sequences
+    kind: Kind | generation.CachedTokens
     note: str = ""
     source: str | None = None
 
@@ -249,7 +249,7 @@ def _require_hub(what: str, source: str) -> None:
             get_session().head(constants.ENDPOINT, timeout=HUB_ANSWERS_S)
             failures.clear()
         except Exception as error:  # of its library for HTTP, which is another with each version
-            failures[:] = [first_line(error)]
+            failures[:] = [reason_of(error)]
 
     asking = Thread(target=ask, daemon=True)  # looking up a name knows no time limit
     asking.start()
@@ -271,7 +271,7 @@ def _model_class(config: Config, architecture: Any) -> Any:
     named = (getattr(architecture, "architectures", None) or [None])[0]
     task = resolved_task(config.model, config.task)
     found = _classes(architecture, task)
-    if named and task_of(named) == task:
+    if named and task_of_class(named) == task:
         found = {name: one for name, one in found.items() if name == named}
     if not found:
         has = ", ".join(one for one in ("none", *TASKS) if _classes(architecture, one))
@@ -303,13 +303,17 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         shape = getattr(vision, "num_channels", 3), config.image_size, config.image_size
         item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
         videos = (f"{frames} frames of {item}", frames, *shape)
-        found["pixel_values"] = random_floats(*videos) if frames else random_floats(item, *shape)
+        found["pixel_values"] = (
+            random_float_inputs(*videos) if frames else random_float_inputs(item, *shape)
+        )
     if "input_values" in takes:
-        found["input_values"] = random_floats(f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_PER_S)
+        found["input_values"] = random_float_inputs(
+            f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_PER_S
+        )
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
         frames = 2 * architecture.max_source_positions  # of 10 ms
         item = f"{frames / 100:g} s of audio"
-        found["input_features"] = random_floats(item, architecture.num_mel_bins, frames)
+        found["input_features"] = random_float_inputs(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
         start = getattr(architecture, "decoder_start_token_id", None)
         tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
@@ -318,7 +322,7 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    return concatenated(list(filter(None, found.values()))), tuple(found)
+    return combined_inputs(list(filter(None, found.values()))), tuple(found)
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:
@@ -505,7 +509,7 @@ def _run(config: Config, plain: Plain, kind: Kind, device: str) -> Model:
         plain.outputs, left_out = _outputs(one, two)
         if not plain.outputs:
             raise MeasurementError(f"model: {config.model!r} returns no floats; {left_out}")
-    return Model(plain, kind, left_out, model_files(config) if files else None)
+    return Model(plain, kind, left_out, model_files_digest(config) if files else None)
 
 
 def _parts(answer: Any, deep: bool, place: Keys = ()) -> Iterator[tuple[Keys, Any]]:
@@ -565,9 +569,9 @@ def _in_one_line(what: str, files: Sequence[Path] = ()) -> Iterator[None]:
     except MeasurementError:
         raise
     except (Exception, SystemExit) as error:
-        if error_reason(type(error).__name__, str(error)).startswith(OUT_OF_MEMORY):
+        if exception_reason(type(error).__name__, str(error)).startswith(OUT_OF_MEMORY):
             raise
-        name, line = type(error).__name__, first_line(error)
+        name, line = type(error).__name__, reason_of(error)
         said = line if " " in line or line == name else f"{name}: {line}"
         ours = {str(path.absolute()) for path in files}
         calls = [c for c in traceback.extract_tb(error.__traceback__) if c.filename in ours]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from scalebench_lib.config import Config
-from scalebench_lib.errors import MeasurementError, nearest
-from scalebench_lib.measure.inputs import Inputs, Made
+from scalebench_lib.errors import MeasurementError, did_you_mean
+from scalebench_lib.measure.inputs import InputMaker, Inputs
 
 
-def load(config: Config) -> tuple[Callable[..., Any], Made, tuple[str, ...]]:
+def load(config: Config) -> tuple[Callable[..., Any], InputMaker, tuple[str, ...]]:
     """Return the model that `config` names, its inputs, and their names, if any.
 
     Its code draws random weights from the config's seed. Raises `MeasurementError` where it is
@@ -55,12 +55,14 @@ def _function(name: str) -> Any:
         module = importlib.import_module(source)
     if not callable(found := getattr(module, function, None)):
         known = [one for one, value in vars(module).items() if callable(value)]
-        hint = nearest(function, known) if known else "it has none"
+        hint = did_you_mean(function, known) if known else "it has none"
         raise MeasurementError(f"model: {source!r} has no function {function!r}: {hint}")
     return found
 
 
-def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made, tuple[str, ...]]:
+def _kind(
+    name: str, inputs: Callable[[int, int], Any], seed: int
+) -> tuple[InputMaker, tuple[str, ...]]:
     def make(batch_size: int, seed: int, padded: bool = False) -> Inputs:
         made = _checked(name, inputs(batch_size, seed), batch_size)
         return tuple(made[key] for key in parts)
@@ -69,7 +71,7 @@ def _kind(name: str, inputs: Callable[[int, int], Any], seed: int) -> tuple[Made
     shapes = ("×".join(map(str, part.shape[1:])) or "1" for part in parts.values())
     types = (str(part.dtype).removeprefix("torch.") for part in parts.values())
     names = () if 0 in parts else tuple(parts)
-    return Made(", ".join(map("{} {}".format, shapes, types)), make), names
+    return InputMaker(", ".join(map("{} {}".format, shapes, types)), make), names
 
 
 def _checked(name: str, made: Any, size: int) -> dict[Any, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from scalebench_lib.measure.optimizations.base import DTYPES, multiplies_in
+from scalebench_lib.measure.optimizations.base import DTYPES, has_native_matmul
 from scalebench_lib.optimizations import Precision
 
 _SHAPES = ((512, 1024, 2048), (384, 768, 3072), (1024, 1024, 1024))
@@ -26,7 +26,7 @@ def peak_gflops(precision: Precision) -> dict[str, float]:
 
     Empty if torch would emulate that type.
     """
-    if not multiplies_in(precision):
+    if not has_native_matmul(precision):
         return {}
     return {precision: max(_gflops(shape, DTYPES[precision]) for shape in _SHAPES)}
 

@@ -142,10 +142,10 @@ def pin_torch(cpus: Sequence[int], pinnable: bool) -> ThreadTeam:
     """
     torch.set_num_threads(len(cpus))
     work = torch.ones(max(1 << 20, len(cpus) << 16))  # dealt out 32768 elements at a time
-    return pin_threads(cpus, pinnable, lambda: work.mul_(1.0), _BUSY)
+    return pin_computing_threads(cpus, pinnable, lambda: work.mul_(1.0), _BUSY)
 
 
-def pin_threads(
+def pin_computing_threads(
     cpus: Sequence[int], pinnable: bool, run: Callable[[], object], share: float = _SHARING
 ) -> ThreadTeam:
     """Pin the threads that compute `run`, one to each of `cpus`, the caller first.

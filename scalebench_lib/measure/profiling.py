@@ -8,8 +8,8 @@ import time
 from torch.autograd.profiler import profile
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import Profile, Times
+from scalebench_lib.measure.pinned_executor import PinnedExecutor
 from scalebench_lib.operators import OperatorTimes
 
 MIN_PASSES, MAX_PASSES, PROFILE_S = 5, 100, 0.5
@@ -18,7 +18,7 @@ MAX_PROFILE_S = 10.0
 """Profile nothing that takes longer, with an engine's second start."""
 
 
-def operator_times(executor: Executor, threads: int, pass_s: float) -> OperatorTimes:
+def operator_times(executor: PinnedExecutor, threads: int, pass_s: float) -> OperatorTimes:
     """Profile passes, of about `pass_s` seconds each, at `threads` threads.
 
     Engines profile in another session, and free those that were timed. Raises `MeasurementError`
@@ -38,7 +38,7 @@ def operator_times(executor: Executor, threads: int, pass_s: float) -> OperatorT
     return OperatorTimes(threads=threads, passes=passes, wall_ns=wall_ns, self_ns=self_ns)
 
 
-def _by_torch(executor: Executor, passes: int) -> Profile:
+def _by_torch(executor: PinnedExecutor, passes: int) -> Profile:
     """Profile the operators of torch, also those of compiled code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it logs each start and stop
     executor.pass_once()

@@ -16,7 +16,7 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.inputs import Inputs
 
 
-def require_pure(module: nn.Module, inputs: Inputs) -> None:
+def require_no_side_effects(module: nn.Module, inputs: Inputs) -> None:
     """Raise `MeasurementError` where a pass has side effects, or returns memory of another."""
     parts = (*inputs, *module.buffers())
     before, printed = [part.clone() for part in parts], StringIO()

@@ -19,18 +19,18 @@ import torch
 
 from scalebench_lib import allocators, protocol
 from scalebench_lib.config import Config, Trial
-from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.machine import Machine, stolen_ns, throttled_periods
 from scalebench_lib.measure import generation, models, turns
-from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Target
 from scalebench_lib.measure.optimizations.export_cache import LOOKUPS, cache_state
 from scalebench_lib.measure.peak import peak_gflops, read_gb_per_s
+from scalebench_lib.measure.pinned_executor import PinnedExecutor
 from scalebench_lib.measure.pinning import set_affinity, thread_times
 from scalebench_lib.measure.profiling import operator_times
 from scalebench_lib.measure.verify import Verifier
 from scalebench_lib.optimizations import OPTIMIZATIONS
-from scalebench_lib.record import Point, Record, Setup, Software, model_files
+from scalebench_lib.record import Point, Record, Setup, Software, model_files_digest
 
 T = TypeVar("T")
 
@@ -87,14 +87,14 @@ def _measure(
 ) -> None:
     config = trial.config
     say("building, optimizing and verifying the model", None)
-    executor = Executor(
+    executor = PinnedExecutor(
         trial.threads,
         lambda threads: machine.cpus_for(threads, config.smt, config.placement),
         machine.pinnable,
     )
     optimized, verifier, first_pass_s = _set_up(trial, executor, found)
     executor.keep_outputs = first_pass_s * 1e9 >= turns.SHORT_PASS_NS
-    taker = turns.TurnTaker(
+    taker = turns.TurnTimer(
         executor.pass_once,
         executor.set_num_threads,
         trial.threads,
@@ -119,23 +119,23 @@ def _measure(
         found |= _profiled(executor, min(found["points"], key=lambda point: point.median_ns))
 
 
-def _profiled(executor: Executor, best: Point) -> _Found:
+def _profiled(executor: PinnedExecutor, best: Point) -> _Found:
     """Profile passes at the best thread count; where the profiler fails, the trial does not."""
     try:
         return {"operators": operator_times(executor, best.threads, best.median_ns / 1e9)}
     except Exception as error:  # engines raise whatever their parts raise
-        return {"not_profiled": first_line(error)}
+        return {"not_profiled": reason_of(error)}
 
 
 def _set_up(
-    trial: Trial, executor: Executor, found: _Found
+    trial: Trial, executor: PinnedExecutor, found: _Found
 ) -> tuple[OptimizedModel, Verifier, float]:
     """Build, optimize and verify the model; return also the seconds of its first pass."""
     config, optimization = trial.config, OPTIMIZATIONS[trial.config.optimization]
     executor.set_num_threads(max(trial.threads))
     build_s, model = _timed(lambda: models.build(config))
     found |= {"item": str(model.kind), "model_hash": models.digest(model)}
-    found["model_files"] = model_files(config)
+    found["model_files"] = model_files_digest(config)
     batches = [model.inputs(config.batch_size, config.seed + k) for k in range(ROTATION)]
     verifier = Verifier(
         model,
@@ -167,7 +167,7 @@ def _set_up(
     return optimized, verifier, first_pass_s
 
 
-def _limits(executor: Executor, config: Config) -> _Found:
+def _limits(executor: PinnedExecutor, config: Config) -> _Found:
     """Measure the machine's peaks by number of threads."""
     precision = OPTIMIZATIONS[config.optimization].precision
     found: _Found = {"peak_gflops": {}, "read_gb_per_s": {}}
@@ -179,7 +179,7 @@ def _limits(executor: Executor, config: Config) -> _Found:
     return found
 
 
-def _first_pass(executor: Executor) -> tuple[float, Outputs]:
+def _first_pass(executor: PinnedExecutor) -> tuple[float, Outputs]:
     """Compute the first batch; return the seconds and the outputs of its first pass."""
     passes: list[tuple[float, Outputs]] = []
     run = partial(executor.runner, *executor.first_batch)
@@ -188,20 +188,24 @@ def _first_pass(executor: Executor) -> tuple[float, Outputs]:
 
 
 def _take_requested_turns(
-    runner: IO[str], taker: turns.TurnTaker, first_pass_s: float
+    runner: IO[str], taker: turns.TurnTimer, first_pass_s: float
 ) -> protocol.EndedBy:
     """Take the turns that the runner asks for, until it ends the trial; return why it did."""
     protocol.send(runner, protocol.Ready(first_pass_s=first_pass_s))
-    while isinstance(message := protocol.receive(runner), protocol.Request):
+    while isinstance(message := protocol.receive(runner), protocol.TurnRequest):
         protocol.send(runner, taker.take_turn(message.cycle, message.threads, message.seconds))
     return message.end
 
 
-def _usage(cpus: tuple[int, ...]) -> turns.Usage:
-    return turns.Usage(time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus))
+def _usage(cpus: tuple[int, ...]) -> turns.CpuCounters:
+    return turns.CpuCounters(
+        time.process_time_ns(), thread_times(), throttled_periods(), stolen_ns(cpus)
+    )
 
 
-def _point(taken: turns.PointTurns, executor: Executor, machine: Machine, trial: Trial) -> Point:
+def _point(
+    taken: turns.PointTurns, executor: PinnedExecutor, machine: Machine, trial: Trial
+) -> Point:
     team = executor.teams[taken.threads]
     return Point(
         threads=taken.threads,
@@ -222,7 +226,7 @@ def _libraries() -> dict[str, str]:
     for name, mark in {"blas": "Math Kernel", "dnn": "MKL-DNN", "openmp": "OpenMP 2"}.items():
         found[name] = next((line for line in lines if mark in line), "unknown")
     vector = torch.backends.cpu.get_cpu_capability()
-    return {**found, "malloc": allocators.library_serving("malloc"), "vector": vector}
+    return {**found, "malloc": allocators.library_of_symbol("malloc"), "vector": vector}
 
 
 @contextmanager

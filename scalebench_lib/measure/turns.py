@@ -1,6 +1,6 @@
 """Time the passes of turns: one point computes for 0.3 s, everything else stands still.
 
-The sweep's runner asks a `TurnTaker` for turns or, in a trial alone, `take_alone`. The clock is an
+The sweep's runner asks a `TurnTimer` for turns or, in a trial alone, `take_alone`. The clock is an
 argument, for tests.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
 
-from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, stop_reason
+from scalebench_lib.protocol import TURN_S, EndedBy, PointProgress, TurnResult, end_reason
 from scalebench_lib.record import Turn
 from scalebench_lib.stats import MIN_TURNS, turns_interval
 
@@ -38,7 +38,7 @@ WINDOW = 3
 
 
 @dataclass(frozen=True)
-class Usage:
+class CpuCounters:
     """CPU time in ns of this process so far, and the time that others took from it.
 
     `threads` holds, by thread id, CPU time and time spent ready but without a CPU. `throttled`
@@ -51,7 +51,7 @@ class Usage:
     throttled: int | None = None
     stolen_ns: int | None = None
 
-    def since(self, before: Usage) -> dict[str, int | None]:
+    def since(self, before: CpuCounters) -> dict[str, int | None]:
         """Return the growth since `before`, by the names of the fields of `record.Turn`.
 
         ``waited_ns`` is the longest wait of a thread: a sum grows with the number of threads.
@@ -77,16 +77,16 @@ class PointTurns:
     passes_per_sample: int = 1
     spent_ns: int = 0
 
-    def answer(self, spent_ns: int) -> Answer:
+    def answer(self, spent_ns: int) -> TurnResult:
         """Return the answer to the runner after a turn that took `spent_ns`."""
         samples = [ns for turn in self.turns for ns in turn.samples_ns]
         medians = [turn.median_ns for turn in self.turns]
         half_width = turns_interval(medians).half_width if len(medians) >= MIN_TURNS else None
-        return Answer(median_ns=median(samples), half_width=half_width, spent_s=spent_ns / _NS)
+        return TurnResult(median_ns=median(samples), half_width=half_width, spent_s=spent_ns / _NS)
 
 
 @dataclass
-class TurnTaker:
+class TurnTimer:
     """Time `run` at each of `threads`; `switch` sets the number of threads.
 
     `check` takes the `usage` before and after the samples of a turn, and raises if other threads
@@ -96,8 +96,8 @@ class TurnTaker:
     run: Callable[[], object]
     switch: Callable[[int], None]
     threads: Sequence[int]
-    usage: Callable[[], Usage] = lambda: Usage(time.process_time_ns())
-    check: Callable[[Usage, Usage], None] = lambda before, after: None
+    usage: Callable[[], CpuCounters] = lambda: CpuCounters(time.process_time_ns())
+    check: Callable[[CpuCounters, CpuCounters], None] = lambda before, after: None
     warm: bool = False
     clock: Callable[[], int] = time.perf_counter_ns
     points: dict[int, PointTurns] = field(init=False)
@@ -105,7 +105,7 @@ class TurnTaker:
     def __post_init__(self) -> None:
         self.points = {threads: PointTurns(threads) for threads in self.threads}
 
-    def take_turn(self, cycle: int, threads: int, seconds: float = TURN_S) -> Answer:
+    def take_turn(self, cycle: int, threads: int, seconds: float = TURN_S) -> TurnResult:
         """Compute passes at `threads` threads for `seconds`, at least one."""
         point, start = self.points[threads], self.clock()
         self.switch(threads)
@@ -156,7 +156,7 @@ class TurnTaker:
 
 
 def take_alone(
-    taker: TurnTaker,
+    taker: TurnTimer,
     target_ci: float,
     max_seconds: float,
     seed: int = 0,
@@ -167,14 +167,14 @@ def take_alone(
     The rules are those of a block; `max_seconds` is a point's computing time. Each cycle is
     reported to `say`.
     """
-    shuffled, progress = random.Random(seed), {n: Progress() for n in taker.threads}  # noqa: S311
+    shuffled, progress = random.Random(seed), {n: PointProgress() for n in taker.threads}  # noqa: S311
     for cycle in count(1):
         for threads in shuffled.sample(list(taker.threads), len(taker.threads)):
             progress[threads].add(taker.take_turn(cycle, threads))
         most_s = max_seconds * len(progress)
         left_s = max(0.0, most_s - sum(point.spent_s for point in progress.values()))
         say(f"cycle {cycle}, at most {left_s:.0f} s left", 1 - left_s / most_s)
-        if reason := stop_reason(progress.values(), target_ci, max_seconds):
+        if reason := end_reason(progress.values(), target_ci, max_seconds):
             return reason
     raise AssertionError
 

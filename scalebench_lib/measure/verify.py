@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.models import Model
 from scalebench_lib.measure.optimizations.base import DTYPES, Outputs, Runner
-from scalebench_lib.measure.purity import first_varying_layer, require_pure
+from scalebench_lib.measure.purity import first_varying_layer, require_no_side_effects
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
 
@@ -82,7 +82,7 @@ class Verifier:
         self.note = model.note or None
         if thorough:
             if model.reference is model.module:  # others write to a cache among their inputs
-                require_pure(model.module, self._padded.inputs)
+                require_no_side_effects(model.module, self._padded.inputs)
             self._require_repeatable(model)
             notes = filter(None, (self.note, self._use_float64(model)))
             self.note = "; ".join(notes) or None
@@ -143,10 +143,10 @@ class Verifier:
             return f"float64 would need {need / 2**30:.1f} GiB, {available / 2**30:.1f} free"
         both = (self._measured, self._padded)
         try:
-            with Float64():
+            with Float64Mode():
                 both[0].reference, both[1].reference = (model.reference(*b.inputs) for b in both)
         except Exception as error:  # of a kernel, or the user's code, without float64
-            return f"float64 does not run: {first_line(error)}"
+            return f"float64 does not run: {reason_of(error)}"
         self.eager_db = min(one.sqnr_db(one.eager) for one in both)
         if self.eager_db < EAGER_DB:
             raise MeasurementError(
@@ -232,7 +232,7 @@ def evenly_spaced(size: int, items: int) -> Tensor:
     return torch.linspace(0, size - 1, min(items, size)).round().long()
 
 
-class Float64(TorchFunctionMode):
+class Float64Mode(TorchFunctionMode):
     """While active, torch computes in float64 what a model asks for in float32.
 
     Each function converts its own arguments, so that no second copy of the model is needed.

@@ -14,23 +14,23 @@ from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import RequestError
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import decide, figures, load_report, report
-from scalebench_lib.plan.decide import Decision, Request
+from scalebench_lib.plan.decide import Decision, PlanRequest
 from scalebench_lib.plan.load import LoadRun
 from scalebench_lib.plan.profile import SHARED
 from scalebench_lib.plan.runner import Limits, Say
-from scalebench_lib.plan.search import Prediction, Predictor, Prover, Target
+from scalebench_lib.plan.search import LoadVerifier, Prediction, Predictor, Target
 
 
 class Question(StrictModel):
     """How to split a batch, where `request` has one; else how to serve requests."""
 
-    request: Request
+    request: PlanRequest
     target: Target
 
     @classmethod
     def of(cls, rate: Any = 0, percentile: Any = 99, max_seconds: Any = 10, **of: Any) -> Question:
         """Check the values, and those `of` the request; `RequestError` says what is wrong."""
-        request = Request.of(**of)
+        request = PlanRequest.of(**of)
         if rate and request.batch_size:
             raise RequestError("rate: asks for requests, batch_size for one batch: leave one out")
         asked = {"rate": rate or 0.0, "percentile": percentile, "max_seconds": max_seconds}
@@ -40,7 +40,7 @@ class Question(StrictModel):
     @staticmethod
     def parameter_names() -> set[str]:
         """Return the names that `of` takes."""
-        return {*Request.model_fields, *Target.model_fields, *SHARED} - {"shared"}
+        return {*PlanRequest.model_fields, *Target.model_fields, *SHARED} - {"shared"}
 
     def answer(self, predictor: Predictor) -> Answer:
         """Return what is predicted to be best; `RequestError` says what cannot be had."""
@@ -70,17 +70,19 @@ def _of_batch(decision: Decision, max_seconds: float) -> Answer:
     limits = Limits(max_seconds=max_seconds)
     return Answer(
         decision,
-        report.comparison(decision),
+        report.plan_table(decision),
         list(report.sentences(decision)),
         chart=partial(figures.frontier, decision.context),
         costs=partial(report.costs, decision),
-        save=partial(report.save_plan, decision),
-        verified=lambda say, *_: _of_batch(decide.verify(decision, limits, say), max_seconds),
+        save=partial(report.save_plan_json, decision),
+        verified=lambda say, *_: _of_batch(
+            decide.verify_by_running(decision, limits, say), max_seconds
+        ),
     )
 
 
 def _of_requests(
-    predictor: Predictor, request: Request, found: Sequence[Prediction], *runs: LoadRun
+    predictor: Predictor, request: PlanRequest, found: Sequence[Prediction], *runs: LoadRun
 ) -> Answer:
     """Tell what was `found`, and seen in `runs`, the best first."""
     served = runs[0].deployment if runs else found[0].deployment
@@ -89,15 +91,15 @@ def _of_requests(
     decision = Decision(context, request, served.plan, fat=None, thin=None)
 
     def verified(say: Say, show: Callable[[LoadRun], None] = lambda _: None) -> Answer:
-        prover = Prover(predictor, context.runner(Limits(), say), best.target, show)
+        prover = LoadVerifier(predictor, context.runner(Limits(), say), best.target, show)
         return _of_requests(predictor, request, found, *prover.verify(found))
 
     return Answer(
         decision,
-        load_report.comparison(context.cores, found, best, runs),
-        list(load_report.answer(predictor, best, *runs[:1])),
+        load_report.deployment_table(context.cores, found, best, runs),
+        list(load_report.answer_sentences(predictor, best, *runs[:1])),
         chart=lambda: load_report.by_rate(predictor.curve(served, best.target), context.loads),
         costs=partial(load_report.costs, predictor, found, best.target),
-        save=partial(load_report.save_plan, decision, best, *runs[:1]),
+        save=partial(load_report.save_plan_json, decision, best, *runs[:1]),
         verified=verified,
     )

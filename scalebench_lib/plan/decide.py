@@ -21,17 +21,17 @@ from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.arrivals import Lengths
 from scalebench_lib.plan.interference import (
-    Interference,
     Observation,
+    PlanRuns,
     fit_slowdown_per_core,
     published_runs,
 )
-from scalebench_lib.plan.load import LoadRun, load_runs
+from scalebench_lib.plan.load import LoadRun, read_load_runs
 from scalebench_lib.plan.placement import PlacedInstance, place
-from scalebench_lib.plan.planner import BatchPlanner, Plan, split_batch, unbeaten
+from scalebench_lib.plan.planner import BatchPlanner, Plan, split_evenly, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
-from scalebench_lib.record import Record, Software, model_files
+from scalebench_lib.record import Record, Software, model_files_digest
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Ratio, unpaired
 from scalebench_lib.text import format_number, pluralize
@@ -40,7 +40,7 @@ CANDIDATES = 3
 """How many plans, or deployments, a verification runs besides fat and thin."""
 
 
-class Request(StrictModel):
+class PlanRequest(StrictModel):
     """A question: the best plan for `batch_size`, or of most throughput within `slo_ms`.
 
     0 `cores` means all of them; an empty `optimization` means any. Requests have
@@ -55,7 +55,7 @@ class Request(StrictModel):
     shared: Mapping[str, Any] = {}
 
     @classmethod
-    def of(cls, **values: Any) -> Request:
+    def of(cls, **values: Any) -> PlanRequest:
         """Check `values`, of which None, 0 and the empty text mean: not given.
 
         Raises `RequestError` where they are wrong or too few.
@@ -85,13 +85,13 @@ class Context:
     machine: Machine
     cores: int
     records: tuple[Record, ...]
-    interference: Interference
+    interference: PlanRuns
     published: tuple[Plan, ...] = ()
     loads: tuple[LoadRun, ...] = ()
     lengths: Lengths = ()
 
     @classmethod
-    def load(cls, out: Path, request: Request) -> Context:
+    def load(cls, out: Path, request: PlanRequest) -> Context:
         """Read what the sweep in `out` has for `request`; `RequestError` says what it lacks."""
         results = Results.load(out)
         several = [{"seq_len": length} for length, _ in request.lengths] or [{}]
@@ -102,12 +102,12 @@ class Context:
         published = tuple(published_runs(profile, together))
         machine = records[0].machine if records else _published_machine(profile, published)
         profile = replace(profile, instances=tuple(_on_any_cores(profile.instances, machine)))
-        learned, cores = Interference.load(out), machine.max_threads(smt=False)
+        learned, cores = PlanRuns.load(out), machine.max_threads(smt=False)
         if request.lengths and not records:
             raise RequestError("lengths: an import cannot be planned for several: leave them out")
         evidence = out, profile, machine, cores, records, learned, published
         context = cls(*evidence, lengths=request.lengths)
-        return replace(context, loads=tuple(filter(context._counts, load_runs(out))))
+        return replace(context, loads=tuple(filter(context._counts, read_load_runs(out))))
 
     @property
     def record(self) -> Record | None:
@@ -119,7 +119,7 @@ class Context:
         same, record = run.shared == self.profile.shared, self.record
         return bool(same and record and not run.software.differs_from(record.software))
 
-    def decide(self, request: Request) -> Decision:
+    def decide(self, request: PlanRequest) -> Decision:
         """Return the plan that was measured, or else is predicted, to be best; nothing is run.
 
         Raises `RequestError` for what cannot be had, with the nearest that can.
@@ -129,7 +129,7 @@ class Context:
         size = best.batch_size
         return Decision(context, request, best, context.fat(size), context.thin(size))
 
-    def narrowed(self, request: Request) -> Context:
+    def narrowed(self, request: PlanRequest) -> Context:
         """Keep only the cores and the optimization that `request` allows."""
         if request.cores > self.cores:
             raise RequestError(
@@ -197,7 +197,7 @@ class Context:
             f"fastest is {frontier[0].summary}"
         )
 
-    def _best(self, request: Request) -> Plan:
+    def _best(self, request: PlanRequest) -> Plan:
         if not request.batch_size:
             return self.within_latency(request.slo_ms)
         best = self.fastest(request.batch_size)
@@ -219,7 +219,7 @@ class Context:
 
     def thin(self, batch_size: int) -> Plan | None:
         """Return one thread on every core, batches as even as can be; None if not all are known."""
-        sizes = split_batch(batch_size, self.cores)
+        sizes = split_evenly(batch_size, self.cores)
         slowest_first = sorted(self.profile.instances, key=lambda one: -one.latency_ms)
         single = {one.batch_size: one for one in slowest_first if _is_thin(one)}
         profiled = [single[size] for size in sizes if size in single]
@@ -271,7 +271,7 @@ class Context:
                 f"in its {differs}: verify there, or measure here"
             )
         config, files = self.record.config, self.record.model_files
-        if files and files != model_files(config):
+        if files and files != model_files_digest(config):
             raise RequestError(
                 f"the files of {config.model!r}, or of its weights, have changed since this sweep: "
                 "measure the new model into another folder"
@@ -285,7 +285,7 @@ class Context:
         """
         seen = {"when": datetime.now(UTC), "software": Software.here()}
         runs = [Observation(shared=self.profile.shared, plan=plan, **seen) for plan in plans]
-        learned = Interference.load(self.out).with_runs(runs)
+        learned = PlanRuns.load(self.out).with_runs(runs)
         learned.save(self.out)
         return replace(self, interference=learned)
 
@@ -322,7 +322,7 @@ class Decision:
     """The `best` plan and its baselines, with their timings where they were verified."""
 
     context: Context
-    request: Request
+    request: PlanRequest
     best: Plan
     fat: Plan | None
     thin: Plan | None
@@ -349,7 +349,9 @@ class Decision:
         return met or unpaired(other.interval_ms, plan.interval_ms)
 
 
-def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _: None) -> Decision:
+def verify_by_running(
+    decision: Decision, limits: Limits | None = None, say: Say = lambda _: None
+) -> Decision:
     """Run the plans that promise most and the baselines; the best *measured* is the answer.
 
     The runs are saved into the sweep's folder. Raises `RequestError` on another machine than the
@@ -375,5 +377,5 @@ def verify(decision: Decision, limits: Limits | None = None, say: Say = lambda _
 def _even(like: Plan, instances: int, threads: int) -> Plan:
     """Return the batch of `like` split evenly, to be run without having been profiled."""
     kind = like.instances[0].settings | {"smt": False}
-    sizes = split_batch(like.batch_size, instances)
+    sizes = split_evenly(like.batch_size, instances)
     return Plan.of(Instance(threads, size, nan, cores=threads, **kind) for size in sizes)

@@ -9,24 +9,24 @@ from typing import Any
 import ipywidgets as widgets
 
 from scalebench_lib.errors import ScalebenchError
-from scalebench_lib.notebook import WIDGET, is_interactive, parameters
+from scalebench_lib.notebook import WIDGET, check_parameters, is_interactive
 from scalebench_lib.plan import figures
 from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.decide import Context
 from scalebench_lib.plan.search import Predictor
-from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, slider, status
+from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, slider, status_html
 
 _NOT_ASKED = ("out", "verify", "price_per_hour")
 REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)  # asked with these numbers
 
 
-def from_notebook(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Question]:
+def context_and_question(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Question]:
     """Return the evidence in `out`, and the question by the parameters in a notebook's `namespace`.
 
     A limit that is not asked for is five times the fastest pass. Raises `RequestError` for an
     unknown parameter or a wrong value.
     """
-    values = parameters(namespace, {*Question.parameter_names(), *_NOT_ASKED})
+    values = check_parameters(namespace, {*Question.parameter_names(), *_NOT_ASKED})
     asked = {name: value for name, value in values.items() if name not in _NOT_ASKED}
     limited = asked.get("batch_size") or asked.get("slo_ms")
     question = Question.of(**asked if limited else asked | {"slo_ms": 1.0})
@@ -85,7 +85,7 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
                 image.value, image.tooltip = chart.png(), chart.alt
         for image in self.pictures:
             image.layout.display = "" if charts else "none"
-        self.message.value = status(self.answer)
+        self.message.value = status_html(self.answer)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """Show the answer as text where controls do not work; headless, only the answer."""

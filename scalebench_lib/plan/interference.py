@@ -38,7 +38,7 @@ class Observation(StrictModel):
     plan: Plan
 
 
-class Interference(StrictModel):
+class PlanRuns(StrictModel):
     """Every plan that was run with a sweep, the latest run of each with each software."""
 
     schema_version: Literal[2] = 2
@@ -69,13 +69,13 @@ class Interference(StrictModel):
         """Write the runs into folder `out`."""
         write_atomically(out / FILE, self.model_dump_json(indent=1) + "\n")
 
-    def with_runs(self, runs: Iterable[Observation]) -> Interference:
+    def with_runs(self, runs: Iterable[Observation]) -> PlanRuns:
         """Return this with `runs` in place of earlier ones of the same plans."""
         latest = {
             (one.plan, one.model_dump_json(include={"shared", "software"})): one
             for one in (*self.observations, *runs)
         }
-        return Interference(observations=tuple(latest.values()))
+        return PlanRuns(observations=tuple(latest.values()))
 
 
 def published_runs(profile: Profile, together: Iterable[dict[str, Any]]) -> Iterator[Plan]:

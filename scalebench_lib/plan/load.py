@@ -143,7 +143,7 @@ class LoadRun(StrictModel):
         return simulate(self.log.arrivals, self.deployment.batching, instances)
 
 
-def load_runs(out: Path) -> list[LoadRun]:
+def read_load_runs(out: Path) -> list[LoadRun]:
     """Return every load test of folder `out`, in the order made; `ScalebenchError` if damaged."""
     path = out / FILE
     try:
@@ -155,7 +155,7 @@ def load_runs(out: Path) -> list[LoadRun]:
         ) from None
 
 
-def keep(run: LoadRun, out: Path) -> None:
+def save_run(run: LoadRun, out: Path) -> None:
     """Add `run` to those in folder `out`."""
     path = out / FILE
     before = path.read_bytes() if path.exists() else b""
@@ -251,7 +251,7 @@ class LoadTest:
 
 
 @contextmanager
-def ready(runner: PlanRunner, deployment: Deployment) -> Iterator[LoadTest]:
+def started_load_test(runner: PlanRunner, deployment: Deployment) -> Iterator[LoadTest]:
     """Start the instances, and yield a load test of them; no process is left.
 
     Raises `MeasurementError` if one does not start.

@@ -19,14 +19,14 @@ from scalebench_lib.plan.arrivals import lengths_suffix, request_lengths
 from scalebench_lib.plan.decide import Decision
 from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
-from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline, requests_for
+from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline_name, min_requests
 from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.text import format_duration, format_number
 
 _LIMIT, _COLOURS = "#d55e00", ("#56b4e9", "#0072b2")
 
 
-def comparison(
+def deployment_table(
     cores: int, found: Sequence[Prediction], best: Prediction, runs: Sequence[LoadRun]
 ) -> Table:
     """Return deployments as a table: predicted on that many `cores`, and measured in `runs`."""
@@ -39,7 +39,7 @@ def comparison(
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("deployment", overflow="fold")
     for one in found:
-        names = "plan" * (one is best), baseline(one.deployment, cores)
+        names = "plan" * (one is best), baseline_name(one.deployment, cores)
         numbers = one.rate, 1e3 * float(np.median(one.log.latency_s)), one.reached_ms
         run = measured.get(one.deployment)
         told = [*map(format_number, numbers), *[_measured(run) if run else ""] * seen]
@@ -54,7 +54,9 @@ def _measured(run: LoadRun) -> str:
     return f"{reached}, at {format_number(run.rate)}/s"
 
 
-def answer(predictor: Predictor, best: Prediction, run: LoadRun | None = None) -> Iterator[str]:
+def answer_sentences(
+    predictor: Predictor, best: Prediction, run: LoadRun | None = None
+) -> Iterator[str]:
     """Yield what `best` serves, as simulated and as `run` saw it, and what that assumes."""
     q, ms = f"p{best.target.percentile:g}", format_number(best.reached_ms)
     median_ms = format_number(1e3 * float(np.median(best.log.latency_s)))
@@ -97,7 +99,7 @@ def sentences(run: LoadRun) -> Iterator[str]:
         yield f"p{q:g}: {_percentile(run, q)} ms; {predicted}"
     for q in sorted({*PERCENTILES, run.percentile} - run.percentiles.keys()):
         if not log.overloaded:
-            needed = requests_for(q)
+            needed = min_requests(q)
             yield f"p{q:g} needs {needed:,} requests: --duration {np.ceil(needed / rate):.0f}s"
     if run.slo_ms:
         within = int((1e3 * log.latency_s <= run.slo_ms).sum())
@@ -203,7 +205,7 @@ def costs(
     return cost.costs(highest, price_per_hour, target.rate)
 
 
-def save_plan(decision: Decision, best: Prediction, run: LoadRun | None = None) -> Path:
+def save_plan_json(decision: Decision, best: Prediction, run: LoadRun | None = None) -> Path:
     """Write ``plan.json`` for the best deployment, and return its path."""
     values = {
         "deployment": TypeAdapter(Deployment).dump_python(best.deployment, mode="json"),
@@ -212,4 +214,4 @@ def save_plan(decision: Decision, best: Prediction, run: LoadRun | None = None) 
         "predicted_percentile_ms": best.reached_ms,
         "measured_percentile_ms": run and run.reached_ms,
     }
-    return report.save_plan(decision, **values)
+    return report.save_plan_json(decision, **values)

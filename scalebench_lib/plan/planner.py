@@ -87,7 +87,7 @@ class Plan:
         return " + ".join(f"{count} × {shape}" for shape, count in alike)
 
 
-def split_batch(batch_size: int, count: int) -> list[int]:
+def split_evenly(batch_size: int, count: int) -> list[int]:
     """Return `batch_size` as `count` batches as even as can be, the largest first."""
     least, larger = divmod(batch_size, count)
     return [least + 1] * larger + [least] * (count - larger)

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BeforeValidator
 
 from scalebench_lib.config import AXES, WITHIN
-from scalebench_lib.errors import RequestError, nearest
+from scalebench_lib.errors import RequestError, did_you_mean
 from scalebench_lib.record import Record
 from scalebench_lib.stats import VarianceEstimate
 
@@ -87,7 +87,7 @@ class Profile:
         if not found:
             raise RequestError(
                 f"optimization: no point was measured with {optimization!r}: "
-                f"{nearest(optimization, self.optimizations)}"
+                f"{did_you_mean(optimization, self.optimizations)}"
             )
         return replace(self, instances=found)
 

@@ -20,7 +20,7 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance
-from scalebench_lib.plan.planner import Plan, split_batch
+from scalebench_lib.plan.planner import Plan, split_evenly
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.record import Software
 from scalebench_lib.stats import Interval, Ratio
@@ -39,7 +39,7 @@ new_table = partial(Table, title_justify="left", title_style="bold", box=SIMPLE_
 _RUN_BY = ("threads", "batch_size", *WITHIN)
 
 
-def save_plan(decision: Decision, **more: Any) -> Path:
+def save_plan_json(decision: Decision, **more: Any) -> Path:
     """Write ``plan.json``, with `more` values, into the sweep's folder; return its path."""
     path = decision.context.out / FILE
     write_atomically(path, json.dumps({**as_json(decision), **more}, indent=1) + "\n")
@@ -112,7 +112,7 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def comparison(decision: Decision) -> Table:
+def plan_table(decision: Decision) -> Table:
     """Return the plans as a table: predicted, measured, and how much faster than fat."""
     context, best, fat = decision.context, decision.best, decision.fat
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
@@ -254,7 +254,7 @@ def _why_not(name: str, plan: Plan | None, decision: Decision) -> str:
     if name == "thin" and size < context.cores:
         return f"there is none: {pluralize(size, 'item')} for {context.cores} cores"
     where = "all cores" if name == "fat" else "one thread"
-    sizes = set(split_batch(size, 1 if name == "fat" else context.cores))
+    sizes = set(split_evenly(size, 1 if name == "fat" else context.cores))
     batches = " or ".join(map(str, sorted(sizes)))
     run = "; --verify runs it all the same" if context.record else ""
     return f"batch {batches} was not profiled on {where}{run}"

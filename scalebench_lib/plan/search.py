@@ -25,14 +25,14 @@ from scalebench_lib.config import WITHIN, Seconds, StrictModel
 from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.plan.arrivals import arrival_times
-from scalebench_lib.plan.decide import CANDIDATES, Context, Request
+from scalebench_lib.plan.decide import CANDIDATES, Context, PlanRequest
 from scalebench_lib.plan.load import (
     PERCENTILES,
     Deployment,
     LoadRun,
     LoadTest,
-    keep,
-    ready,
+    save_run,
+    started_load_test,
 )
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import SHARED, Instance
@@ -229,7 +229,7 @@ class Predictor:
         """
         stages, q = _QUICK if self.quick else _STAGES, target.percentile
         if not supports_percentile(most := stages[-1][0], q):
-            needed = f"p{q:g} needs {requests_for(q):,} requests, but {most:,} are simulated here"
+            needed = f"p{q:g} needs {min_requests(q):,} requests, but {most:,} are simulated here"
             raise RequestError(f"percentile: {needed}: ask for a lower one")
         if not (every := list(self.deployments())):
             raise RequestError("lengths: no batch size was measured with all of them: measure one")
@@ -260,7 +260,7 @@ class Predictor:
         in_time = itertools.takewhile(lambda _: time.monotonic() < given_up, enumerate(able, 1))
         for number, one in in_time:
             self.say(f"{number} of {len(able)} simulated, {requests:,} requests each")
-            always = not (first or self.quick) and baseline(one, self.context.cores)
+            always = not (first or self.quick) and baseline_name(one, self.context.cores)
             least = 0.0 if always else 0.8 * max((other.rate for other in found), default=0.0)
             asked = [self._at(one, target.rate, unit, target)] if target.rate else []
             tried = (each for each in self._bisected(one, target, unit, least) if each.holds)
@@ -288,7 +288,7 @@ class Predictor:
 
     def _first_of_each(self, found: Sequence[Prediction]) -> list[Deployment]:
         cores = self.context.cores
-        named = {baseline(one.deployment, cores): one.deployment for one in reversed(found)}
+        named = {baseline_name(one.deployment, cores): one.deployment for one in reversed(found)}
         return [one for name, one in named.items() if name]
 
     def _why_nothing(self, target: Target) -> str:
@@ -311,7 +311,7 @@ class Predictor:
 
 
 @dataclass(frozen=True, eq=False)
-class Prover:
+class LoadVerifier:
     """Runs deployments under load; each run is kept in the sweep's folder, and `show` gets it."""
 
     predictor: Predictor
@@ -323,7 +323,7 @@ class Prover:
     def run(self, deployment: Deployment, times: np.ndarray) -> LoadRun:
         """Return what `deployment` does with requests that arrive at `times`, in s."""
         self.predictor.service(deployment)  # raises before anything starts
-        with ready(self.runner, deployment) as test:
+        with started_load_test(self.runner, deployment) as test:
             return self._run(test, deployment, times)
 
     def verify(self, found: Sequence[Prediction]) -> list[LoadRun]:
@@ -333,7 +333,7 @@ class Prover:
         `MeasurementError` if none could be started.
         """
         runs, reasons, cores = list[LoadRun](), list[str](), self.predictor.context.cores
-        baselines = (one for one in found[CANDIDATES:] if baseline(one.deployment, cores))
+        baselines = (one for one in found[CANDIDATES:] if baseline_name(one.deployment, cores))
         for one in (*found[:CANDIDATES], *baselines):
             try:
                 times = self.times(self.target.rate or 0.9 * one.rate)
@@ -348,7 +348,7 @@ class Prover:
         """Find the highest rate that holds, by bracketing and bisection from the predicted on."""
         held, failed, runs = 0.0, inf, list[LoadRun]()
         rate = self.predictor.highest(deployment, self.target) or 1.0
-        with ready(self.runner, deployment) as test:
+        with started_load_test(self.runner, deployment) as test:
             while failed > held * _CLOSE and len(runs) < _TRIES and not test.failures:
                 runs.append(self._run(test, deployment, self.times(rate)))
                 if runs[-1].reached_ms <= self.target.slo_ms:
@@ -360,7 +360,7 @@ class Prover:
 
     def times(self, rate: float) -> np.ndarray:
         """Return the arrivals of a test: half as many again as the percentile needs, at least."""
-        needed = 1.5 * requests_for(self.target.percentile)
+        needed = 1.5 * min_requests(self.target.percentile)
         return arrival_times(self.kind, rate, round(max(rate * self.target.max_seconds, needed)))
 
     def _run(self, test: LoadTest, deployment: Deployment, times: np.ndarray) -> LoadRun:
@@ -389,7 +389,7 @@ class Prover:
                     arrivals_s=tuple(log.arrivals.tolist()),
                     batches=tuple(log.batches),
                 )
-                keep(run, self.predictor.context.out)
+                save_run(run, self.predictor.context.out)
                 self.show(run)
         return run
 
@@ -400,7 +400,7 @@ def _with_waits(one: Deployment) -> Iterator[Deployment]:
         yield replace(one, batching=one.batching.model_copy(update={"max_wait_ms": wait}))
 
 
-def baseline(one: Deployment, cores: int) -> str:
+def baseline_name(one: Deployment, cores: int) -> str:
     """Return ``fat`` for one instance on all cores, ``thin`` for one of a thread on each."""
     if one.plan.cores < cores:
         return ""
@@ -420,7 +420,7 @@ def _in_proportion(alone: _Samples, together: _Samples) -> _Samples:
     return {**{size: times * factor for size, times in alone.items()}, **together}
 
 
-def requests_for(q: float) -> int:
+def min_requests(q: float) -> int:
     """Return how many requests the q-th percentile needs."""
     return next(count for count in itertools.count(2) if supports_percentile(count, q))
 
@@ -443,7 +443,7 @@ def read_planned_deployment(
     mixed = lengths or planned.batching.lengths
     one_length = SHARED if not mixed else [name for name in SHARED if name != "seq_len"]
     shared = {name: values[name] for name in one_length if name in values}
-    context = Context.load(out, Request.of(slo_ms=1.0, lengths=mixed, **shared))
+    context = Context.load(out, PlanRequest.of(slo_ms=1.0, lengths=mixed, **shared))
     most = max_batch or planned.batching.max_batch
     wait = planned.batching.max_wait_ms if max_wait_ms is None else max_wait_ms
     sizes = sorted({size for size in context.profile.batch_sizes if size < most} | {most})

@@ -22,9 +22,9 @@ from scalebench_lib.config import Config, StrictModel
 from scalebench_lib.processes import die_with_parent
 
 if TYPE_CHECKING:
-    from scalebench_lib.measure.executor import Executor
     from scalebench_lib.measure.inputs import Inputs
     from scalebench_lib.measure.models import Model
+    from scalebench_lib.measure.pinned_executor import PinnedExecutor
 
 _AWAKE_NS = 300_000
 """A sleep ends up to this late; the rest of the wait is spent awake, on a CPU of one's own."""
@@ -100,12 +100,12 @@ def _passes(
     spec: WorkerSpec, config: Config, model: Model, sizes: list[int]
 ) -> dict[int, Callable[[], object]]:
     """Return passes of `sizes`, the largest first, all by the model optimized for that."""
-    from scalebench_lib.measure.executor import Executor
     from scalebench_lib.measure.optimizations.base import Target
+    from scalebench_lib.measure.pinned_executor import PinnedExecutor
     from scalebench_lib.optimizations import OPTIMIZATIONS
 
     config = config.model_copy(update={"batch_size": sizes[0]})
-    executor = Executor((len(spec.cpus),), lambda _: spec.cpus, spec.pinnable)
+    executor = PinnedExecutor((len(spec.cpus),), lambda _: spec.cpus, spec.pinnable)
     executor.set_num_threads(len(spec.cpus))
     seeds = [config.seed + k for k in range(_ROTATION)]
     batches = {size: [model.inputs(size, seed) for seed in seeds] for size in sizes}
@@ -117,7 +117,7 @@ def _passes(
     return {size: partial(_run_next, executor, turn) for size, turn in turns.items()}
 
 
-def _run_next(executor: Executor, batches: Iterator[Inputs]) -> None:
+def _run_next(executor: PinnedExecutor, batches: Iterator[Inputs]) -> None:
     executor.runner(*next(batches))
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.protocol import TURN_S, Answer, EndedBy, Progress, stop_reason
+from scalebench_lib.protocol import TURN_S, EndedBy, PointProgress, TurnResult, end_reason
 from scalebench_lib.record import Record
 
 
@@ -30,7 +30,7 @@ class Process(Protocol):
     def peak_bytes(self) -> int:
         """The peak of its memory so far."""
 
-    def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
+    def turn(self, cycle: int, threads: int, seconds: float) -> TurnResult:
         """Let it take a turn; raise `MeasurementError` where it fails, dies or hangs."""
 
     def end(self, reason: EndedBy) -> Record:
@@ -48,10 +48,10 @@ class Member:
     group: Hashable
     remeasured: bool = False
     failure: str | None = None
-    points: dict[int, Progress] = field(init=False)
+    points: dict[int, PointProgress] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.points = {threads: Progress() for threads in self.trial.threads}
+        self.points = {threads: PointProgress() for threads in self.trial.threads}
 
     @property
     def trial(self) -> Trial:
@@ -115,7 +115,7 @@ class Block:
         if not counted:
             return "max_seconds"
         points = (point for member in counted for point in member.points.values())
-        return stop_reason(points, counted[0].trial.target_ci, counted[0].trial.max_seconds)
+        return end_reason(points, counted[0].trial.target_ci, counted[0].trial.max_seconds)
 
     def end(self) -> Iterator[tuple[Member, Record | str]]:
         """End the members, bases first as in set-up; yield the record of each, or why it has none.

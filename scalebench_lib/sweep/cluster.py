@@ -31,18 +31,18 @@ from rich.console import Console
 
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import StrictModel, Sweep, Trial
-from scalebench_lib.errors import RequestError, ScalebenchError, first_line
+from scalebench_lib.errors import RequestError, ScalebenchError, reason_of
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import NOTEBOOKS, PROJECT
-from scalebench_lib.record import Record, Software, next_trial
+from scalebench_lib.record import Record, Software, next_trial_number
 from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_machine
 from scalebench_lib.sweep.progress import Display
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Round, Stop, SweepProgress
+from scalebench_lib.sweep.runner import Round, StopCondition, SweepProgress
+from scalebench_lib.sweep.sweep_run import SweepRun
 from scalebench_lib.text import pluralize
 
 HOST = "SCALEBENCH_HOST"
@@ -131,7 +131,7 @@ def end_blocks(sweep_id: str) -> None:
     _ended.add(sweep_id)
 
 
-class _HostStop(Stop):
+class _HostStop(StopCondition):
     """Ends a block at its deadline, when its sweep is ended, and when nobody waits for it."""
 
     def __init__(self, sweep_id: str, worker: Any, budget_s: float) -> None:
@@ -166,7 +166,7 @@ def client_of(address: str) -> Iterator[Any]:
             "scheduler: needs dask.distributed: pip install -e '.[cluster]'"
         ) from None
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise RequestError(f"scheduler: none at {address!r} ({first_line(error)})") from None
+        raise RequestError(f"scheduler: none at {address!r} ({reason_of(error)})") from None
     try:
         yield client
     finally:
@@ -258,9 +258,9 @@ class HostsRun:
     def run_with_progress(self, budget_s: float, console: Console) -> list[str]:
         """Run what is left, on all hosts at once; return which hosts have failed, and why.
 
-        Raises as `run_in_turn`.
+        Raises as `run_rounds`.
         """
-        stop = Stop(time.monotonic() + budget_s)
+        stop = StopCondition(time.monotonic() + budget_s)
         with (
             self.runs[0].locked("ignore"),
             Display(self.runs, console) as self._display,
@@ -285,7 +285,7 @@ class HostsRun:
         with suppress(Exception):  # the cluster may be what has failed
             self._client.run(end_blocks, self._id, on_error="ignore")
 
-    def _deal(self, stop: Stop) -> bool:
+    def _deal(self, stop: StopCondition) -> bool:
         """Have every idle host measure a block; return whether blocks are in flight."""
         for lane in self.lanes:
             if not (lane.trials or stop()):
@@ -334,7 +334,7 @@ class HostsRun:
             alive = self._client.nthreads()
         except (OSError, RuntimeError) as error:
             raise ScalebenchError(
-                f"stopped: the scheduler no longer answers ({first_line(error)}); what is done is "
+                f"stopped: the scheduler no longer answers ({reason_of(error)}); what is done is "
                 "kept, and the same command goes on"
             ) from None
         running = [lane for lane in self.lanes if lane.trials]
@@ -353,7 +353,7 @@ class HostsRun:
             records, notebooks, left = lane.future.result(timeout=60)
         except Exception as error:  # the other hosts go on
             self.lanes.remove(lane)
-            self._failures.append(f"host {lane.host.name}: {first_line(error)}")
+            self._failures.append(f"host {lane.host.name}: {reason_of(error)}")
             configs = pluralize(len(ids), "config")
             self._display.say(f"{self._failures[-1]}, {configs} to be measured again")
         lane.trials, lane.future = (), None  # released: a late answer is lost
@@ -364,7 +364,7 @@ class HostsRun:
     def _save(self, lane: Lane, record: Record, notebook: str | None) -> None:
         """Write a record as its host's, after its notebook."""
         run, name, any_host = lane.run, lane.host.name, lane.run.host is None
-        number = next_trial(run.out, record.config, "*" if any_host else name)
+        number = next_trial_number(run.out, record.config, "*" if any_host else name)
         record = record.model_copy(update={"trial": number, "host": name, "any_host": any_host})
         if notebook is not None:
             (run.out / "notebooks").mkdir(exist_ok=True)

@@ -45,7 +45,7 @@ _OPTIONS = ["--HistoryManager.enabled=False", "--IPKernelApp.ignore_cwd=True"]
 imported."""
 
 
-class KernelApp(IPKernelApp):
+class BareKernelApp(IPKernelApp):
     """A kernel without configuration and start-up files: the user's, and those of the system."""
 
     def load_config_file(self, *_: Any, **__: Any) -> None:
@@ -55,9 +55,9 @@ class KernelApp(IPKernelApp):
         """Run none, and no PYTHONSTARTUP."""
 
 
-def launch(arguments: list[str]) -> None:
+def run_kernel(arguments: list[str]) -> None:
     """Run a kernel until the runner ends it."""
-    KernelApp.launch_instance(argv=[*arguments, *_OPTIONS])
+    BareKernelApp.launch_instance(argv=[*arguments, *_OPTIONS])
 
 
 def serve(pipe: Connection, folder: str) -> None:
@@ -99,7 +99,7 @@ def _become_kernel(request: dict[str, Any]) -> NoReturn:
         os.environ.update(request["env"], SCALEBENCH_KERNEL="warm")
         os.chdir(request["cwd"])
         reseed()
-        launch(request["start"])
+        run_kernel(request["start"])
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -128,7 +128,7 @@ def main() -> None:
     """Run a kernel by its connection file, or a fork server on a pipe, for sockets in a folder."""
     if "-f" in sys.argv:
         die_with_parent()
-        launch(sys.argv[1:])
+        run_kernel(sys.argv[1:])
     else:
         serve(Connection(int(sys.argv[-2])), sys.argv[-1])
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Self
 
 from scalebench_lib.config import StrictModel
-from scalebench_lib.errors import RequestError, reason
+from scalebench_lib.errors import RequestError, reason_in
 from scalebench_lib.notebook import PROJECT
 from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import Software
@@ -57,7 +57,7 @@ class Interpreter(StrictModel):
                 f"against: cannot start {command!r} ({error}): name a Python"
             ) from None
         if found.returncode:
-            why = reason(found.stderr) or f"exit code {found.returncode}"
+            why = reason_in(found.stderr) or f"exit code {found.returncode}"
             raise RequestError(
                 f"against: {command} cannot run this checkout ({why}): install it there, by its "
                 "pip install -e ."

@@ -22,7 +22,7 @@ from jupyter_client.manager import AsyncKernelManager
 from scalebench_lib.allocators import variables
 from scalebench_lib.config import Allocator
 from scalebench_lib.errors import ScalebenchError
-from scalebench_lib.processes import exit_reason
+from scalebench_lib.processes import kernel_exit_reason
 from scalebench_lib.protocol import RUNNER_SOCKET
 from scalebench_lib.record import RUNNER_ENVIRONMENT
 from scalebench_lib.sweep.interpreter import Interpreter
@@ -155,7 +155,7 @@ class Kernel(AsyncKernelManager):
         code = self.process.poll()
         if isinstance(self.process, _ForkedKernel) and self.process.server.is_gone:
             return "the process that kernels are forked from died"
-        return exit_reason(code, oom_kills_before)
+        return kernel_exit_reason(code, oom_kills_before)
 
 
 class Kernels(ExitStack):

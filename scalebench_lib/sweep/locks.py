@@ -26,7 +26,7 @@ _SOCKET_SPACE = 100
 """Bytes that a socket's path may have on every system."""
 
 _STATUS = ".running.json"
-"""The status line of a running sweep; `files.unfinished` finds it after a kill."""
+"""The status line of a running sweep; `files.leftovers` finds it after a kill."""
 
 _FOLDER_BUSY = "another sweep is running in {holder}: wait for it"
 _MACHINE_BUSY = (

@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib.config import AXES
-from scalebench_lib.disturbances import disturbances
-from scalebench_lib.machine import perhaps_another_host
+from scalebench_lib.disturbances import disturbance_sentences
+from scalebench_lib.machine import another_host_warning
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import write_status
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import SweepProgress, run_in_turn
+from scalebench_lib.sweep.runner import SweepProgress, run_rounds
+from scalebench_lib.sweep.sweep_run import SweepRun
 from scalebench_lib.text import format_duration, format_number, pluralize
 
 _SHOW_EVERY_S = 1.0
@@ -31,7 +31,7 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
     for machine in dict.fromkeys(str(run.machine) for run in runs):
         _print(console, machine)
     before = (record.machine for run in runs for record in run.records)
-    if other_host := perhaps_another_host(before, (run.machine for run in runs)):
+    if other_host := another_host_warning(before, (run.machine for run in runs)):
         _print(console, other_host)
     for run in runs:
         schedule, side = run.schedule, f"{run.host or run.out.name}: " * (len(runs) > 1)
@@ -52,12 +52,12 @@ def run_with_progress(
         for run in runs:
             run.kernels = stack.enter_context(Kernels(warm, run.python))
         display = stack.enter_context(Display(runs, console))
-        run_in_turn(runs, display.show, budget_s, if_busy)
+        run_rounds(runs, display.show, budget_s, if_busy)
     warnings = dict.fromkeys(filter(None, (run.kernels.warning for run in runs)))
     return [f"{one}; kernels were started afresh, which takes longer" for one in warnings]
 
 
-def summary(run: SweepRun, console: Console) -> list[str]:
+def print_summary(run: SweepRun, console: Console) -> list[str]:
     """Print what is left, and disturbances; return failures, a line each."""
     schedule, complaints = run.schedule, list[str]()
     if schedule.left:
@@ -68,7 +68,7 @@ def summary(run: SweepRun, console: Console) -> list[str]:
         complaints.append(
             f"{pluralize(failed, 'config')} failed: 'scalebench status {run.out}' says why"
         )
-    for line in disturbances(run.records):
+    for line in disturbance_sentences(run.records):
         _print(console, line)
     return complaints
 

@@ -20,11 +20,11 @@ from types import FrameType
 from scalebench_lib.config import Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine, available_bytes
-from scalebench_lib.processes import leave_terminal
+from scalebench_lib.processes import mute_terminal
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.block import Block, Member
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.schedule import Pace
+from scalebench_lib.sweep.schedule import DurationForecast
+from scalebench_lib.sweep.sweep_run import SweepRun
 from scalebench_lib.sweep.trial_process import StoppedError
 
 BLOCK_S = 300.0
@@ -52,7 +52,7 @@ class SweepProgress:
 Progressed = Callable[[SweepProgress], None]
 
 
-def run_in_turn(
+def run_rounds(
     runs: Sequence[SweepRun],
     progressed: Progressed,
     budget_s: float = math.inf,
@@ -65,7 +65,7 @@ def run_in_turn(
     cycle. Raises `RequestError` where another sweep is running, and `ScalebenchError` where the
     disk is full, or where machine or model have changed.
     """
-    stop = Stop(time.monotonic() + budget_s)
+    stop = StopCondition(time.monotonic() + budget_s)
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.locked(if_busy if run is runs[0] else "ignore"))
@@ -76,7 +76,7 @@ def run_in_turn(
                 this_round.run_block()
 
 
-class Stop:
+class StopCondition:
     """Whether to end the sweep after the cycle in flight: by a signal, or a deadline."""
 
     def __init__(self, deadline: float) -> None:
@@ -110,7 +110,7 @@ class Stop:
             restore()
             if signum == signal.SIGHUP:
                 signal.signal(signum, signal.SIG_IGN)
-                leave_terminal()
+                mute_terminal()
 
         for signum in before:
             signal.signal(signum, ask)
@@ -132,7 +132,7 @@ class Round:
         self,
         runs: Sequence[SweepRun],
         number: int,
-        stop: Stop,
+        stop: StopCondition,
         progressed: Progressed = lambda step: None,
         wanted: Container[str] | None = None,
     ) -> None:
@@ -154,7 +154,7 @@ class Round:
 
     def _forecast(self) -> None:
         """Tell by what was seen so far how long turns take, and when the sweep ends."""
-        self._pace = Pace(record for run in self.runs for record in run.records)
+        self._pace = DurationForecast(record for run in self.runs for record in run.records)
         self._end_s = time.monotonic() + sum(run.seconds_left() for run in self.runs)
 
     def run_block(self) -> None:

@@ -154,7 +154,7 @@ class Schedule:
         turns: dict[Config, dict[tuple[str, int], float]] = defaultdict(dict)
         for record in self.records:
             for point in record.points if record.schema_version == SCHEMA else ():
-                turns[record.config.group][record.config_id, point.threads] = turn_seconds(point)
+                turns[record.config.group][record.config_id, point.threads] = mean_turn_s(point)
         limit = self.sweep.max_seconds
         return {group for group, s in turns.items() if sum(s.values()) > len(s) * limit}
 
@@ -165,7 +165,7 @@ def _same_but_batch(one: Config, other: Config) -> bool:
     return one.batch_size < other.batch_size and one.model_copy(update=alike) == other
 
 
-def turn_seconds(point: Point) -> float:
+def mean_turn_s(point: Point) -> float:
     """Return the mean time of a turn of `point`, without its warm-up."""
     return point.wall_ns / len(point.turns) / 1e9
 
@@ -173,7 +173,7 @@ def turn_seconds(point: Point) -> float:
 _Seen = defaultdict[int, list[float]]
 
 
-class Pace:
+class DurationForecast:
     """Seconds of set-ups (with ends), and of turns, by the batch sizes of `records`."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
@@ -183,7 +183,7 @@ class Pace:
             if record.setup and record.points:
                 self.setups[size].append(record.setup.seconds + TRIAL_S / 2)
             for point in record.points:
-                self.turns[size].append(turn_seconds(point))
+                self.turns[size].append(mean_turn_s(point))
 
     def trial_s(self, trial: Trial) -> float:
         setup_s = _at(self.setups, trial.config.batch_size, unknown=TRIAL_S)
@@ -204,7 +204,7 @@ def _at(seen: _Seen, batch_size: int, unknown: float, constant: float = 0.0) -> 
     return mean + max(0.0, mean - constant) * max(0.0, batch_size / nearest - 1)
 
 
-def sweep_schedules(out: Path) -> dict[str | None, Schedule]:
+def schedules_by_host(out: Path) -> dict[str | None, Schedule]:
     """Return the schedule of the sweep in folder `out` for each host that measured it.
 
     Raises `RequestError` where `out` holds no sweep, or records of several machines.

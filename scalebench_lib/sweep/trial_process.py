@@ -31,14 +31,14 @@ from scalebench_lib.errors import MeasurementError
 from scalebench_lib.files import DamagedError
 from scalebench_lib.notebook import NOTEBOOKS, scrub, write
 from scalebench_lib.processes import (
-    error_reason,
+    exception_reason,
     oom_kills,
     parse_disk_error,
     peak_bytes,
     prefer_to_kill,
     signal_group,
 )
-from scalebench_lib.protocol import Answer, EndedBy, Message
+from scalebench_lib.protocol import EndedBy, Message, TurnResult
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import SOCKET, Kernel, Kernels
 
@@ -129,7 +129,7 @@ class NotebookRun:
         except PapermillExecutionError as error:
             if full_disk := parse_disk_error(error.ename, error.evalue):
                 raise full_disk from None
-            raise MeasurementError(error_reason(error.ename, error.evalue)) from None
+            raise MeasurementError(exception_reason(error.ename, error.evalue)) from None
         finally:
             self._open.close()
 
@@ -220,11 +220,11 @@ class TrialProcess(NotebookRun):
     def peak_bytes(self) -> int:
         return peak_bytes(self.pid)
 
-    def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
+    def turn(self, cycle: int, threads: int, seconds: float) -> TurnResult:
         slowest = self.first_pass_s * max(self.trial.threads) / threads
         limit_s = self._limit_s or TURN_LIMIT_S + seconds + SLOWER_THAN_FIRST * slowest
-        self._wake(protocol.Request(cycle=cycle, threads=threads, seconds=seconds))
-        answer = self._receive(Answer, limit_s)
+        self._wake(protocol.TurnRequest(cycle=cycle, threads=threads, seconds=seconds))
+        answer = self._receive(TurnResult, limit_s)
         self._rest()
         return answer
 

@@ -23,7 +23,7 @@ from scalebench_lib.config import Config, Trial
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure.turns import PointTurns
-from scalebench_lib.protocol import Answer, EndedBy
+from scalebench_lib.protocol import EndedBy, TurnResult
 from scalebench_lib.record import Point, Record, Software, Turn
 
 KNOWN = ("none", "script")
@@ -54,7 +54,7 @@ class BareLoop:
         theirs.close()
         self._receive()
 
-    def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
+    def turn(self, cycle: int, threads: int, seconds: float) -> TurnResult:
         """Let it take a turn; raise `MeasurementError` where it has died."""
         processes.signal_group(self.pid, signal.SIGCONT)
         start, point = time.perf_counter_ns(), self._turns[threads]

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 
 from scalebench_lib.config import MODELS, TAKES_IMAGES, Sweep, Trial
-from scalebench_lib.errors import MeasurementError, RequestError, nearest
+from scalebench_lib.errors import MeasurementError, RequestError, did_you_mean
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import OUTPUTS, progress
-from scalebench_lib.protocol import Answer
+from scalebench_lib.protocol import TurnResult
 from scalebench_lib.results import Results
 from scalebench_lib.sweep.block import Block, Process
 from scalebench_lib.sweep.kernels import Kernels
@@ -31,10 +31,10 @@ Start = Callable[[Trial, Path, Kernels], Process]
 """Sets up a trial that writes its record into a folder, in kernels where it needs one."""
 
 
-class TwoTurns(TrialProcess):
+class DoubleTurnProcess(TrialProcess):
     """A trial that takes two turns in a row each time, in the same cycle."""
 
-    def turn(self, cycle: int, threads: int, seconds: float) -> Answer:
+    def turn(self, cycle: int, threads: int, seconds: float) -> TurnResult:
         """Take both; returns the answer to the second."""
         super().turn(cycle, threads, seconds)
         return super().turn(cycle, threads, seconds)
@@ -49,7 +49,7 @@ class Validation:
 
     def __init__(self, out: str, model: str, batch_sizes: Sequence[int], max_seconds: float):
         if model not in TEXT_MODELS:
-            raise RequestError(f"unknown model {model!r}: {nearest(model, TEXT_MODELS)}")
+            raise RequestError(f"unknown model {model!r}: {did_you_mean(model, TEXT_MODELS)}")
         given = {"model": model, "batch_sizes": tuple(batch_sizes), "max_seconds": max_seconds}
         in_full = {"optimizations": KNOWN, "smt": "off", "rounds": 1, "target_ci": _NEVER}
         in_full["task"] = "none"
@@ -65,7 +65,7 @@ class Validation:
 
     def two_turns(self) -> Results:
         """Let every point take two turns in a row each time."""
-        return self._in_one_block(self._trials(), {"two-turns": TwoTurns.start})[0]
+        return self._in_one_block(self._trials(), {"two-turns": DoubleTurnProcess.start})[0]
 
     def fewer_layers(self) -> tuple[Results, Results]:
         """Measure the eager model, and the same with a layer less; by trials, and bare loops."""
@@ -81,7 +81,7 @@ class Validation:
         def run(block: Block) -> None:
             with _hog() as hog:
                 for cycle in range(1, cycles + 1):
-                    if is_hogged(cycle):
+                    if hog_runs_in(cycle):
                         hog.resume()
                     block.take_cycle()
                     hog.suspend()
@@ -121,7 +121,7 @@ class Validation:
         return [Results.load(self.out / name) for name in members]
 
 
-def is_hogged(cycle: int) -> bool:
+def hog_runs_in(cycle: int) -> bool:
     """Return whether the hog runs in `cycle`."""
     return cycle % 3 == 0
 

@@ -12,10 +12,10 @@ from math import log
 from statistics import median
 
 from scalebench_lib.record import Point, Turn
-from scalebench_lib.results import MeasuredPoint, Results, paired_ratios
+from scalebench_lib.results import MeasuredPoint, Results, paired_ratio_by_point
 from scalebench_lib.stats import Interval
 from scalebench_lib.text import pluralize
-from scalebench_lib.validation.experiments import is_hogged
+from scalebench_lib.validation.experiments import hog_runs_in
 
 MIN_INSIDE = 0.85
 """Share of 95 % intervals that are to hold 1: 41 of 48 do, or fewer only once in 400 times."""
@@ -51,10 +51,12 @@ def _verdict(claim: str, holds: bool, figures: str) -> str:
 
 def point_ratios(one: Results, other: Results) -> Found:
     """Latencies of `one` over those of `other`, which took turns with it."""
-    return {_name(one.points[key]): ratio for key, ratio in paired_ratios(one, other).items()}
+    return {
+        _name(one.points[key]): ratio for key, ratio in paired_ratio_by_point(one, other).items()
+    }
 
 
-def same_ratios(one: Results, other: Results, same_threads: bool = False) -> Found:
+def ratios_of_ratios(one: Results, other: Results, same_threads: bool = False) -> Found:
     """Ratios of points of one batch size from `one`, over those from `other`."""
     found = {}
     for (a, p), (b, q) in combinations(one.points.items(), 2):
@@ -66,15 +68,15 @@ def same_ratios(one: Results, other: Results, same_threads: bool = False) -> Fou
     return found
 
 
-def every_other_turn(results: Results) -> tuple[Results, Results]:
+def odd_and_even_turns(results: Results) -> tuple[Results, Results]:
     """The first, third, fifth … turn of every trial; and the others."""
     first = _with_turns(results, lambda turns: turns[::2])
     return first, _with_turns(results, lambda turns: turns[1::2])
 
 
-def quiet(results: Results) -> Results:
+def without_hog(results: Results) -> Results:
     """The turns in which no hog ran."""
-    return _with_turns(results, lambda turns: [t for t in turns if not is_hogged(t.cycle)])
+    return _with_turns(results, lambda turns: [t for t in turns if not hog_runs_in(t.cycle)])
 
 
 def _with_turns(results: Results, choose: Callable[[Turns], Sequence[Turn]]) -> Results:
@@ -90,7 +92,7 @@ def _with_turns(results: Results, choose: Callable[[Turns], Sequence[Turn]]) -> 
     )
 
 
-def shared_turns(results: Results) -> str:
+def judge_shared_marks(results: Results) -> str:
     """Judge whether the turns that the hog disturbed are marked as shared, and no others.
 
     Only points on all CPUs must meet it: one thread may have another CPU to itself.
@@ -99,8 +101,8 @@ def shared_turns(results: Results) -> str:
     marks: dict[bool, list[bool]] = {True: [], False: []}
     for point in (point for measured in results.points.values() for _, point in measured.trials):
         for turn, shared in zip(point.turns, point.shared, strict=True):
-            if point.threads == most or not is_hogged(turn.cycle):
-                marks[is_hogged(turn.cycle)].append(bool(shared))
+            if point.threads == most or not hog_runs_in(turn.cycle):
+                marks[hog_runs_in(turn.cycle)].append(bool(shared))
     (hogged, found), (quiet, wrong) = ((len(marks[k]), sum(marks[k])) for k in (True, False))
     holds = found >= (1 - MAX_WRONG) * hogged and wrong <= MAX_WRONG * quiet
     return _verdict(

@@ -10,9 +10,9 @@ import pytest
 from scalebench_lib.analysis.compare import (
     MAX_HALF_WIDTH,
     Comparison,
-    against,
     compare,
-    save_against,
+    compare_paired,
+    save_paired,
 )
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
@@ -438,19 +438,19 @@ def in_turn(slower: simulated.Slower = 1.0) -> tuple[list[Record], list[Record]]
 
 def test_two_environments_in_turn_are_told_apart_to_two_per_cent() -> None:
     """The machine drifts by 25 % meanwhile."""
-    found = compared(*in_turn(), how=against)
+    found = compared(*in_turn(), how=compare_paired)
     assert (found.count("same"), found.has_regressions, found.threshold) == (12, False, 0.02)
-    found = compared(*in_turn({ONE.id: 1.05}), how=against)
+    found = compared(*in_turn({ONE.id: 1.05}), how=compare_paired)
     called = found.table[found.table["verdict"].isin(CALLED)]
     assert list(called["config_id"]) == [ONE.id] * 2
     assert found.has_regressions
-    found = compared(*in_turn(1.05), how=against)
+    found = compared(*in_turn(1.05), how=compare_paired)
     assert (found.count("slower"), found.common) == (12, ())
 
 
 def test_points_that_took_no_turns_together_are_not_told_apart() -> None:
     """They have latencies, and no ratio."""
-    found = compared(sweep(0), sweep(1, 1.5), how=against)
+    found = compared(sweep(0), sweep(1, 1.5), how=compare_paired)
     assert set(found.table["verdict"]) == {"unclear"}
     assert set(found.table["why"]) == {"not measured together"}
     assert not found.has_regressions
@@ -459,11 +459,13 @@ def test_points_that_took_no_turns_together_are_not_told_apart() -> None:
 def test_environments_differ_in_software_and_that_is_named() -> None:
     """It is never refused: it is what was asked about."""
     before, after = in_turn()
-    assert compared(before, _newer(after), how=against).differences[0] == "torch 2.6.0 → 2.7.0"
+    assert (
+        compared(before, _newer(after), how=compare_paired).differences[0] == "torch 2.6.0 → 2.7.0"
+    )
 
 
 def test_a_row_a_point_is_saved_of_two_environments(tmp_path: Path) -> None:
-    save_against(compared(*in_turn(), how=against), tmp_path / "against.csv")
+    save_paired(compared(*in_turn(), how=compare_paired), tmp_path / "against.csv")
     table = pd.read_csv(tmp_path / "against.csv")
     assert len(table) == 12
     last = ["threads", "latency_ms_a", "latency_ms_b", "ratio", "ratio_low", "ratio_high"]

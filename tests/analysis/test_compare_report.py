@@ -15,7 +15,7 @@ from scalebench_lib.analysis.compare_report import (
     figure,
     markdown,
     notes,
-    printed,
+    renderables,
     save,
     summary,
     tables,
@@ -40,7 +40,7 @@ def lines(found: Comparison, width: int = 80) -> list[str]:
     """What is printed into a pipe, or a terminal of that `width`."""
     console = Console(width=width, highlight=False)
     with console.capture() as capture:
-        console.print(*printed(found), sep="\n", soft_wrap=True, markup=False)
+        console.print(*renderables(found), sep="\n", soft_wrap=True, markup=False)
     return capture.get().splitlines()
 
 

@@ -9,13 +9,13 @@ import pytest
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from scalebench_lib.analysis.draw import draw, separate
+from scalebench_lib.analysis.draw import draw, spread_apart
 from scalebench_lib.analysis.figures import (
     Choices,
+    by_cores,
+    by_threads,
     distribution,
     heat_map,
-    per_batch,
-    per_optimization,
     samples_table,
 )
 from scalebench_lib.picture import Picture
@@ -63,7 +63,7 @@ def test_end_labels_never_overlap_and_stay_in_the_picture(
     full: pd.DataFrame, metric: str, smt: bool
 ) -> None:
     """Eleven lines whose ends lie close together still have eleven separate labels."""
-    figure = draw(per_optimization(full, Choices(metric, optimization="script", smt=smt)))
+    figure = draw(by_threads(full, Choices(metric, optimization="script", smt=smt)))
     boxes = [Text.get_window_extent(text) for text in texts(figure, "end-label")]
     boxes.sort(key=lambda box: box.y0)
     assert len(boxes) == 11
@@ -74,7 +74,7 @@ def test_end_labels_never_overlap_and_stay_in_the_picture(
 
 def test_end_labels_keep_the_order_of_the_lines(full: pd.DataFrame) -> None:
     """Whoever reads the labels from top to bottom reads the lines from top to bottom."""
-    figure = draw(per_optimization(full, Choices("throughput", optimization="script")))
+    figure = draw(by_threads(full, Choices("throughput", optimization="script")))
     by_label = sorted(texts(figure, "end-label"), key=lambda text: Text.get_window_extent(text).y0)
     by_line = sorted(lines(figure).values(), key=lambda line: line.get_ydata()[-1])
     assert [text.get_text() for text in by_label] == [line.get_label() for line in by_line]
@@ -82,16 +82,16 @@ def test_end_labels_keep_the_order_of_the_lines(full: pd.DataFrame) -> None:
 
 def test_spreading_moves_only_what_is_too_close() -> None:
     """A label with room stays where its line ends."""
-    assert separate([0.9, 0.1], 0.1, 0, 1) == [0.9, 0.1]
-    assert separate([0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.45, 0.55])
-    crowded = separate([0.99] * 5, 0.1, 0.05, 0.95)
+    assert spread_apart([0.9, 0.1], 0.1, 0, 1) == [0.9, 0.1]
+    assert spread_apart([0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.45, 0.55])
+    crowded = spread_apart([0.99] * 5, 0.1, 0.05, 0.95)
     assert np.diff(crowded) == pytest.approx([0.1] * 4)
     assert max(crowded) <= 0.95
 
 
 def test_the_picture_has_the_points_of_its_chart(small: pd.DataFrame) -> None:
     """Lines with their points, intervals as bars, hollow marks and crosses."""
-    chart = per_batch(small, Choices(batch_size=16))
+    chart = by_cores(small, Choices(batch_size=16))
     (none, script) = chart.lines
     hollow = replace(none, coarse=np.array([True, False]))
     figure = draw(replace(chart, lines=[hollow, script]))
@@ -108,8 +108,8 @@ def test_intervals_are_bars_of_few_points_and_bands_of_many(
     full: pd.DataFrame, small: pd.DataFrame
 ) -> None:
     """Both are seen."""
-    assert len(draw(per_batch(small, Choices(batch_size=4))).axes[0].containers) == 2
-    many = draw(per_batch(full, Choices(batch_size=4))).axes[0]
+    assert len(draw(by_cores(small, Choices(batch_size=4))).axes[0].containers) == 2
+    many = draw(by_cores(full, Choices(batch_size=4))).axes[0]
     assert (len(many.containers), len(many.collections)) == (0, 4)
 
 
@@ -117,15 +117,15 @@ def test_tick_labels_are_plain_whole_numbers_of_cores(
     full: pd.DataFrame, small: pd.DataFrame
 ) -> None:
     """No powers of ten, and no 1.25 cores."""
-    figure = draw(per_batch(full, Choices(batch_size=1024)))
+    figure = draw(by_cores(full, Choices(batch_size=1024)))
     assert ticks(figure, "x") == ["0.5", "1", "2", "4", "8", "16"]
     assert "10,000" in ticks(figure, "y")
-    assert ticks(draw(per_batch(small, Choices())), "x") == ["1", "2"]
+    assert ticks(draw(by_cores(small, Choices())), "x") == ["1", "2"]
 
 
 def test_a_scale_that_is_asked_for_is_used(full: pd.DataFrame) -> None:
     """The explorer's switch overrules the automatic choice."""
-    chart = per_optimization(full, Choices(optimization="script"))
+    chart = by_threads(full, Choices(optimization="script"))
     scales = {s: draw(replace(chart, scale=s)).axes[0].get_yscale() for s in ("auto", "linear")}
     assert scales == {"auto": "log", "linear": "linear"}
 
@@ -151,7 +151,7 @@ def test_dots_are_drawn_with_their_outliers() -> None:
 
 def test_what_looks_like_mathematics_is_written_as_it_is(small: pd.DataFrame) -> None:
     """Reasons come from elsewhere."""
-    (notes,) = texts(draw(per_batch(small, Choices(batch_size=16))), "notes")
+    (notes,) = texts(draw(by_cores(small, Choices(batch_size=16))), "notes")
     assert "batch 16, TorchScript: failed, of $5$" in notes.get_text()
 
 
@@ -159,7 +159,7 @@ def test_one_thread_count_is_enough_for_a_picture() -> None:
     """A machine with a single CPU has no line to draw, but points."""
     on = factories.machine(cores=1, smt=False)
     records = [factories.measured(config, on) for config in factories.configs(on, [1])]
-    figure = draw(per_batch(Results(records).table, Choices()))
+    figure = draw(by_cores(Results(records).table, Choices()))
     assert figure.png().startswith(b"\x89PNG")
 
 
@@ -167,6 +167,6 @@ def test_a_figure_shows_itself_in_a_notebook_once_with_its_alternative_text(
     small: pd.DataFrame,
 ) -> None:
     """Whatever backend matplotlib has, or none."""
-    data, metadata = draw(per_batch(small, Choices()))._repr_mimebundle_()
+    data, metadata = draw(by_cores(small, Choices()))._repr_mimebundle_()
     assert set(data) == {"image/png", "text/plain"}
     assert metadata["image/png"]["alt"] == "BERT latency: batch size 1, by cores"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.explorer import Explorer, show
+from scalebench_lib.analysis.explorer import Explorer, show_view
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import WIDGET, find_sweep, sweeps
 from scalebench_lib.results import Results
@@ -257,9 +257,9 @@ def test_a_figure_is_shown_with_its_sentence(capsys: pytest.CaptureFixture[str])
     """Of the first choice that there is, or of what is asked for."""
     records = [*factories.small_records([1]), *factories.small_records([4], seq_len=128)]
     results = Results(records)
-    show("batch", results)
+    show_view("batch", results)
     assert "with batch 1, TorchScript" in capsys.readouterr().out
-    show("samples", results, seq_len=128, optimization="none")
+    show_view("samples", results, seq_len=128, optimization="none")
     assert "16 passes, 0 of them outliers." in capsys.readouterr().out
-    show("batch", results, batch_size=2)
+    show_view("batch", results, batch_size=2)
     assert "nothing has batch_size 2: there is 1." in capsys.readouterr().out

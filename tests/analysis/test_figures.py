@@ -12,18 +12,18 @@ from scalebench_lib.analysis.figures import (
     VIEWS,
     Choices,
     by_batch_size,
+    by_cores,
+    by_threads,
     distribution,
     heat_map,
     options,
     peak_share,
-    per_batch,
-    per_optimization,
     samples_table,
     scaling,
     speedup_over_eager,
     views_of,
 )
-from scalebench_lib.analysis.findings import findings
+from scalebench_lib.analysis.findings import conclusions
 from scalebench_lib.charts import Chart, Line
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
@@ -63,7 +63,7 @@ def notes(chart: Chart) -> str:
 
 def test_a_batch_has_a_line_for_each_optimization_and_smt_over_cores(full: pd.DataFrame) -> None:
     """SMT-on lines begin at half a core, since two threads share one."""
-    chart = per_batch(full, batch(8))
+    chart = by_cores(full, batch(8))
     drawn = lines(chart)
     assert set(drawn) == {
         f"{name}, SMT {smt}" for name in ("eager", "TorchScript") for smt in ("off", "on")
@@ -76,7 +76,7 @@ def test_a_batch_has_a_line_for_each_optimization_and_smt_over_cores(full: pd.Da
 
 def test_an_optimization_has_a_line_for_each_batch_over_threads(full: pd.DataFrame) -> None:
     """All eleven batch sizes, with threads and not cores on the x axis."""
-    chart = per_optimization(full, Choices(optimization="script", smt=True))
+    chart = by_threads(full, Choices(optimization="script", smt=True))
     assert set(lines(chart)) == {f"batch {2**k}" for k in range(11)}
     assert lines(chart)["batch 1"].marks.x.tolist() == list(range(1, 33))
     assert chart.x.label == "threads"
@@ -85,7 +85,7 @@ def test_an_optimization_has_a_line_for_each_batch_over_threads(full: pd.DataFra
 def test_the_drawn_latency_is_that_of_the_table(small: pd.DataFrame) -> None:
     """Milliseconds, straight from the table."""
     rows = small[(small["batch_size"] == 4) & (small["optimization"] == "script")]
-    assert lines(per_batch(small, batch(4)))["TorchScript"].marks.y.tolist() == (
+    assert lines(by_cores(small, batch(4)))["TorchScript"].marks.y.tolist() == (
         rows["latency_ms"].tolist()
     )
 
@@ -95,7 +95,7 @@ def test_throughput_is_batch_over_latency_with_its_interval_turned_round(
 ) -> None:
     """The high end of the latency is the low end of the throughput."""
     rows = small[(small["batch_size"] == 4) & (small["optimization"] == "none")]
-    marks = lines(per_batch(small, Choices("throughput", batch_size=4)))["eager"].marks
+    marks = lines(by_cores(small, Choices("throughput", batch_size=4)))["eager"].marks
     assert marks.y == pytest.approx(4000 / rows["latency_ms"].to_numpy())
     assert marks.low == pytest.approx(4000 / rows["latency_ms_high"].to_numpy())
     assert marks.high == pytest.approx(4000 / rows["latency_ms_low"].to_numpy())
@@ -103,7 +103,7 @@ def test_throughput_is_batch_over_latency_with_its_interval_turned_round(
 
 def test_a_point_has_its_name_and_what_is_to_be_known_of_it(failed: pd.DataFrame) -> None:
     """Samples and error; how a ratio was got; outliers and coarse only where there are some."""
-    marks = lines(per_batch(failed, batch(1)))["TorchScript"].marks
+    marks = lines(by_cores(failed, batch(1)))["TorchScript"].marks
     assert marks.names == ["batch 1, TorchScript, 1 thread", "batch 1, TorchScript, 2 threads"]
     assert marks.details[0] == "8 samples, error −40 dB"
     ratios = lines(speedup_over_eager(failed, Choices()))["TorchScript, error −40 dB"].marks
@@ -112,7 +112,7 @@ def test_a_point_has_its_name_and_what_is_to_be_known_of_it(failed: pd.DataFrame
 
 def test_a_wide_range_is_logarithmic_by_itself(full: pd.DataFrame, small: pd.DataFrame) -> None:
     """Eleven batch sizes span three decades; one batch on two cores does not."""
-    wide, narrow = per_optimization(full, SCRIPT), per_batch(small, batch(4))
+    wide, narrow = by_threads(full, SCRIPT), by_cores(small, batch(4))
     assert (wide.x.log, wide.y.log) == (False, True)
     assert (narrow.x.log, narrow.y.log) == (False, False)
     assert narrow.y.low == 0
@@ -120,11 +120,11 @@ def test_a_wide_range_is_logarithmic_by_itself(full: pd.DataFrame, small: pd.Dat
 
 def test_coarse_points_are_hollow_and_explained(full: pd.DataFrame, small: pd.DataFrame) -> None:
     """Batch 1024 took too long for six samples: hollow marks, and a note that says so."""
-    chart = per_batch(full, batch(1024))
+    chart = by_cores(full, batch(1024))
     hollow = sum(line.coarse.sum() for line in chart.lines)
     assert hollow == full.query("batch_size == 1024")["coarse"].sum() > 0
     assert "Hollow marks: coarse" in notes(chart)
-    fine = per_batch(small, batch(4))
+    fine = by_cores(small, batch(4))
     assert not any(line.coarse.any() for line in fine.lines)
     assert "Hollow" not in notes(fine)
 
@@ -134,7 +134,7 @@ def test_a_failed_config_is_named_under_the_picture() -> None:
     on = factories.machine(cores=2, smt=False)
     none, script = factories.configs(on, [8])
     gone = factories.missing(script, on, "skipped", "needs $30$ GiB of $24$")
-    chart = per_batch(table_of([factories.measured(none, on), gone]), batch(8))
+    chart = by_cores(table_of([factories.measured(none, on), gone]), batch(8))
     assert "batch 8, TorchScript: skipped, needs $30$ GiB of $24$" in notes(chart)
     assert set(lines(chart)) == {"eager", "TorchScript: not measured"}
     assert lines(chart)["TorchScript: not measured"].marks.x.size == 0
@@ -155,20 +155,20 @@ def test_where_all_failed_the_error_says_why() -> None:
     on = factories.machine(cores=2, smt=False)
     gone = [factories.missing(c, on, "failed", "out of memory") for c in factories.configs(on, [8])]
     with pytest.raises(RequestError, match=r"batch 8, eager: failed, out of memory"):
-        per_batch(table_of(gone), batch(8))
+        by_cores(table_of(gone), batch(8))
 
 
 def test_an_unknown_batch_size_names_those_there_are(small: pd.DataFrame) -> None:
     """The message can be acted on."""
     with pytest.raises(RequestError, match=r"batch_size 7: there is 1, 4, 16"):
-        per_batch(small, batch(7))
+        by_cores(small, batch(7))
 
 
 def test_a_mixed_table_is_refused() -> None:
     """Points of 16 and of 128 tokens never share a line."""
     mixed = table_of([*factories.small_records(), *factories.small_records(seq_len=128)])
     with pytest.raises(ValueError, match="seq_len"):
-        per_batch(mixed, batch(4))
+        by_cores(mixed, batch(4))
 
 
 def test_unpinned_results_say_so() -> None:
@@ -177,20 +177,20 @@ def test_unpinned_results_say_so() -> None:
     records = [
         factories.measured(config, on, pinned=False) for config in factories.configs(on, [1])
     ]
-    assert "NOT PINNED" in notes(per_batch(table_of(records), batch(1)))
+    assert "NOT PINNED" in notes(by_cores(table_of(records), batch(1)))
 
 
 def test_the_caption_says_where_and_how_long(small: pd.DataFrame) -> None:
     """The machine and the sequence length stand under every picture."""
-    assert "madeup-9000-2c · 16 tokens" in notes(per_batch(small, batch(1)))
-    told = replace(per_batch(small, batch(1)), source="A server, 2025-03-01")
+    assert "madeup-9000-2c · 16 tokens" in notes(by_cores(small, batch(1)))
+    told = replace(by_cores(small, batch(1)), source="A server, 2025-03-01")
     assert "A server, 2025-03-01 · 16 tokens" in notes(told)
 
 
 def test_optimizations_keep_their_colour_in_every_figure(small: pd.DataFrame) -> None:
     """A reader who learned that script is orange finds it orange again."""
     alone = small[small["optimization"] == "script"]
-    charts = [per_batch(table, batch(1)) for table in (small, alone)]
+    charts = [by_cores(table, batch(1)) for table in (small, alone)]
     assert len({lines(chart)["TorchScript"].colour for chart in charts}) == 1
 
 
@@ -346,11 +346,11 @@ def test_a_sentence_tells_what_int8_spends_on_quantizing() -> None:
     update = {"wall_ns": 100, "self_ns": quantizing}
     none = none.model_copy(update={"operators": none.operators.model_copy(update=update)})
     assert "eager spends 21 % on quantizing, converting." in " ".join(
-        findings(Results([none, script]))
+        conclusions(Results([none, script]))
     )
     told = script.operators.shares["matrix products"]
     assert f"TorchScript spends {100 * told:.0f} % on matrix products, " in " ".join(
-        findings(Results([none, script]))
+        conclusions(Results([none, script]))
     )
 
 
@@ -361,7 +361,7 @@ def test_a_profiler_that_slowed_the_passes_down_is_told() -> None:
     chart = stacked("time", [none.model_copy(update={"operators": slow}), script], 1)
     assert re.fullmatch(r"eager \(\d+\.\d× under the profiler\): [\d.]+ ms", chart.bars[1])
     records = [none, script.model_copy(update={"operators": slow})]
-    assert any("batch 1, eager spends" in one for one in findings(Results(records)))
+    assert any("batch 1, eager spends" in one for one in conclusions(Results(records)))
 
 
 def test_a_config_without_a_profile_is_named_under_the_bars() -> None:

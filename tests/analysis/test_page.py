@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from scalebench_lib.analysis import page
-from scalebench_lib.analysis.findings import answers, findings
+from scalebench_lib.analysis.findings import conclusions, recommendations
 from scalebench_lib.analysis.page import figure_specs, write_page
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
@@ -345,7 +345,7 @@ def test_a_models_name_cannot_lead_out_of_the_folder() -> None:
 def test_findings_are_computed_from_the_table() -> None:
     """They name the best points, and give the speedups that the records were made with."""
     measured = Results(factories.full_records())
-    found, table = findings(measured), measured.table
+    found, table = conclusions(measured), measured.table
     fastest = table.loc[table["latency_ms"].idxmin()]
     assert found[0].startswith(f"Lowest latency: {format_number(fastest['latency_ms'])} ± ")
     ratio = re.search(r"TorchScript: ([\d.]+)× as fast as eager", "\n".join(found))
@@ -364,7 +364,7 @@ def test_a_winner_within_noise_is_not_called_the_fastest() -> None:
     assert "No measurable difference to TorchScript." in told
     assert "Largest speed-up: none measurable over eager; largest" in told
     assert "TorchScript: no measurable difference to eager" in told
-    (answer,) = answers(Results([small[0], as_script(small[0], 999)]))
+    (answer,) = recommendations(Results([small[0], as_script(small[0], 999)]))
     run, why = answer.advice[1]
     assert run.startswith("Run eager, 2 threads: ")
     assert why == "Nothing is measurably faster."
@@ -379,13 +379,13 @@ def as_script(record: Record, times: int = 1001) -> Record:
 
 def findings_of(records: list[Record]) -> list[str]:
     """What is found in a sweep of `records`."""
-    return findings(Results(records))
+    return conclusions(Results(records))
 
 
 def test_a_speedup_of_two_turns_that_differ_much_is_none(tmp_path: Path) -> None:
     """Its interval has no bounds; the picture has a place for it all the same."""
     out = factories.save_sweep(tmp_path, map(_of_two_turns, factories.small_records((1, 4))))
-    lines = [line for answer in answers(Results.load(out)) for line in answer.lines]
+    lines = [line for answer in recommendations(Results.load(out)) for line in answer.lines]
     assert "none measurable over eager; largest " in " ".join(lines)
     assert "(too few turns)" in " ".join(lines)
     assert write_page(out, Results.load(out)).exists()
@@ -420,11 +420,11 @@ def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
 def test_records_of_unlike_conditions_are_said_to_be_pooled() -> None:
     """As of two versions of a model, measured by hand, under the same name."""
     records = factories.small_records([1])
-    assert "unlike" not in " ".join(findings(Results(records)))
+    assert "unlike" not in " ".join(conclusions(Results(records)))
     other = {"model_hash": "b", "trial": 2}
     both = [records[0].model_copy(update={"model_hash": "a"}), records[0].model_copy(update=other)]
     said = "Latencies pool records of unlike conditions: model's structure and weights a, b."
-    assert said in findings(Results(both))
+    assert said in conclusions(Results(both))
 
 
 def test_where_the_mean_differs_from_the_median_both_are_said() -> None:
@@ -459,7 +459,7 @@ def test_a_sweep_that_was_disturbed_says_so_on_its_pages(small: Path) -> None:
 
 def test_findings_of_records_of_the_old_schema_say_that_they_were_not_paired() -> None:
     """They took no turns."""
-    told = "\n".join(findings(Results.load(PROJECT / "tests" / "old_sweep")))
+    told = "\n".join(conclusions(Results.load(PROJECT / "tests" / "old_sweep")))
     assert "whose configs did not take turns" in told
     assert "paired" not in told
 
@@ -496,7 +496,9 @@ def test_a_page_says_once_that_all_of_it_is_coarse() -> None:
     """And not at each latency."""
     records = [with_few_turns(record) for record in factories.small_records([1])]
     assert any(one.startswith("Every point is coarse") for one in findings_of(records))
-    tables = [table for answer in answers(Results(records)) for table in answer.rankings.values()]
+    tables = [
+        table for answer in recommendations(Results(records)) for table in answer.rankings.values()
+    ]
     assert not any(table["Latency, ms"].str.contains("coarse").any() for table in tables)
 
 
@@ -509,7 +511,7 @@ def test_findings_say_nothing_of_what_was_not_measured() -> None:
 def test_the_best_point_of_a_batch_has_its_lowest_latency() -> None:
     """One row for each batch size."""
     measured = Results(factories.small_records([1, 4]))
-    (answer,) = answers(measured)
+    (answer,) = recommendations(measured)
     least = measured.table.groupby("batch_size")["latency_ms"].min()
     shown = answer.best.set_index("Batch size")["Latency, ms"]
     assert {int(size): text.split(" ")[0] for size, text in shown.items()} == {
@@ -561,10 +563,10 @@ def test_records_in_the_repository_can_be_rendered(folder: Path, tmp_path: Path)
 def test_with_a_price_there_is_what_a_million_requests_cost(tmp_path: Path) -> None:
     """By the upper end of the latency, with a fifth of the machine's time left unused."""
     results = Results(factories.small_records([4]))
-    assert "Cost, per million" not in answers(results)[0].best
+    assert "Cost, per million" not in recommendations(results)[0].best
     fastest = results.table.sort_values("latency_ms").iloc[0]
     cost = 1e6 * 3.6 / 3600 / (0.8 * 4e3 / fastest["latency_ms_high"])
-    best = answers(results, 3.6)[0].best
+    best = recommendations(results, 3.6)[0].best
     assert best["Cost, per million"].tolist() == [format_number(cost)]
     page = write_page(tmp_path, results, 3.6).read_text(encoding="utf-8")
     assert "Cost: of a million requests at 3.6 an hour" in page

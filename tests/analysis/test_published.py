@@ -7,9 +7,9 @@ import pandas as pd
 import papermill
 import pytest
 
-from scalebench_lib.analysis.explorer import Explorer, show
+from scalebench_lib.analysis.explorer import Explorer, show_view
 from scalebench_lib.analysis.page import every_chart, write_page
-from scalebench_lib.analysis.published import import_published, read_published
+from scalebench_lib.analysis.published import import_published, parse_published
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.notebook import sweeps
 from scalebench_lib.results import CSV, FILE, Results
@@ -50,14 +50,14 @@ def with_ht(path: Path) -> Path:
 
 @pytest.mark.parametrize(("extra", "cell"), [("", ""), ("source,", "torch,"), ("ht,", "false,")])
 def test_the_variants_of_columns_read_alike(tmp_path: Path, extra: str, cell: str) -> None:
-    _, rows = read_published([write(tmp_path / "a.csv", row(2, 4, extra=cell), extra=extra)], None)
+    _, rows = parse_published([write(tmp_path / "a.csv", row(2, 4, extra=cell), extra=extra)], None)
     assert cells(rows, "model", "optimization", "smt") == [("bert", "none", False)]
     assert cells(rows, "placement", "allocator", "cores") == [("sequential", "default", 2)]
     assert cells(rows, "latency_ms_min", "latency_ms_mean", "latency_ms") == [(10, 11, 11)]
 
 
 def test_hyper_threads_share_cores(tmp_path: Path) -> None:
-    imported, rows = read_published([with_ht(tmp_path / "a.csv")], None)
+    imported, rows = parse_published([with_ht(tmp_path / "a.csv")], None)
     assert set(cells(rows, "smt", "threads", "cores")) == {
         (False, 1, 1),
         (False, 2, 2),
@@ -71,7 +71,7 @@ def test_hyper_threads_share_cores(tmp_path: Path) -> None:
 def test_exchanged_columns_are_noticed(tmp_path: Path) -> None:
     """Newer files hold minimum, maximum, mean under the old names; rows may be mixed."""
     path = write(tmp_path / "a.csv", row(1, times="10,12,11,0.0"), row(2, times="5,6,7,0.0"))
-    imported, rows = read_published([path], None)
+    imported, rows = parse_published([path], None)
     assert cells(rows, "latency_ms_min", "latency_ms_mean") == [(10, 11), (5, 6)]
     assert any(note.startswith("In 1 of 2 rows") for note in imported.notes)
 
@@ -115,13 +115,13 @@ def test_a_damaged_row_is_named_by_line_and_nothing_is_imported(
 def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(RequestError, match=complaint):
-        read_published([tmp_path / "a.csv"], None)
+        parse_published([tmp_path / "a.csv"], None)
 
 
 def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path) -> None:
     """Two runs may have appended to one file; the notes say so."""
     path = write(tmp_path / "a.csv", row(), row(), row(times="8,13,20,0.0"))
-    imported, rows = read_published([path], None)
+    imported, rows = parse_published([path], None)
     assert cells(rows, "latency_ms_min", "latency_ms_mean", "trials") == [(8, 12, 2)]
     notes = " ".join(imported.notes)
     assert "count once: 1." in notes
@@ -133,7 +133,7 @@ def test_the_older_layout_is_read_and_what_it_lacks_is_said(tmp_path: Path) -> N
     path = tmp_path / "a.csv"
     columns = "benchmark,allocator,interop_threads,threads,batch_size,latency(min),latency(avg)"
     path.write_text(f"{columns},latency(max)\nresnet_manual_none,default,1,4,4096,10,11,12\n")
-    imported, rows = read_published([path], None)
+    imported, rows = parse_published([path], None)
     assert cells(rows, "model", "threads", "batch_size") == [("resnet50", 4, 4096)]
     assert cells(rows, "placement", "pinned", "latency_ms") == [("sequential", True, 11)]
     lacks = "does not tell of instance_id, pinning, topology: taken as 1, numactl, sequential."
@@ -154,7 +154,7 @@ def test_copies_that_ran_at_once_are_no_points_but_runs(tmp_path: Path) -> None:
     one = write(tmp_path / "a.csv", *single, *several)
     both = [write(tmp_path / "b.csv", *single), write(tmp_path / "c.csv", *copies(4, 133)[::-1])]
     for files, runs in (([one], [(2, 110), (4, 133)]), (both, [(4, 133)])):
-        imported, rows = read_published(files, None)
+        imported, rows = parse_published(files, None)
         assert cells(rows, "threads", "latency_ms") == [(1, 100), (2, 80)]
         assert [(run["instances"], run["latency_ms"]) for run in imported.together] == runs
     assert imported.file == "b.csv, c.csv"
@@ -178,7 +178,7 @@ def test_copies_that_cannot_be_told_apart_are_refused(tmp_path, rows, complaint)
 
 def test_what_was_measured_unusually_is_kept_apart(tmp_path: Path) -> None:
     unpinned = row(name="inception_manual_ipex").replace("numactl", "none")
-    _, rows = read_published([write(tmp_path / "a.csv", unpinned)], None)
+    _, rows = parse_published([write(tmp_path / "a.csv", unpinned)], None)
     assert cells(rows, "model", "optimization") == [("inception", "ipex")]
     assert cells(rows, "placement", "pinned") == [("sequential, pinning none", False)]
     assert cells(rows, "seq_len", "item") == [(0, "")]
@@ -186,12 +186,12 @@ def test_what_was_measured_unusually_is_kept_apart(tmp_path: Path) -> None:
 
 def test_a_throughput_file_gives_means(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", row(batch=4, times="8.0"), times="throughput")
-    _, rows = read_published([path], None)
+    _, rows = parse_published([path], None)
     assert cells(rows, "latency_ms_mean") == [(500,)]
     assert pd.isna(rows[0]["latency_ms_min"])
     broken = write(tmp_path / "b.csv", row(times="0"), times="throughput")
     with pytest.raises(RequestError, match=r"line 2: batch_size, throughput: must be above 0"):
-        read_published([broken], None)
+        parse_published([broken], None)
 
 
 def test_the_results_table_marks_what_was_imported(tmp_path: Path) -> None:
@@ -281,9 +281,9 @@ def test_it_is_shown_beside_ones_own_on_one_axis(tmp_path: Path, capsys) -> None
     import_published([with_ht(tmp_path / "a.csv")], tmp_path / "out")
     own = factories.save_sweep(tmp_path / "own", factories.small_records([1, 4, 16]))
     both = Results.load(own), Results.load(tmp_path / "out")
-    show("scaling", *both)
+    show_view("scaling", *both)
     assert capsys.readouterr().out.count("<p>Largest speed-up") == 2
-    show("batch", *both, batch_size=16)
+    show_view("batch", *both, batch_size=16)
     said = capsys.readouterr().out
     assert (said.count("<p>Lowest latency"), said.count("<p>nothing has batch_size 16")) == (1, 1)
 
@@ -328,7 +328,7 @@ def test_an_import_of_an_older_scalebench_is_to_be_made_anew(tmp_path: Path) -> 
 
 def test_an_import_is_read_as_it_was_written(tmp_path: Path) -> None:
     import_published([with_ht(tmp_path / "a.csv")], tmp_path / "out", "NA")
-    source, rows = read_published([tmp_path / "a.csv"], "NA")
+    source, rows = parse_published([tmp_path / "a.csv"], "NA")
     results = Results.load(tmp_path / "out")
     pd.testing.assert_frame_equal(results.table, Results((), source, rows).table)
     one, two = results.table.sort_values("threads").to_dict("records")[::7]

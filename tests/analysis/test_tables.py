@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench_lib.analysis.tables import best_threads, pairing_label, with_bounds, with_speedup
+from scalebench_lib.analysis.tables import (
+    best_threads,
+    pairing_label,
+    value_and_bounds,
+    with_ratio_as_speedup,
+)
 from scalebench_lib.results import Results
 from tests import factories
 
@@ -14,7 +19,7 @@ TABLE = RESULTS.table
 
 def test_the_speedup_over_eager_is_the_one_that_was_made() -> None:
     """Within its interval, at every batch size; eager over itself is 1, exactly."""
-    found = with_speedup(best_threads(TABLE, 2), "same_threads")
+    found = with_ratio_as_speedup(best_threads(TABLE, 2), "same_threads")
     found = found.set_index(["optimization", "batch_size"])
     assert found.loc["script", "speedup"].to_numpy() == pytest.approx(
         factories.SCRIPT_SPEEDUP, rel=0.03
@@ -66,7 +71,7 @@ def test_smt_on_and_other_allocators_are_compared_with_the_same_eager() -> None:
 
 def test_one_thread_over_itself_is_one() -> None:
     """And two threads are faster, by less than two."""
-    found = with_speedup(TABLE, "scaling")
+    found = with_ratio_as_speedup(TABLE, "scaling")
     assert (found.loc[found["threads"] == 1, "speedup"] == 1).all()
     assert found.loc[found["threads"] == 2, "speedup"].between(1, 2).all()
 
@@ -82,7 +87,7 @@ def test_an_interval_without_bounds_has_none_to_draw() -> None:
     """As of two turns that differ much: a logarithmic axis has no place for 0."""
     rows = pd.DataFrame({"speedup": [2.0, 3.0], "speedup_low": [0.0, 2.5]})
     rows["speedup_high"] = [float("inf"), 3.5]
-    middle, low, high = with_bounds(rows, "speedup")
+    middle, low, high = value_and_bounds(rows, "speedup")
     assert middle.tolist() == [2, 3]
     assert [*low[1:], *high[1:]] == [2.5, 3.5]
     assert np.isnan([low[0], high[0]]).all()

@@ -131,7 +131,7 @@ def test_optimizations_take_the_cache_as_an_input(tiny, name: str, phase: str, n
 
 def test_bf16_keeps_the_cache_in_bf16(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cast before the turns, once for all batches, which go on sharing it."""
-    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
+    monkeypatch.setattr(base, "has_native_matmul", lambda _: True)
     config = tiny("gpt2", optimization="bf16")
     model = models.build(config)
     verified(config, model)

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from scalebench_lib.config import TASKS, Config, resolved_task
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.preflight import reason_against
-from scalebench_lib.record import model_files
+from scalebench_lib.record import model_files_digest
 from tests.architectures import SMALL, VISION
 
 GROUPED = SMALL | {"num_key_value_heads": 2, "layer_types": None}
@@ -194,11 +194,11 @@ def test_weights_in_several_files_are_loaded_and_known(tmp_path: Path) -> None:
     source.save_pretrained(tmp_path, max_shard_size="4KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     config = Config(model=str(tmp_path), weights="pretrained", task="causal-lm")
-    built, before = build(config), model_files(config)
+    built, before = build(config), model_files_digest(config)
     ids, mask = built.inputs(2, seed=0)
     with torch.inference_mode():
         assert torch.equal(built.module(ids, mask)[0], source(ids, attention_mask=mask).logits)
     next(tmp_path.glob("*.safetensors")).touch()
-    assert model_files(config) == before
+    assert model_files_digest(config) == before
     next(tmp_path.glob("*.safetensors")).write_bytes(b"")
-    assert model_files(config) != before
+    assert model_files_digest(config) != before

@@ -12,7 +12,7 @@ from torch import nn
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.inputs import random_floats
+from scalebench_lib.measure.inputs import random_float_inputs
 from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.base import Target, by_torch
@@ -29,7 +29,7 @@ LOWERED = replace(TARGET, config=TINY.model_copy(update={"optimization": "bf16"}
 @pytest.fixture
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that has bfloat16."""
-    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
+    monkeypatch.setattr(base, "has_native_matmul", lambda _: True)
 
 
 def test_every_optimization_that_may_be_asked_for_can_be_applied() -> None:
@@ -97,7 +97,7 @@ def test_bf16_that_left_the_weights_as_they_were_is_refused(monkeypatch) -> None
 @pytest.mark.parametrize("name", ["bf16", "compile-bf16", "compile-max-bf16", "fp16"])
 def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
     """Emulated, its speed would say nothing."""
-    monkeypatch.setattr(base, "multiplies_in", lambda _: False)
+    monkeypatch.setattr(base, "has_native_matmul", lambda _: False)
     target = replace(TARGET, config=TINY.model_copy(update={"optimization": name}))
     title = "float16" if name == "fp16" else "bfloat16"
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_a_type_needs_a_cpu_that_has_it(monkeypatch, name: str) -> None:
 
 def test_a_limit_of_the_cpu_is_named(monkeypatch) -> None:
     """The CPU may have the type, and oneDNN be told to do without."""
-    monkeypatch.setattr(base, "multiplies_in", lambda _: False)
+    monkeypatch.setattr(base, "has_native_matmul", lambda _: False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     with pytest.raises(
         MeasurementError, match="no bfloat16 arithmetic with ONEDNN_MAX_CPU_ISA=AVX2, and torch"
@@ -118,7 +118,7 @@ def test_a_limit_of_the_cpu_is_named(monkeypatch) -> None:
 
 def test_fp16_is_verified_as_fp16(monkeypatch) -> None:
     """More exact than bfloat16, and less than fp32."""
-    monkeypatch.setattr(base, "multiplies_in", lambda _: True)
+    monkeypatch.setattr(base, "has_native_matmul", lambda _: True)
     target = replace(TARGET, config=TINY.model_copy(update={"optimization": "fp16"}))
     with torch.inference_mode():
         runner = OPTIMIZATIONS["fp16"].apply(target).runner(1)
@@ -133,7 +133,7 @@ def test_torchao_quantizes_linear_layers_alone() -> None:
         pytest.skip("an extra")
     config = Config(model="resnet50", optimization="torchao-int8")
     target = Target(
-        Model(nn.Conv2d(3, 8, 3), random_floats("32 × 32 pixels", 3, 32, 32)),
+        Model(nn.Conv2d(3, 8, 3), random_float_inputs("32 × 32 pixels", 3, 32, 32)),
         (torch.ones(1, 3, 32, 32),),
         config,
     )
@@ -161,7 +161,7 @@ def test_a_cpu_has_bfloat16_where_a_product_in_it_is_faster(monkeypatch) -> None
     for bf16_ns, has_it in ((5, True), (20, False)):
         times = {torch.bfloat16: bf16_ns, torch.float32: 10}
         monkeypatch.setattr(base, "_product_ns", times.__getitem__)
-        assert base.multiplies_in.__wrapped__("bf16") is has_it
+        assert base.has_native_matmul.__wrapped__("bf16") is has_it
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.measure.models import build, digest
 from scalebench_lib.measure.preflight import reason_against
 from scalebench_lib.measure.verify import Verifier
-from scalebench_lib.record import load_records, model_files
+from scalebench_lib.record import load_records, model_files_digest
 from tests.factories import machine
 
 RIGHT = """
@@ -104,12 +104,12 @@ def test_inputs_by_name_and_outputs_of_any_depth(tmp_path: Path) -> None:
 def test_its_identity_is_that_of_its_code_and_what_that_imports(tmp_path: Path) -> None:
     """A file beside it that it does not import is nothing to it."""
     config = Config(model=write(tmp_path, RIGHT))
-    before, hashed = model_files(config), digest(build(config))
+    before, hashed = model_files_digest(config), digest(build(config))
     assert digest(build(config)) == hashed, "random weights are those of the seed"
     (tmp_path / "other.py").write_text("", encoding="utf-8")
-    assert model_files(config) == before
+    assert model_files_digest(config) == before
     (tmp_path / "beside.py").write_text(BESIDE + "\n# changed\n", encoding="utf-8")
-    assert model_files(config) != before
+    assert model_files_digest(config) != before
     assert digest(build(config)) != hashed
 
 
@@ -131,9 +131,9 @@ def test_a_function_of_an_installed_package_is_taken(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     config = Config(model="ours_to_measure.models:make")
     assert reason_against([config]) is None
-    before = model_files(config)
+    before = model_files_digest(config)
     (package / "__init__.py").write_text("changed = True\n", encoding="utf-8")
-    assert model_files(config) != before
+    assert model_files_digest(config) != before
 
 
 @pytest.mark.parametrize(

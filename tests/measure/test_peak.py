@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scalebench_lib.analysis.figures import VIEWS, Choices
-from scalebench_lib.analysis.findings import answers, findings
+from scalebench_lib.analysis.findings import conclusions, recommendations
 from scalebench_lib.analysis.page import overview_specs, write_page
 from scalebench_lib.measure import peak
 from scalebench_lib.results import Results
@@ -36,7 +36,7 @@ def test_the_peak_is_the_best_of_several_large_products(monkeypatch) -> None:
     monkeypatch.setattr(peak, "_gflops", gflops)
     assert peak.peak_gflops("fp32") == {"fp32": 120.0}
     assert len(set(asked)) >= 3
-    monkeypatch.setattr(peak, "multiplies_in", lambda _: False)
+    monkeypatch.setattr(peak, "has_native_matmul", lambda _: False)
     assert peak.peak_gflops("int8") == {}
 
 
@@ -92,12 +92,12 @@ def test_a_decoder_is_held_against_memory_and_gives_tokens(tmp_path) -> None:
     assert "% of read bandwidth" in VIEWS["peak"].sentence(results, chart, Choices())
     throughput = VIEWS["sizes"].chart(results.table, Choices("throughput"))
     assert throughput.unit == "tokens/s"
-    told = " ".join(findings(results))
+    told = " ".join(conclusions(results))
     assert "tokens/s" in told
     assert "inferences/s" not in told
     page = write_page(save_sweep(tmp_path, decoding())).read_text()
     assert "% of read bandwidth" in page
-    assert {"Throughput, tokens/s", "Read bandwidth, %"} <= set(answers(results)[0].best)
+    assert {"Throughput, tokens/s", "Read bandwidth, %"} <= set(recommendations(results)[0].best)
     assert "inferences/s" not in page
 
 

@@ -11,11 +11,11 @@ import torch
 
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import pinning
-from scalebench_lib.measure.executor import Executor
+from scalebench_lib.measure.pinned_executor import PinnedExecutor
 from scalebench_lib.measure.pinning import (
     SPIN_NS,
     ThreadTeam,
-    pin_threads,
+    pin_computing_threads,
     pin_torch,
     set_affinity,
     thread_times,
@@ -85,7 +85,7 @@ def test_a_thread_that_was_moved_is_noticed() -> None:
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs 2 CPUs")
 def test_threads_that_somebody_moves_are_noticed_at_the_next_turn() -> None:
     """Rather than quietly put back: what they did meanwhile was elsewhere."""
-    executor = Executor((1,), lambda _: (ALLOWED[0],), pinnable=True)
+    executor = PinnedExecutor((1,), lambda _: (ALLOWED[0],), pinnable=True)
     executor.set_num_threads(1)
     executor.set_num_threads(1)
     set_affinity(ALLOWED)
@@ -102,8 +102,8 @@ def test_threads_are_looked_for_once_as_long_as_they_live(monkeypatch) -> None:
         searched.append(len(cpus))
         return pin_torch(cpus, pinnable)
 
-    monkeypatch.setattr("scalebench_lib.measure.executor.pin_torch", pin)
-    executor = Executor((1, 2), lambda count: tuple(ALLOWED[:count]), pinnable=True)
+    monkeypatch.setattr("scalebench_lib.measure.pinned_executor.pin_torch", pin)
+    executor = PinnedExecutor((1, 2), lambda count: tuple(ALLOWED[:count]), pinnable=True)
     for count in (2, 1, 2, 1, 2):
         executor.set_num_threads(count)
         assert torch.get_num_threads() == count
@@ -185,11 +185,11 @@ def test_an_engine_s_own_threads_are_found_and_pinned() -> None:
     torch.set_num_threads(1)
     worker.start()
     try:
-        team = pin_threads(ALLOWED[:2], True, work)
+        team = pin_computing_threads(ALLOWED[:2], True, work)
         assert team.tids == (threading.get_native_id(), worker.native_id)
         assert os.sched_getaffinity(worker.native_id) == {ALLOWED[1]}
         with pytest.raises(MeasurementError, match=r"asked for 1 thread, but \d of them compute"):
-            pin_threads(ALLOWED[:1], True, work)
+            pin_computing_threads(ALLOWED[:1], True, work)
     finally:
         stop.set()
         worker.join()

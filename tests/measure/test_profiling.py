@@ -11,9 +11,9 @@ from torch import Tensor
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.machine import Machine
-from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Target, Times, by_torch
+from scalebench_lib.measure.pinned_executor import PinnedExecutor
 from scalebench_lib.measure.profiling import MIN_PASSES, operator_times
 from scalebench_lib.optimizations import OPTIMIZATIONS
 
@@ -23,9 +23,11 @@ MODEL = build(TINY)
 BATCH = MODEL.inputs(2, seed=0)
 
 
-def loaded(make: Callable[[], OptimizedModel]) -> Executor:
+def loaded(make: Callable[[], OptimizedModel]) -> PinnedExecutor:
     """An executor of what `make` returns, at one thread."""
-    executor = Executor([1], lambda n: MACHINE.cpus_for(n, False, "sequential"), MACHINE.pinnable)
+    executor = PinnedExecutor(
+        [1], lambda n: MACHINE.cpus_for(n, False, "sequential"), MACHINE.pinnable
+    )
     executor.set_num_threads(1)
     executor.load(make, [BATCH])
     return executor

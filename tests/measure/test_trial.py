@@ -19,7 +19,7 @@ from scalebench_lib.machine import Machine, stolen_ns
 from scalebench_lib.measure.optimizations import native
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Target, by_torch
 from scalebench_lib.measure.trial import measure
-from scalebench_lib.protocol import Answer, ConnectionEndedError, End, Ready, Request
+from scalebench_lib.protocol import ConnectionEndedError, End, Ready, TurnRequest, TurnResult
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.locks import make_socket_folder
 
@@ -269,7 +269,7 @@ class Runner:
     def __init__(self, stream: IO[str]) -> None:
         self.stream = stream
 
-    def say(self, message: protocol.Request | protocol.End) -> None:
+    def say(self, message: protocol.TurnRequest | protocol.End) -> None:
         """As the runner does."""
         protocol.send(self.stream, message)
 
@@ -312,13 +312,13 @@ def test_a_trial_takes_the_turns_that_its_runner_asks_for(monkeypatch) -> None:
     """In its order, with its numbers; then it ends for the reason that it is given."""
     last = COUNTS[-1]
     asked = [(1, last), (1, COUNTS[0]), (2, COUNTS[0]), (5, last)]
-    answers: list[Answer] = []
+    answers: list[TurnResult] = []
 
     def plays(runner: Runner) -> None:
         assert runner.hear(Ready).first_pass_s > 0
         for cycle, threads in asked:
-            runner.say(Request(cycle=cycle, threads=threads, seconds=0.05))
-            answers.append(runner.hear(Answer))
+            runner.say(TurnRequest(cycle=cycle, threads=threads, seconds=0.05))
+            answers.append(runner.hear(TurnResult))
         runner.say(End(end="interrupted"))
 
     with runner(monkeypatch, plays):
@@ -378,9 +378,9 @@ def test_others_that_compute_in_a_turn_fail_the_trial(monkeypatch) -> None:
     def plays(runner: Runner) -> None:
         runner.hear(Ready)
         other.start()
-        runner.say(Request(cycle=1, threads=1, seconds=0.3))
+        runner.say(TurnRequest(cycle=1, threads=1, seconds=0.3))
         with pytest.raises(ConnectionEndedError, match="is gone"):
-            runner.hear(Answer)
+            runner.hear(TurnResult)
 
     with runner(monkeypatch, plays):
         try:

@@ -8,7 +8,7 @@ from itertools import chain, repeat
 import pytest
 
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.turns import WARMUP_NS, TurnTaker, Usage, take_alone
+from scalebench_lib.measure.turns import WARMUP_NS, CpuCounters, TurnTimer, take_alone
 from scalebench_lib.stats import MIN_TURNS
 
 MS = 1_000_000
@@ -43,17 +43,17 @@ class FakeProcess:
         self.passes += 1
         self.now += next(self.durations[self.threads])
 
-    def usage(self) -> Usage:
+    def usage(self) -> CpuCounters:
         """What it has had so far; it is throttled in each turn."""
         self.throttled += 1
         threads = {7: (self.now, self.now // 2), 8: (self.now, self.now // 4)}
-        return Usage(2 * self.now, threads, self.throttled, self.now // 10)
+        return CpuCounters(2 * self.now, threads, self.throttled, self.now // 10)
 
 
-def taker(durations: dict[int, Iterator[int]], **more: object) -> tuple[TurnTaker, FakeProcess]:
+def taker(durations: dict[int, Iterator[int]], **more: object) -> tuple[TurnTimer, FakeProcess]:
     """A turn taker in a fake process with `durations` by thread count."""
     fake = FakeProcess(durations)
-    made = TurnTaker(fake.run, fake.switch, tuple(durations), clock=fake.clock, **more)
+    made = TurnTimer(fake.run, fake.switch, tuple(durations), clock=fake.clock, **more)
     return made, fake
 
 
@@ -141,7 +141,7 @@ def test_a_later_turn_of_short_passes_begins_with_one_that_does_not_count() -> N
     assert set(one.points[1].turns[1].samples_ns) == {40 * MS}
 
 
-def _first_slower(one: TurnTaker) -> Callable[[], None]:
+def _first_slower(one: TurnTimer) -> Callable[[], None]:
     """The run of `one`, whose next pass takes twice as long."""
     run, first = one.run, [True]
 
@@ -195,7 +195,7 @@ def test_a_pass_that_takes_no_time_at_all_has_some_all_the_same() -> None:
     """A record's samples are above 0."""
     fake = FakeProcess({1: repeat(0)})
     ticks = iter(range(0, 10**12, MS))
-    one = TurnTaker(fake.run, fake.switch, (1,), clock=lambda: next(ticks) // 1000)
+    one = TurnTimer(fake.run, fake.switch, (1,), clock=lambda: next(ticks) // 1000)
     one.take_turn(1, 1, seconds=0.0)
     assert min(one.points[1].turns[0].samples_ns) >= 1
 
@@ -215,7 +215,7 @@ def test_a_turn_records_what_the_process_has_had_for_its_samples() -> None:
 
 def test_what_the_system_does_not_tell_is_not_recorded() -> None:
     """As outside of Linux."""
-    one, _ = taker({1: repeat(40 * MS)}, usage=lambda: Usage(5))
+    one, _ = taker({1: repeat(40 * MS)}, usage=lambda: CpuCounters(5))
     one.take_turn(1, 1)
     (turn,) = one.points[1].turns
     assert turn.cpu_ns == 0
@@ -224,7 +224,7 @@ def test_what_the_system_does_not_tell_is_not_recorded() -> None:
 
 def test_a_counter_that_begins_anew_has_not_grown() -> None:
     """As after a move to another host: a record holds no time below nought."""
-    told = iter((Usage(5, stolen_ns=70), Usage(6, stolen_ns=10)))
+    told = iter((CpuCounters(5, stolen_ns=70), CpuCounters(6, stolen_ns=10)))
     one, _ = taker({1: repeat(40 * MS)}, usage=lambda: next(told))
     one.take_turn(1, 1)
     assert one.points[1].turns[0].stolen_ns == 0
@@ -241,8 +241,8 @@ def test_a_counter_that_begins_anew_has_not_grown() -> None:
 )
 def test_the_longest_wait_of_any_one_thread_is_told(threads: dict, longest: int | None) -> None:
     """One that begins within the turn has waited from nought; one that has ended is not seen."""
-    before = Usage(0, {7: (10, 4)})
-    assert Usage(0, threads).since(before)["waited_ns"] == longest
+    before = CpuCounters(0, {7: (10, 4)})
+    assert CpuCounters(0, threads).since(before)["waited_ns"] == longest
 
 
 def test_starts_are_told_with_the_samples() -> None:
@@ -259,7 +259,7 @@ def test_starts_are_told_with_the_samples() -> None:
 def test_others_that_compute_end_the_turn() -> None:
     """Its samples would be wrong, so it is not kept."""
 
-    def check(before: Usage, after: Usage) -> None:
+    def check(before: CpuCounters, after: CpuCounters) -> None:
         assert before.cpu_ns < after.cpu_ns
         raise MeasurementError("1 more threads computed than the 1 asked for")
 

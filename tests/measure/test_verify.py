@@ -11,7 +11,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations.base import Runner
-from scalebench_lib.measure.verify import Float64, Verifier, count_flops, evenly_spaced
+from scalebench_lib.measure.verify import Float64Mode, Verifier, count_flops, evenly_spaced
 from scalebench_lib.record import Verification
 from tests.measure.sabotage import heavy_layers
 
@@ -47,7 +47,7 @@ def test_the_reference_is_the_model_in_float64_which_is_left_as_it_was() -> None
     double = copy.deepcopy(MODEL.module).double()
     with torch.inference_mode():
         expected = MODEL.module(*INPUTS)
-        with Float64():
+        with Float64Mode():
             reference = MODEL.module(*INPUTS)
         for one, other in zip(reference, double(*INPUTS), strict=True):
             assert one.dtype == torch.float64
@@ -62,7 +62,7 @@ def test_a_model_that_casts_to_float32_is_computed_in_float64_all_the_same() -> 
     def cast(x: torch.Tensor) -> torch.Tensor:
         return x.float().to(torch.float32).div(3).add_(torch.zeros(2, dtype=torch.float32))
 
-    with Float64():
+    with Float64Mode():
         assert torch.equal(cast(torch.ones(2)), torch.ones(2, dtype=torch.float64) / 3)
 
 

@@ -11,12 +11,12 @@ from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan import figures, report
-from scalebench_lib.plan.decide import Context, Decision, Request, verify
-from scalebench_lib.plan.interference import Interference
+from scalebench_lib.plan.decide import Context, Decision, PlanRequest, verify_by_running
+from scalebench_lib.plan.interference import PlanRuns
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits, PlanTiming
-from scalebench_lib.record import Turn, model_files
+from scalebench_lib.record import Turn, model_files_digest
 from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.text import format_number
 from tests import factories
@@ -49,7 +49,7 @@ def small(tmp_path: Path) -> Path:
 
 def ask(out: Path, **asked: object) -> Decision:
     """What `Context.decide` answers."""
-    request = Request.of(**asked)
+    request = PlanRequest.of(**asked)
     return Context.load(out, request).decide(request)
 
 
@@ -57,7 +57,7 @@ def was_run(out: Path, *runs: tuple[Plan, float], **changed: object) -> None:
     """Leave in `out` that plans were run, and took so many ms."""
     shared = ask(out, batch_size=8).context.profile.shared
     seen = [observation(plan, ms, shared, **changed) for plan, ms in runs]
-    Interference.load(out).with_runs(seen).save(out)
+    PlanRuns.load(out).with_runs(seen).save(out)
 
 
 def turn(cycle: int, ms: float) -> Turn:
@@ -139,7 +139,7 @@ def test_fewer_cores_and_one_optimization_are_kept_to(sweep: Path) -> None:
 def test_plan_json_says_what_to_run(sweep: Path) -> None:
     """Its keys are those that programs count on."""
     decision = ask(sweep, batch_size=8)
-    found = json.loads(report.save_plan(decision).read_text())
+    found = json.loads(report.save_plan_json(decision).read_text())
     assert sum(one["batch_size"] for one in found["instances"]) == found["batch_size"] == 8
     assert all(len(one["cpus"]) == one["threads"] for one in found["instances"])
     assert found["measured_ms"] is None
@@ -308,7 +308,7 @@ def test_published_runs_of_several_copies_tell_how_they_slow_each_other(tmp_path
     assert "serves batch 16 in 100.0 ms (published)" in said[0]
     assert not any("assumed not to slow" in line for line in said)
     assert any("CPU numbers are made up" in line for line in report.commands(decision))
-    found = json.loads(report.save_plan(decision).read_text(), parse_constant=pytest.fail)
+    found = json.loads(report.save_plan_json(decision).read_text(), parse_constant=pytest.fail)
     assert (found["measured_ms"], found["measured_ms_high"]) == (100, None)
     picture = figures.predictions(decision.context)
     assert picture.sentence.endswith("at worst +25.0%")
@@ -354,14 +354,14 @@ def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:
     """Its CPUs are not ours."""
     decision = ask(sweep, batch_size=8)
     with pytest.raises(RequestError, match="differs from this machine"):
-        verify(decision, Limits())
+        verify_by_running(decision, Limits())
 
 
 def test_a_model_that_was_edited_since_is_not_verified(tmp_path: Path, monkeypatch) -> None:
     """Its latencies are those of the one before."""
     (tmp_path / "config.json").write_text("{}")
     records = factories.small_records((1, 4), model=str(tmp_path))
-    known = {"model_files": model_files(records[0].config)}
+    known = {"model_files": model_files_digest(records[0].config)}
     out = tmp_path / "out"
     factories.save_sweep(out, [record.model_copy(update=known) for record in records])
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: records[0].machine))

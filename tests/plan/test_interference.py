@@ -6,7 +6,7 @@ from math import exp, isnan, log, nan
 import pytest
 
 from scalebench_lib.errors import ScalebenchError
-from scalebench_lib.plan.interference import FILE, Interference, fit_slowdown_per_core
+from scalebench_lib.plan.interference import FILE, PlanRuns, fit_slowdown_per_core
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from tests.plan.observed import observation, run
@@ -17,9 +17,9 @@ UNKNOWN = Plan.of([Instance(1, 2, nan, cores=1)] * 2)
 SHARED = {"machine": "there", "model": "bert", "seq_len": 16}
 
 
-def learned(*runs: tuple[Plan, float]) -> Interference:
+def learned(*runs: tuple[Plan, float]) -> PlanRuns:
     """After `runs`: plans and what they took."""
-    return Interference().with_runs(observation(plan, ms, SHARED) for plan, ms in runs)
+    return PlanRuns().with_runs(observation(plan, ms, SHARED) for plan, ms in runs)
 
 
 def slowdown_after(*runs: tuple[Plan, float]) -> float | None:
@@ -66,10 +66,10 @@ def test_nothing_is_learned_where_nothing_is_known_alone() -> None:
 
 def test_it_is_kept_with_the_sweep(tmp_path) -> None:
     """A damaged file is named; one that does not tell the software is as good as none."""
-    assert Interference.load(tmp_path) == Interference()
+    assert PlanRuns.load(tmp_path) == PlanRuns()
     found = learned((TWO, 120.0), (UNKNOWN, 50.0))
     found.save(tmp_path)
-    plans = [one.plan for one in Interference.load(tmp_path).observations]
+    plans = [one.plan for one in PlanRuns.load(tmp_path).observations]
     assert [plan.measured_ms for plan in plans] == [
         one.plan.measured_ms for one in found.observations
     ]
@@ -77,7 +77,7 @@ def test_it_is_kept_with_the_sweep(tmp_path) -> None:
     assert fit_slowdown_per_core(plans, ("none",)) == pytest.approx(log(1.2))
     json.loads((tmp_path / FILE).read_text(), parse_constant=pytest.fail)
     (tmp_path / FILE).write_text('{"schema_version": 1, "observations": [{"machine": "there"}]}')
-    assert Interference.load(tmp_path) == Interference()
+    assert PlanRuns.load(tmp_path) == PlanRuns()
     (tmp_path / FILE).write_text("{")
     with pytest.raises(ScalebenchError, match="is damaged"):
-        Interference.load(tmp_path)
+        PlanRuns.load(tmp_path)

@@ -16,7 +16,7 @@ from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.plan import runner
 from scalebench_lib.plan.arrivals import arrival_times
-from scalebench_lib.plan.load import FILE, Deployment, LoadRun, LoadTest, keep, load_runs
+from scalebench_lib.plan.load import FILE, Deployment, LoadRun, LoadTest, read_load_runs, save_run
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Workers
@@ -161,13 +161,13 @@ def test_runs_are_kept_and_damage_is_said(tmp_path: Path) -> None:
     """A request that was not answered stays so."""
     log = Log.of(np.array([0.0, 0.1]), [(0, 1, 0.0, 0.005), (0, 1, 0.1, np.inf)])
     for percentile in (50.0, 99.0):
-        keep(run(log, percentile=percentile), tmp_path)
-    one, two = load_runs(tmp_path)
+        save_run(run(log, percentile=percentile), tmp_path)
+    one, two = read_load_runs(tmp_path)
     assert (one.percentile, two.percentile) == (50.0, 99.0)
     assert two.log.latency_s.tolist() == pytest.approx([0.005, np.inf])
     (tmp_path / FILE).write_text("{}\n")
     with pytest.raises(ScalebenchError, match=r"load\.jsonl is damaged"):
-        load_runs(tmp_path)
+        read_load_runs(tmp_path)
 
 
 def test_percentiles_are_given_from_mlperfs_bound_on() -> None:

@@ -10,7 +10,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.plan import runner, search
 from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.decide import Context
-from scalebench_lib.plan.load import load_runs
+from scalebench_lib.plan.load import read_load_runs
 from scalebench_lib.record import Software
 from tests import factories
 from tests.standins import STAND_IN, instances
@@ -55,7 +55,7 @@ def test_a_plan_for_a_rate_is_made_and_then_run_under_load(scalebench, out: Path
     trace.write_text("0.1\n0.2\n0.4\n")
     _, said, _ = scalebench("load", out, "--trace", trace, "--if-busy", "ignore")
     assert "3 requests, trace trace.txt" in said
-    assert [run.log.arrivals.size for run in load_runs(out)] == [80, 3]
+    assert [run.log.arrivals.size for run in read_load_runs(out)] == [80, 3]
     assert (out / "load.png").read_bytes().startswith(b"\x89PNG")
     assert instances() == []
 

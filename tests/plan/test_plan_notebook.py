@@ -14,10 +14,10 @@ import pytest
 from scalebench_lib.errors import RequestError
 from scalebench_lib.plan import figures, search
 from scalebench_lib.plan.answer import Question
-from scalebench_lib.plan.decide import Context, Request
-from scalebench_lib.plan.explorer import BATCH, PlanExplorer, from_notebook
-from scalebench_lib.plan.interference import Interference
-from scalebench_lib.plan.load import Deployment, LoadRun, keep
+from scalebench_lib.plan.decide import Context, PlanRequest
+from scalebench_lib.plan.explorer import BATCH, PlanExplorer, context_and_question
+from scalebench_lib.plan.interference import PlanRuns
+from scalebench_lib.plan.load import Deployment, LoadRun, save_run
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.search import Predictor
 from scalebench_lib.plan.simulate import Batching, Log
@@ -39,7 +39,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def loaded(sweep: Path) -> Context:
     """What there is to plan with."""
-    return Context.load(sweep, Request())
+    return Context.load(sweep, PlanRequest())
 
 
 def load_run(context: Context) -> LoadRun:
@@ -70,7 +70,7 @@ def executed(sweep: Path, out: Path, **asked: object) -> tuple[list[str], str]:
 
 def test_a_rate_and_a_tail_are_answered(sweep: Path, tmp_path: Path) -> None:
     """Where to run what, and how far that goes; a load test that was kept; what it costs."""
-    keep(load_run(Context.load(sweep, Request())), sweep)
+    save_run(load_run(Context.load(sweep, PlanRequest())), sweep)
     asked = {"rate": 10.0, "slo_ms": 300.0, "percentile": 95.0}
     narrow = {"cores": 1, "optimization": "script"}
     pictures, told = executed(sweep, tmp_path / "out.ipynb", **asked, **narrow)
@@ -158,7 +158,7 @@ def test_predictions_are_compared_with_what_was_measured(loaded: Context) -> Non
         observation(one, share * plan.predicted_ms, shared)
         for one, share in ((plan, 1), (slow, 1.25), (unknown, 1))
     ]
-    learned = Interference(observations=tuple(runs))
+    learned = PlanRuns(observations=tuple(runs))
     picture = figures.predictions(replace(loaded, interference=learned))
     assert picture.sentence == "1 of 2 runs were within 10 % of their prediction; at worst +25.0%"
     assert picture.png().startswith(b"\x89PNG")
@@ -167,9 +167,9 @@ def test_predictions_are_compared_with_what_was_measured(loaded: Context) -> Non
 def test_parameters_are_checked_and_a_limit_is_found_where_none_is_asked(sweep: Path) -> None:
     """Papermill only warns of an unknown one."""
     asked = {"out": str(sweep), "batch_size": 8, "rate": 0.0, "verify": False, "seq_len": 0}
-    question = from_notebook(sweep, asked)[1]
+    question = context_and_question(sweep, asked)[1]
     assert (question.request.batch_size, question.request.slo_ms) == (8, 0)
-    context, question = from_notebook(sweep, {**asked, "batch_size": 0})
+    context, question = context_and_question(sweep, {**asked, "batch_size": 0})
     fastest = min(one.latency_ms for one in context.profile.instances)
     assert question.target.slo_ms == pytest.approx(5 * fastest, rel=0.05)
     for wrong, why in (
@@ -178,7 +178,7 @@ def test_parameters_are_checked_and_a_limit_is_found_where_none_is_asked(sweep: 
         ({"max_seconds": 0}, "max_seconds"),
     ):
         with pytest.raises(RequestError, match=why):
-            from_notebook(sweep, {**asked, **wrong})
+            context_and_question(sweep, {**asked, **wrong})
 
 
 def test_the_source_has_one_cell_of_parameters() -> None:
@@ -197,7 +197,7 @@ def test_no_point_lies_above_the_steps_and_no_label_on_them(loaded: Context) -> 
         for one in loaded.profile.instances[::2]
     ]
     for runs in ((), tuple(slower)):
-        context = replace(loaded, interference=Interference(observations=runs))
+        context = replace(loaded, interference=PlanRuns(observations=runs))
         picture = figures.frontier(context)
         (axes,) = picture.axes
         single, steps, *ends = axes.lines

@@ -62,8 +62,10 @@ def test_a_plan_is_verified_and_its_slow_down_kept(tmp_path: Path) -> None:
     here = {"software": Software.here()}
     records = [factories.measured(one, MACHINE).model_copy(update=here) for one in configs]
     out = factories.save_sweep(tmp_path, records)
-    request = deciding.Request.of(batch_size=2)
-    verified = deciding.verify(deciding.Context.load(out, request).decide(request), LIMITS)
+    request = deciding.PlanRequest.of(batch_size=2)
+    verified = deciding.verify_by_running(
+        deciding.Context.load(out, request).decide(request), LIMITS
+    )
     # A busy machine may withhold threads from fat.
     assert verified.fat.measured_ms or verified.fat.failed
     measured = [plan for plan in verified.plans if plan.measured_ms]
@@ -132,8 +134,8 @@ def test_when_nothing_can_be_run_it_says_why(tmp_path: Path, monkeypatch) -> Non
     """One line has each reason."""
     out = factories.save_sweep(tmp_path, [factories.measured(TINY, MACHINE)])
     monkeypatch.setattr(runner, "_COMMAND", (sys.executable, "-c", "exit('no luck')"))
-    request = deciding.Request.of(batch_size=1)
+    request = deciding.PlanRequest.of(batch_size=1)
     decision = deciding.Context.load(out, request).decide(request)
     with pytest.raises(MeasurementError, match=r"no plan could be run: .*no luck"):
-        deciding.verify(decision, LIMITS)
+        deciding.verify_by_running(decision, LIMITS)
     assert not (out / "interference.json").exists()

@@ -14,11 +14,17 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.plan import load_report, runner, search
 from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.arrivals import arrival_times
-from scalebench_lib.plan.decide import Context, Request
-from scalebench_lib.plan.load import Deployment, LoadRun, keep, load_runs
+from scalebench_lib.plan.decide import Context, PlanRequest
+from scalebench_lib.plan.load import Deployment, LoadRun, read_load_runs, save_run
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.runner import Limits
-from scalebench_lib.plan.search import Predictor, Prover, Target, baseline, read_planned_deployment
+from scalebench_lib.plan.search import (
+    LoadVerifier,
+    Predictor,
+    Target,
+    baseline_name,
+    read_planned_deployment,
+)
 from scalebench_lib.plan.simulate import Batching, Log
 from scalebench_lib.record import Record, Software
 from tests import factories
@@ -42,7 +48,7 @@ def _few_requests(monkeypatch) -> None:
 
 def predictor(out: Path) -> Predictor:
     """What simulates for `out`."""
-    return Predictor(Context.load(out, Request.of(slo_ms=1.0)))
+    return Predictor(Context.load(out, PlanRequest.of(slo_ms=1.0)))
 
 
 def target(**asked: float) -> Target:
@@ -56,7 +62,7 @@ def test_the_answer_is_the_shortest_tail_at_the_rate_that_was_asked_for(out: Pat
     assert found[0].holds
     assert found[0].rate == 30.0
     assert [one.reached_ms for one in found] == sorted(one.reached_ms for one in found)
-    assert {"fat", "thin"} <= {baseline(one.deployment, 2) for one in found}
+    assert {"fat", "thin"} <= {baseline_name(one.deployment, 2) for one in found}
     assert all(one.deployment.plan.cores <= 2 for one in found)
 
 
@@ -123,7 +129,7 @@ def test_what_was_seen_under_load_counts_from_then_on(tmp_path: Path) -> None:
         deployment=deployment,
         shared=dict(before.context.profile.shared),
     )
-    keep(seen, tmp_path)
+    save_run(seen, tmp_path)
     after = predictor(tmp_path).service(deployment)[0][0].by_shape
     assert {n: np.median(after[n, 0]) / alone[n] for n in alone} == pytest.approx(
         {1: 2, 4: 2, 8: 2}, rel=0.01
@@ -133,7 +139,7 @@ def test_what_was_seen_under_load_counts_from_then_on(tmp_path: Path) -> None:
     assert same[0] == same[1]
     other = seen.model_copy(update={"software": Software.here()})
     (tmp_path / "load.jsonl").unlink()
-    keep(other, tmp_path)
+    save_run(other, tmp_path)
     assert predictor(tmp_path)._together == {}
 
 
@@ -148,7 +154,7 @@ def test_a_plan_is_saved_and_load_finds_it(out: Path) -> None:
     made, asked = predictor(out), target(rate=30.0)
     best = made.search(asked)[0]
     decision = Question.of(rate=30.0, slo_ms=200.0).answer(made).decision
-    path = load_report.save_plan(decision, best)
+    path = load_report.save_plan_json(decision, best)
     found = json.loads(path.read_text())
     assert (found["rate"], found["percentile"]) == (30.0, 99.0)
     assert found["predicted_percentile_ms"] == best.reached_ms
@@ -203,7 +209,7 @@ def test_lengths_that_make_no_sense_or_were_not_measured_are_refused(
     mixed: Path, lengths: str, why: str
 ) -> None:
     with pytest.raises(RequestError, match=why) as caught:
-        Context.load(mixed, Request.of(slo_ms=900.0, lengths=lengths))
+        Context.load(mixed, PlanRequest.of(slo_ms=900.0, lengths=lengths))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -213,7 +219,7 @@ def test_lengths_are_of_requests_and_limit_the_batches_to_those_measured(mixed: 
         Question.of(batch_size=8, lengths="16:1")
     with pytest.raises(RequestError, match="lengths: are of requests, which have no seq_len"):
         Question.of(slo_ms=9.0, seq_len=16, lengths="16:1")
-    context = Context.load(mixed, Request.of(slo_ms=900.0, lengths="64:1,128:1"))
+    context = Context.load(mixed, PlanRequest.of(slo_ms=900.0, lengths="64:1,128:1"))
     found = Predictor(context).search(target(slo_ms=900.0))
     assert {one.deployment.batching.max_batch for one in found} == {1}
     large = Batching(max_batch=8, sizes=(1, 4, 8), lengths=context.lengths)
@@ -221,13 +227,13 @@ def test_lengths_are_of_requests_and_limit_the_batches_to_those_measured(mixed: 
         Predictor(context).service(replace(found[0].deployment, batching=large))
 
 
-def prover(out: Path, monkeypatch, **asked: float) -> Prover:
+def prover(out: Path, monkeypatch, **asked: float) -> LoadVerifier:
     """A prover on stand-ins that take 5 ms for everything, one at a time."""
     monkeypatch.setattr(runner, "_COMMAND", STAND_IN)
     config = factories.small_records((1,))[0].config
     machine = Machine.here().model_copy(update={"pinnable": False})
     running = runner.PlanRunner(config, machine, Limits())
-    return Prover(predictor(out), running, target(**asked), lambda _: None)
+    return LoadVerifier(predictor(out), running, target(**asked), lambda _: None)
 
 
 def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> None:
@@ -235,20 +241,22 @@ def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> 
     factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
     made = prover(tmp_path, monkeypatch, max_seconds=0.01, percentile=50)
 
-    def served(self: Prover, test: object, deployment: Deployment, times: np.ndarray) -> LoadRun:
+    def served(
+        self: LoadVerifier, test: object, deployment: Deployment, times: np.ndarray
+    ) -> LoadRun:
         rate = len(times) / times[-1]
         took = 0.1 if rate <= 100 else 0.3
         batches = [(0, 1, at, at + took) for at in times]
         seen = run(Log.of(times, batches), slo_ms=200.0, percentile=50.0, rate=rate)
-        keep(seen, tmp_path)
+        save_run(seen, tmp_path)
         return seen
 
-    monkeypatch.setattr(Prover, "_run", served)
+    monkeypatch.setattr(LoadVerifier, "_run", served)
     runs = made.highest(deployed(tmp_path, max_batch=1, sizes=(1,)))
     held = max(one.rate for one in runs if one.holds)
     assert 90 < held <= 100
     assert min(one.rate for one in runs if not one.holds) <= 1.06 * held
-    assert len(load_runs(tmp_path)) == len(runs) <= 8
+    assert len(read_load_runs(tmp_path)) == len(runs) <= 8
     assert "requests/s, surely more than" in load_report.highest_rate_sentence(runs)
     failed = [one for one in runs if not one.holds]
     assert "no rate held" in load_report.highest_rate_sentence(failed)
@@ -265,17 +273,17 @@ def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
     made = prover(tmp_path, monkeypatch, rate=40.0, max_seconds=1.0, percentile=50)
     found = made.predictor.search(made.target)
     runs = made.verify(found)
-    names = {baseline(one.deployment, 2) for one in runs}
+    names = {baseline_name(one.deployment, 2) for one in runs}
     assert {"fat", "thin"} <= names
     assert 3 <= len(runs) <= 5
     assert [one.reached_ms for one in runs] == sorted(one.reached_ms for one in runs)
     assert all(50.0 in one.predicted_ms for one in runs)
-    assert [one.kind for one in load_runs(tmp_path)] == ["poisson"] * len(runs)
+    assert [one.kind for one in read_load_runs(tmp_path)] == ["poisson"] * len(runs)
     best = next(one for one in found if one.deployment == runs[0].deployment)
-    table = load_report.comparison(2, found, best, runs)
+    table = load_report.deployment_table(2, found, best, runs)
     assert table.row_count == len(found)
     assert sum(cell.plain.endswith("/s") for cell in table.columns[-2]._cells) == len(runs)
-    told = "; ".join(load_report.answer(made.predictor, best, runs[0]))
+    told = "; ".join(load_report.answer_sentences(made.predictor, best, runs[0]))
     assert re.search(r"measured: a p50 of .* ms, at .*/s; 200 ms are kept", told)
     said = "\n".join(load_report.sentences(runs[0]))
     assert "p50:" in said
@@ -310,7 +318,7 @@ def test_tails_of_passes_that_were_timed_several_at_once_are_said_to_be_longer(t
     for passes, said in ((1, False), (6, True)):
         records = [_timed_together(record, passes) for record in factories.small_records((1,))]
         made = predictor(factories.save_sweep(tmp_path / str(passes), records))
-        told = load_report.answer(made, made.search(target(rate=10.0))[0])
+        told = load_report.answer_sentences(made, made.search(target(rate=10.0))[0])
         assert any("several at once" in line for line in told) == said
 
 
@@ -321,7 +329,7 @@ def _timed_together(record: Record, passes: int) -> Record:
 
 def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:
     """One core: no deployment takes two."""
-    request = Request.of(slo_ms=200.0, cores=1)
+    request = PlanRequest.of(slo_ms=200.0, cores=1)
     context = Context.load(out, request).narrowed(request)
     assert {one.plan.cores for one in Predictor(context).deployments()} == {1}
     assert replace(context, cores=2).cores == 2
@@ -330,7 +338,7 @@ def test_the_planner_of_a_narrower_request_is_kept_to(out: Path) -> None:
 def test_a_search_whose_time_is_up_ranks_what_it_has_seen(out: Path, monkeypatch) -> None:
     """One deployment, whose waits the later stages try, though it is neither fat nor thin."""
     made, seconds = predictor(out), iter([0.0, 0.0])
-    monkeypatch.setattr(search, "baseline", lambda *_: "")
+    monkeypatch.setattr(search, "baseline_name", lambda *_: "")
     monkeypatch.setattr(search.time, "monotonic", lambda: next(seconds, 1e9))
     found = made.search(target(rate=5.0, slo_ms=2000.0))
     assert len({one.deployment.plan for one in found}) == 1
@@ -342,7 +350,9 @@ def test_a_run_of_too_few_requests_for_its_percentile_is_ranked_and_says_so(out:
     log = Log.of(np.arange(20.0), [(0, 1, n, n + 0.005) for n in range(20)])
     short = run(log, deployment=found[0].deployment)
     assert short.percentiles.keys() == {50.0}
-    assert "unknown: too few requests" in " ".join(load_report.answer(made, found[0], short))
+    assert "unknown: too few requests" in " ".join(
+        load_report.answer_sentences(made, found[0], short)
+    )
 
 
 def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) -> None:
@@ -354,6 +364,8 @@ def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) ->
     found = made.search(target(rate=5.0, slo_ms=1000.0))
     times, _ = made.service(found[0].deployment)
     assert all(len(set(values)) == 1 for values in times[0].by_shape.values())
-    assert "an import has mean times alone" in " ".join(load_report.answer(made, found[0]))
+    assert "an import has mean times alone" in " ".join(
+        load_report.answer_sentences(made, found[0])
+    )
     several = [one for one in found if len(one.deployment.plan.instances) > 1]
     assert made.slowdown_unknown(several[0].deployment)

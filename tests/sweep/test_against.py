@@ -10,8 +10,8 @@ import pytest
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.record import load_records
 from scalebench_lib.sweep.interpreter import Interpreter
-from scalebench_lib.sweep.run import SweepRun, prepare_pair
-from scalebench_lib.sweep.runner import run_in_turn
+from scalebench_lib.sweep.runner import run_rounds
+from scalebench_lib.sweep.sweep_run import SweepRun, prepare_pair
 from tests.fake_workers import SWEEP, FakeKernels, FakeTrials, Killed, at, quiet, short, short_of
 
 
@@ -39,7 +39,7 @@ def met(out: Path) -> list[Counter[tuple[str | None, str]]]:
 
 def test_both_sides_of_a_config_share_their_blocks(trials: FakeTrials, tmp_path: Path) -> None:
     """And each side has every config once a round."""
-    run_in_turn(pair(trials, tmp_path), quiet)
+    run_rounds(pair(trials, tmp_path), quiet)
     a, b = met(tmp_path)
     assert a == b
     assert Counter(config for _, config in a) == Counter(dict.fromkeys({c for _, c in a}, 2))
@@ -50,7 +50,7 @@ def test_all_points_of_a_group_have_equally_many_turns_on_both_sides(
     trials: FakeTrials, tmp_path: Path
 ) -> None:
     """Or they could not be paired."""
-    run_in_turn(pair(trials, tmp_path), quiet)
+    run_rounds(pair(trials, tmp_path), quiet)
     records = [r for name in ("a", "b") for r in load_records(tmp_path / name)]
     for size in (1, 4):
         group = [r for r in records if r.config.batch_size == size]
@@ -59,9 +59,9 @@ def test_all_points_of_a_group_have_equally_many_turns_on_both_sides(
 
 def test_nothing_is_left_when_both_sides_are_done(trials: FakeTrials, tmp_path: Path) -> None:
     """The same command starts nothing."""
-    run_in_turn(pair(trials, tmp_path), quiet)
+    run_rounds(pair(trials, tmp_path), quiet)
     trials.events.clear()
-    run_in_turn(pair(trials, tmp_path), quiet)
+    run_rounds(pair(trials, tmp_path), quiet)
     assert trials.events == []
 
 
@@ -71,10 +71,10 @@ def test_a_config_that_one_side_lost_in_a_kill_is_measured_again_on_both(
     """A record whose counterpart is not in its block cannot be compared. Bases come again."""
     trials.happens = at("end", "script 4", Killed())
     with pytest.raises(Killed):
-        run_in_turn(pair(trials, tmp_path), quiet)
+        run_rounds(pair(trials, tmp_path), quiet)
     trials.happens = lambda *_: None
     trials.alive.clear()
-    run_in_turn(pair(trials, tmp_path), quiet)
+    run_rounds(pair(trials, tmp_path), quiet)
     a, b = met(tmp_path)
     shared = Counter(config for _, config in a & b)
     assert len(shared) == 6
@@ -94,7 +94,7 @@ def test_what_fails_on_one_side_is_measured_on_the_other(
     trials.happens, trials.side = happens, "a"
     for side in (a, b):
         side.start = starting(trials, side)
-    run_in_turn((a, b), quiet)
+    run_rounds((a, b), quiet)
     assert [r.status for r in b.records if short_of(r) == "bf16 1"] == ["failed"]
     assert [r.status for r in a.records if short_of(r) == "bf16 1"] == ["ok", "ok"]
     assert not a.schedule.left

@@ -27,8 +27,8 @@ from scalebench_lib.results import Results
 from scalebench_lib.sweep import cluster, runner
 from scalebench_lib.sweep.cluster import HOST, Host, HostsRun, client_of, hosts_of
 from scalebench_lib.sweep.locks import RUNTIME_DIR
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.schedule import sweep_schedules
+from scalebench_lib.sweep.schedule import schedules_by_host
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import machine
 from tests.fake_workers import SMALL, FakeKernels, FakeTrials, Happens, at, short, short_of
 from tests.tools.kill_often import unpaired
@@ -179,7 +179,7 @@ def test_every_host_measures_every_config_and_is_named(run, tmp_path: Path) -> N
 def test_a_sweep_of_several_hosts_is_read_as_such(run, trials, tmp_path: Path) -> None:
     """By status, report and compare; and nothing is left to do."""
     run(tmp_path)
-    schedules = sweep_schedules(tmp_path)
+    schedules = schedules_by_host(tmp_path)
     assert list(schedules) == ["left", "right"]
     assert {(len(one.done), len(one.left)) for one in schedules.values()} == {(6, 0)}
     assert len(Results.load(tmp_path).table["machine"].unique()) == 2
@@ -199,7 +199,7 @@ def test_hosts_that_are_alike_deal_the_configs_among_them(run, trials, tmp_path:
     assert unpaired(tmp_path) == []
     assert {record.any_host for record in records} == {True}
     assert {(r.trial, r.round) for r in records} == {(1, 1), (2, 2)}
-    assert list(sweep_schedules(tmp_path)) == [None]
+    assert list(schedules_by_host(tmp_path)) == [None]
     assert len(Results.load(tmp_path).table["machine"].unique()) == 1
     trials.events.clear()
     run(tmp_path, ANY)
@@ -229,7 +229,7 @@ def test_what_does_not_fit_into_a_block_is_dealt_again(run, trials, tmp_path, sw
     assert {name for _, name in found} == set(ALL)
     assert all(count == 2 for (_, name), count in found.items() if "none" not in name)
     assert unpaired(tmp_path) == []
-    assert all(one.left == [] for one in sweep_schedules(tmp_path).values())
+    assert all(one.left == [] for one in schedules_by_host(tmp_path).values())
 
 
 def test_what_failed_on_a_host_is_a_record_and_is_left_alone(run, trials, tmp_path) -> None:
@@ -333,7 +333,7 @@ def test_an_interrupt_ends_the_blocks_in_flight_with_their_cycle(run, trials, tm
     assert trials.alive == []
     trials.happens = lambda *_: None
     run(tmp_path)
-    assert all(one.left == [] for one in sweep_schedules(tmp_path).values())
+    assert all(one.left == [] for one in schedules_by_host(tmp_path).values())
 
 
 def test_a_time_budget_ends_the_blocks_on_their_hosts(run, trials, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
 from scalebench_lib.notebook import measurement_request
-from scalebench_lib.plan.decide import Context, Request
+from scalebench_lib.plan.decide import Context, PlanRequest
 from scalebench_lib.record import Record, load_records
 from scalebench_lib.results import Results
 from scalebench_lib.sweep.locks import read_status
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.schedule import sweep_schedules
+from scalebench_lib.sweep.schedule import schedules_by_host
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import machine, measured, save_sweep
 from tests.fake_workers import SMALL, FakeTrial, FakeTrials
 from tests.fake_workers import run_fakes as run
@@ -209,8 +209,8 @@ def test_machines_are_not_mixed_in_a_sweep(small, tmp_path) -> None:
     save_sweep(tmp_path, [one, two])
     compare_both = lambda out: compare(out, out)  # noqa: E731
     prepare = lambda out: SweepRun.prepare(ONCE, out)  # noqa: E731
-    plan = lambda out: Context.load(out, Request(batch_size=2))  # noqa: E731
-    for read in (prepare, sweep_schedules, Results.load, plan, compare_both):
+    plan = lambda out: Context.load(out, PlanRequest(batch_size=2))  # noqa: E731
+    for read in (prepare, schedules_by_host, Results.load, plan, compare_both):
         with pytest.raises(RequestError, match=r"records of several machines.*differ in cores"):
             read(tmp_path)
     assert len(Results.load(tmp_path, any_machine=True).table["machine"].unique()) == 2

@@ -9,9 +9,9 @@ import pytest
 from scalebench_lib.config import Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.record import Record
-from scalebench_lib.sweep import run as run_module
+from scalebench_lib.sweep import sweep_run as run_module
 from scalebench_lib.sweep.interpreter import Interpreter
-from scalebench_lib.sweep.run import SweepRun
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import configs, machine, measured, missing
 
 SMALL = machine(cores=2, smt=False)

@@ -12,9 +12,9 @@ from scalebench_lib.record import Record
 from scalebench_lib.sweep import progress
 from scalebench_lib.sweep.block import Block
 from scalebench_lib.sweep.locks import read_status
-from scalebench_lib.sweep.progress import Display, announce, summary
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import SweepProgress, run_in_turn
+from scalebench_lib.sweep.progress import Display, announce, print_summary
+from scalebench_lib.sweep.runner import SweepProgress, run_rounds
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import disturbed, measured, missing
 from tests.fake_workers import SMALL, FakeClock, FakeKernels, FakeTrials
 
@@ -62,7 +62,7 @@ def test_a_sweep_begins_with_what_it_will_measure_and_how_long(run, console) -> 
     assert "4 configs to measure in 2 rounds, 0 done before, 0 failed before: at least" in printed(
         console
     )
-    assert summary(run, console) == []
+    assert print_summary(run, console) == []
     assert "4 configs left: the same command goes on from here" in printed(console)
 
 
@@ -137,8 +137,8 @@ def test_what_failed_is_told_in_the_end(run: SweepRun, console: Console, tmp_pat
     """With where to read why."""
     config = run.schedule.trials[0].config
     missing(config, SMALL, "failed", "no luck").save(tmp_path / "records")
-    run_in_turn([run], lambda _: None)
-    assert summary(run, console) == [
+    run_rounds([run], lambda _: None)
+    assert print_summary(run, console) == [
         f"1 config failed: 'scalebench status {tmp_path}' says why",
     ]
     assert printed(console) == ""
@@ -149,5 +149,5 @@ def test_what_disturbed_a_sweep_is_said_in_the_end(run: SweepRun, console: Conso
     record = measured(run.schedule.trials[0].config, SMALL)
     with run.locked():
         run.add(disturbed(record, 6, waited=0.5))
-    assert summary(run, console) == []
+    assert print_summary(run, console) == []
     assert "Something else was computing here: it shared 6 of 16 turns" in printed(console)

@@ -15,11 +15,11 @@ import pytest
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
 from scalebench_lib.machine import Machine
-from scalebench_lib.record import Record, Software, load_records, model_files
-from scalebench_lib.sweep import run as run_module
+from scalebench_lib.record import Record, Software, load_records, model_files_digest
+from scalebench_lib.sweep import sweep_run as run_module
 from scalebench_lib.sweep.locks import lock_folder, lock_machine
-from scalebench_lib.sweep.run import SweepRun
-from scalebench_lib.sweep.runner import Stop, SweepProgress, run_in_turn
+from scalebench_lib.sweep.runner import StopCondition, SweepProgress, run_rounds
+from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import SOFTWARE, machine, measured, save_sweep
 from tests.fake_workers import (
     SMALL,
@@ -286,7 +286,7 @@ def test_a_hang_is_what_the_trial_says_it_is(trials: FakeTrials, tmp_path: Path)
 
     prepared.start, prepared.kernels = start, FakeKernels()
     trials.happens = at("turn", "bf16 1", MeasurementError("not done after 7 s, its time limit"))
-    run_in_turn([prepared], quiet)
+    run_rounds([prepared], quiet)
     assert set(limits) == {7.0}
     assert status(prepared.records)["bf16 1"] == "failed"
 
@@ -678,7 +678,7 @@ def of_model(trials: FakeTrials, folder: Path, monkeypatch) -> Sweep:
 
     def named(self: FakeTrial, *args: object) -> Record:
         found = made(self, *args)
-        return found.model_copy(update={"model_files": model_files(found.config)})
+        return found.model_copy(update={"model_files": model_files_digest(found.config)})
 
     monkeypatch.setattr(FakeTrial, "record", named)
     return SWEEP.model_copy(update={"model": str(folder)})
@@ -759,7 +759,7 @@ def test_a_terminal_that_closes_asks_for_the_end_however_often_that_is_told() ->
     heard: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda signum, _: heard.append(signum))
     try:
-        stop = Stop(math.inf)
+        stop = StopCondition(math.inf)
         with stop.at_signals():
             assert not stop()
             for _ in range(2):

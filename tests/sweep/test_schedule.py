@@ -6,7 +6,7 @@ import pytest
 
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.record import Record, Setup
-from scalebench_lib.sweep.schedule import TRIAL_S, Pace, Schedule, sweep_schedules
+from scalebench_lib.sweep.schedule import TRIAL_S, DurationForecast, Schedule, schedules_by_host
 from tests.factories import machine, measured, save_sweep
 
 SMALL = machine(cores=2, smt=False)
@@ -174,7 +174,7 @@ def test_a_later_round_is_not_skipped_for_what_is_known() -> None:
 
 def test_nothing_of_the_old_schema_counts() -> None:
     """It knew no blocks."""
-    found = sweep_schedules(OLD_SWEEP)[None]
+    found = schedules_by_host(OLD_SWEEP)[None]
     assert found.done == []
     assert len(found.left) == 8
 
@@ -183,7 +183,7 @@ def test_time_is_told_from_what_was_seen_at_the_nearest_batch_size() -> None:
     """Beside the turns, and in them, of which one is never cut short."""
     one = Trial(config=Config(batch_size=1), threads=(1, 2), max_seconds=5)
     large = one.model_copy(update={"config": Config(batch_size=64)})
-    pace = Pace()
+    pace = DurationForecast()
     assert pace.trial_s(one) == TRIAL_S + 2 * 5
     pace.setups[1] += [2.0, 4.0]
     pace.turns[1].append(1.3)
@@ -196,7 +196,7 @@ def test_time_is_told_from_what_was_seen_at_the_nearest_batch_size() -> None:
 def test_the_pace_is_learned_from_records() -> None:
     """So that a sweep that goes on knows it at once."""
     setup = Setup(build_s=1, optimize_s=2, first_pass_s=3)
-    pace = Pace([one.model_copy(update={"setup": setup}) for one in whole(1, 1, "a")])
+    pace = DurationForecast([one.model_copy(update={"setup": setup}) for one in whole(1, 1, "a")])
     assert pace.setups == {1: [6 + TRIAL_S / 2] * 3}
     assert len(pace.turns[1]) == 6
 
@@ -204,4 +204,4 @@ def test_the_pace_is_learned_from_records() -> None:
 def test_a_sweep_in_a_folder_tells_what_is_left(tmp_path: Path) -> None:
     """By its own ``sweep.yaml``, as the machine of its records."""
     save_sweep(tmp_path, [record("none", 1, 1, "a")])
-    assert names(sweep_schedules(tmp_path)[None].left) == ["script 1"]
+    assert names(schedules_by_host(tmp_path)[None].left) == ["script 1"]

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from scalebench_lib.config import Config
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import models
-from scalebench_lib.measure.executor import Executor
 from scalebench_lib.measure.optimizations.base import Target
-from scalebench_lib.measure.turns import TurnTaker
+from scalebench_lib.measure.pinned_executor import PinnedExecutor
+from scalebench_lib.measure.turns import TurnTimer
 from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.protocol import TURN_S
 
@@ -65,14 +65,14 @@ def ratios(config: Config, machine: Machine, cycles: int) -> dict[int, list[floa
     model = models.build(config)
     counts = tuple(machine.thread_counts("auto", smt=False))
     place = lambda threads: machine.cpus_for(threads, False, "sequential")  # noqa: E731
-    executor = Executor(counts, place, machine.pinnable)
+    executor = PinnedExecutor(counts, place, machine.pinnable)
     executor.set_num_threads(max(counts))
     batches = [model.inputs(config.batch_size, seed) for seed in range(4)]
     target = Target(model, batches[0], config)
     executor.load(lambda: OPTIMIZATIONS["none"].apply(target), batches)
     bare = bare_loop(model.module.model, batches[0][0])
     torch.testing.assert_close(bare(), executor.runner(*batches[0])[0])
-    taker = TurnTaker(executor.pass_once, executor.set_num_threads, counts)
+    taker = TurnTimer(executor.pass_once, executor.set_num_threads, counts)
     found: dict[int, list[float]] = {threads: [] for threads in counts}
     for cycle, threads in product(range(1, cycles + 1), counts):
         executor.set_num_threads(threads)

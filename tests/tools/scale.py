@@ -36,9 +36,9 @@ NOTEBOOK_BYTES = 50_000
 
 def status(out: Path) -> str:
     """What ``scalebench status`` asks."""
-    from scalebench_lib.sweep.schedule import sweep_schedules
+    from scalebench_lib.sweep.schedule import schedules_by_host
 
-    (state,) = sweep_schedules(out).values()
+    (state,) = schedules_by_host(out).values()
     return f"{len(state.done)} done, {len(state.left)} left"
 
 
@@ -47,7 +47,7 @@ def resume(out: Path) -> str:
     from scalebench_lib.config import SPEC
     from scalebench_lib.machine import Machine
     from scalebench_lib.record import Software
-    from scalebench_lib.sweep.run import SweepRun
+    from scalebench_lib.sweep.sweep_run import SweepRun
     from tests.factories import SOFTWARE
 
     Machine.here = classmethod(lambda cls: machine(4, smt=False))

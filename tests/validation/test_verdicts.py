@@ -12,7 +12,7 @@ from scalebench_lib.record import Point
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.validation import verdicts
-from scalebench_lib.validation.experiments import is_hogged
+from scalebench_lib.validation.experiments import hog_runs_in
 from tests import factories
 
 ON = factories.machine(cores=2, smt=False)
@@ -21,7 +21,7 @@ CYCLES = 24
 
 def hog(cycle: int, threads: int) -> float:
     """On 2 threads it doubles the time."""
-    return 2.0 if is_hogged(cycle) and threads == 2 else 1.0
+    return 2.0 if hog_runs_in(cycle) and threads == 2 else 1.0
 
 
 def results(
@@ -94,8 +94,8 @@ def test_intervals_that_leave_out_1_do_not_hold() -> None:
 
 def test_odd_and_even_cycles_of_a_steady_machine_agree() -> None:
     """Within a group; every pair counts once."""
-    odd, even = verdicts.every_other_turn(results({"script": 0.5}))
-    found = verdicts.same_ratios(odd, even)
+    odd, even = verdicts.odd_and_even_turns(results({"script": 0.5}))
+    found = verdicts.ratios_of_ratios(odd, even)
     assert len(found) == 6
     assert "halves: holds" in verdicts.judge("halves", found, 0.01, 0.04)
 
@@ -105,7 +105,7 @@ def test_a_turn_that_others_leave_cold_is_found() -> None:
     steady = results({})
     cold = results({}, slower=lambda cycle, threads: 1.1 if cycle % 2 else 1.0)
     for measured, verdict in ((steady, "turns: holds"), (cold, "turns: does not hold")):
-        found = verdicts.point_ratios(*verdicts.every_other_turn(in_pairs(measured)))
+        found = verdicts.point_ratios(*verdicts.odd_and_even_turns(in_pairs(measured)))
         assert len(found) == 4
         assert verdict in verdicts.judge("turns", found, 0.01, 0.04)
 
@@ -113,7 +113,7 @@ def test_a_turn_that_others_leave_cold_is_found() -> None:
 def test_a_hog_leaves_ratios_of_one_thread_count_alone() -> None:
     """It runs for a third of the cycles, which the median does not feel."""
     hogged = results({}, slower=hog)
-    found = verdicts.same_ratios(hogged, verdicts.quiet(hogged), same_threads=True)
+    found = verdicts.ratios_of_ratios(hogged, verdicts.without_hog(hogged), same_threads=True)
     assert list(found) == [
         f"none, batch 1, {threads} / script, batch 1, {threads}"
         for threads in ("1 thread", "2 threads")
@@ -124,7 +124,7 @@ def test_a_hog_leaves_ratios_of_one_thread_count_alone() -> None:
 @pytest.mark.parametrize(
     ("marked", "figures"),
     [
-        (is_hogged, "holds. 16 of 16 disturbed turns are marked (bar 95%), and 0 of 64 quiet"),
+        (hog_runs_in, "holds. 16 of 16 disturbed turns are marked (bar 95%), and 0 of 64 quiet"),
         (
             lambda cycle: True,
             "does not hold. 16 of 16 disturbed turns are marked (bar 95%), and 64",
@@ -139,7 +139,7 @@ def test_turns_that_the_hog_disturbed_are_to_be_marked(marked, figures: str) -> 
         record.model_copy(update={"points": tuple(waiting(p, marked) for p in record.points)})
         for record in measured.records
     ]
-    assert figures in verdicts.shared_turns(Results(records))
+    assert figures in verdicts.judge_shared_marks(Results(records))
 
 
 def test_the_effect_of_a_layer_less_is_that_of_bare_loops(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_the_effect_of_a_layer_less_is_that_of_bare_loops(tmp_path: Path) -> Non
     both = {config: results({}, configs=(config,)).records for config in (whole, less)}
     recorded = Results([*both[less], *both[whole]])
     faster = Results([*results({"none": 0.9}, configs=(less,)).records, *both[whole]])
-    found = verdicts.same_ratios(recorded, recorded, same_threads=True)
+    found = verdicts.ratios_of_ratios(recorded, recorded, same_threads=True)
     assert "found: holds" in verdicts.judge("found", found, 0.01, 0.03)
-    found = verdicts.same_ratios(recorded, faster, same_threads=True)
+    found = verdicts.ratios_of_ratios(recorded, faster, same_threads=True)
     assert list(found) == ["none, batch 1, 1 thread", "none, batch 1, 2 threads"]
     assert {abs(round(log(one.value), 2)) for one in found.values()} == {0.11}

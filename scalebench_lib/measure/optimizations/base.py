@@ -87,7 +87,7 @@ def by_torch(run: Runner, **more: Any) -> OptimizedModel:
 
 
 @cache
-def multiplies_in(precision: Precision) -> bool:
+def has_native_matmul(precision: Precision) -> bool:
     """Return whether this CPU has products of that type: emulated, they are slower than in fp32.
 
     oneDNN supports bf16 on any CPU with AVX-512, and converts fp16: the CPU's flags decide, and the

@@ -21,7 +21,7 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.measure.models import digest
 from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.record import CacheState, package_version
@@ -110,7 +110,7 @@ def _make(folder: Path, make: Callable[[Path], Metadata]) -> Metadata:
     except Exception as error:  # exporters raise whatever their parts raise
         raise_if_disk_error(error, folder.parent)
         raise MeasurementError(
-            f"this model cannot be exported: {type(error).__name__}: {first_line(error)}"
+            f"this model cannot be exported: {type(error).__name__}: {reason_of(error)}"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

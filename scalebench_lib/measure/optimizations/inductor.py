@@ -23,14 +23,14 @@ from torch._inductor.async_compile import shutdown_compile_workers
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
-from scalebench_lib.errors import MeasurementError, first_line
+from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.measure.optimizations.base import TORCH, OptimizedModel, Runner, Target, quiet
 from scalebench_lib.measure.optimizations.export_cache import (
     LOOKUPS,
     cache_folder,
     raise_if_disk_error,
 )
-from scalebench_lib.measure.optimizations.native import cache_options, lowered
+from scalebench_lib.measure.optimizations.native import kv_cache_options, lowered
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -46,7 +46,7 @@ def compiled(target: Target) -> OptimizedModel:
     settings = _MAX_SETTINGS if "-max" in name else ()
     if "bf16" not in name:
         return compile_module(target, target.model.module, settings)
-    return replace(compile_module(target, lowered(target), settings), **cache_options(target))
+    return replace(compile_module(target, lowered(target), settings), **kv_cache_options(target))
 
 
 def compile_module(
@@ -93,7 +93,7 @@ def _compile_now(module: Runner, target: Target, graphs_before: int) -> Runner:
         raise_if_disk_error(error, Path(os.environ[_FOLDER]))
         raise MeasurementError(
             f"optimization {target.config.optimization!r} does not apply: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{type(error).__name__}: {reason_of(error)}"
         ) from error
     except RuntimeError as error:  # TORCH_COMPILE_DISABLE
         if "no compiled frames" not in str(error):
@@ -134,7 +134,7 @@ def _no_compilation() -> Iterator[None]:
         with torch._dynamo.config.patch(error_on_recompile=True):
             yield
     except RecompileError as error:
-        raise MeasurementError(f"compiled anew while timing: {first_line(error)}") from None
+        raise MeasurementError(f"compiled anew while timing: {reason_of(error)}") from None
     if grown := _compilations() - before:
         raise MeasurementError(f"compiled anew while timing: {dict(grown)}")
 

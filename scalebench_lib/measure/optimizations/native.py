@@ -41,7 +41,7 @@ def _require_script(made: object) -> None:
 
 def low_precision(target: base.Target) -> base.OptimizedModel:
     """Weights, computation and outputs in the type of the optimization."""
-    return base.by_torch(lowered(target), **cache_options(target))
+    return base.by_torch(lowered(target), **kv_cache_options(target))
 
 
 class Lowered(nn.Module):
@@ -66,7 +66,7 @@ def lowered(target: base.Target) -> nn.Module:
     Raises `MeasurementError` where the CPU has no such arithmetic, or some of it keeps its type.
     """
     name, dtype = target.config.optimization, _dtype(target)
-    if not base.multiplies_in(OPTIMIZATIONS[name].precision):
+    if not base.has_native_matmul(OPTIMIZATIONS[name].precision):
         lacking = base.no_arithmetic(str(dtype).removeprefix("torch."))
         raise MeasurementError(
             f"optimization {name!r} does not apply: {lacking}, and torch would emulate it"
@@ -79,7 +79,7 @@ def lowered(target: base.Target) -> nn.Module:
     return module
 
 
-def cache_options(target: base.Target) -> dict[str, Any]:
+def kv_cache_options(target: base.Target) -> dict[str, Any]:
     """Return how batches are prepared: a decoder's cache has the type of its weights."""
     dtype = _dtype(target)
     if target.config.phase == "forward":

@@ -36,7 +36,7 @@ def engine(target: base.Target) -> base.OptimizedModel:
     ov = base.import_extra("openvino", "openvino")
     core = ov.Core()
     capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    floats = "bf16" if precision != "fp32" and capable and base.multiplies_in("bf16") else "f32"
+    floats = "bf16" if precision != "fp32" and capable and base.has_native_matmul("bf16") else "f32"
     if precision == "bf16" and floats != "bf16":
         raise MeasurementError(
             f"optimization 'openvino-bf16' does not apply: {base.no_arithmetic('bfloat16')}, "

@@ -12,10 +12,15 @@ import torch
 
 from scalebench_lib.measure.inputs import Inputs
 from scalebench_lib.measure.optimizations.base import OptimizedModel, Outputs, Profile, Runner
-from scalebench_lib.measure.pinning import SelfPinnedTeam, ThreadTeam, pin_threads, pin_torch
+from scalebench_lib.measure.pinning import (
+    SelfPinnedTeam,
+    ThreadTeam,
+    pin_computing_threads,
+    pin_torch,
+)
 
 
-class Executor:
+class PinnedExecutor:
     """Run a model on one thread a CPU.
 
     `threads` are the thread counts to use; `cpus_for` maps each to its CPU numbers; without
@@ -69,7 +74,7 @@ class Executor:
         if not (self.optimized and self.optimized.own_threads):
             return pin_torch(cpus, self.pinnable)
         if not (self.optimized.pins_itself and self.pinnable):
-            return pin_threads(cpus, self.pinnable, self.pass_once)
+            return pin_computing_threads(cpus, self.pinnable, self.pass_once)
         team = SelfPinnedTeam((), cpus)
         team.pin()
         team.run_and_check(self.pass_once)

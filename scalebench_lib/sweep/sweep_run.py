@@ -14,27 +14,27 @@ from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
 from scalebench_lib.config import SPEC, Config, Sweep, Trial, resolved_task
-from scalebench_lib.errors import RequestError, ScalebenchError, reason
-from scalebench_lib.files import DamagedError, set_aside, unfinished, write_atomically
+from scalebench_lib.errors import RequestError, ScalebenchError, reason_in
+from scalebench_lib.files import DamagedError, leftovers, set_aside, write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.processes import exit_reason, oom_kills
+from scalebench_lib.model_sources import is_own
+from scalebench_lib.processes import kernel_exit_reason, oom_kills
 from scalebench_lib.record import (
     SCHEMA,
     Record,
     Software,
     Status,
     load_records,
-    model_files,
-    next_trial,
+    model_files_digest,
+    next_trial_number,
     require_one_machine,
 )
 from scalebench_lib.results import FILE as IMPORTED
-from scalebench_lib.sources import is_own
 from scalebench_lib.sweep.block import Process
 from scalebench_lib.sweep.interpreter import Interpreter, run_module
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_folder, lock_machine, write_status
-from scalebench_lib.sweep.schedule import Pace, Schedule
+from scalebench_lib.sweep.schedule import DurationForecast, Schedule
 from scalebench_lib.sweep.trial_process import SETUP_LIMIT_S, TrialProcess
 
 Start = Callable[[Trial, Path, Kernels, float | None, Callable[[], bool]], Process]
@@ -113,8 +113,8 @@ class SweepRun:
         except subprocess.TimeoutExpired:
             raise RequestError(f"{model} is not built and run within {limit_s:.0f} s") from None
         if done.returncode:
-            said = reason(done.stderr) if done.returncode > 0 else ""
-            why = said or exit_reason(done.returncode, kills)
+            said = reason_in(done.stderr) if done.returncode > 0 else ""
+            why = said or kernel_exit_reason(done.returncode, kills)
             raise RequestError(f"{model} cannot be built and run: {why}")
         if why_not := json.loads(done.stdout.splitlines()[-1]):
             raise RequestError(why_not)
@@ -126,7 +126,7 @@ class SweepRun:
 
     def seconds_left(self) -> float:
         """Return how long the sweep will still take, at most."""
-        pace, schedule = Pace(self.records), self.schedule
+        pace, schedule = DurationForecast(self.records), self.schedule
         rounds = range(1, self.sweep.rounds + 1)
         return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
 
@@ -153,7 +153,7 @@ class SweepRun:
             ) from None
 
     def _take_up(self) -> None:
-        for path in unfinished(self.out):
+        for path in leftovers(self.out):
             path.unlink(missing_ok=True)
         self.reload()
         path = self.out / SPEC
@@ -171,7 +171,7 @@ class SweepRun:
     def numbered(self, trial: Trial, round_number: int, block: str) -> Trial:
         """Return `trial` with its number, round and block."""
         update = {
-            "number": next_trial(self.out, trial.config),
+            "number": next_trial_number(self.out, trial.config),
             "round": round_number,
             "block": block,
             "thorough": not self.has_measured(trial.config),
@@ -293,7 +293,7 @@ def _require_same(
 ) -> None:
     """Raise `RequestError` unless model, machine, software and settings are those of `records`."""
     require_one_machine(records)
-    files = model_files(sweep) if any(record.model_files for record in records) else None
+    files = model_files_digest(sweep) if any(record.model_files for record in records) else None
     found = (_differing(record, sweep, machine, software, files) for record in records)
     if differing := list(dict.fromkeys(chain.from_iterable(found))):
         raise RequestError(f"{out} holds another sweep: {'; '.join(differing)}; use another folder")

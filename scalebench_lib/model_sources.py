@@ -33,7 +33,7 @@ def own_files(model: str) -> list[Path]:
     return [Path(spec.origin)] if spec and spec.origin else []
 
 
-def folder_of(source: str) -> Path | None:
+def local_folder(source: str) -> Path | None:
     """Return the folder `source`, or that of a hub id in the hub's cache; None if not here."""
     if Path(source).is_dir():
         return Path(source)
