@@ -240,7 +240,7 @@ def test_no_estimator_but_a_median_is_exported() -> None:
     skewed = np.array([0.0, 0.0, 0.1, 0.2, 1.0, 3.0, 5.0])
     estimators = {
         "turns_interval": lambda: math.log(turns_interval(np.exp(skewed)).value),
-        "ratio": lambda: math.log(paired_ratio([skewed], VarianceComponents.of([], 0)).value),
+        "paired_ratio": lambda: math.log(paired_ratio([skewed], VarianceComponents.of([], 0)).value),
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
     others = {"median_variance", "paired_differences", "unpaired", "outliers", "percentile"}
