@@ -225,7 +225,7 @@ class Cells:
 
 
 @dataclass(frozen=True, eq=False)
-class Dots:
+class SampleDots:
     """A column of dots: `passes` in the order made; each `outlier` is a cross."""
 
     label: str
@@ -276,7 +276,7 @@ class Chart:
     note: str = ""
     lines: Sequence[Line] = ()
     cells: Cells | None = None
-    dots: Sequence[Dots] = ()
+    dots: Sequence[SampleDots] = ()
     bars: Sequence[str] = ()
     parts: Sequence[BarSegments] = ()
     doubling: bool = False

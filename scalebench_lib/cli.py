@@ -339,10 +339,11 @@ def plan(
     if price_per_hour is not None:
         console.say(*answer.costs(price_per_hour), "")
     if export:
-        from scalebench_lib.measure.optimizations import engine_folder
+        from scalebench_lib.measure.optimizations import build_engine_folder
         from scalebench_lib.plan.export import export as write
 
-        console.say(f"exported: {write(answer.decision, answer.sentences, export, engine_folder)}")
+        start = write(answer.decision, answer.sentences, export, build_engine_folder)
+        console.say(f"exported: {start}")
     console.say(f"plan: {path}")
 
 

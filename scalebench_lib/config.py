@@ -93,7 +93,7 @@ def _known_task(name: str) -> str:
     return name
 
 
-def model_name(name: str) -> str:
+def normalized_model_name(name: str) -> str:
     """Return a known name, the user's function, or a folder or hub id, which have a slash."""
     if name in MODELS:
         return name
@@ -198,7 +198,7 @@ Several = Annotated[
 """The values of an axis: at least one, each once."""
 PositiveInt = Annotated[int, Field(ge=1)]
 _COUNTS: TypeAdapter[tuple[int, ...]] = TypeAdapter(Several[PositiveInt])
-ModelName = Annotated[str, AfterValidator(model_name)]
+ModelName = Annotated[str, AfterValidator(normalized_model_name)]
 TaskName = Annotated[str, AfterValidator(_known_task)]
 OptimizationName = Annotated[str, AfterValidator(_known_optimization), Field(pattern=NAME)]
 ThreadRule = Annotated[Any, BeforeValidator(_thread_rule)]

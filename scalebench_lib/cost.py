@@ -27,7 +27,7 @@ def fleet(highest: Interval, price_per_hour: float, rate: float = 0.0) -> tuple[
     return machines, machines * price_per_hour / 3600 / (rate or usable) * 1e6
 
 
-def costs(highest: Mapping[str, Interval], price: float, rate: float = 0.0) -> Iterator[str]:
+def cost_lines(highest: Mapping[str, Interval], price: float, rate: float = 0.0) -> Iterator[str]:
     """Yield what a million requests cost with each of what serves `highest`, the cheapest first."""
     yield f"Cost per million requests, {price:g} an hour, {MARGIN:.0%} left unused:"
     fleets = {name: fleet(most, price, rate) for name, most in highest.items()}

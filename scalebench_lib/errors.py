@@ -51,7 +51,7 @@ def reason_in(message: str) -> str:
 
     Engines begin with where they were, and some end with advice.
 
-    >>> reason("Exception from core.cpp:84:\\nCould not open the file")
+    >>> reason_in("Exception from core.cpp:84:\\nCould not open the file")
     'Could not open the file'
     """
     lines = [stripped for line in plain(message).splitlines() if (stripped := line.strip())]
@@ -73,7 +73,7 @@ def reason_of(error: BaseException) -> str:
 def unknown_message(kind: str, name: str, known: Iterable[str]) -> str:
     """Return that `name` is no known `kind`, with the known name that is most like it.
 
-    >>> unknown("optimization", "scirpt", ["none", "script"])
+    >>> unknown_message("optimization", "scirpt", ["none", "script"])
     "unknown optimization 'scirpt': did you mean 'script'?"
     """
     return f"unknown {kind} {name!r}: {did_you_mean(name, known)}"

@@ -238,9 +238,10 @@ def test_a_tenth_of_slow_turns_moves_the_median_least() -> None:
 def test_no_estimator_but_a_median_is_exported() -> None:
     """Whoever adds a function says here whether it estimates, and then it is a median."""
     skewed = np.array([0.0, 0.0, 0.1, 0.2, 1.0, 3.0, 5.0])
+    one = VarianceComponents.of([], 0)
     estimators = {
         "turns_interval": lambda: math.log(turns_interval(np.exp(skewed)).value),
-        "paired_ratio": lambda: math.log(paired_ratio([skewed], VarianceComponents.of([], 0)).value),
+        "paired_ratio": lambda: math.log(paired_ratio([skewed], one).value),
         "by_cycle": lambda: by_cycle([1] * 7, skewed.tolist())[1],
     }
     others = {"median_variance", "paired_differences", "unpaired", "outliers", "percentile"}

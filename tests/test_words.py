@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalebench_lib.config import MODELS, model_name, require_model, slug
+from scalebench_lib.config import MODELS, normalized_model_name, require_model, slug
 from scalebench_lib.errors import RequestError
 
 
@@ -18,7 +18,7 @@ def test_a_slug_is_the_last_part_of_a_name_and_safe_in_files(name: str, short: s
 def test_known_names_are_their_own_slugs() -> None:
     """Files of a known model begin with its name."""
     assert [slug(name) for name in MODELS] == list(MODELS)
-    assert [model_name(name) for name in MODELS] == list(MODELS)
+    assert [normalized_model_name(name) for name in MODELS] == list(MODELS)
 
 
 def test_a_hub_id_may_be_asked_for_and_a_missing_folder_not() -> None:

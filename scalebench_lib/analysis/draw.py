@@ -18,7 +18,16 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from scalebench_lib.charts import HALF_WIDTH, MIN_LABEL, Axis, Cells, Chart, Dots, Line, tick_label
+from scalebench_lib.charts import (
+    HALF_WIDTH,
+    MIN_LABEL,
+    Axis,
+    Cells,
+    Chart,
+    Line,
+    SampleDots,
+    tick_label,
+)
 from scalebench_lib.picture import Picture
 
 DPI = 144
@@ -188,7 +197,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> None:
     axes.legend(loc="upper left", ncols=4, frameon=False, fontsize=8)
 
 
-def _draw_dots(axes: Axes, columns: Sequence[Dots]) -> None:
+def _draw_dots(axes: Axes, columns: Sequence[SampleDots]) -> None:
     for place, dots in enumerate(columns):
         x = place + np.linspace(-HALF_WIDTH, HALF_WIDTH, len(dots.passes))
         odd, y = dots.outlier, dots.passes

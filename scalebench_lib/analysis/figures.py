@@ -21,8 +21,8 @@ from scalebench_lib.charts import (
     Cells,
     Chart,
     DataPoints,
-    Dots,
     Line,
+    SampleDots,
     batch_size_colours,
     optimization_title,
     style_of,
@@ -161,7 +161,7 @@ def distribution(samples: pd.DataFrame, choices: Choices) -> Chart:
     chosen = _of_config(tables.select(samples, batch_size=choices.batch_size), choices)
     colour, _ = style_of(samples, choices.optimization)
     dots = [
-        Dots(
+        SampleDots(
             pluralize(threads, "thread"),
             colour,
             part["latency_ms"].to_numpy(float),
@@ -489,7 +489,7 @@ def _extreme(results: Results, chart: Chart, choices: Choices) -> str:
 
 
 def _speedup(_results: Results, chart: Chart, _choices: Choices, over: str = "eager") -> str:
-    return str(findings.speedup_fact(chart.rows, chart.rows, over))
+    return str(findings.largest_speedup_fact(chart.rows, chart.rows, over))
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:

@@ -82,7 +82,7 @@ def recommendations(results: Results, price: float | None = None) -> list[Recomm
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
     table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
-    return [_answer(results, label, rows) for label, rows in _contexts(table)]
+    return [_recommendation(results, label, rows) for label, rows in _contexts(table)]
 
 
 def _contexts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -91,7 +91,7 @@ def _contexts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield tables.context_label(table, context), rows
 
 
-def _answer(results: Results, label: str, rows: pd.DataFrame) -> Recommendation:
+def _recommendation(results: Results, label: str, rows: pd.DataFrame) -> Recommendation:
     every = tables.best_threads(rows).sort_values(["batch_size", "latency_ms"])
     ranked = every.drop_duplicates(["batch_size", "optimization"])
     gains = ranked[ranked["optimization"] != EAGER].dropna(subset="speedup")
@@ -99,7 +99,7 @@ def _answer(results: Results, label: str, rows: pd.DataFrame) -> Recommendation:
     facts = [best_fact(results, rows, metric) for metric in tables.METRICS]
     return Recommendation(
         label,
-        [*facts, speedup_fact(gains, rows)] if len(gains) else facts,
+        [*facts, largest_speedup_fact(gains, rows)] if len(gains) else facts,
         {size: _advice(results, rows, part) for size, part in parts.items()},
         {size: _as_text(part, rows) for size, part in parts.items()},
         _as_text(ranked.drop_duplicates("batch_size"), rows, all_sizes=True),
@@ -191,7 +191,7 @@ def _ties(results: Results, rows: pd.DataFrame, best: Row, sizes: bool = False) 
 
 
 def conclusions(results: Results) -> list[str]:
-    """Return the answers and observations, a sentence each, by context if there are several."""
+    """Return the recommendations and the observations, a sentence each."""
     lines = [line for answer in recommendations(results) for line in answer.lines]
     return [*lines, *observations(results)]
 
@@ -321,7 +321,7 @@ def best_fact(results: Results, table: pd.DataFrame, metric: tables.MetricName) 
     return Fact(title, f"{value} {quantity.unit}", where, "; ".join(notes))
 
 
-def speedup_fact(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
+def largest_speedup_fact(found: pd.DataFrame, rows: pd.DataFrame, other: str = "eager") -> Fact:
     """Return the largest ``speedup`` of `found`, over `other`; `rows` are all of the figure."""
     top = found.sort_values("speedup").iloc[-1]
     value = speedup_label(top, other)

@@ -35,8 +35,8 @@ from scalebench_lib.charts import (
     Cells,
     Chart,
     DataPoints,
-    Dots,
     Line,
+    SampleDots,
     optimization_title,
 )
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
@@ -416,7 +416,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
     DataPoints: ("x", "y", "low", "high", "values", "intervals", "names", "details"),
     BarSegments: ("label", "colour", "row", "marks"),
     Cells: ("columns", "rows", "row", "missing", "colours", "shades", "marks"),
-    Dots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
+    SampleDots: ("label", "colour", "passes", "outlier", "median", "value", "detail"),
 }
 """The fields of each that the browser gets."""
 

@@ -71,7 +71,7 @@ class InputMaker:
 Kind = Tokens | InputMaker
 
 
-def random_float_inputs(item: str, *shape: int) -> InputMaker:
+def random_float_maker(item: str, *shape: int) -> InputMaker:
     """Return items of `shape`, (batch, *shape) of float32, normalised: images, videos, audio."""
 
     def make(batch_size: int, seed: int, padded: bool) -> Inputs:
@@ -81,7 +81,7 @@ def random_float_inputs(item: str, *shape: int) -> InputMaker:
     return InputMaker(item, make)
 
 
-def combined_inputs(kinds: Sequence[Kind]) -> Kind:
+def combined_maker(kinds: Sequence[Kind]) -> Kind:
     """Return one kind whose batches hold those of all `kinds`, in order."""
 
     def make(*how: Any) -> Inputs:

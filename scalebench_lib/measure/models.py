@@ -36,7 +36,7 @@ from scalebench_lib.config import TASKS, Config, resolved_task, task_of_class
 from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
-from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, combined_inputs, random_float_inputs
+from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, combined_maker, random_float_maker
 from scalebench_lib.model_sources import is_own, own_files
 from scalebench_lib.processes import OUT_OF_MEMORY, exception_reason
 from scalebench_lib.record import model_files_digest
@@ -304,16 +304,16 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         item, frames = f"{shape[1]} × {shape[2]} pixels", getattr(vision, "num_frames", 0)
         videos = (f"{frames} frames of {item}", frames, *shape)
         found["pixel_values"] = (
-            random_float_inputs(*videos) if frames else random_float_inputs(item, *shape)
+            random_float_maker(*videos) if frames else random_float_maker(item, *shape)
         )
     if "input_values" in takes:
-        found["input_values"] = random_float_inputs(
+        found["input_values"] = random_float_maker(
             f"{_AUDIO_S} s of audio", _AUDIO_S * _SAMPLES_PER_S
         )
     if "input_features" in takes and hasattr(architecture, "max_source_positions"):
         frames = 2 * architecture.max_source_positions  # of 10 ms
         item = f"{frames / 100:g} s of audio"
-        found["input_features"] = random_float_inputs(item, architecture.num_mel_bins, frames)
+        found["input_features"] = random_float_maker(item, architecture.num_mel_bins, frames)
     if "decoder_input_ids" in takes:
         start = getattr(architecture, "decoder_start_token_id", None)
         tokens = Tokens(config.seq_len, architecture.vocab_size, start=start, decoder=True)
@@ -322,7 +322,7 @@ def _kind(config: Config, architecture: Any, model_class: Any) -> tuple[Kind, tu
         raise MeasurementError(
             f"model: {config.model!r} takes no text, images or audio that can be made, but {main}"
         )
-    return combined_inputs(list(filter(None, found.values()))), tuple(found)
+    return combined_maker(list(filter(None, found.values()))), tuple(found)
 
 
 def _tokens(config: Config, architecture: Any, takes_types: bool) -> Tokens:

@@ -94,7 +94,7 @@ def _measure(
     )
     optimized, verifier, first_pass_s = _set_up(trial, executor, found)
     executor.keep_outputs = first_pass_s * 1e9 >= turns.SHORT_PASS_NS
-    taker = turns.TurnTimer(
+    timer = turns.TurnTimer(
         executor.pass_once,
         executor.set_num_threads,
         trial.threads,
@@ -107,13 +107,13 @@ def _measure(
     with optimized.guarded():
         if runner is None:
             limits = trial.target_ci, trial.max_seconds
-            found["ended_by"] = turns.take_alone(taker, *limits, trial.number, say)
+            found["ended_by"] = turns.take_alone(timer, *limits, trial.number, say)
         else:
-            found["ended_by"] = _take_requested_turns(runner, taker, first_pass_s)
+            found["ended_by"] = _take_requested_turns(runner, timer, first_pass_s)
         executor.team.require_in_place()
         # Short passes keep no outputs, which would change their use of memory: compute one more.
         verifier.check(executor.runner, executor.first_outputs)
-    found["points"] = tuple(_point(one, executor, machine, trial) for one in taker.points.values())
+    found["points"] = tuple(_point(one, executor, machine, trial) for one in timer.points.values())
     found["peak_memory_bytes"] = _peak_memory_bytes()
     if trial.thorough:
         found |= _profiled(executor, min(found["points"], key=lambda point: point.median_ns))
@@ -188,12 +188,12 @@ def _first_pass(executor: PinnedExecutor) -> tuple[float, Outputs]:
 
 
 def _take_requested_turns(
-    runner: IO[str], taker: turns.TurnTimer, first_pass_s: float
+    runner: IO[str], timer: turns.TurnTimer, first_pass_s: float
 ) -> protocol.EndedBy:
     """Take the turns that the runner asks for, until it ends the trial; return why it did."""
     protocol.send(runner, protocol.Ready(first_pass_s=first_pass_s))
     while isinstance(message := protocol.receive(runner), protocol.TurnRequest):
-        protocol.send(runner, taker.take_turn(message.cycle, message.threads, message.seconds))
+        protocol.send(runner, timer.take_turn(message.cycle, message.threads, message.seconds))
     return message.end
 
 

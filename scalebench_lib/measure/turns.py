@@ -156,7 +156,7 @@ class TurnTimer:
 
 
 def take_alone(
-    taker: TurnTimer,
+    timer: TurnTimer,
     target_ci: float,
     max_seconds: float,
     seed: int = 0,
@@ -167,10 +167,10 @@ def take_alone(
     The rules are those of a block; `max_seconds` is a point's computing time. Each cycle is
     reported to `say`.
     """
-    shuffled, progress = random.Random(seed), {n: PointProgress() for n in taker.threads}  # noqa: S311
+    shuffled, progress = random.Random(seed), {n: PointProgress() for n in timer.threads}  # noqa: S311
     for cycle in count(1):
-        for threads in shuffled.sample(list(taker.threads), len(taker.threads)):
-            progress[threads].add(taker.take_turn(cycle, threads))
+        for threads in shuffled.sample(list(timer.threads), len(timer.threads)):
+            progress[threads].add(timer.take_turn(cycle, threads))
         most_s = max_seconds * len(progress)
         left_s = max(0.0, most_s - sum(point.spent_s for point in progress.values()))
         say(f"cycle {cycle}, at most {left_s:.0f} s left", 1 - left_s / most_s)

@@ -73,7 +73,7 @@ def _of_batch(decision: Decision, max_seconds: float) -> Answer:
         report.plan_table(decision),
         list(report.sentences(decision)),
         chart=partial(figures.frontier, decision.context),
-        costs=partial(report.costs, decision),
+        costs=partial(report.cost_lines, decision),
         save=partial(report.save_plan_json, decision),
         verified=lambda say, *_: _of_batch(
             decide.verify_by_running(decision, limits, say), max_seconds
@@ -99,7 +99,7 @@ def _of_requests(
         load_report.deployment_table(context.cores, found, best, runs),
         list(load_report.answer_sentences(predictor, best, *runs[:1])),
         chart=lambda: load_report.by_rate(predictor.curve(served, best.target), context.loads),
-        costs=partial(load_report.costs, predictor, found, best.target),
+        costs=partial(load_report.cost_lines, predictor, found, best.target),
         save=partial(load_report.save_plan_json, decision, best, *runs[:1]),
         verified=verified,
     )

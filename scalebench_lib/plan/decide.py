@@ -21,7 +21,7 @@ from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.arrivals import Lengths
 from scalebench_lib.plan.interference import (
-    Observation,
+    PlanRun,
     PlanRuns,
     fit_slowdown_per_core,
     published_runs,
@@ -114,7 +114,7 @@ class Context:
         """One of `records`."""
         return next(iter(self.records), None)
 
-    def _counts(self, run: Observation | LoadRun) -> bool:
+    def _counts(self, run: PlanRun | LoadRun) -> bool:
         """Return whether `run` is of this profile, with the software of the sweep."""
         same, record = run.shared == self.profile.shared, self.record
         return bool(same and record and not run.software.differs_from(record.software))
@@ -284,7 +284,7 @@ class Context:
         The file is read again first: another verification may have ended.
         """
         seen = {"when": datetime.now(UTC), "software": Software.here()}
-        runs = [Observation(shared=self.profile.shared, plan=plan, **seen) for plan in plans]
+        runs = [PlanRun(shared=self.profile.shared, plan=plan, **seen) for plan in plans]
         learned = PlanRuns.load(self.out).with_runs(runs)
         learned.save(self.out)
         return replace(self, interference=learned)

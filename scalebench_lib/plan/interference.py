@@ -29,7 +29,7 @@ _MOST = log(2)
 """With this two instances of a core each would serve no more than one of them alone."""
 
 
-class Observation(StrictModel):
+class PlanRun(StrictModel):
     """A plan that was run, with what was predicted then; `shared` is that of its profile."""
 
     when: datetime
@@ -42,7 +42,7 @@ class PlanRuns(StrictModel):
     """Every plan that was run with a sweep, the latest run of each with each software."""
 
     schema_version: Literal[2] = 2
-    observations: tuple[Observation, ...] = ()
+    observations: tuple[PlanRun, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +69,7 @@ class PlanRuns(StrictModel):
         """Write the runs into folder `out`."""
         write_atomically(out / FILE, self.model_dump_json(indent=1) + "\n")
 
-    def with_runs(self, runs: Iterable[Observation]) -> PlanRuns:
+    def with_runs(self, runs: Iterable[PlanRun]) -> PlanRuns:
         """Return this with `runs` in place of earlier ones of the same plans."""
         latest = {
             (one.plan, one.model_dump_json(include={"shared", "software"})): one

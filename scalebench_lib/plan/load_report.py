@@ -194,7 +194,7 @@ def _finished(figure: Picture, axes: Any, across: str, slo_ms: float) -> Picture
     return figure
 
 
-def costs(
+def cost_lines(
     predictor: Predictor, found: Sequence[Prediction], target: Target, price_per_hour: float
 ) -> Iterator[str]:
     """Yield what a million requests cost with the best deployment of each optimization."""
@@ -202,7 +202,7 @@ def costs(
     best = {one.plan.instances[0].optimization: one for one in every}
     rates = {name: predictor.highest(one, target) for name, one in best.items()}
     highest = {name: Interval(rate, VarianceEstimate(0.0)) for name, rate in rates.items() if rate}
-    return cost.costs(highest, price_per_hour, target.rate)
+    return cost.cost_lines(highest, price_per_hour, target.rate)
 
 
 def save_plan_json(decision: Decision, best: Prediction, run: LoadRun | None = None) -> Path:

@@ -214,7 +214,7 @@ def sentences(decision: Decision) -> Iterator[str]:
     yield from _reservations(decision)
 
 
-def costs(decision: Decision, price_per_hour: float) -> Iterator[str]:
+def cost_lines(decision: Decision, price_per_hour: float) -> Iterator[str]:
     """Yield what a million requests cost with the best plan of each optimization."""
     highest: dict[str, Interval] = {}
     for name in decision.context.profile.optimizations:
@@ -222,7 +222,7 @@ def costs(decision: Decision, price_per_hour: float) -> Iterator[str]:
         with suppress(RequestError):  # not all can do what was asked for
             best = decision.context.decide(request).best
             highest[name] = Interval(best.throughput, best.interval_ms.variance)
-    return cost.costs(highest, price_per_hour)
+    return cost.cost_lines(highest, price_per_hour)
 
 
 def _reservations(decision: Decision) -> Iterator[str]:

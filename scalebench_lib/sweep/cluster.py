@@ -41,7 +41,7 @@ from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import lock_machine
 from scalebench_lib.sweep.progress import Display
-from scalebench_lib.sweep.runner import Round, StopCondition, SweepProgress
+from scalebench_lib.sweep.runner import Round, StopRequest, SweepProgress
 from scalebench_lib.sweep.sweep_run import SweepRun
 from scalebench_lib.text import pluralize
 
@@ -131,7 +131,7 @@ def end_blocks(sweep_id: str) -> None:
     _ended.add(sweep_id)
 
 
-class _HostStop(StopCondition):
+class _HostStop(StopRequest):
     """Ends a block at its deadline, when its sweep is ended, and when nobody waits for it."""
 
     def __init__(self, sweep_id: str, worker: Any, budget_s: float) -> None:
@@ -260,7 +260,7 @@ class HostsRun:
 
         Raises as `run_rounds`.
         """
-        stop = StopCondition(time.monotonic() + budget_s)
+        stop = StopRequest(time.monotonic() + budget_s)
         with (
             self.runs[0].locked("ignore"),
             Display(self.runs, console) as self._display,
@@ -285,7 +285,7 @@ class HostsRun:
         with suppress(Exception):  # the cluster may be what has failed
             self._client.run(end_blocks, self._id, on_error="ignore")
 
-    def _deal(self, stop: StopCondition) -> bool:
+    def _deal(self, stop: StopRequest) -> bool:
         """Have every idle host measure a block; return whether blocks are in flight."""
         for lane in self.lanes:
             if not (lane.trials or stop()):

@@ -65,7 +65,7 @@ def run_rounds(
     cycle. Raises `RequestError` where another sweep is running, and `ScalebenchError` where the
     disk is full, or where machine or model have changed.
     """
-    stop = StopCondition(time.monotonic() + budget_s)
+    stop = StopRequest(time.monotonic() + budget_s)
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.locked(if_busy if run is runs[0] else "ignore"))
@@ -76,7 +76,7 @@ def run_rounds(
                 this_round.run_block()
 
 
-class StopCondition:
+class StopRequest:
     """Whether to end the sweep after the cycle in flight: by a signal, or a deadline."""
 
     def __init__(self, deadline: float) -> None:
@@ -132,7 +132,7 @@ class Round:
         self,
         runs: Sequence[SweepRun],
         number: int,
-        stop: StopCondition,
+        stop: StopRequest,
         progressed: Progressed = lambda step: None,
         wanted: Container[str] | None = None,
     ) -> None:

@@ -81,7 +81,7 @@ class Validation:
         def run(block: Block) -> None:
             with _hog() as hog:
                 for cycle in range(1, cycles + 1):
-                    if hog_runs_in(cycle):
+                    if is_hog_cycle(cycle):
                         hog.resume()
                     block.take_cycle()
                     hog.suspend()
@@ -121,7 +121,7 @@ class Validation:
         return [Results.load(self.out / name) for name in members]
 
 
-def hog_runs_in(cycle: int) -> bool:
+def is_hog_cycle(cycle: int) -> bool:
     """Return whether the hog runs in `cycle`."""
     return cycle % 3 == 0
 

@@ -15,7 +15,7 @@ from scalebench_lib.record import Point, Turn
 from scalebench_lib.results import MeasuredPoint, Results, paired_ratio_by_point
 from scalebench_lib.stats import Interval
 from scalebench_lib.text import pluralize
-from scalebench_lib.validation.experiments import hog_runs_in
+from scalebench_lib.validation.experiments import is_hog_cycle
 
 MIN_INSIDE = 0.85
 """Share of 95 % intervals that are to hold 1: 41 of 48 do, or fewer only once in 400 times."""
@@ -76,7 +76,7 @@ def odd_and_even_turns(results: Results) -> tuple[Results, Results]:
 
 def without_hog(results: Results) -> Results:
     """The turns in which no hog ran."""
-    return _with_turns(results, lambda turns: [t for t in turns if not hog_runs_in(t.cycle)])
+    return _with_turns(results, lambda turns: [t for t in turns if not is_hog_cycle(t.cycle)])
 
 
 def _with_turns(results: Results, choose: Callable[[Turns], Sequence[Turn]]) -> Results:
@@ -101,8 +101,8 @@ def judge_shared_marks(results: Results) -> str:
     marks: dict[bool, list[bool]] = {True: [], False: []}
     for point in (point for measured in results.points.values() for _, point in measured.trials):
         for turn, shared in zip(point.turns, point.shared, strict=True):
-            if point.threads == most or not hog_runs_in(turn.cycle):
-                marks[hog_runs_in(turn.cycle)].append(bool(shared))
+            if point.threads == most or not is_hog_cycle(turn.cycle):
+                marks[is_hog_cycle(turn.cycle)].append(bool(shared))
     (hogged, found), (quiet, wrong) = ((len(marks[k]), sum(marks[k])) for k in (True, False))
     holds = found >= (1 - MAX_WRONG) * hogged and wrong <= MAX_WRONG * quiet
     return _verdict(

@@ -2,7 +2,7 @@
 
 import torch
 
-from scalebench_lib.measure.inputs import Tokens, combined_inputs, random_float_inputs
+from scalebench_lib.measure.inputs import Tokens, combined_maker, random_float_maker
 
 
 def test_padding_has_the_models_own_id() -> None:
@@ -29,7 +29,7 @@ def test_the_shortest_text_can_be_padded() -> None:
 
 def test_inputs_are_those_of_their_seed() -> None:
     """Another seed asks something else."""
-    for kind in (Tokens(seq_len=16, vocabulary=200), random_float_inputs("32 pixels", 32)):
+    for kind in (Tokens(seq_len=16, vocabulary=200), random_float_maker("32 pixels", 32)):
         first, again, other = (kind.make(2, seed, False)[0] for seed in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
@@ -44,8 +44,8 @@ def test_a_decoder_is_given_ids_alone_and_never_padded() -> None:
 
 def test_several_kinds_are_one_behind_the_other() -> None:
     """A text with a picture; each item has both."""
-    kind = combined_inputs(
-        [Tokens(seq_len=16, vocabulary=200), random_float_inputs("4 pixels", 2, 2)]
+    kind = combined_maker(
+        [Tokens(seq_len=16, vocabulary=200), random_float_maker("4 pixels", 2, 2)]
     )
     ids, mask, pixels = kind.make(3, 0, True)
     assert (ids.shape, pixels.shape) == ((3, 16), (3, 2, 2))

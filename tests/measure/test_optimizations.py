@@ -12,7 +12,7 @@ from torch import nn
 
 from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
-from scalebench_lib.measure.inputs import random_float_inputs
+from scalebench_lib.measure.inputs import random_float_maker
 from scalebench_lib.measure.models import Model, build
 from scalebench_lib.measure.optimizations import base
 from scalebench_lib.measure.optimizations.base import Target, by_torch
@@ -133,7 +133,7 @@ def test_torchao_quantizes_linear_layers_alone() -> None:
         pytest.skip("an extra")
     config = Config(model="resnet50", optimization="torchao-int8")
     target = Target(
-        Model(nn.Conv2d(3, 8, 3), random_float_inputs("32 × 32 pixels", 3, 32, 32)),
+        Model(nn.Conv2d(3, 8, 3), random_float_maker("32 × 32 pixels", 3, 32, 32)),
         (torch.ones(1, 3, 32, 32),),
         config,
     )

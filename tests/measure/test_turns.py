@@ -50,8 +50,8 @@ class FakeProcess:
         return CpuCounters(2 * self.now, threads, self.throttled, self.now // 10)
 
 
-def taker(durations: dict[int, Iterator[int]], **more: object) -> tuple[TurnTimer, FakeProcess]:
-    """A turn taker in a fake process with `durations` by thread count."""
+def timer(durations: dict[int, Iterator[int]], **more: object) -> tuple[TurnTimer, FakeProcess]:
+    """A turn timer in a fake process with `durations` by thread count."""
     fake = FakeProcess(durations)
     made = TurnTimer(fake.run, fake.switch, tuple(durations), clock=fake.clock, **more)
     return made, fake
@@ -67,7 +67,7 @@ def drifting(seed: int = 0, middle_ms: int = 50) -> Iterator[int]:
 
 def test_a_turn_computes_for_its_seconds() -> None:
     """The last pass ends it; what is said of the point is the median of its samples."""
-    one, _ = taker({1: repeat(40 * MS)})
+    one, _ = timer({1: repeat(40 * MS)})
     answer = one.take_turn(1, 1, seconds=0.3)
     (turn,) = one.points[1].turns
     assert turn.samples_ns == (40 * MS,) * 8
@@ -77,14 +77,14 @@ def test_a_turn_computes_for_its_seconds() -> None:
 
 def test_a_turn_has_at_least_one_pass() -> None:
     """However long it takes."""
-    one, _ = taker({1: repeat(5_000 * MS)})
+    one, _ = timer({1: repeat(5_000 * MS)})
     one.take_turn(1, 1, seconds=0.3)
     assert one.points[1].turns[0].samples_ns == (5_000 * MS,)
 
 
 def test_a_turn_computes_with_the_threads_that_it_is_asked_for() -> None:
     """Each point keeps its own turns, with the numbers of their cycles."""
-    one, fake = taker({1: repeat(40 * MS), 2: repeat(20 * MS)})
+    one, fake = timer({1: repeat(40 * MS), 2: repeat(20 * MS)})
     for number, threads in ((1, 2), (1, 1), (2, 1), (4, 2)):
         one.take_turn(number, threads)
     assert fake.switches == [2, 1, 1, 2]
@@ -95,7 +95,7 @@ def test_a_turn_computes_with_the_threads_that_it_is_asked_for() -> None:
 
 def test_from_some_turns_on_an_answer_tells_how_well_the_point_is_known() -> None:
     """From its turns alone."""
-    one, _ = taker({1: drifting()})
+    one, _ = timer({1: drifting()})
     answers = [one.take_turn(number, 1) for number in range(1, MIN_TURNS + 3)]
     assert [answer.half_width is None for answer in answers[:MIN_TURNS]] == [
         *[True] * (MIN_TURNS - 1),
@@ -106,7 +106,7 @@ def test_from_some_turns_on_an_answer_tells_how_well_the_point_is_known() -> Non
 
 def test_the_time_of_a_turn_includes_its_warm_up() -> None:
     """It is what the turn costs the group."""
-    one, fake = taker({1: repeat(40 * MS)})
+    one, fake = timer({1: repeat(40 * MS)})
     answer = one.take_turn(1, 1)
     assert answer.spent_s == fake.now / 1e9 > 0.32
     second = one.take_turn(2, 1)
@@ -116,7 +116,7 @@ def test_the_time_of_a_turn_includes_its_warm_up() -> None:
 def test_the_first_turn_warms_up_until_passes_are_steady() -> None:
     """The slow first passes are kept aside."""
     slow_first = chain([100 * MS, 90 * MS, 80 * MS, 70 * MS, 60 * MS], repeat(50 * MS))
-    one, _ = taker({1: slow_first})
+    one, _ = timer({1: slow_first})
     one.take_turn(1, 1)
     point = one.points[1]
     assert point.warmup_ns[:5] == [100 * MS, 90 * MS, 80 * MS, 70 * MS, 60 * MS]
@@ -126,14 +126,14 @@ def test_the_first_turn_warms_up_until_passes_are_steady() -> None:
 def test_a_warm_up_ends_where_passes_never_are_steady() -> None:
     """After a second."""
     falling = (round(80 * MS * 0.97**n) + 1000 for n in range(10_000))
-    one, _ = taker({1: falling})
+    one, _ = timer({1: falling})
     one.take_turn(1, 1)
     assert WARMUP_NS <= sum(one.points[1].warmup_ns) < WARMUP_NS + 80 * MS
 
 
 def test_a_later_turn_of_short_passes_begins_with_one_that_does_not_count() -> None:
     """Standing still has left caches cold: the first pass is slower."""
-    one, _ = taker({1: repeat(40 * MS)})
+    one, _ = timer({1: repeat(40 * MS)})
     one.take_turn(1, 1)
     warm, one.run = len(one.points[1].warmup_ns), _first_slower(one)
     one.take_turn(2, 1)
@@ -156,7 +156,7 @@ def _first_slower(one: TurnTimer) -> Callable[[], None]:
 
 def test_a_later_turn_of_long_passes_begins_at_once() -> None:
     """A pass of 0.3 s outlasts what is cold, and would be a whole turn."""
-    one, fake = taker({1: repeat(300 * MS)})
+    one, fake = timer({1: repeat(300 * MS)})
     one.take_turn(1, 1)
     assert len(one.points[1].warmup_ns) == 1
     before = fake.passes
@@ -167,7 +167,7 @@ def test_a_later_turn_of_long_passes_begins_at_once() -> None:
 
 def test_long_passes_are_warmed_up_once_for_all_points() -> None:
     """A warm-up of many seconds at each would double the sweep."""
-    one, _ = taker({1: repeat(9_000 * MS), 2: repeat(5_000 * MS), 4: repeat(3_000 * MS)})
+    one, _ = timer({1: repeat(9_000 * MS), 2: repeat(5_000 * MS), 4: repeat(3_000 * MS)})
     for threads in (4, 1, 2):
         one.take_turn(1, threads)
     assert [len(one.points[n].warmup_ns) for n in (4, 1, 2)] == [1, 0, 0]
@@ -175,14 +175,14 @@ def test_long_passes_are_warmed_up_once_for_all_points() -> None:
 
 def test_a_config_that_had_its_long_first_pass_is_warm() -> None:
     """It is not warmed up again."""
-    one, _ = taker({1: repeat(5_000 * MS)}, warm=True)
+    one, _ = timer({1: repeat(5_000 * MS)}, warm=True)
     one.take_turn(1, 1)
     assert one.points[1].warmup_ns == []
 
 
 def test_passes_below_a_millisecond_are_timed_several_at_once() -> None:
     """Their mean is the sample: the clock's own cost would show."""
-    one, fake = taker({1: repeat(MS // 10)})
+    one, fake = timer({1: repeat(MS // 10)})
     one.take_turn(1, 1)
     point = one.points[1]
     assert point.passes_per_sample == 10
@@ -202,7 +202,7 @@ def test_a_pass_that_takes_no_time_at_all_has_some_all_the_same() -> None:
 
 def test_a_turn_records_what_the_process_has_had_for_its_samples() -> None:
     """CPU time, the longest wait, stolen time, throttled periods: without switch and warm-up."""
-    one, fake = taker({1: repeat(40 * MS)})
+    one, fake = timer({1: repeat(40 * MS)})
     one.usage = fake.usage
     for number in (1, 2):
         one.take_turn(number, 1)
@@ -215,7 +215,7 @@ def test_a_turn_records_what_the_process_has_had_for_its_samples() -> None:
 
 def test_what_the_system_does_not_tell_is_not_recorded() -> None:
     """As outside of Linux."""
-    one, _ = taker({1: repeat(40 * MS)}, usage=lambda: CpuCounters(5))
+    one, _ = timer({1: repeat(40 * MS)}, usage=lambda: CpuCounters(5))
     one.take_turn(1, 1)
     (turn,) = one.points[1].turns
     assert turn.cpu_ns == 0
@@ -225,7 +225,7 @@ def test_what_the_system_does_not_tell_is_not_recorded() -> None:
 def test_a_counter_that_begins_anew_has_not_grown() -> None:
     """As after a move to another host: a record holds no time below nought."""
     told = iter((CpuCounters(5, stolen_ns=70), CpuCounters(6, stolen_ns=10)))
-    one, _ = taker({1: repeat(40 * MS)}, usage=lambda: next(told))
+    one, _ = timer({1: repeat(40 * MS)}, usage=lambda: next(told))
     one.take_turn(1, 1)
     assert one.points[1].turns[0].stolen_ns == 0
 
@@ -247,7 +247,7 @@ def test_the_longest_wait_of_any_one_thread_is_told(threads: dict, longest: int 
 
 def test_starts_are_told_with_the_samples() -> None:
     """Of one clock: turns do not overlap."""
-    one, _ = taker({1: repeat(40 * MS), 2: repeat(30 * MS)})
+    one, _ = timer({1: repeat(40 * MS), 2: repeat(30 * MS)})
     for number in (1, 2, 3):
         for threads in (1, 2):
             one.take_turn(number, threads)
@@ -263,7 +263,7 @@ def test_others_that_compute_end_the_turn() -> None:
         assert before.cpu_ns < after.cpu_ns
         raise MeasurementError("1 more threads computed than the 1 asked for")
 
-    one, fake = taker({1: repeat(40 * MS)}, check=check)
+    one, fake = timer({1: repeat(40 * MS)}, check=check)
     one.usage = fake.usage
     with pytest.raises(MeasurementError, match="more threads computed"):
         one.take_turn(1, 1)
@@ -279,7 +279,7 @@ def test_no_garbage_is_collected_meanwhile() -> None:
             seen.append(gc.isenabled())
             yield 50 * MS
 
-    one, _ = taker({1: watching()})
+    one, _ = timer({1: watching()})
     one.take_turn(1, 1)
     assert not any(seen)
     assert gc.isenabled()
@@ -287,7 +287,7 @@ def test_no_garbage_is_collected_meanwhile() -> None:
 
 def test_alone_the_thread_counts_take_turns_in_shuffled_cycles() -> None:
     """So that a slow half minute falls on all of them alike; until the time is up."""
-    one, fake = taker({n: drifting(n) for n in (1, 2, 4)})
+    one, fake = timer({n: drifting(n) for n in (1, 2, 4)})
     assert take_alone(one, target_ci=0.0001, max_seconds=5) == "max_seconds"
     cycles = [tuple(fake.switches[at : at + 3]) for at in range(0, len(fake.switches), 3)]
     assert len(cycles) > 5
@@ -300,7 +300,7 @@ def test_alone_the_thread_counts_take_turns_in_shuffled_cycles() -> None:
 
 def test_alone_steady_points_end_at_their_target() -> None:
     """With as many turns as tell their noise."""
-    one, _ = taker({1: repeat(50 * MS), 2: repeat(30 * MS)})
+    one, _ = timer({1: repeat(50 * MS), 2: repeat(30 * MS)})
     told: list[tuple[str, float | None]] = []
     assert (
         take_alone(one, target_ci=0.02, max_seconds=100, say=lambda *what: told.append(what))
@@ -315,7 +315,7 @@ def test_alone_steady_points_end_at_their_target() -> None:
 
 def test_alone_very_long_passes_have_one_cycle() -> None:
     """The time is up then."""
-    one, _ = taker({1: repeat(20_000 * MS), 2: repeat(9_000 * MS)})
+    one, _ = timer({1: repeat(20_000 * MS), 2: repeat(9_000 * MS)})
     assert take_alone(one, target_ci=0.02, max_seconds=5) == "max_seconds"
     assert {len(point.turns) for point in one.points.values()} == {1}
 
@@ -324,7 +324,7 @@ def test_the_same_seed_gives_the_same_order() -> None:
     """A trial can be repeated."""
 
     def order(seed: int) -> list[int]:
-        one, fake = taker({n: drifting(n) for n in (1, 2, 3, 4)})
+        one, fake = timer({n: drifting(n) for n in (1, 2, 3, 4)})
         take_alone(one, 0.0001, 3, seed)
         return fake.switches
 

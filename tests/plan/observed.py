@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from scalebench_lib.plan.interference import Observation
+from scalebench_lib.plan.interference import PlanRun
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.record import Software
 from scalebench_lib.stats import Interval, VarianceEstimate
@@ -18,8 +18,6 @@ def run(plan: Plan, ms: float) -> Plan:
 
 def observation(
     plan: Plan, ms: float, shared: Mapping[str, Any], software: Software = factories.SOFTWARE
-) -> Observation:
+) -> PlanRun:
     """What is kept of such a run."""
-    return Observation(
-        when=factories.START, software=software, shared=dict(shared), plan=run(plan, ms)
-    )
+    return PlanRun(when=factories.START, software=software, shared=dict(shared), plan=run(plan, ms))

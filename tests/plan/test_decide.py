@@ -318,7 +318,7 @@ def test_published_runs_of_several_copies_tell_how_they_slow_each_other(tmp_path
 def test_requests_cost_least_with_the_optimization_that_serves_most(small: Path) -> None:
     """Each at its own best plan for what was asked; one that cannot do it is left out."""
     decision = ask(small, batch_size=8)
-    title, *lines = report.costs(decision, 1.53)
+    title, *lines = report.cost_lines(decision, 1.53)
     assert "1.53 an hour, 20% left unused" in title
     assert [line.split(" with ")[1].split(":")[0] for line in lines] == ["script", "none"]
     best = ask(small, batch_size=8, optimization="script").best
@@ -326,7 +326,7 @@ def test_requests_cost_least_with_the_optimization_that_serves_most(small: Path)
     assert lines[0].startswith(f"  {format_number(1.53 / 3600 / usable * 1e6)} with")
     assert lines[0].endswith(f": 1 machine of {format_number(best.throughput)}/s at most")
     within = ask(small, slo_ms=ask(small, batch_size=1).best.latency_ms)
-    assert len(list(report.costs(within, 1.53))) == 2
+    assert len(list(report.cost_lines(within, 1.53))) == 2
 
 
 def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None:

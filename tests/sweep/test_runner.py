@@ -18,7 +18,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.record import Record, Software, load_records, model_files_digest
 from scalebench_lib.sweep import sweep_run as run_module
 from scalebench_lib.sweep.locks import lock_folder, lock_machine
-from scalebench_lib.sweep.runner import StopCondition, SweepProgress, run_rounds
+from scalebench_lib.sweep.runner import StopRequest, SweepProgress, run_rounds
 from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import SOFTWARE, machine, measured, save_sweep
 from tests.fake_workers import (
@@ -759,7 +759,7 @@ def test_a_terminal_that_closes_asks_for_the_end_however_often_that_is_told() ->
     heard: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda signum, _: heard.append(signum))
     try:
-        stop = StopCondition(math.inf)
+        stop = StopRequest(math.inf)
         with stop.at_signals():
             assert not stop()
             for _ in range(2):

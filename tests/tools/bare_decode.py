@@ -72,13 +72,13 @@ def ratios(config: Config, machine: Machine, cycles: int) -> dict[int, list[floa
     executor.load(lambda: OPTIMIZATIONS["none"].apply(target), batches)
     bare = bare_loop(model.module.model, batches[0][0])
     torch.testing.assert_close(bare(), executor.runner(*batches[0])[0])
-    taker = TurnTimer(executor.pass_once, executor.set_num_threads, counts)
+    timer = TurnTimer(executor.pass_once, executor.set_num_threads, counts)
     found: dict[int, list[float]] = {threads: [] for threads in counts}
     for cycle, threads in product(range(1, cycles + 1), counts):
         executor.set_num_threads(threads)
         before = turn(bare) if cycle % 2 else None
-        taker.take_turn(cycle, threads)
-        own = taker.points[threads].turns[-1].median_ns
+        timer.take_turn(cycle, threads)
+        own = timer.points[threads].turns[-1].median_ns
         found[threads].append(own / (before or turn(bare)))
     return found
 

@@ -12,7 +12,7 @@ from scalebench_lib.record import Point
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.validation import verdicts
-from scalebench_lib.validation.experiments import hog_runs_in
+from scalebench_lib.validation.experiments import is_hog_cycle
 from tests import factories
 
 ON = factories.machine(cores=2, smt=False)
@@ -21,7 +21,7 @@ CYCLES = 24
 
 def hog(cycle: int, threads: int) -> float:
     """On 2 threads it doubles the time."""
-    return 2.0 if hog_runs_in(cycle) and threads == 2 else 1.0
+    return 2.0 if is_hog_cycle(cycle) and threads == 2 else 1.0
 
 
 def results(
@@ -124,7 +124,7 @@ def test_a_hog_leaves_ratios_of_one_thread_count_alone() -> None:
 @pytest.mark.parametrize(
     ("marked", "figures"),
     [
-        (hog_runs_in, "holds. 16 of 16 disturbed turns are marked (bar 95%), and 0 of 64 quiet"),
+        (is_hog_cycle, "holds. 16 of 16 disturbed turns are marked (bar 95%), and 0 of 64 quiet"),
         (
             lambda cycle: True,
             "does not hold. 16 of 16 disturbed turns are marked (bar 95%), and 64",

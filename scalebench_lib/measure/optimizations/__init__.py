@@ -13,7 +13,7 @@ from scalebench_lib.measure.optimizations.base import Target
 from scalebench_lib.optimizations import OPTIMIZATIONS
 
 
-def engine_folder(config: Config) -> Path | None:
+def build_engine_folder(config: Config) -> Path | None:
     """Return the folder of the files that the engine of `config` reads, if there are any."""
     model = models.build(config)
     target = Target(model, model.inputs(config.batch_size, config.seed), config)

@@ -106,7 +106,7 @@ def has_native_matmul(precision: Precision) -> bool:
     return bool(supported) and _is_faster(DTYPES[precision])
 
 
-def no_arithmetic(title: str) -> str:
+def no_arithmetic_message(title: str) -> str:
     """Say that this CPU does not compute in the type `title`, and the limit it was given."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return f"this CPU has no {title} arithmetic{f' with ONEDNN_MAX_CPU_ISA={limit}' * bool(limit)}"

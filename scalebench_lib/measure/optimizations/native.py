@@ -67,7 +67,7 @@ def lowered(target: base.Target) -> nn.Module:
     """
     name, dtype = target.config.optimization, _dtype(target)
     if not base.has_native_matmul(OPTIMIZATIONS[name].precision):
-        lacking = base.no_arithmetic(str(dtype).removeprefix("torch."))
+        lacking = base.no_arithmetic_message(str(dtype).removeprefix("torch."))
         raise MeasurementError(
             f"optimization {name!r} does not apply: {lacking}, and torch would emulate it"
         )

@@ -38,10 +38,8 @@ def engine(target: base.Target) -> base.OptimizedModel:
     capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     floats = "bf16" if precision != "fp32" and capable and base.has_native_matmul("bf16") else "f32"
     if precision == "bf16" and floats != "bf16":
-        raise MeasurementError(
-            f"optimization 'openvino-bf16' does not apply: {base.no_arithmetic('bfloat16')}, "
-            "and OpenVINO would compute in fp32, or emulate it"
-        )
+        why = f"{base.no_arithmetic_message('bfloat16')}, and OpenVINO would emulate it"
+        raise MeasurementError(f"optimization 'openvino-bf16' does not apply: {why}")
     folder = (_quantized if precision == "int8" else _converted)(ov, target)
     open_ = partial(_open, core, folder / _MODEL, target.inputs, precision, floats)
     return base.OptimizedModel(
