@@ -51,13 +51,6 @@ _MARKERS = "osD^vPp*<>dhH8"  # not x: a cross is a config that failed
 _FAINT = "#6e7681"
 
 
-def optimization_title(optimization: str) -> str:
-    """Return ``OpenVINO, tcmalloc`` for ``openvino, tcmalloc``; unknown names as they are."""
-    name, comma, allocator = optimization.partition(", ")
-    title = OPTIMIZATIONS[name].title if name in OPTIMIZATIONS else name
-    return f"{title}{comma}{allocator}"
-
-
 def style_of(table: pd.DataFrame, optimization: str) -> tuple[str, str]:
     """Return colour and marker of an optimization: the built-in ones have theirs everywhere.
 

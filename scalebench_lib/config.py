@@ -31,7 +31,7 @@ from pydantic import (
 from scalebench_lib.errors import RequestError, unknown_message, validation_message
 from scalebench_lib.machine import Machine
 from scalebench_lib.model_sources import is_own, local_folder, own_files
-from scalebench_lib.optimizations import NAME, OPTIMIZATIONS
+from scalebench_lib.optimizations import NAME, OPTIMIZATIONS, optimization_title
 
 MODELS = {
     "bert": "BERT",
@@ -359,7 +359,9 @@ WITHIN = tuple(name for name, axis in AXES.items() if axis.within)
 
 
 def axis_value_label(name: str, value: object) -> str:
-    """``128 tokens``, ``batch 8``, ``SMT on``: the value of an axis for texts."""
+    """``128 tokens``, ``TorchScript``, ``SMT on``: the value of an axis for texts."""
+    if name == "optimization":
+        return optimization_title(str(value))
     return AXES[name].label.format({"True": "on", "False": "off"}.get(str(value), value))
 
 

@@ -132,3 +132,10 @@ _TABLE = (
 _OWN = {one.name: replace(one, function=f"{_HERE}.{one.function}") for one in _TABLE}
 OPTIMIZATIONS = {**_OWN, **{one.name: one for one in _of_plugins()}}
 """The optimizations by name: those of plugins last."""
+
+
+def optimization_title(optimization: str) -> str:
+    """Return ``OpenVINO, tcmalloc`` for ``openvino, tcmalloc``; unknown names as they are."""
+    name, comma, allocator = optimization.partition(", ")
+    title = OPTIMIZATIONS[name].title if name in OPTIMIZATIONS else name
+    return f"{title}{comma}{allocator}"

@@ -153,7 +153,7 @@ def test_a_dry_run_says_how_long_and_writes_nothing(scalebench, tmp_path: Path) 
     assert "22 configs to measure" in printed
     left = [line for line in printed.splitlines() if line.startswith("left: ")]
     assert len(left) == 22
-    assert left[0] == "left: BERT tiny, batch 1 of 16 tokens, none, SMT off, threads 1"
+    assert left[0] == "left: BERT tiny, batch 1 of 16 tokens, eager, SMT off, threads 1"
     assert not (tmp_path / "sweep").exists()
 
 
@@ -199,7 +199,7 @@ def test_status_tells_what_failed_and_what_is_left(scalebench, tmp_path: Path) -
     code, printed, _ = scalebench("status", tmp_path)
     assert code == 0
     assert "1 done, 1 failed, 0 left" in printed
-    assert "script, SMT off: no luck" in printed
+    assert "TorchScript, SMT off: no luck" in printed
 
 
 def test_status_tells_what_a_sweep_is_doing_now(scalebench, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_shared_turns_are_said_with_the_point_that_had_the_most() -> None:
     records[1] = disturbed(records[1], 2, threads=1, waited=0.5)
     (told,) = disturbance_sentences(records)
     assert told.startswith("Something else was computing here: it shared 5 of 32 turns")
-    assert "the most at BERT, batch 1 of 16 tokens, none, SMT off, 2 threads (3 of 8)" in told
+    assert "the most at BERT, batch 1 of 16 tokens, eager, SMT off, 2 threads (3 of 8)" in told
     assert told.endswith("(results.csv): so do all here.")
 
 

@@ -85,7 +85,7 @@ def test_the_title_of_a_measurement_names_its_config(tmp_path: Path) -> None:
     """In the notebook and on its page, once; a parameter that is wrong leaves it as it was."""
     source = nbformat.read(NOTEBOOKS / "measure.ipynb", as_version=4)
     for parameters, title in (
-        ({"batch_size": 8, "trial": 2}, "How fast is BERT, batch 8 of 16 tokens, none, SMT off"),
+        ({"batch_size": 8, "trial": 2}, "How fast is BERT, batch 8 of 16 tokens, eager, SMT off"),
         ({"batch_size": "x"}, "How fast is this config on this machine?"),
     ):
         source.metadata["papermill"] = {"parameters": parameters}

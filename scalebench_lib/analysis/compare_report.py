@@ -20,6 +20,7 @@ from scalebench_lib.analysis.draw import STYLE, canvas, title_and_notes
 from scalebench_lib.analysis.tables import CONTEXT, varying
 from scalebench_lib.config import AXES, axis_value_label
 from scalebench_lib.files import write_atomically
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.picture import Picture
 from scalebench_lib.text import format_number, pluralize
 
@@ -141,7 +142,7 @@ def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
 def _as_text(rows: pd.DataFrame, common: bool) -> pd.DataFrame:
     """Return latencies and ratios as texts; the ratio that is judged has its interval."""
     columns = {
-        "optimization": rows["optimization"],
+        "optimization": rows["optimization"].map(optimization_title),
         "SMT": rows["smt"].map({True: "on", False: "off"}),
         "batch": rows["batch_size"].astype(str),
         "threads": rows["threads"].astype(str),

@@ -24,12 +24,12 @@ from scalebench_lib.charts import (
     Line,
     SampleDots,
     batch_size_colours,
-    optimization_title,
     style_of,
 )
 from scalebench_lib.config import AXES, DEFAULTS, Config, axis_value_label, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import BETWEEN, SHARES
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.text import format_error_db, format_number, pluralize
 

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from scalebench_lib.analysis import tables
-from scalebench_lib.charts import optimization_title
 from scalebench_lib.config import DEFAULTS
 from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbance_sentences
 from scalebench_lib.operators import BETWEEN, QUANTIZING, SHARES
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.stats import ASSUMED_SPREAD, MIN_TURNS, Ratio

@@ -10,6 +10,7 @@ import ipywidgets as widgets
 
 from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.notebook import WIDGET, check_parameters, is_interactive
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan import figures
 from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.decide import Context
@@ -57,7 +58,8 @@ class PlanExplorer(widgets.Box):  # type: ignore[misc]
         self.cores, self.optimization = slider("Cores"), dropdown("Optimization")
         self.cores.options = range(1, context.cores + 1)
         self.cores.value = request.cores or context.cores
-        self.optimization.options = {"any": "", **{n: n for n in context.profile.optimizations}}
+        names = context.profile.optimizations
+        self.optimization.options = {"any": "", **{optimization_title(n): n for n in names}}
         self.optimization.value = request.optimization
         self.message = widgets.HTML()
         self.pictures = [PngImage(format="png", layout={"max_width": "100%"}) for _ in range(2)]

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from scalebench_lib.machine import Core
 from scalebench_lib.notebook import say
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.planner import Plan
@@ -52,7 +53,8 @@ def cores(decision: Decision) -> Picture:
         axes.text(-0.15, 0.42 - y, f"socket {row[0].socket}", ha="right", va="center", color=_PALE)
     axes.set(xlim=(-1.2, max(_ROW / 2, *map(len, rows))), ylim=(0.9 - len(rows), 1))
     axes.axis("off")
-    kinds = ", ".join(dict.fromkeys(f"{one} {one.optimization}" for one in plan.instances))
+    named = (f"{one} {optimization_title(one.optimization)}" for one in plan.instances)
+    kinds = ", ".join(dict.fromkeys(named))
     legend = f"Numbers: CPU, and #instance. Instances ⟨threads, batch⟩: {kinds}. Grey: idle."
     if not decision.context.record:
         legend += " CPU numbers are made up."

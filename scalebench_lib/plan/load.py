@@ -27,6 +27,7 @@ from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import MeasurementError, ScalebenchError, validation_message
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import available_bytes
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.arrivals import request_lengths
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.runner import MEMORY_SHARE, PlanRunner, Workers
@@ -55,7 +56,8 @@ class Deployment:
     batching: Batching
 
     def __str__(self) -> str:
-        kinds = [(o.threads, o.optimization, o.allocator) for o in self.plan.instances]
+        names = {o: optimization_title(o) for o in self.plan.optimizations}
+        kinds = [(o.threads, names[o.optimization], o.allocator) for o in self.plan.instances]
         named = [(k, k[1] + f", {k[2]}" * (k[2] != "default")) for k in kinds]
         counted = (f"{kinds.count(k)} × {pluralize(k[0], 'thread')}, {name}" for k, name in named)
         return f"{' + '.join(dict.fromkeys(counted))}, {self.batching}"

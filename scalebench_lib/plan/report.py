@@ -18,6 +18,7 @@ from scalebench_lib import cost
 from scalebench_lib.config import WITHIN
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance
 from scalebench_lib.plan.planner import Plan, split_evenly
@@ -147,8 +148,8 @@ def _measured(plan: Plan) -> str:
 
 
 def _optimization(plan: Plan) -> str:
-    """Return ``none + script`` if its instances differ."""
-    return " + ".join(sorted(plan.optimizations))
+    """Return ``TorchScript + eager`` if its instances differ."""
+    return " + ".join(sorted(map(optimization_title, plan.optimizations)))
 
 
 def _ms(value: float) -> str:
@@ -184,7 +185,7 @@ _THREAD_SETTINGS = {
 def _description(one: Instance) -> str:
     allocator = f", {one.allocator}" * (one.allocator != "default")
     threads = pluralize(one.threads, "thread")
-    return f"batch {one.batch_size}, {threads}, {one.optimization}{allocator}"
+    return f"batch {one.batch_size}, {threads}, {optimization_title(one.optimization)}{allocator}"
 
 
 def sentences(decision: Decision) -> Iterator[str]:
@@ -264,8 +265,9 @@ def describe_profile(context: Context) -> str:
     """Return in a sentence what the profile holds."""
     profile = context.profile
     sizes = ", ".join(map(str, profile.batch_sizes))
+    optimizations = ", ".join(map(optimization_title, profile.optimizations))
     return (
         f"{profile.shared['model']} on {profile.shared['machine']}: "
         f"{pluralize(len(profile.instances), 'point')}, batch {sizes}, "
-        f"{', '.join(profile.optimizations)}; {pluralize(context.cores, 'core')} to plan with"
+        f"{optimizations}; {pluralize(context.cores, 'core')} to plan with"
     )

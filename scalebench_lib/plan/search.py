@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter
 from scalebench_lib.config import WITHIN, Seconds, StrictModel
 from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import MeasurementError, RequestError
+from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.arrivals import arrival_times
 from scalebench_lib.plan.decide import CANDIDATES, Context, PlanRequest
 from scalebench_lib.plan.load import (
@@ -156,9 +157,10 @@ class Predictor:
         together, found = self._together.get(kinds, {}), []
         for one in deployment.plan.instances:
             if not self._profiled(one, batching):
+                engine, threads = optimization_title(one.optimization), one.threads
                 raise RequestError(
                     f"max_batch: batches of {batching.max_batch} were not measured with "
-                    f"{one.optimization}, {pluralize(one.threads, 'thread')}: choose smaller ones"
+                    f"{engine}, {pluralize(threads, 'thread')}: choose smaller ones"
                 )
             if (key := (kinds, _kind([one]), tuple(batching.shapes))) not in self._services:
                 samples = _in_proportion(self._alone[_kind([one])], together)

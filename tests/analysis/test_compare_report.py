@@ -73,13 +73,13 @@ def test_what_all_points_share_is_a_sentence() -> None:
 
 def test_reasons_are_notes_that_name_their_points(found: Comparison) -> None:
     assert (
-        f"Note: lost in B (failed: <img> | *memory*): {GONE.optimization}, batch 1 on 1, 2 threads."
+        "Note: lost in B (failed: <img> | *memory*): TorchScript, batch 1 on 1, 2 threads."
         in notes(found)
     )
     assert "false discovery rate of 5 %" in notes(found)[0]
     only = [r for r in sweep(1) if r.config.batch_size == 4 or r.config.optimization == "none"]
     said = notes(compared(sweep(0), only))
-    assert "Note: only in A: script, batch 1, 16 on 1, 2 threads." in said
+    assert "Note: only in A: TorchScript, batch 1, 16 on 1, 2 threads." in said
 
 
 def _long(record: Record, smt: bool) -> Record:
@@ -118,7 +118,7 @@ def test_the_longest_names_fit_into_80_columns(width: int) -> None:
     assert [line.split() for line in table[2:]] == [
         " ".join(row).split() for row in rows.to_numpy()
     ]
-    assert {"onnxruntime-int8", "1024", "16", "on", "off"} <= set(rows.to_numpy().ravel())
+    assert {"ONNX Runtime int8", "1024", "16", "on", "off"} <= set(rows.to_numpy().ravel())
 
 
 def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_where_all_is_lost_there_is_no_table(tmp_path: Path) -> None:
     nothing = compared(sweep(0), after)
     assert tables(nothing) == []
     assert (
-        "Note: lost in B (failed: no): none, batch 1, 4, 16 on 1, 2 threads;" in notes(nothing)[-1]
+        "Note: lost in B (failed: no): eager, batch 1, 4, 16 on 1, 2 threads;" in notes(nothing)[-1]
     )
     assert save(nothing, tmp_path).exists()
 

@@ -139,7 +139,7 @@ def test_the_html_page_opens_offline(full: Path) -> None:
     files = {link for link in links if not link.startswith("#")}
     assert all((full / link).exists() for link in files)
     assert {"results.csv", "records/bert-none-smt_off-bs1-44136f-t1.json"} <= files
-    assert "BERT, batch 1 of 16 tokens, none, SMT off, trial 1" in parsed.text
+    assert "BERT, batch 1 of 16 tokens, eager, SMT off, trial 1" in parsed.text
     assert len(links) > 26
     assert {link.removeprefix("#") for link in links} - ids - files == set()
     assert not {"link", "iframe"} & {tag for tag, _ in parsed.tags}

@@ -576,7 +576,7 @@ def test_the_command_tells_hosts_blocks_and_records(
     code, told, complaint = scalebench("sweep", tmp_path, *options, *where)
     assert told.startswith(f"2 hosts: left, right\n{SMALL}\nleft: 4 configs to measure in 2 rounds")
     assert "round 1, left: a block of 4 configs\n" in told
-    assert "round 2, right, BERT, batch 1 of 16 tokens, none, SMT off: 1 thread 100 ms" in told
+    assert "round 2, right, BERT, batch 1 of 16 tokens, eager, SMT off: 1 thread 100 ms" in told
     assert code == 1
     assert complaint == f"scalebench: 1 config failed: 'scalebench status {tmp_path}' says why\n"
     assert pages == [tmp_path]

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scalebench_lib import notebook
 from scalebench_lib.analysis.compare import compare
 from scalebench_lib.config import Config, Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, ScalebenchError
@@ -189,8 +190,9 @@ def test_a_folder_that_a_kill_left_half_made_is_taken_up(small, tmp_path) -> Non
         {"x; import os": 1},
     ],
 )
-def test_the_kernel_checks_again_what_it_is_asked(bad: dict) -> None:
+def test_the_kernel_checks_again_what_it_is_asked(bad: dict, monkeypatch) -> None:
     """One line, whatever it was started by."""
+    monkeypatch.setattr(notebook, "is_interactive", lambda: False)
     with pytest.raises(RequestError) as caught:
         measurement_request(bad)
     assert "\n" not in str(caught.value)

@@ -95,7 +95,7 @@ def test_the_points_of_a_block_are_shown_with_how_well_they_are_known(console: C
     """Below what is done and what is left."""
     console.print(progress._drawn(step(block())))
     shown = printed(console)
-    assert "batch 1, none, allocator tcmalloc" in shown
+    assert "batch 1, eager, allocator tcmalloc" in shown
     assert "100 ms" in shown
     assert "± 1.2 %" in shown
     assert "3/8" in shown
