@@ -132,7 +132,7 @@ def predictions(context: Context) -> Picture:
     off = measured / predicted - 1
     within, worst = int((abs(off) <= CLOSE).sum()), off[np.argmax(abs(off))]
     figure.sentence = (
-        f"{within} of {pluralize(len(off), 'run')} were within 10 % of their prediction; "
+        f"within 10 % of the prediction: {within} of {pluralize(len(off), 'run')}; "
         f"at worst {worst:+.1%}"
     )
     return figure

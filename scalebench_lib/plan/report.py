@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib import cost
-from scalebench_lib.config import WITHIN
+from scalebench_lib.config import WITHIN, model_title
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.optimizations import optimization_title
@@ -117,7 +117,7 @@ def plan_table(decision: Decision) -> Table:
     """Return the plans as a table: predicted, measured, and how much faster than fat."""
     context, best, fat = decision.context, decision.best, decision.fat
     limit = f", within {decision.request.slo_ms:g} ms" if decision.request.slo_ms else ""
-    model, cores = context.profile.shared["model"], pluralize(context.cores, "core")
+    model, cores = model_title(context.profile.shared["model"]), pluralize(context.cores, "core")
     title = f"{model}, batch {best.batch_size} on {cores}{limit}; times in ms"
     table = new_table("", title=Text(title))
     table.add_column("⟨threads, batch⟩", overflow="fold")
@@ -267,7 +267,7 @@ def describe_profile(context: Context) -> str:
     sizes = ", ".join(map(str, profile.batch_sizes))
     optimizations = ", ".join(map(optimization_title, profile.optimizations))
     return (
-        f"{profile.shared['model']} on {profile.shared['machine']}: "
+        f"{model_title(profile.shared['model'])} on {profile.shared['machine']}: "
         f"{pluralize(len(profile.instances), 'point')}, batch {sizes}, "
         f"{optimizations}; {pluralize(context.cores, 'core')} to plan with"
     )

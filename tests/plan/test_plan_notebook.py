@@ -79,7 +79,7 @@ def test_a_rate_and_a_tail_are_answered(sweep: Path, tmp_path: Path) -> None:
     assert pictures[1:] == ["Latency by rate", "Predicted against measured"]
     for part in ("10.0 requests/s with a p95 of", "p95 is within 300 ms up to", "taskset -c"):
         assert part in told
-    assert "0 of 1 run were within 10 % of their prediction; at worst +100.0%" in told
+    assert "within 10 % of the prediction: 0 of 1 run; at worst +100.0%" in told
     assert re.search(r"1.53 an hour, 20% left unused:\n  .* with script: 1 machine of .*/s", told)
     assert json.loads((sweep / "plan.json").read_text())["rate"] == 10.0
     (sweep / "load.jsonl").unlink()
@@ -160,7 +160,7 @@ def test_predictions_are_compared_with_what_was_measured(loaded: Context) -> Non
     ]
     learned = PlanRuns(observations=tuple(runs))
     picture = figures.predictions(replace(loaded, interference=learned))
-    assert picture.sentence == "1 of 2 runs were within 10 % of their prediction; at worst +25.0%"
+    assert picture.sentence == "within 10 % of the prediction: 1 of 2 runs; at worst +25.0%"
     assert picture.png().startswith(b"\x89PNG")
 
 
