@@ -81,9 +81,13 @@ def peak_bytes(pid: int) -> int:
 def cause_of_death(process: subprocess.Popen[bytes], output: str = "") -> str:
     """Wait for `process`; return what ended it, with the last line of its `output`."""
     code = process.wait()
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
     lines = output.strip().splitlines()
     return f"{how}: {lines[-1]}" if lines else how
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else "a real-time signal"
 
 
 def oom_kills(root: Path = Path("/")) -> int:
@@ -108,8 +112,7 @@ def kernel_exit_reason(code: int | None, oom_kills_before: int) -> str:
         return f"the kernel died with exit code {code}"
     if -code == signal.SIGKILL and oom_kills() > oom_kills_before:
         return f"{OUT_OF_MEMORY}: the system killed the kernel"
-    known = -code in set(signal.Signals)
-    return f"{KILLED} {-code} ({signal.Signals(-code).name if known else 'a real-time signal'})"
+    return f"{KILLED} {-code} ({_signal_name(-code)})"
 
 
 def exception_reason(ename: str, evalue: str) -> str:

@@ -1,4 +1,4 @@
-"""The house: which parts may know of which, and what loads torch."""
+"""The architecture: which parts may know of which, and what loads torch."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in LIBRARY.rglob("*.py")
 }
-WINGS = ("measure", "sweep", "analysis", "plan")
+PARTS = ("measure", "sweep", "analysis", "plan")
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 
 
@@ -48,7 +48,7 @@ def test_wings_meet_on_the_ground_floor_only(path: Path) -> None:
         return
     for module in imports(path):
         other = re.match(r"scalebench_lib\.(\w+)", module)
-        assert not other or other[1] not in WINGS or other[1] == home, module
+        assert not other or other[1] not in PARTS or other[1] == home, module
 
 
 def test_only_measuring_loads_torch() -> None:
@@ -86,7 +86,7 @@ def _at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    """Who reads the house can begin at its ground."""
+    """The library can be read from its shared modules on."""
     sorter = TopologicalSorter({name: loaded_with(path) for name, path in MODULES.items()})
     try:
         sorter.prepare()

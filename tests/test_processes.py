@@ -1,12 +1,15 @@
 """Why a kernel died."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from scalebench_lib import processes
 from scalebench_lib.processes import (
+    cause_of_death,
     ensure_home,
     exception_reason,
     kernel_exit_reason,
@@ -54,7 +57,12 @@ def test_a_death_has_its_cause(monkeypatch) -> None:
     assert kernel_exit_reason(-9, 3) == "killed by signal 9 (SIGKILL)"
     assert kernel_exit_reason(-11, 2) == "killed by signal 11 (SIGSEGV)"
     assert kernel_exit_reason(3, 2) == "the kernel died with exit code 3"
-    assert kernel_exit_reason(-40, 2).startswith("killed by signal 40")
+    assert kernel_exit_reason(-40, 2) == "killed by signal 40 (a real-time signal)"
+
+
+def test_an_instance_that_a_real_time_signal_ends_has_a_reason() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 40)"])
+    assert cause_of_death(process, "its last\nwords") == "was killed by a real-time signal: words"
 
 
 def test_exceptions_for_lack_of_memory_are_out_of_memory_too() -> None:
