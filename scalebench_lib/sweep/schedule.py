@@ -25,6 +25,9 @@ from scalebench_lib.record import SCHEMA, Point, Record, Status, load_records, r
 TRIAL_S = 4.0
 """Seconds of a trial outside its turns, until the first one has been seen."""
 
+END_S = TRIAL_S / 2
+"""Those of them in which it rechecks and saves."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -181,7 +184,7 @@ class DurationForecast:
         for record in records:
             size = record.config.batch_size
             if record.setup and record.points:
-                self.setups[size].append(record.setup.seconds + TRIAL_S / 2)
+                self.setups[size].append(record.setup.seconds + END_S)
             for point in record.points:
                 self.turns[size].append(mean_turn_s(point))
 

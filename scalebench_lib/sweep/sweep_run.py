@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
-from scalebench_lib.config import SPEC, Config, Sweep, Trial, resolved_task
+from scalebench_lib.config import SPEC, Config, Sweep, Trial, name_as_asked, resolved_task
 from scalebench_lib.errors import RequestError, ScalebenchError, reason_in
 from scalebench_lib.files import DamagedError, leftovers, set_aside, write_atomically
 from scalebench_lib.machine import Machine
@@ -117,16 +117,16 @@ class SweepRun:
             why = said or kernel_exit_reason(done.returncode, kills)
             raise RequestError(f"{model} cannot be built and run: {why}")
         if why_not := json.loads(done.stdout.splitlines()[-1]):
-            raise RequestError(why_not)
+            raise RequestError(name_as_asked(why_not))
 
     @property
     def schedule(self) -> Schedule:
         beside = Schedule(self.sweep, self.machine, self.other.records) if self.other else None
         return Schedule(self.sweep, self.machine, self.records, self.retry, beside)
 
-    def seconds_left(self) -> float:
-        """Return how long the sweep will still take, at most."""
-        pace, schedule = DurationForecast(self.records), self.schedule
+    def seconds_left(self, pace: DurationForecast | None = None) -> float:
+        """Return how long the sweep will still take, at most, by the `pace` of its records."""
+        pace, schedule = pace or DurationForecast(self.records), self.schedule
         rounds = range(1, self.sweep.rounds + 1)
         return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
 

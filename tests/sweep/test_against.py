@@ -9,6 +9,7 @@ import pytest
 
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.record import load_records
+from scalebench_lib.sweep import runner
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.runner import run_rounds
 from scalebench_lib.sweep.sweep_run import SweepRun, prepare_pair
@@ -99,6 +100,25 @@ def test_what_fails_on_one_side_is_measured_on_the_other(
     assert [r.status for r in a.records if short_of(r) == "bf16 1"] == ["ok", "ok"]
     assert not a.schedule.left
     assert not b.schedule.left
+
+
+def test_a_skip_is_recorded_once_though_its_block_is_full(
+    trials: FakeTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other side's trial of that config waits for the next block."""
+    monkeypatch.setattr(runner, "BLOCK_S", 9.0)
+
+    def happens(phase: str, trial, _: int) -> None:
+        if phase == "set up" and short(trial) == "script 1" and trials.side == "a":
+            raise MeasurementError("killed by signal 9 (SIGKILL)")
+
+    a, b = pair(trials, tmp_path)
+    trials.happens = happens
+    for side in (a, b):
+        side.start = starting(trials, side)
+    run_rounds((a, b), quiet)
+    assert [r.status for r in a.records if short_of(r) == "script 4"] == ["skipped"]
+    assert [r.status for r in b.records if short_of(r) == "script 4"] == ["ok", "ok"]
 
 
 def starting(trials: FakeTrials, side: SweepRun):
