@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from scalebench_lib import __version__
-from scalebench_lib.config import AXES, PRESETS, Sweep, preset
+from scalebench_lib.config import AXES, PRESETS, SPEC, Sweep, preset
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
@@ -60,7 +60,8 @@ class _Output(Console):
         """End as after an error: rich would exit without a word."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ScalebenchError("stopped: standard output was closed; what was measured is kept")
+        kept = "; what was measured is kept" if _is_measuring() else ""
+        raise ScalebenchError(f"stopped: standard output was closed{kept}")
 
 
 console = _Output()
@@ -74,7 +75,9 @@ IfBusyOption = Annotated[
 ]
 _HELP = {
     "version": "Print the version.",
-    "preset": f"The sweep to start from: {' or '.join(PRESETS)}.",
+    "preset": f"The sweep to start from: "
+    f"{' or '.join(f'{name} ({what})' for name, what in PRESETS.items())}. "
+    "[default: OUT's own, which goes on; of a new OUT page]",
     "spec": "A YAML file to start from instead, with lines like 'batch_sizes: 1,8'.",
     "time_budget": "Stop after this time, such as 10m, and keep what is measured.",
     "kernels": "How a trial's process starts: warm (forked, fast) or fresh.",
@@ -87,7 +90,7 @@ _HELP = {
     "open_page": "Open the page in a browser at the end.",
     "any_machine": "Render records of several machines together.",
     "machine": "The name of the machine, such as 'Xeon 8480'.",
-    "batch_size": "Items of one batch to split over the copies, such as 32.",
+    "batch_size": "Items of one batch to split over instances, such as 32.",
     "cores": "Physical cores to use, such as 4. [default: all]",
     "optimization": "The only optimization to use, such as openvino. [default: any]",
     "rate": "Requests per second, such as 200.",
@@ -120,19 +123,23 @@ def _renamed(**names: str) -> dict[str, Any]:
 
 
 _Command = Callable[..., None]
+_BY_NAME = Parameter.KEYWORD_ONLY  # as typer calls commands; else their order would be bound
 
 
-def _with_options(**helps: str) -> Callable[[_Command], _Command]:
-    """Give a command's own options their `_HELP`, and it more that take text, with theirs."""
+def _with_options(*first: str, **helps: str) -> Callable[[_Command], _Command]:
+    """Give a command's own options their `_HELP`, and it more that take text, with theirs.
+
+    Those named `first` are listed first, in this order.
+    """
 
     def give(command: _Command) -> _Command:
         own = signature(command, eval_str=True).parameters.values()
         parameters = [_helped(one) for one in own if one.kind is not Parameter.VAR_KEYWORD]
         for name, text in helps.items():
             kind = Annotated[str | None, typer.Option(help=text)]
-            parameters.append(
-                Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            )
+            parameters.append(Parameter(name, _BY_NAME, default=None, annotation=kind))
+        order = {name: place for place, name in enumerate(first)}
+        parameters.sort(key=lambda one: order.get(one.name, len(order)))
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
@@ -142,6 +149,7 @@ def _with_options(**helps: str) -> Callable[[_Command], _Command]:
 
 def _helped(parameter: Parameter) -> Parameter:
     """Return `parameter` as an option with its help, if there is one; a flag has no opposite."""
+    parameter = parameter.replace(kind=_BY_NAME)
     if not (text := _HELP.get(parameter.name)):
         return parameter
     name = f"--{parameter.name.removesuffix('_page').replace('_', '-')}"
@@ -155,6 +163,7 @@ _SWEEP_OPTIONS = {
     for name, field in Sweep.model_fields.items()
     if field.description
 }
+_OFTEN = ("model", "batch_sizes", "optimizations", "threads", "smt", "seq_lens")
 _GROUPS = [name for name, axis in AXES.items() if axis.splits and not axis.within]
 _PLAN_OPTIONS = {
     name: f"{AXES[name].title if name in AXES else name.title()}, where OUT has several."
@@ -172,15 +181,16 @@ def _start(context: typer.Context, version: bool = False) -> None:
 
 
 @app.command(
+    short_help="Measure a sweep into OUT, or continue it, and render its page.",
     context_settings=_renamed(
         visit_timeout="trial_timeout", seq_len="seq_lens", image_size="image_sizes"
-    )
+    ),
 )
-@_with_options(**_SWEEP_OPTIONS)
+@_with_options(*_OFTEN, "rounds", "max_seconds", "preset", **_SWEEP_OPTIONS)
 def sweep(
     context: typer.Context,
     out: Out,
-    preset: str = "page",
+    preset: str | None = None,
     spec: Path | None = None,
     time_budget: str | None = None,
     kernels: Literal["warm", "fresh"] = "warm",
@@ -194,7 +204,11 @@ def sweep(
     open_page: bool = False,
     **options: str | None,
 ) -> None:
-    """Measure a sweep into OUT, or continue it, and render its page."""
+    """Measure every combination of batch size, threads and optimization into OUT, and render its
+    page.
+
+    A sweep that is in OUT goes on, by its own settings instead of the defaults below.
+    """
     hosts = _hosts(scheduler, any_host, against)
     for folder in () if dry_run else (out, out / "a", out / "b"):
         require_folder_free(folder)
@@ -204,17 +218,19 @@ def sweep(
     given = {name: value for name, value in options.items() if value is not None}
     budget = parse_duration("time_budget", time_budget) or math.inf
     timeout = parse_duration("trial_timeout", trial_timeout)
-    request, warm = _request(preset, spec, {**given, "hosts": hosts}), kernels == "warm"
+    begun, origin = _start_of(preset, spec, out / "a" if against else out)
+    request, warm = Sweep.from_input({**begun, **given, "hosts": hosts}), kernels == "warm"
     if scheduler:
         client = context.with_resource(client_of(scheduler))
         across = HostsRun(request, out, client, retry_failed, warm, if_busy)
-        console.say(across)
+        origin += f"\n{across}"
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
     else:
         runs = _prepared(request, out, against, retry_failed)
         measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
     for run in runs:
         run.trial_timeout = timeout
+    console.say(*origin.splitlines())
     progress.announce(runs, console)
     if dry_run:
         for run in runs:
@@ -288,7 +304,11 @@ def import_(
 ) -> None:
     """Import published latencies into OUT.
 
-    report, plan and the notebooks read them like a sweep.
+    report, plan and the notebooks read them like a sweep. Columns: benchmark
+    (model_manual_optimization, or model_default_optimization for threads that were not pinned),
+    intraop_threads, batch_size; latency(min), latency(avg), latency(max) in ms, or throughput in
+    inferences/s. Optional: ht, topology, pinning, source, allocator, instance_id, interop_threads,
+    flops.
     """
     from scalebench_lib.analysis.published import import_published
 
@@ -316,8 +336,9 @@ def plan(
 ) -> None:
     """Recommend what to run for a rate, a latency limit or a batch.
 
-    The answer is a number of copies of the model, with the cores and batches of each. For requests
-    give --slo-ms, and --rate unless it is to be the highest; to split one batch give --batch-size.
+    The answer is a number of instances (copies of the model on cores of their own), with the cores
+    and batches of each. For requests give --slo-ms, and --rate unless it is to be the highest; to
+    split one batch give --batch-size.
     """
     from scalebench_lib.plan.answer import Question
     from scalebench_lib.plan.decide import Context
@@ -500,11 +521,19 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             return f"stopped: {error.strerror or error}{where}", 1
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
-            kept = "what a sweep has measured is kept, 'scalebench report' shows it"
-            return f"{word}: {kept}, and it goes on by the same command", 128 + error.args[0]
+            kept = (
+                ": what a sweep has measured is kept, 'scalebench report' shows it, and it goes on"
+            )
+            kept = f"{kept} by the same command" if _is_measuring() else ""
+            return f"{word}{kept}", 128 + error.args[0]
         case _:
             message = error.format_message()  # type: ignore[attr-defined]
             return message.replace("Value error, ", ""), 2
+
+
+def _is_measuring() -> bool:
+    """Return whether the command is one that leaves what it measured where it is stopped."""
+    return not {"sweep", "load", "--verify"}.isdisjoint(sys.argv)
 
 
 def _as_typed(message: str) -> str:
@@ -579,9 +608,16 @@ def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
     return "any" if any_host else "each" if scheduler else "one"
 
 
-def _request(start: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
-    begun = Sweep.load(spec).model_dump() if spec else preset(start)
-    return Sweep.from_input({**begun, **given})
+def _start_of(name: str | None, spec: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
+    """Return with what a sweep into `folder` starts, by field of `Sweep`, and where that is from.
+
+    By default it goes on with the sweep that is there.
+    """
+    if spec:
+        return Sweep.load(spec).model_dump(), f"starts from {spec}"
+    if name is None and (own := folder / SPEC).exists():
+        return Sweep.load(own).model_dump(), f"continues {own}"
+    return preset(name or "page"), f"starts from the preset {name or 'page'}"
 
 
 if __name__ == "__main__":

@@ -604,6 +604,6 @@ def preset(name: str) -> dict[str, Any]:
         return {}
     openvino = ("openvino", "openvino-bf16", "openvino-int8")
     fast = ("none", "script", "bf16", "onnxruntime-int8", *openvino)
-    usable = [one for one in fast if OPTIMIZATIONS[one].is_usable]
+    usable = [one for one in fast if not OPTIMIZATIONS[one].lacking]
     sizes = (1, 4, 16, 64)
     return {"batch_sizes": sizes, "optimizations": usable, "max_seconds": 2.0, "rounds": 1}

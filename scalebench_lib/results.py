@@ -7,6 +7,7 @@ and its source (`Imported`).
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -78,6 +79,7 @@ COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
 
 _NS_PER_MS = 1e6
+_MOST_CHARACTERS = 200  # of names in a message
 _MAX_PAIRS = 1000  # over as many pairs of points, taken at random, variances are pooled
 
 PointKey = tuple[str, int]
@@ -207,6 +209,26 @@ def _group_of(record: Record) -> _Group:
     return record.config.group, record.host_label
 
 
+def no_sweep_message(out: Path, lacking: str) -> str:
+    """Return that folder `out` has none of what is `lacking`, and the sweep that may be meant."""
+    around = None if _is_sweep(out) else next(filter(_is_sweep, out.parents), None)
+    if around:
+        return f"{out} is no sweep: did you mean {around}?"
+    where, trouble, there = out, "is no sweep", "it"
+    if not out.exists():
+        where, trouble, there = out.parent, "does not exist", str(out.parent)
+    paths = (*where.glob("*"), *where.glob("*/*"))
+    if found := sorted(str(path.relative_to(where)) for path in paths if _is_sweep(path)):
+        names = textwrap.shorten(", ".join(found), _MOST_CHARACTERS, placeholder=" …")
+        return f"{out} {trouble}; sweeps in {there}: {names}"
+    trouble = f"holds no {lacking}" if out.exists() else trouble
+    return f"{out} {trouble}: measure first, with 'scalebench sweep {out}'"
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "records").is_dir() or (folder / FILE).exists()
+
+
 class Results:
     """The points of a sweep, by key, their ratios, and its table; an import has the table alone."""
 
@@ -234,8 +256,7 @@ class Results:
         if imported := Imported.load(out):
             return cls([], imported, _published_rows(out / CSV))
         if not (records := load_records(out)):
-            why = f"measure first, with 'scalebench sweep {out}'"
-            raise RequestError(f"{out} holds no records: {why}")
+            raise RequestError(no_sweep_message(out, "records"))
         if not any_machine:
             require_one_machine(records)
         return cls(records)

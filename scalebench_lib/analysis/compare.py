@@ -36,6 +36,7 @@ from scalebench_lib.config import AXES, SPEC, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import another_host_warning
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import CONFIG_ORDER, Record, conditions
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, paired_ratio_by_point
 
@@ -62,6 +63,11 @@ MIN_COMMON = 4
 ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together between rounds, assumed for a sweep of
 one round. On a shared machine it was 1 to 7 %."""
+
+_LIBRARIES = {"vector": "CPU's instructions"}  # what torch found of them
+_MOST_NAMED = 5  # differences in a message
+_ENGINES = sorted({package for one in OPTIMIZATIONS.values() for package in one.needs})
+_FIRST = {name: n for n, name in enumerate(("CPU's instructions", "governor", "torch", *_ENGINES))}
 
 _BEYOND = ["beyond", "beyond_low", "beyond_high", "chance"]
 _COLUMNS = [
@@ -223,8 +229,11 @@ def compare(
     asked = ("model's",) if model_a else ()  # they are meant to differ
     differences = [one for one in found.differences if not one.startswith(asked)]
     if differences and not anyway:
+        named, more = "; ".join(differences[:_MOST_NAMED]), len(differences) - _MOST_NAMED
+        others = f"; and {more} more" * (more > 0)
         raise RequestError(
-            f"{a} and {b} differ in {'; '.join(differences)}: compare them with --anyway"
+            f"{a} and {b} differ in {named}{others}: differences may come from them; --anyway "
+            "compares all the same"
         )
     return found
 
@@ -308,16 +317,21 @@ def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
 
 
 def _other_conditions(*sides: list[Record]) -> Iterator[str]:
-    """Yield the conditions and libraries in which the records differ, with all values."""
+    """Yield the conditions and libraries in which the records differ, with all values.
+
+    Those of the CPU come first, then torch and the engines.
+    """
     one, other = (conditions(side) | _libraries(side) for side in sides)
-    for name in sorted(one.keys() | other.keys()):
+    names = sorted(one.keys() | other.keys())
+    for name in sorted(names, key=lambda name: _FIRST.get(name, len(_FIRST))):
         values = [side.get(name, {"none"}) for side in (one, other)]
         if all(values) and values[0] != values[1]:
             yield f"{name} {' → '.join(', '.join(sorted(each)) for each in values)}"
 
 
 def _libraries(records: list[Record]) -> dict[str, set[str]]:
-    pairs = [pair for record in records for pair in record.software.libraries.items()]
+    found = [record.software.libraries for record in records]
+    pairs = [(_LIBRARIES.get(name, name), value) for each in found for name, value in each.items()]
     return {name: {value for other, value in pairs if other == name} for name, _ in pairs}
 
 

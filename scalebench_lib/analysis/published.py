@@ -195,7 +195,8 @@ def _require_columns(header: list[str]) -> None:
     if "throughput" in header and not _LATENCY & set(header):
         needed -= _LATENCY
     if lacking := sorted(needed - set(header)):
-        raise ValueError(f"no column {lacking[0]!r}: give a published scalebench latency CSV")
+        names = ", ".join(map(repr, lacking))
+        raise ValueError(f"no column {names}: 'scalebench import --help' lists the columns")
     if len(set(header)) < len(header):
         raise ValueError("a column's name stands there twice")
 

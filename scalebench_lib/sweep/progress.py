@@ -15,6 +15,7 @@ from rich.text import Text
 from scalebench_lib.config import AXES
 from scalebench_lib.disturbances import disturbance_sentences
 from scalebench_lib.machine import another_host_warning
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import write_status
@@ -42,6 +43,14 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
             f"{len(schedule.failed)} failed before: {'about' if run.records else 'at least'} "
             f"{format_duration(run.seconds_left())}",
         )
+    for name in _names_left(runs) if runs[0].sweep.hosts == "one" else ():
+        if lacking := OPTIMIZATIONS[name].lacking:
+            _print(console, f"configs of {name} will fail here: {lacking}")
+
+
+def _names_left(runs: Sequence[SweepRun]) -> list[str]:
+    """Return the optimizations that are still to be measured."""
+    return list(dict.fromkeys(t.config.optimization for run in runs for t in run.schedule.left))
 
 
 def run_with_progress(

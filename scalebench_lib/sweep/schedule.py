@@ -21,6 +21,7 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.processes import KILLED, OUT_OF_MEMORY
 from scalebench_lib.protocol import TURN_S
 from scalebench_lib.record import SCHEMA, Point, Record, Status, load_records, require_one_machine
+from scalebench_lib.results import no_sweep_message
 
 TRIAL_S = 4.0
 """Seconds of a trial outside its turns, until the first one has been seen."""
@@ -213,7 +214,7 @@ def schedules_by_host(out: Path) -> dict[str | None, Schedule]:
     Raises `RequestError` where `out` holds no sweep, or records of several machines.
     """
     if not (out / SPEC).exists():
-        raise RequestError(f"{out} holds no sweep: start one with 'scalebench sweep {out}'")
+        raise RequestError(no_sweep_message(out, "sweep"))
     sweep, records = Sweep.load(out / SPEC), load_records(out)
     require_one_machine(records)
     hosts: dict[str | None, list[Record]] = defaultdict(list)

@@ -138,6 +138,17 @@ def test_a_folder_that_holds_a_sweep_takes_no_pair(trials: FakeTrials, tmp_path:
         pair(trials, tmp_path)
 
 
+@pytest.mark.usefixtures("trials", "any_model")
+def test_a_pair_goes_on_by_what_is_in_its_first_folder(scalebench, tmp_path: Path) -> None:
+    """As any sweep does."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "sweep.yaml").write_text(SWEEP.dump(), encoding="utf-8")
+    code, printed, err = scalebench("sweep", tmp_path, "--against", "other", "--dry-run")
+    assert code == 0, err
+    assert printed.startswith(f"continues {tmp_path / 'a' / 'sweep.yaml'}\n")
+    assert "b: 6 configs to measure in 2 rounds" in printed
+
+
 @pytest.mark.stress
 def test_the_command_measures_both_environments_and_judges_every_point(
     scalebench, tmp_path: Path
