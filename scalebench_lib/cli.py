@@ -123,23 +123,21 @@ def _renamed(**names: str) -> dict[str, Any]:
 
 
 _Command = Callable[..., None]
-_BY_NAME = Parameter.KEYWORD_ONLY  # as typer calls commands; else their order would be bound
 
 
 def _with_options(*first: str, **helps: str) -> Callable[[_Command], _Command]:
-    """Give a command's own options their `_HELP`, and it more that take text, with theirs.
-
-    Those named `first` are listed first, in this order.
-    """
+    """Give a command's options their `_HELP`, and it more that take text; list `first` first."""
 
     def give(command: _Command) -> _Command:
         own = signature(command, eval_str=True).parameters.values()
         parameters = [_helped(one) for one in own if one.kind is not Parameter.VAR_KEYWORD]
         for name, text in helps.items():
             kind = Annotated[str | None, typer.Option(help=text)]
-            parameters.append(Parameter(name, _BY_NAME, default=None, annotation=kind))
-        order = {name: place for place, name in enumerate(first)}
-        parameters.sort(key=lambda one: order.get(one.name, len(order)))
+            parameters.append(
+                Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            )
+        places = {name: place for place, name in enumerate(first)}
+        parameters.sort(key=lambda one: (one.kind, places.get(one.name, len(first))))
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
@@ -149,7 +147,6 @@ def _with_options(*first: str, **helps: str) -> Callable[[_Command], _Command]:
 
 def _helped(parameter: Parameter) -> Parameter:
     """Return `parameter` as an option with its help, if there is one; a flag has no opposite."""
-    parameter = parameter.replace(kind=_BY_NAME)
     if not (text := _HELP.get(parameter.name)):
         return parameter
     name = f"--{parameter.name.removesuffix('_page').replace('_', '-')}"
@@ -190,6 +187,7 @@ def _start(context: typer.Context, version: bool = False) -> None:
 def sweep(
     context: typer.Context,
     out: Out,
+    *,
     preset: str | None = None,
     spec: Path | None = None,
     time_budget: str | None = None,
@@ -223,14 +221,14 @@ def sweep(
     if scheduler:
         client = context.with_resource(client_of(scheduler))
         across = HostsRun(request, out, client, retry_failed, warm, if_busy)
-        origin += f"\n{across}"
+        console.say(origin, across)
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
     else:
         runs = _prepared(request, out, against, retry_failed)
         measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
+        console.say(origin)
     for run in runs:
         run.trial_timeout = timeout
-    console.say(*origin.splitlines())
     progress.announce(runs, console)
     if dry_run:
         for run in runs:
@@ -521,24 +519,24 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             return f"stopped: {error.strerror or error}{where}", 1
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
-            kept = (
-                ": what a sweep has measured is kept, 'scalebench report' shows it, and it goes on"
-            )
-            kept = f"{kept} by the same command" if _is_measuring() else ""
-            return f"{word}{kept}", 128 + error.args[0]
+            kept = ": what a sweep has measured is kept, 'scalebench report' shows it"
+            more = f"{kept}, and it goes on by the same command" if _is_measuring() else ""
+            return f"{word}{more}", 128 + error.args[0]
         case _:
             message = error.format_message()  # type: ignore[attr-defined]
             return message.replace("Value error, ", ""), 2
 
 
 def _is_measuring() -> bool:
-    """Return whether the command is one that leaves what it measured where it is stopped."""
+    """Return whether the command leaves what it has measured where it is stopped."""
     return not {"sweep", "load", "--verify"}.isdisjoint(sys.argv)
 
 
 def _as_typed(message: str) -> str:
     """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
     name, colon, rest = message.partition(": ")
+    if name in AXES and "sweep" in sys.argv[1:2]:
+        name = AXES[name].several or name
     known = name in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
     return f"--{name.replace('_', '-')}{colon}{rest}" if known else message
 
@@ -609,10 +607,8 @@ def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
 
 
 def _start_of(name: str | None, spec: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
-    """Return with what a sweep into `folder` starts, by field of `Sweep`, and where that is from.
-
-    By default it goes on with the sweep that is there.
-    """
+    """Return the fields that a sweep starts with, by default those of the one in `folder`, and
+    where they are from."""
     if spec:
         return Sweep.load(spec).model_dump(), f"starts from {spec}"
     if name is None and (own := folder / SPEC).exists():

@@ -358,17 +358,6 @@ WITHIN = tuple(name for name, axis in AXES.items() if axis.within)
 """The axes in which points of a group differ, but for their threads."""
 
 
-def name_as_asked(message: str) -> str:
-    """Return `message` with the axis that it begins with as a sweep is asked for it.
-
-    >>> name_as_asked("seq_len: bert takes 512 tokens at most")
-    'seq_lens: bert takes 512 tokens at most'
-    """
-    name, colon, rest = message.partition(": ")
-    several = AXES[name].several if name in AXES else None
-    return f"{several or name}{colon}{rest}"
-
-
 def axis_value_label(name: str, value: object) -> str:
     """``128 tokens``, ``TorchScript``, ``SMT on``: the value of an axis for texts."""
     if name == "optimization":
@@ -548,10 +537,7 @@ class Sweep(StrictModel):
         for combination in product(*(values[name] for name in names)):
             varied = dict(zip(names, combination, strict=True))
             task = {"task": tasks[varied["phase"]]}
-            try:
-                yield Config.from_input(fixed | task | varied, context=None)
-            except RequestError as error:
-                raise RequestError(name_as_asked(str(error))) from None
+            yield Config.from_input(fixed | task | varied, context=None)
 
     def merged(self, other: Sweep) -> Sweep:
         """Return this sweep with the axes of `other` added; the limits are `other`'s."""

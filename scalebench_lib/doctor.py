@@ -14,13 +14,8 @@ from scalebench_lib.machine import Machine, available_bytes, search_file, thrott
 from scalebench_lib.optimizations import OPTIMIZATIONS, Optimization
 from scalebench_lib.text import pluralize
 
-_FLAGS = {
-    "AVX2": "avx2",
-    "AVX-512": "avx512f",
-    "bf16": "(avx512|amx)_bf16",
-    "VNNI (fast int8)": "avx(512)?_vnni",
-    "AMX (fast bf16 and int8)": "amx_tile",
-}
+_FLAGS = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI (fast int8)": "avx(512)?_vnni"}
+_FLAGS |= {"AMX (fast bf16 and int8)": "amx_tile", "bf16": "(avx512|amx)_bf16"}
 _TURBO = {"intel_pstate/no_turbo": ("on", "off"), "cpufreq/boost": ("off", "on")}
 
 
@@ -46,10 +41,9 @@ def _cpu(machine: Machine, root: Path) -> Iterator[str]:
     yield f"{sockets}, {pluralize(len(nodes), 'NUMA node')}; SMT: {smt}"
     cpuinfo = root / "proc/cpuinfo"
     if search_file(cpuinfo, r"^(flags)\b"):  # Arm's kernel has other names
-        flags = {name: rf"^(flags).*\s{flag}\b" for name, flag in _FLAGS.items()}
-        has = {name: "yes" if search_file(cpuinfo, one) else "no" for name, one in flags.items()}
-        yield ", ".join(f"{name} {has[name]}" for name in list(has)[:3])
-        yield ", ".join(f"{name} {has[name]}" for name in list(has)[3:])
+        for name, flag in _FLAGS.items():
+            found = search_file(cpuinfo, rf"^(flags).*\s{flag}\b")
+            yield f"{name}: {'yes' if found else 'no'}"
     for smt_on in machine.smt_values("auto"):
         counts = ", ".join(map(str, machine.thread_counts("auto", smt_on)))
         yield f"threads that are measured, SMT {'on' if smt_on else 'off'}: {counts}"
@@ -79,8 +73,7 @@ def _installed() -> Iterator[str]:
             library(allocator)
             yield f"{allocator}: yes"
         except RequestError as error:
-            why = str(error).removeprefix(f"allocator {allocator!r}").lstrip(": ")
-            yield f"{allocator}: no: {why.removeprefix('is not installed: ')}"
+            yield f"{allocator}: no: {str(error).partition(': ')[2] or error}"
 
 
 def _about(one: Optimization) -> Iterator[str]:

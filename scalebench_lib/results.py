@@ -7,7 +7,6 @@ and its source (`Imported`).
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -79,7 +78,6 @@ COLUMNS = tuple(_CSV_TYPES)
 """The columns of ``results.csv``, in order."""
 
 _NS_PER_MS = 1e6
-_MOST_CHARACTERS = 200  # of names in a message
 _MAX_PAIRS = 1000  # over as many pairs of points, taken at random, variances are pooled
 
 PointKey = tuple[str, int]
@@ -210,17 +208,14 @@ def _group_of(record: Record) -> _Group:
 
 
 def no_sweep_message(out: Path, lacking: str) -> str:
-    """Return that folder `out` has none of what is `lacking`, and the sweep that may be meant."""
-    around = None if _is_sweep(out) else next(filter(_is_sweep, out.parents), None)
-    if around:
-        return f"{out} is no sweep: did you mean {around}?"
-    where, trouble, there = out, "is no sweep", "it"
-    if not out.exists():
-        where, trouble, there = out.parent, "does not exist", str(out.parent)
+    """Return that folder `out` has none of what is `lacking`, and the sweeps that may be meant."""
+    around = [path for path in (out, *out.parents) if _is_sweep(path)]
+    if out not in around and around:
+        return f"{out} is no sweep: did you mean {around[0]}?"
+    where, trouble = (out, "is no sweep") if out.exists() else (out.parent, "does not exist")
     paths = (*where.glob("*"), *where.glob("*/*"))
-    if found := sorted(str(path.relative_to(where)) for path in paths if _is_sweep(path)):
-        names = textwrap.shorten(", ".join(found), _MOST_CHARACTERS, placeholder=" …")
-        return f"{out} {trouble}; sweeps in {there}: {names}"
+    if names := sorted(str(path.relative_to(where)) for path in paths if _is_sweep(path)):
+        return f"{out} {trouble}; sweeps in {where}: {', '.join(names)}"
     trouble = f"holds no {lacking}" if out.exists() else trouble
     return f"{out} {trouble}: measure first, with 'scalebench sweep {out}'"
 

@@ -140,8 +140,7 @@ def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> 
     two = Core(cpus=(0, 2)), Core(cpus=(1, 3), socket=1)
     on = machine(2).model_copy(update={"cores": two, "quota": 1.5})
     told = doctor.topics(on, tmp_path)
-    assert "AVX2 yes, AVX-512 yes, bf16 no" in told["CPU"]
-    assert "VNNI (fast int8) yes, AMX (fast bf16 and int8) yes" in told["CPU"]
+    assert {"AVX2: yes", "VNNI (fast int8): yes", "bf16: no"} < set(told["CPU"])
     assert "2 sockets, 2 NUMA nodes; SMT: 2 threads a core" in told["CPU"]
     assert told["Limits"][:2] == ["quota: 1.5 CPUs", "affinity: CPU 0, 1, 2, 3"]
     assert told["Clock"] == ["governor: not known", "turbo: on"]

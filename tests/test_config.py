@@ -158,7 +158,7 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path, monkeypatch) -> None:
 
 def test_a_size_that_a_model_does_not_know_is_refused() -> None:
     """It would measure the same thing twice."""
-    with pytest.raises(RequestError, match="seq_lens: resnet50 takes images: leave it out"):
+    with pytest.raises(RequestError, match="seq_len: resnet50 takes images: leave it out"):
         Sweep(model="resnet50", seq_lens=(16, 128)).trials(SMALL)
     with pytest.raises(RequestError, match="image_size: gpt2 takes text"):
         Config.from_input({"model": "gpt2", "image_size": 64})

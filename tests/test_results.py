@@ -331,9 +331,9 @@ def test_what_is_no_sweep_is_told_with_the_sweeps_around_it(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     names = "bert, quick, turn/a"
     for out, said in {
-        "outputs": f"outputs is no sweep; sweeps in it: {names}",
-        ".": ". is no sweep; sweeps in it: outputs/bert, outputs/quick",
-        "outputs/turn": "outputs/turn is no sweep; sweeps in it: a",
+        "outputs": f"outputs is no sweep; sweeps in outputs: {names}",
+        ".": ". is no sweep; sweeps in .: outputs/bert, outputs/quick",
+        "outputs/turn": "outputs/turn is no sweep; sweeps in outputs/turn: a",
         "outputs/nope": f"outputs/nope does not exist; sweeps in outputs: {names}",
         "no/where": "no/where does not exist: measure first, with 'scalebench sweep no/where'",
         "outputs/quick/records": "outputs/quick/records is no sweep: did you mean outputs/quick?",

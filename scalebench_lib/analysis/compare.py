@@ -64,10 +64,9 @@ ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together between rounds, assumed for a sweep of
 one round. On a shared machine it was 1 to 7 %."""
 
-_LIBRARIES = {"vector": "CPU's instructions"}  # what torch found of them
 _MOST_NAMED = 5  # differences in a message
-_ENGINES = sorted({package for one in OPTIMIZATIONS.values() for package in one.needs})
-_FIRST = {name: n for n, name in enumerate(("CPU's instructions", "governor", "torch", *_ENGINES))}
+_ENGINES = {package for one in OPTIMIZATIONS.values() for package in one.needs}
+_FIRST = ["vector", "governor", "torch", *sorted(_ENGINES)]  # vector: torch's name for the CPU's
 
 _BEYOND = ["beyond", "beyond_low", "beyond_high", "chance"]
 _COLUMNS = [
@@ -319,19 +318,18 @@ def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
 def _other_conditions(*sides: list[Record]) -> Iterator[str]:
     """Yield the conditions and libraries in which the records differ, with all values.
 
-    Those of the CPU come first, then torch and the engines.
+    They are in the order of their importance.
     """
     one, other = (conditions(side) | _libraries(side) for side in sides)
-    names = sorted(one.keys() | other.keys())
-    for name in sorted(names, key=lambda name: _FIRST.get(name, len(_FIRST))):
+    rest = sorted((one.keys() | other.keys()) - set(_FIRST))
+    for name in (*_FIRST, *rest):
         values = [side.get(name, {"none"}) for side in (one, other)]
         if all(values) and values[0] != values[1]:
             yield f"{name} {' → '.join(', '.join(sorted(each)) for each in values)}"
 
 
 def _libraries(records: list[Record]) -> dict[str, set[str]]:
-    found = [record.software.libraries for record in records]
-    pairs = [(_LIBRARIES.get(name, name), value) for each in found for name, value in each.items()]
+    pairs = [pair for record in records for pair in record.software.libraries.items()]
     return {name: {value for other, value in pairs if other == name} for name, _ in pairs}
 
 

@@ -58,10 +58,6 @@ class Member:
     def trial(self) -> Trial:
         return self.process.trial
 
-    @property
-    def spent_s(self) -> float:
-        return sum(point.spent_s for point in self.points.values())
-
 
 @dataclass
 class Block:

@@ -43,14 +43,9 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
             f"{len(schedule.failed)} failed before: {'about' if run.records else 'at least'} "
             f"{format_duration(run.seconds_left())}",
         )
-    for name in _names_left(runs) if runs[0].sweep.hosts == "one" else ():
-        if lacking := OPTIMIZATIONS[name].lacking:
+    for name in dict.fromkeys(trial.config.optimization for trial in runs[0].schedule.left):
+        if (lacking := OPTIMIZATIONS[name].lacking) and runs[0].sweep.hosts == "one":
             _print(console, f"configs of {name} will fail here: {lacking}")
-
-
-def _names_left(runs: Sequence[SweepRun]) -> list[str]:
-    """Return the optimizations that are still to be measured."""
-    return list(dict.fromkeys(t.config.optimization for run in runs for t in run.schedule.left))
 
 
 def run_with_progress(

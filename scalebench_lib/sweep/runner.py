@@ -158,9 +158,10 @@ class Round:
 
     def _seconds_left(self, block: Block) -> float:
         """Return the most that the sweep takes: `block`, by what its turns took, then the rest."""
-        turns_s = sum(self._pace.turns_s(one.trial) - one.spent_s for one in block.running)
+        turns_s = sum(self._pace.turns_s(member.trial) for member in block.running)
+        spent_s = sum(one.spent_s for member in block.running for one in member.points.values())
         ends_s = END_S * sum(not member.ended for member in block.members)
-        return max(0.0, turns_s) + ends_s + max(0.0, self._ahead_s)
+        return max(0.0, turns_s - spent_s) + ends_s + max(0.0, self._ahead_s)
 
     def run_block(self) -> None:
         """Measure as much of the queue as fits into a block."""

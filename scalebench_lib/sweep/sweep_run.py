@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
-from scalebench_lib.config import SPEC, Config, Sweep, Trial, name_as_asked, resolved_task
+from scalebench_lib.config import SPEC, Config, Sweep, Trial, resolved_task
 from scalebench_lib.errors import RequestError, ScalebenchError, reason_in
 from scalebench_lib.files import DamagedError, leftovers, set_aside, write_atomically
 from scalebench_lib.machine import Machine
@@ -117,7 +117,7 @@ class SweepRun:
             why = said or kernel_exit_reason(done.returncode, kills)
             raise RequestError(f"{model} cannot be built and run: {why}")
         if why_not := json.loads(done.stdout.splitlines()[-1]):
-            raise RequestError(name_as_asked(why_not))
+            raise RequestError(why_not)
 
     @property
     def schedule(self) -> Schedule:
