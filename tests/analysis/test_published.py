@@ -171,9 +171,9 @@ def test_copies_that_ran_at_once_are_no_points_but_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([row(), row(2, instance=2)], "instance_id 2 at batch 1 on 2 threads ran beside copies"),
-        ([row(), *copies(3, 9)[1:]], "instance_id 2 at batch 4 on 1 threads ran beside copies"),
-        (copies(2, 9), "every copy ran beside others"),
+        ([row(), row(2, instance=2)], "instance_id 2 at batch 1 on 2 threads ran beside others"),
+        ([row(), *copies(3, 9)[1:]], "instance_id 2 at batch 4 on 1 threads ran beside others"),
+        (copies(2, 9), "every instance ran beside others"),
     ],
 )
 def test_copies_that_cannot_be_told_apart_are_refused(tmp_path, rows, complaint) -> None:
