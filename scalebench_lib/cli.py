@@ -77,7 +77,7 @@ _HELP = {
     "version": "Print the version.",
     "preset": f"The sweep to start from: "
     f"{' or '.join(f'{name} ({what})' for name, what in PRESETS.items())}. "
-    "[default: OUT's own, which goes on; of a new OUT page]",
+    "[default: the settings of the sweep in OUT, else page]",
     "spec": "A YAML file to start from instead, with lines like 'batch_sizes: 1,8'.",
     "time_budget": "Stop after this time, such as 10m, and keep what is measured.",
     "kernels": "How a trial's process starts: warm (forked, fast) or fresh.",
@@ -205,7 +205,7 @@ def sweep(
     """Measure every combination of batch size, threads and optimization into OUT, and render its
     page.
 
-    A sweep that is in OUT goes on, by its own settings instead of the defaults below.
+    A sweep that is in OUT goes on, with its own settings in place of the defaults below.
     """
     hosts = _hosts(scheduler, any_host, against)
     for folder in () if dry_run else (out, out / "a", out / "b"):

@@ -262,7 +262,7 @@ class Round:
     ) -> None:
         running = sum(not member.remeasured for member in block.running)
         done = max(0, self._total - self._queued - running)
-        seconds = self._seconds_left(block)
+        left_s = self._seconds_left(block)
         self._progressed(
-            SweepProgress(self.number, doing, block, done, self._total, seconds, record, run)
+            SweepProgress(self.number, doing, block, done, self._total, left_s, record, run)
         )
