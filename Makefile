@@ -18,10 +18,10 @@ help: ## list these targets
 
 setup: $(READY) ## install into .venv, nothing else
 
-sweep: $(READY) ## measure this machine's quick BERT page (6 to 8 minutes on 2 cores)
+sweep: $(READY) ## measure BERT, quick: batch 1 to 64, the fastest engines installed, 2 s a point (8 minutes)
 	$(BIN)/scalebench sweep outputs/quick --preset quick
 
-page: $(READY) ## measure the whole BERT page, batch 1 to 1024
+page: $(READY) ## measure BERT, the paper's page: batch 1 to 1024, eager and TorchScript, 10 s a point
 	$(BIN)/scalebench sweep outputs/page --preset page
 
 validate: $(READY) ## are the numbers right on this machine? (less than 20 minutes on 2 cores)

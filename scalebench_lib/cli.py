@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from scalebench_lib import __version__
-from scalebench_lib.config import AXES, PRESETS, Sweep, preset
+from scalebench_lib.config import AXES, PRESETS, SPEC, Sweep, preset
 from scalebench_lib.errors import RequestError, ScalebenchError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import Machine
@@ -60,7 +60,8 @@ class _Output(Console):
         """End as after an error: rich would exit without a word."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ScalebenchError("stopped: standard output was closed; what was measured is kept")
+        kept = "; what was measured is kept" if _is_measuring() else ""
+        raise ScalebenchError(f"stopped: standard output was closed{kept}")
 
 
 console = _Output()
@@ -74,7 +75,9 @@ IfBusyOption = Annotated[
 ]
 _HELP = {
     "version": "Print the version.",
-    "preset": f"The sweep to start from: {' or '.join(PRESETS)}.",
+    "preset": f"The sweep to start from: "
+    f"{' or '.join(f'{name} ({what})' for name, what in PRESETS.items())}. "
+    "[default: the settings of the sweep in OUT, else page]",
     "spec": "A YAML file to start from instead, with lines like 'batch_sizes: 1,8'.",
     "time_budget": "Stop after this time, such as 10m, and keep what is measured.",
     "kernels": "How a trial's process starts: warm (forked, fast) or fresh.",
@@ -87,7 +90,7 @@ _HELP = {
     "open_page": "Open the page in a browser at the end.",
     "any_machine": "Render records of several machines together.",
     "machine": "The name of the machine, such as 'Xeon 8480'.",
-    "batch_size": "Items of one batch to split over the copies, such as 32.",
+    "batch_size": "Items of one batch to split over instances, such as 32.",
     "cores": "Physical cores to use, such as 4. [default: all]",
     "optimization": "The only optimization to use, such as openvino. [default: any]",
     "rate": "Requests per second, such as 200.",
@@ -122,8 +125,8 @@ def _renamed(**names: str) -> dict[str, Any]:
 _Command = Callable[..., None]
 
 
-def _with_options(**helps: str) -> Callable[[_Command], _Command]:
-    """Give a command's own options their `_HELP`, and it more that take text, with theirs."""
+def _with_options(*first: str, **helps: str) -> Callable[[_Command], _Command]:
+    """Give a command's options their `_HELP`, and it more that take text; list `first` first."""
 
     def give(command: _Command) -> _Command:
         own = signature(command, eval_str=True).parameters.values()
@@ -133,6 +136,8 @@ def _with_options(**helps: str) -> Callable[[_Command], _Command]:
             parameters.append(
                 Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
             )
+        places = {name: place for place, name in enumerate(first)}
+        parameters.sort(key=lambda one: (one.kind, places.get(one.name, len(first))))
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
@@ -155,6 +160,7 @@ _SWEEP_OPTIONS = {
     for name, field in Sweep.model_fields.items()
     if field.description
 }
+_OFTEN = ("model", "batch_sizes", "optimizations", "threads", "smt", "seq_lens")
 _GROUPS = [name for name, axis in AXES.items() if axis.splits and not axis.within]
 _PLAN_OPTIONS = {
     name: f"{AXES[name].title if name in AXES else name.title()}, where OUT has several."
@@ -172,15 +178,17 @@ def _start(context: typer.Context, version: bool = False) -> None:
 
 
 @app.command(
+    short_help="Measure a sweep into OUT, or continue it, and render its page.",
     context_settings=_renamed(
         visit_timeout="trial_timeout", seq_len="seq_lens", image_size="image_sizes"
-    )
+    ),
 )
-@_with_options(**_SWEEP_OPTIONS)
+@_with_options(*_OFTEN, "rounds", "max_seconds", "preset", **_SWEEP_OPTIONS)
 def sweep(
     context: typer.Context,
     out: Out,
-    preset: str = "page",
+    *,
+    preset: str | None = None,
     spec: Path | None = None,
     time_budget: str | None = None,
     kernels: Literal["warm", "fresh"] = "warm",
@@ -194,7 +202,11 @@ def sweep(
     open_page: bool = False,
     **options: str | None,
 ) -> None:
-    """Measure a sweep into OUT, or continue it, and render its page."""
+    """Measure every combination of batch size, threads and optimization into OUT, and render its
+    page.
+
+    A sweep that is in OUT goes on, with its own settings in place of the defaults below.
+    """
     hosts = _hosts(scheduler, any_host, against)
     for folder in () if dry_run else (out, out / "a", out / "b"):
         require_folder_free(folder)
@@ -204,15 +216,17 @@ def sweep(
     given = {name: value for name, value in options.items() if value is not None}
     budget = parse_duration("time_budget", time_budget) or math.inf
     timeout = parse_duration("trial_timeout", trial_timeout)
-    request, warm = _request(preset, spec, {**given, "hosts": hosts}), kernels == "warm"
+    begun, origin = _start_of(preset, spec, out / "a" if against else out)
+    request, warm = Sweep.from_input({**begun, **given, "hosts": hosts}), kernels == "warm"
     if scheduler:
         client = context.with_resource(client_of(scheduler))
         across = HostsRun(request, out, client, retry_failed, warm, if_busy)
-        console.say(across)
+        console.say(origin, across)
         runs, measure = across.runs, partial(across.run_with_progress, budget, console)
     else:
         runs = _prepared(request, out, against, retry_failed)
         measure = partial(progress.run_with_progress, runs, budget, warm, if_busy, console)
+        console.say(origin)
     for run in runs:
         run.trial_timeout = timeout
     progress.announce(runs, console)
@@ -288,7 +302,11 @@ def import_(
 ) -> None:
     """Import published latencies into OUT.
 
-    report, plan and the notebooks read them like a sweep.
+    report, plan and the notebooks read them like a sweep. Columns: benchmark
+    (model_manual_optimization, or model_default_optimization for threads that were not pinned),
+    intraop_threads, batch_size; latency(min), latency(avg), latency(max) in ms, or throughput in
+    inferences/s. Optional: ht, topology, pinning, source, allocator, instance_id, interop_threads,
+    flops.
     """
     from scalebench_lib.analysis.published import import_published
 
@@ -316,8 +334,9 @@ def plan(
 ) -> None:
     """Recommend what to run for a rate, a latency limit or a batch.
 
-    The answer is a number of copies of the model, with the cores and batches of each. For requests
-    give --slo-ms, and --rate unless it is to be the highest; to split one batch give --batch-size.
+    The answer is a number of instances (copies of the model on cores of their own), with the cores
+    and batches of each. For requests give --slo-ms, and --rate unless it is to be the highest; to
+    split one batch give --batch-size.
     """
     from scalebench_lib.plan.answer import Question
     from scalebench_lib.plan.decide import Context
@@ -500,16 +519,24 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
             return f"stopped: {error.strerror or error}{where}", 1
         case Interrupted():
             word = "interrupted" if error.args[0] == signal.SIGINT else "terminated"
-            kept = "what a sweep has measured is kept, 'scalebench report' shows it"
-            return f"{word}: {kept}, and it goes on by the same command", 128 + error.args[0]
+            kept = ": what a sweep has measured is kept, 'scalebench report' shows it"
+            more = f"{kept}, and it goes on by the same command" if _is_measuring() else ""
+            return f"{word}{more}", 128 + error.args[0]
         case _:
             message = error.format_message()  # type: ignore[attr-defined]
             return message.replace("Value error, ", ""), 2
 
 
+def _is_measuring() -> bool:
+    """Return whether the command leaves what it has measured where it is stopped."""
+    return not {"sweep", "load", "--verify"}.isdisjoint(sys.argv)
+
+
 def _as_typed(message: str) -> str:
     """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
     name, colon, rest = message.partition(": ")
+    if name in AXES and "sweep" in sys.argv[1:2]:
+        name = AXES[name].several or name
     known = name in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
     return f"--{name.replace('_', '-')}{colon}{rest}" if known else message
 
@@ -579,9 +606,14 @@ def _hosts(scheduler: str | None, any_host: bool, against: str | None) -> str:
     return "any" if any_host else "each" if scheduler else "one"
 
 
-def _request(start: str, spec: Path | None, given: dict[str, Any]) -> Sweep:
-    begun = Sweep.load(spec).model_dump() if spec else preset(start)
-    return Sweep.from_input({**begun, **given})
+def _start_of(name: str | None, spec: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the fields that a sweep starts with, by default those of the one in `folder`, and
+    where they are from."""
+    if spec:
+        return Sweep.load(spec).model_dump(), f"starts from {spec}"
+    if name is None and (own := folder / SPEC).exists():
+        return Sweep.load(own).model_dump(), f"continues {own}"
+    return preset(name or "page"), f"starts from the preset {name or 'page'}"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from scalebench_lib.machine import Machine, available_bytes, search_file, thrott
 from scalebench_lib.optimizations import OPTIMIZATIONS, Optimization
 from scalebench_lib.text import pluralize
 
-_FLAGS = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI": "avx(512)?_vnni", "AMX": "amx_tile"}
-_FLAGS["bf16"] = "(avx512|amx)_bf16"
+_FLAGS = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI (fast int8)": "avx(512)?_vnni"}
+_FLAGS |= {"AMX (fast bf16 and int8)": "amx_tile", "bf16": "(avx512|amx)_bf16"}
 _TURBO = {"intel_pstate/no_turbo": ("on", "off"), "cpufreq/boost": ("off", "on")}
 
 
@@ -28,7 +28,7 @@ def topics(machine: Machine, root: Path = Path("/")) -> dict[str, list[str]]:
         "Limits": list(_limits(machine)),
         "Memory": [gib, huge_pages],
         "Clock": [f"governor: {machine.governor or 'not known'}", f"turbo: {_turbo(root)}"],
-        "Optimizations": [_about(one) for one in OPTIMIZATIONS.values()],
+        "Optimizations": [line for one in OPTIMIZATIONS.values() for line in _about(one)],
         "Installed": list(_installed()),
     }
 
@@ -41,11 +41,9 @@ def _cpu(machine: Machine, root: Path) -> Iterator[str]:
     yield f"{sockets}, {pluralize(len(nodes), 'NUMA node')}; SMT: {smt}"
     cpuinfo = root / "proc/cpuinfo"
     if search_file(cpuinfo, r"^(flags)\b"):  # Arm's kernel has other names
-        flags = {name: rf"^(flags).*\s{flag}\b" for name, flag in _FLAGS.items()}
-        has = (
-            f"{name} {'yes' if search_file(cpuinfo, one) else 'no'}" for name, one in flags.items()
-        )
-        yield ", ".join(has)
+        for name, flag in _FLAGS.items():
+            found = search_file(cpuinfo, rf"^(flags).*\s{flag}\b")
+            yield f"{name}: {'yes' if found else 'no'}"
     for smt_on in machine.smt_values("auto"):
         counts = ", ".join(map(str, machine.thread_counts("auto", smt_on)))
         yield f"threads that are measured, SMT {'on' if smt_on else 'off'}: {counts}"
@@ -75,12 +73,10 @@ def _installed() -> Iterator[str]:
             library(allocator)
             yield f"{allocator}: yes"
         except RequestError as error:
-            yield str(error)
+            yield f"{allocator}: no: {str(error).partition(': ')[2] or error}"
 
 
-def _about(one: Optimization) -> str:
-    if one.missing:
-        lacking = f"; not installed: pip install -e '.[{one.needs[0]}]'"
-    else:
-        lacking = "" if one.is_usable else f"; this CPU has no {one.precision}"
-    return f"{one.name}: {one.description}{lacking}"
+def _about(one: Optimization) -> Iterator[str]:
+    yield f"{one.name}: {one.description}"
+    if one.lacking:
+        yield f"  {one.lacking}"

@@ -193,7 +193,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
 def render(path: Path) -> Path:
     """Scrub the executed notebook at `path`, and write it as a page next to it; return the page.
 
-    The page needs no network. Raises `RequestError` where there is no notebook.
+    The page needs no network. Raises `RequestError` where there is no notebook, or it never ran.
     """
     from nbconvert import HTMLExporter  # takes most of a second
 
@@ -201,6 +201,9 @@ def render(path: Path) -> Path:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError) as error:
         raise RequestError(f"cannot read {path} as a notebook: {error}") from None
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if code and not any(cell.execution_count or cell.outputs for cell in code):
+        raise RequestError(f"{path}: no cell of it was executed: run it first")
     scrubbed = scrub(notebook, path.resolve().parent)
     exporter = HTMLExporter(raw_template=_OFFLINE, embed_images=True)
     title = scrubbed.cells[0].source.partition("\n")[0].lstrip("# ") if scrubbed.cells else ""

@@ -58,11 +58,14 @@ class Optimization:
         return [package for package in self.needs if not is_package_installed(package)]
 
     @property
-    def is_usable(self) -> bool:
-        """Whether its packages are installed, and the CPU lists its type of numbers."""
+    def lacking(self) -> str:
+        """Why it cannot be measured here: a missing package or type of numbers; else empty."""
+        if self.missing:
+            return f"not installed: pip install -e '.[{self.needs[0]}]'"
         flags = _FLAGS.get(self.precision)
         listed = rf"^(?:flags|Features)\b.*\b({flags})\b"
-        return not self.missing and not (flags and not search_file(_CPUINFO, listed))
+        here = not flags or search_file(_CPUINFO, listed)
+        return "" if here else f"this CPU has no {self.precision}"
 
     def apply(self, target: Any) -> Any:
         """Return the `OptimizedModel` of `target`; its module is imported only now."""
@@ -103,30 +106,30 @@ _TABLE = (
     Optimization("script", "TorchScript", "native:script", any_batch=True,
         description="TorchScript, traced and frozen; models that can be traced"),
     Optimization("compile", "torch.compile", "inductor:compiled",
-        description="torch.compile, static shapes; models without graph breaks; needs g++"),
+        description="torch.compile, static shapes; no graph breaks; needs g++"),
     Optimization("bf16", "eager bf16", "native:low_precision", any_batch=True,
         description="eager PyTorch in bfloat16; any model, on CPUs that have it"),
     Optimization("onnxruntime", "ONNX Runtime", "onnx_runtime:fp32", needs=_ONNX, any_batch=True,
         description="ONNX Runtime in fp32; models that can be exported"),
     Optimization("onnxruntime-int8", "ONNX Runtime int8", "onnx_runtime:int8", needs=_ONNX,
-        description="ONNX Runtime, dynamic int8; models of linear layers, not convolutions",
+        description="ONNX Runtime, dynamic int8; linear layers, no convolutions",
         any_batch=True),
     Optimization("openvino", "OpenVINO", "openvino:engine", needs=("openvino",),
         description="OpenVINO in fp32; models that can be converted"),
     Optimization("openvino-bf16", "OpenVINO bf16", "openvino:engine", needs=("openvino",),
-        description="OpenVINO in bfloat16; models that can be converted, on CPUs that have it"),
+        description="OpenVINO in bfloat16; on CPUs that have it"),
     Optimization("openvino-int8", "OpenVINO int8", "openvino:engine", needs=("openvino", "nncf"),
-        description="OpenVINO, static int8 by NNCF; models that can be converted; any CPU"),
+        description="OpenVINO, static int8 by NNCF; on any CPU"),
     Optimization("compile-bf16", "torch.compile bf16", "inductor:compiled",
         description="torch.compile in bfloat16, on CPUs that have it; needs g++"),
     Optimization("compile-max", "torch.compile max", "inductor:compiled",
-        description="torch.compile: max-autotune, frozen, C++ wrapper; needs g++, minutes a trial"),
+        description="torch.compile, max-autotune, frozen; needs g++, minutes a trial"),
     Optimization("compile-max-bf16", "torch.compile max bf16", "inductor:compiled",
         description="compile-max in bfloat16, on CPUs that have it"),
     Optimization("torchao-int8", "torchao int8", "torchao:int8", needs=("torchao",),
-        description="torchao, dynamic int8, compiled in each trial; linear layers; needs g++"),
+        description="torchao, dynamic int8, compiled; linear layers; needs g++"),
     Optimization("fp16", "eager fp16", "native:low_precision", any_batch=True,
-        description="eager PyTorch in float16; any model, on CPUs that have it (AVX512-FP16, ARM)"),
+        description="eager PyTorch in float16; any model, on CPUs with AVX512-FP16 or ARM"),
 )
 # fmt: on
 _OWN = {one.name: replace(one, function=f"{_HERE}.{one.function}") for one in _TABLE}

@@ -207,6 +207,23 @@ def _group_of(record: Record) -> _Group:
     return record.config.group, record.host_label
 
 
+def no_sweep_message(out: Path, lacking: str) -> str:
+    """Return that folder `out` has none of what is `lacking`, and the sweeps that may be meant."""
+    around = [path for path in (out, *out.parents) if _is_sweep(path)]
+    if out not in around and around:
+        return f"{out} is no sweep: did you mean {around[0]}?"
+    where, trouble = (out, "is no sweep") if out.exists() else (out.parent, "does not exist")
+    paths = (*where.glob("*"), *where.glob("*/*"))
+    if names := sorted(str(path.relative_to(where)) for path in paths if _is_sweep(path)):
+        return f"{out} {trouble}; sweeps in {where}: {', '.join(names)}"
+    trouble = f"holds no {lacking}" if out.exists() else trouble
+    return f"{out} {trouble}: measure first, with 'scalebench sweep {out}'"
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "records").is_dir() or (folder / FILE).exists()
+
+
 class Results:
     """The points of a sweep, by key, their ratios, and its table; an import has the table alone."""
 
@@ -234,8 +251,7 @@ class Results:
         if imported := Imported.load(out):
             return cls([], imported, _published_rows(out / CSV))
         if not (records := load_records(out)):
-            why = f"measure first, with 'scalebench sweep {out}'"
-            raise RequestError(f"{out} holds no records: {why}")
+            raise RequestError(no_sweep_message(out, "records"))
         if not any_machine:
             require_one_machine(records)
         return cls(records)

@@ -158,7 +158,7 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path, monkeypatch) -> None:
 
 def test_a_size_that_a_model_does_not_know_is_refused() -> None:
     """It would measure the same thing twice."""
-    with pytest.raises(RequestError, match="seq_len: resnet50 takes images"):
+    with pytest.raises(RequestError, match="seq_len: resnet50 takes images: leave it out"):
         Sweep(model="resnet50", seq_lens=(16, 128)).trials(SMALL)
     with pytest.raises(RequestError, match="image_size: gpt2 takes text"):
         Config.from_input({"model": "gpt2", "image_size": 64})
@@ -282,8 +282,8 @@ def test_an_unknown_task_gets_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"model": "bert"}, "phase: bert generates no tokens: leave phase out"),
-        ({"model": "resnet50"}, "phase: resnet50 generates no tokens: leave phase out"),
+        ({"model": "bert"}, "phase: bert generates no tokens: leave it out"),
+        ({"model": "resnet50"}, "phase: resnet50 generates no tokens: leave it out"),
         ({"model": "gpt2", "seq_len": 1024}, "seq_len: gpt2 takes 1024 tokens at most"),
         ({"model": "gpt2", "phase": "decoding"}, "phase: "),
     ],

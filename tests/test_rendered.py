@@ -84,6 +84,7 @@ def test_a_notebook_is_a_page_that_loads_nothing(tmp_path: Path) -> None:
 def test_the_title_of_a_measurement_names_its_config(tmp_path: Path) -> None:
     """In the notebook and on its page, once; a parameter that is wrong leaves it as it was."""
     source = nbformat.read(NOTEBOOKS / "measure.ipynb", as_version=4)
+    next(cell for cell in source.cells if cell.cell_type == "code").execution_count = 1
     for parameters, title in (
         ({"batch_size": 8, "trial": 2}, "How fast is BERT, batch 8 of 16 tokens, eager, SMT off"),
         ({"batch_size": "x"}, "How fast is this config on this machine?"),
@@ -95,6 +96,16 @@ def test_the_title_of_a_measurement_names_its_config(tmp_path: Path) -> None:
         first = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].source
         assert first.startswith(f"# {title}")
         assert f"<title>{title}" in page
+
+
+def test_a_notebook_that_never_ran_is_refused(tmp_path: Path) -> None:
+    """Its page would be empty."""
+    path = tmp_path / "plan.ipynb"
+    path.write_bytes((NOTEBOOKS / "plan.ipynb").read_bytes())
+    with pytest.raises(
+        RequestError, match=r"plan\.ipynb: no cell of it was executed: run it first"
+    ):
+        render(path)
 
 
 def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,6 +322,26 @@ def test_no_records_have_an_empty_table() -> None:
 def test_a_folder_without_records_says_what_to_do(tmp_path) -> None:
     with pytest.raises(RequestError, match="holds no records: measure first"):
         Results.load(tmp_path)
+
+
+def test_what_is_no_sweep_is_told_with_the_sweeps_around_it(tmp_path, monkeypatch) -> None:
+    """Those in it, those next to it, or the one that it belongs to."""
+    for name in ("outputs/quick", "outputs/bert", "outputs/turn/a"):
+        save_sweep(tmp_path / name, [measured(NONE, SMALL)])
+    monkeypatch.chdir(tmp_path)
+    names = "bert, quick, turn/a"
+    for out, said in {
+        "outputs": f"outputs is no sweep; sweeps in outputs: {names}",
+        ".": ". is no sweep; sweeps in .: outputs/bert, outputs/quick",
+        "outputs/turn": "outputs/turn is no sweep; sweeps in outputs/turn: a",
+        "outputs/nope": f"outputs/nope does not exist; sweeps in outputs: {names}",
+        "no/where": "no/where does not exist: measure first, with 'scalebench sweep no/where'",
+        "outputs/quick/records": "outputs/quick/records is no sweep: did you mean outputs/quick?",
+        "outputs/bert/x.html": "outputs/bert/x.html is no sweep: did you mean outputs/bert?",
+    }.items():
+        with pytest.raises(RequestError) as error:
+            Results.load(Path(out))
+        assert str(error.value) == said
 
 
 def test_records_of_two_machines_are_refused(tmp_path) -> None:

@@ -36,6 +36,7 @@ from scalebench_lib.config import AXES, SPEC, Sweep
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import another_host_warning
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import CONFIG_ORDER, Record, conditions
 from scalebench_lib.results import MeasuredPoint, PointKey, Results, paired_ratio_by_point
 
@@ -62,6 +63,10 @@ MIN_COMMON = 4
 ASSUMED_DRIFT = 0.05
 """Standard deviation of the logs of all latencies together between rounds, assumed for a sweep of
 one round. On a shared machine it was 1 to 7 %."""
+
+_MOST_NAMED = 5  # differences in a message
+_ENGINES = {package for one in OPTIMIZATIONS.values() for package in one.needs}
+_FIRST = ["vector", "governor", "torch", *sorted(_ENGINES)]  # vector: torch's name for the CPU's
 
 _BEYOND = ["beyond", "beyond_low", "beyond_high", "chance"]
 _COLUMNS = [
@@ -223,8 +228,11 @@ def compare(
     asked = ("model's",) if model_a else ()  # they are meant to differ
     differences = [one for one in found.differences if not one.startswith(asked)]
     if differences and not anyway:
+        named, more = "; ".join(differences[:_MOST_NAMED]), len(differences) - _MOST_NAMED
+        others = f"; and {more} more" * (more > 0)
         raise RequestError(
-            f"{a} and {b} differ in {'; '.join(differences)}: compare them with --anyway"
+            f"{a} and {b} differ in {named}{others}: differences may come from them; --anyway "
+            "compares all the same"
         )
     return found
 
@@ -308,9 +316,13 @@ def _other_machine(before: list[Record], after: list[Record]) -> Iterator[str]:
 
 
 def _other_conditions(*sides: list[Record]) -> Iterator[str]:
-    """Yield the conditions and libraries in which the records differ, with all values."""
+    """Yield the conditions and libraries in which the records differ, with all values.
+
+    They are in the order of their importance.
+    """
     one, other = (conditions(side) | _libraries(side) for side in sides)
-    for name in sorted(one.keys() | other.keys()):
+    rest = sorted((one.keys() | other.keys()) - set(_FIRST))
+    for name in (*_FIRST, *rest):
         values = [side.get(name, {"none"}) for side in (one, other)]
         if all(values) and values[0] != values[1]:
             yield f"{name} {' → '.join(', '.join(sorted(each)) for each in values)}"

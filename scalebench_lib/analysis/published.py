@@ -152,7 +152,7 @@ def parse_published(files: Sequence[Path], machine: str | None) -> tuple[Importe
     file = ", ".join(path.name for path in files)
     if not alone:
         raise RequestError(
-            f"{file}: every copy ran beside others (instance_id), which is not how fast one runs "
+            f"{file}: every instance ran beside others (instance_id), which is not how fast one is "
             "alone: give a file of single ones with it; nothing was imported"
         )
     table = _table(alone, machine or files[0].stem, file)
@@ -195,7 +195,8 @@ def _require_columns(header: list[str]) -> None:
     if "throughput" in header and not _LATENCY & set(header):
         needed -= _LATENCY
     if lacking := sorted(needed - set(header)):
-        raise ValueError(f"no column {lacking[0]!r}: give a published scalebench latency CSV")
+        names = ", ".join(map(repr, lacking))
+        raise ValueError(f"no column {names}: 'scalebench import --help' lists the columns")
     if len(set(header)) < len(header):
         raise ValueError("a column's name stands there twice")
 
@@ -210,9 +211,9 @@ def _row(header: list[str], cells: list[str]) -> _Row:
 
 
 def _runs(path: Path, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Yield the rows of each run of a file: equal copies that ran at once.
+    """Yield the rows of each run of a file: equal instances that ran at once.
 
-    Raises `RequestError` unless the copies count from 0 or 1 on (instance_id).
+    Raises `RequestError` unless the instances count from 0 or 1 on (instance_id).
     """
     first = min(1, *(row.instance_id for row in rows))
     alike: dict[str, list[_Row]] = defaultdict(list)
@@ -227,7 +228,7 @@ def _runs(path: Path, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
             if [row.instance_id for row in run] != list(range(first, first + len(run))):
                 where = f"batch {run[0].batch_size} on {run[0].intraop_threads} threads"
                 raise RequestError(
-                    f"{path.name}: instance_id {run[0].instance_id} at {where} ran beside copies "
+                    f"{path.name}: instance_id {run[0].instance_id} at {where} ran beside others "
                     "that are not alike: give a file of one instance; nothing was imported"
                 )
             yield run
@@ -276,7 +277,7 @@ def _notes(header: list[str], rows: list[_Row], table: pd.DataFrame, together: i
             row.flops for row in rows
         ),
         f"Points whose means are those of several runs, averaged: {several}.": several,
-        f"Runs of several copies at once, whose slow-down plans learn: {together}.": together,
+        f"Runs of several instances at once, whose slow-down plans learn: {together}.": together,
         f"Hyper-threading is taken to be {_THREADS_A_CORE} threads a core.": table["smt"].any(),
         "The published harness timed with autograd on, which costs time.": True,
         "What is published as script for BERT was never TorchScript: it ran eagerly.": script.any(),

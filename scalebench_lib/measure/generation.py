@@ -33,7 +33,7 @@ def model_class(config: Config, architecture: Any) -> Any:
     if found is None or encodes:
         raise MeasurementError(
             f"phase: {config.model!r} is {architecture.model_type!r}, which is no decoder that "
-            "generates tokens from text alone: leave phase out"
+            "generates tokens from text alone: leave it out"
         )
     longest = getattr(architecture, "max_position_embeddings", None) or config.positions
     if config.positions > longest:
@@ -123,7 +123,7 @@ def with_static_cache(
     if others:
         raise MeasurementError(
             f"phase: {config.model!r} has layers whose cache does not hold all tokens "
-            f"({', '.join(sorted(others))}): leave phase out"
+            f"({', '.join(sorted(others))}): leave it out"
         )
     tokens = replace(kind, seq_len=config.positions, end=None, types=False)
     return generator, CachedTokens(tokens, generator, config.seed)

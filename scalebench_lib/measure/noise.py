@@ -27,7 +27,7 @@ class Noise(NamedTuple):
             return "Quiet: measurements made now will repeat well."
         if self.typical / self.best < QUIET:
             return "Disturbed at times: use more seconds a point (--max-seconds)."
-        return "Noisy: others use this machine, or its clock changes; stop them, or measure later."
+        return "Noisy: others use this machine, or its clock changes; stop them, or wait."
 
 
 def probe_noise(seconds: float = PROBE_SECONDS) -> Noise:

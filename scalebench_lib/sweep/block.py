@@ -48,6 +48,7 @@ class Member:
     group: Hashable
     remeasured: bool = False
     failure: str | None = None
+    ended: bool = False
     points: dict[int, PointProgress] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +79,8 @@ class Block:
     @property
     def running(self) -> list[Member]:
         """The members whose groups still take turns."""
-        return [m for m in self.members if m.failure is None and m.group not in self.end_reasons]
+        left = [m for m in self.members if m.group not in self.end_reasons]
+        return [m for m in left if m.failure is None and not m.ended]
 
     def add(self, process: Process, group: Hashable, remeasured: bool = False) -> Member:
         """Add a trial that is set up and stands still."""
@@ -123,13 +125,15 @@ class Block:
         Without a whole cycle nothing is kept. A group that is not done is interrupted.
         """
         for member in self.members:
-            if member.failure is not None:
-                yield member, member.failure
-            elif self.cycle:
-                yield member, self._record_of(member)
+            if self.cycle or member.failure is not None:
+                found = self._record_of(member)
+                member.ended = True
+                yield member, found
         self.kill()
 
     def _record_of(self, member: Member) -> Record | str:
+        if member.failure is not None:
+            return member.failure
         try:
             return member.process.end(self.end_reasons.get(member.group, "interrupted"))
         except MeasurementError as error:

@@ -15,6 +15,7 @@ from rich.text import Text
 from scalebench_lib.config import AXES
 from scalebench_lib.disturbances import disturbance_sentences
 from scalebench_lib.machine import another_host_warning
+from scalebench_lib.optimizations import OPTIMIZATIONS
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.kernels import Kernels
 from scalebench_lib.sweep.locks import write_status
@@ -42,6 +43,9 @@ def announce(runs: Sequence[SweepRun], console: Console) -> None:
             f"{len(schedule.failed)} failed before: {'about' if run.records else 'at least'} "
             f"{format_duration(run.seconds_left())}",
         )
+    for name in dict.fromkeys(trial.config.optimization for trial in runs[0].schedule.left):
+        if (lacking := OPTIMIZATIONS[name].lacking) and runs[0].sweep.hosts == "one":
+            _print(console, f"configs of {name} will fail here: {lacking}")
 
 
 def run_with_progress(

@@ -23,7 +23,7 @@ from scalebench_lib.machine import Machine, available_bytes
 from scalebench_lib.processes import mute_terminal
 from scalebench_lib.record import Record
 from scalebench_lib.sweep.block import Block, Member
-from scalebench_lib.sweep.schedule import DurationForecast
+from scalebench_lib.sweep.schedule import END_S, DurationForecast
 from scalebench_lib.sweep.sweep_run import SweepRun
 from scalebench_lib.sweep.trial_process import StoppedError
 
@@ -35,7 +35,7 @@ BLOCK_S = 300.0
 class SweepProgress:
     """The state of a running sweep, for its progress display.
 
-    `done` of `total` trials of this round have ended, the last one with `record`, of `run`.
+    `done` of `total` trials of this round have had their turns; `record`, of `run`, is new.
     `seconds_left` is the most that the whole sweep still takes.
     """
 
@@ -146,20 +146,27 @@ class Round:
                 if wanted is None or trial.config.id in wanted:
                     self.queue.setdefault(trial, []).append(run)
         self._total = self._queued
-        self._forecast()
 
     @property
     def _queued(self) -> int:
         return sum(map(len, self.queue.values()))
 
     def _forecast(self) -> None:
-        """Tell by what was seen so far how long turns take, and when the sweep ends."""
+        """Tell by what was seen so far how long turns take, and all that is not set up yet."""
         self._pace = DurationForecast(record for run in self.runs for record in run.records)
-        self._end_s = time.monotonic() + sum(run.seconds_left() for run in self.runs)
+        self._ahead_s = sum(run.seconds_left(self._pace) for run in self.runs)
+
+    def _seconds_left(self, block: Block) -> float:
+        """Return the most that the sweep takes: `block`, by what its turns took, then the rest."""
+        turns_s = sum(self._pace.turns_s(member.trial) for member in block.running)
+        spent_s = sum(one.spent_s for member in block.running for one in member.points.values())
+        ends_s = END_S * sum(not member.ended for member in block.members)
+        return max(0.0, turns_s - spent_s) + ends_s + max(0.0, self._ahead_s)
 
     def run_block(self) -> None:
         """Measure as much of the queue as fits into a block."""
         self.runs[0].require_machine(Machine.here())
+        self._forecast()
         block = Block(secrets.token_hex(4), f"{self._seed} {len(self.queue)}")
         block.changed = lambda: self._tell("in turn", block)
         try:
@@ -198,6 +205,9 @@ class Round:
             if reason := run.schedule.skip_reason(trial):
                 numbered = run.numbered(trial, self.number, block.name)
                 run.add_without_points(numbered, "skipped", reason)
+                self._ahead_s -= self._pace.trial_s(trial)
+                # Once, though the block may be full for the other runs.
+                self.queue[trial] = [one for one in self.queue[trial] if one is not run]
                 continue
             base = self._base(trial)
             there = [m.trial.config for m in block.members if m.process.out == run.out]
@@ -233,6 +243,7 @@ class Round:
     def _set_up(self, block: Block, run: SweepRun, trial: Trial, remeasured: bool) -> None:
         trial = run.numbered(trial, self.number, block.name)
         self._tell(f"setting up {trial}", block)
+        self._ahead_s -= 0.0 if remeasured else self._pace.trial_s(trial)
         try:
             process = run.start(trial, run.out, run.kernels, run.trial_timeout, self.stop.asked)
         except MeasurementError as error:
@@ -244,7 +255,6 @@ class Round:
     def _add_result(self, block: Block, member: Member, found: Record | str) -> None:
         run = next(run for run in self.runs if run.out == member.process.out)
         record = run.add_result(member.trial, found)
-        self._forecast()
         self._tell(f"ending {member.trial}", block, record, run)
 
     def _tell(
@@ -252,7 +262,7 @@ class Round:
     ) -> None:
         running = sum(not member.remeasured for member in block.running)
         done = max(0, self._total - self._queued - running)
-        seconds = max(0.0, self._end_s - time.monotonic())
+        left_s = self._seconds_left(block)
         self._progressed(
-            SweepProgress(self.number, doing, block, done, self._total, seconds, record, run)
+            SweepProgress(self.number, doing, block, done, self._total, left_s, record, run)
         )

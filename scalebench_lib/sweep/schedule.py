@@ -21,9 +21,13 @@ from scalebench_lib.machine import Machine
 from scalebench_lib.processes import KILLED, OUT_OF_MEMORY
 from scalebench_lib.protocol import TURN_S
 from scalebench_lib.record import SCHEMA, Point, Record, Status, load_records, require_one_machine
+from scalebench_lib.results import no_sweep_message
 
 TRIAL_S = 4.0
 """Seconds of a trial outside its turns, until the first one has been seen."""
+
+END_S = TRIAL_S / 2
+"""Those of them in which it rechecks and saves."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ class DurationForecast:
         for record in records:
             size = record.config.batch_size
             if record.setup and record.points:
-                self.setups[size].append(record.setup.seconds + TRIAL_S / 2)
+                self.setups[size].append(record.setup.seconds + END_S)
             for point in record.points:
                 self.turns[size].append(mean_turn_s(point))
 
@@ -210,7 +214,7 @@ def schedules_by_host(out: Path) -> dict[str | None, Schedule]:
     Raises `RequestError` where `out` holds no sweep, or records of several machines.
     """
     if not (out / SPEC).exists():
-        raise RequestError(f"{out} holds no sweep: start one with 'scalebench sweep {out}'")
+        raise RequestError(no_sweep_message(out, "sweep"))
     sweep, records = Sweep.load(out / SPEC), load_records(out)
     require_one_machine(records)
     hosts: dict[str | None, list[Record]] = defaultdict(list)

@@ -124,9 +124,9 @@ class SweepRun:
         beside = Schedule(self.sweep, self.machine, self.other.records) if self.other else None
         return Schedule(self.sweep, self.machine, self.records, self.retry, beside)
 
-    def seconds_left(self) -> float:
-        """Return how long the sweep will still take, at most."""
-        pace, schedule = DurationForecast(self.records), self.schedule
+    def seconds_left(self, pace: DurationForecast | None = None) -> float:
+        """Return how long the sweep will still take, at most, by the `pace` of its records."""
+        pace, schedule = pace or DurationForecast(self.records), self.schedule
         rounds = range(1, self.sweep.rounds + 1)
         return sum(pace.trial_s(trial) for number in rounds for trial in schedule.pending(number))
 

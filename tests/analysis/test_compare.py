@@ -314,6 +314,46 @@ def test_other_software_is_compared_only_when_asked() -> None:
         compared(sweep(0), _newer(sweep(1)))
 
 
+def test_the_differences_that_matter_most_are_named_first_and_five_at_most() -> None:
+    """Machine, CPU, torch, engines; the message says what they mean."""
+    other = simulated.ON.model_copy(update={"cpu_model": "Madeup 5"})
+    libraries = {"blas": "b", "dnn": "d", "vector": "AVX2"}
+    after = [
+        record.model_copy(
+            update={
+                "machine": other,
+                "software": record.software.model_copy(
+                    update={
+                        "versions": {"numpy": "3", "openvino": "1", "torch": "2.7.0"},
+                        "libraries": libraries,
+                    }
+                ),
+            }
+        )
+        for record in sweep(1)
+    ]
+    before = [
+        record.model_copy(
+            update={
+                "software": record.software.model_copy(
+                    update={
+                        "versions": {"numpy": "2", "openvino": "2", "torch": "2.6.0"},
+                        "libraries": dict.fromkeys(libraries, "a"),
+                    }
+                )
+            }
+        )
+        for record in sweep(0)
+    ]
+    with pytest.raises(RequestError) as error:
+        compared(before, after)
+    named, _, advice = str(error.value).partition(": differences may come from them; ")
+    parts = [part.split()[0] for part in named.partition("differ in ")[2].split("; ")]
+    assert parts == ["machine", "vector", "torch", "openvino", "blas", "and"]
+    assert named.endswith("and 2 more")
+    assert advice == "--anyway compares all the same"
+
+
 def _newer(records: list[Record]) -> list[Record]:
     software = factories.SOFTWARE.model_copy(
         update={"versions": {"numpy": "2.2.0", "torch": "2.7.0"}}
@@ -347,7 +387,9 @@ def test_what_decides_is_compared_of_every_record(
     assert compared(before, after).differences == []
     update = {where: usual[where].model_copy(update=changed)} if where else changed
     after[-1] = after[-1].model_copy(update=update)
-    with pytest.raises(RequestError, match=f"differ in {named}: compare them with --anyway"):
+    with pytest.raises(
+        RequestError, match=f"differ in {named}: differences may come from them; --anyway"
+    ):
         compared(before, after)
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import papermill
 import pytest
 
+from scalebench_lib.analysis import published
 from scalebench_lib.analysis.explorer import Explorer, show_view
 from scalebench_lib.analysis.page import every_chart, write_page
 from scalebench_lib.analysis.published import import_published, parse_published
@@ -105,8 +106,8 @@ def test_a_damaged_row_is_named_by_line_and_nothing_is_imported(
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "no column"),
-        (b"a,b\n1,2\n", "no column"),
+        (b"", "no column 'batch_size', 'benchmark', 'intraop_threads', "),
+        (b"batch_size,benchmark,throughput\n1,2,3\n", "no column 'intraop_threads': "),
         (f"{START},{END},{TIMES}\n".encode(), "no rows"),
         (f"{START},{START},{END},{TIMES}\n".encode(), "twice"),
         (b"\x89PNG\r\n\xff\xfe", "not a text file"),
@@ -116,6 +117,12 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes, complai
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(RequestError, match=complaint):
         parse_published([tmp_path / "a.csv"], None)
+
+
+def test_the_help_names_every_column(scalebench) -> None:
+    _, printed, _ = scalebench("import", "--help")
+    assert [name for name in published._FIELDS if name not in printed] == ["swapped"]
+    assert "throughput" in printed
 
 
 def test_rows_of_one_point_are_pooled_and_a_row_twice_counts_once(tmp_path: Path) -> None:
@@ -164,9 +171,9 @@ def test_copies_that_ran_at_once_are_no_points_but_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([row(), row(2, instance=2)], "instance_id 2 at batch 1 on 2 threads ran beside copies"),
-        ([row(), *copies(3, 9)[1:]], "instance_id 2 at batch 4 on 1 threads ran beside copies"),
-        (copies(2, 9), "every copy ran beside others"),
+        ([row(), row(2, instance=2)], "instance_id 2 at batch 1 on 2 threads ran beside others"),
+        ([row(), *copies(3, 9)[1:]], "instance_id 2 at batch 4 on 1 threads ran beside others"),
+        (copies(2, 9), "every instance ran beside others"),
     ],
 )
 def test_copies_that_cannot_be_told_apart_are_refused(tmp_path, rows, complaint) -> None:

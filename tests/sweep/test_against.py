@@ -9,6 +9,7 @@ import pytest
 
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.record import load_records
+from scalebench_lib.sweep import runner
 from scalebench_lib.sweep.interpreter import Interpreter
 from scalebench_lib.sweep.runner import run_rounds
 from scalebench_lib.sweep.sweep_run import SweepRun, prepare_pair
@@ -101,6 +102,25 @@ def test_what_fails_on_one_side_is_measured_on_the_other(
     assert not b.schedule.left
 
 
+def test_a_skip_is_recorded_once_though_its_block_is_full(
+    trials: FakeTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other side's trial of that config waits for the next block."""
+    monkeypatch.setattr(runner, "BLOCK_S", 9.0)
+
+    def happens(phase: str, trial, _: int) -> None:
+        if phase == "set up" and short(trial) == "script 1" and trials.side == "a":
+            raise MeasurementError("killed by signal 9 (SIGKILL)")
+
+    a, b = pair(trials, tmp_path)
+    trials.happens = happens
+    for side in (a, b):
+        side.start = starting(trials, side)
+    run_rounds((a, b), quiet)
+    assert [r.status for r in a.records if short_of(r) == "script 4"] == ["skipped"]
+    assert [r.status for r in b.records if short_of(r) == "script 4"] == ["ok", "ok"]
+
+
 def starting(trials: FakeTrials, side: SweepRun):
     """Starts of `side`, which `trials` then knows."""
 
@@ -116,6 +136,17 @@ def test_a_folder_that_holds_a_sweep_takes_no_pair(trials: FakeTrials, tmp_path:
     (tmp_path / "sweep.yaml").write_text(SWEEP.dump(), encoding="utf-8")
     with pytest.raises(RequestError, match="holds a sweep: choose a new folder for '--against'"):
         pair(trials, tmp_path)
+
+
+@pytest.mark.usefixtures("trials", "any_model")
+def test_a_pair_goes_on_by_what_is_in_its_first_folder(scalebench, tmp_path: Path) -> None:
+    """As any sweep does."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "sweep.yaml").write_text(SWEEP.dump(), encoding="utf-8")
+    code, printed, err = scalebench("sweep", tmp_path, "--against", "other", "--dry-run")
+    assert code == 0, err
+    assert printed.startswith(f"continues {tmp_path / 'a' / 'sweep.yaml'}\n")
+    assert "b: 6 configs to measure in 2 rounds" in printed
 
 
 @pytest.mark.stress

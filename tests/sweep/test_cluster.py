@@ -574,7 +574,8 @@ def test_the_command_tells_hosts_blocks_and_records(
     options = ("--batch-sizes", "1,4", "--optimizations", "none,script", "--if-busy", "ignore")
     where = ("--scheduler", local.scheduler_address)
     code, told, complaint = scalebench("sweep", tmp_path, *options, *where)
-    assert told.startswith(f"2 hosts: left, right\n{SMALL}\nleft: 4 configs to measure in 2 rounds")
+    hosts = f"2 hosts: left, right\n{SMALL}\nleft: 4 configs to measure in 2 rounds"
+    assert told.startswith(f"starts from the preset page\n{hosts}")
     assert "round 1, left: a block of 4 configs\n" in told
     assert "round 2, right, BERT, batch 1 of 16 tokens, eager, SMT off: 1 thread 100 ms" in told
     assert code == 1
@@ -586,8 +587,10 @@ def test_the_command_tells_hosts_blocks_and_records(
         "configs: 7 done, 1 failed, 0 left",
     )
     assert "SMT off on " in told
-    code, told, _ = scalebench("sweep", tmp_path, *options, *where, "--dry-run")
-    assert (code, "left: 0 configs to measure" in told) == (0, True)
+    for again in (options, options[-2:]):
+        code, told, _ = scalebench("sweep", tmp_path, *again, *where, "--dry-run")
+        assert told.startswith(f"continues {tmp_path / 'sweep.yaml'}\n2 hosts: left, right\n")
+        assert (code, "left: 0 configs to measure" in told) == (0, True)
 
 
 # For real

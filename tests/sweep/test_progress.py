@@ -73,6 +73,16 @@ def test_one_config_in_one_round_is_told_in_the_singular(run: SweepRun, console:
     assert "1 config to measure in 1 round, 0 done before" in printed(console)
 
 
+def test_what_this_cpu_cannot_measure_is_told_before(run, console, tmp_path, monkeypatch) -> None:
+    """With why; it is no reason to refuse the others."""
+    monkeypatch.setattr("scalebench_lib.optimizations._CPUINFO", tmp_path / "none")
+    run.sweep = SWEEP.model_copy(update={"optimizations": ("none", "fp16")})
+    announce([run], console)
+    assert printed(console).splitlines()[-1] == (
+        "configs of fp16 will fail here: this CPU has no fp16"
+    )
+
+
 def test_each_record_leaves_a_line(run: SweepRun, console: Console) -> None:
     """With its medians, or with why there are none; an early end is said."""
     record = measured(Config(batch_size=4), SMALL)

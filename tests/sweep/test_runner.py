@@ -19,6 +19,7 @@ from scalebench_lib.record import Record, Software, load_records, model_files_di
 from scalebench_lib.sweep import sweep_run as run_module
 from scalebench_lib.sweep.locks import lock_folder, lock_machine
 from scalebench_lib.sweep.runner import StopRequest, SweepProgress, run_rounds
+from scalebench_lib.sweep.schedule import END_S, TRIAL_S
 from scalebench_lib.sweep.sweep_run import SweepRun
 from tests.factories import SOFTWARE, machine, measured, save_sweep
 from tests.fake_workers import (
@@ -573,6 +574,24 @@ def test_the_forecast_is_the_time_that_it_takes_within_a_factor(trials, tmp_path
     middle = (seen[0][0] + seen[-1][0]) / 2
     now, left = next((now, left) for now, left in seen if now >= middle)
     assert seen[-1][0] - now == pytest.approx(left, rel=0.5)
+
+
+def test_the_time_left_never_rises_and_counts_the_ends(trials, tmp_path: Path) -> None:
+    """True within a cycle where set-ups and ends take what they were taken to take; 0 at last."""
+    trials.setup_s = TRIAL_S - END_S
+
+    def happens(phase: str, trial: Trial, cycle: int) -> None:
+        trials.clock.now += END_S * (phase == "end")
+
+    trials.happens, seen = happens, list[tuple[float, float, str]]()
+    sweep = SWEEP.model_copy(update={"rounds": 1, "max_seconds": 6.0})
+    run(trials, tmp_path, sweep, lambda s: seen.append((trials.clock.now, s.seconds_left, s.doing)))
+    left = [seconds for _, seconds, _ in seen]
+    assert left == sorted(left, reverse=True)
+    (end, last, _), (turned, ends, doing) = seen[-1], seen[-7]
+    assert (last, ends, doing) == (0.0, 6 * END_S, "in turn")
+    assert end - turned == ends
+    assert all(end - now == pytest.approx(seconds, abs=5) for now, seconds, _ in seen)
 
 
 # The folder
