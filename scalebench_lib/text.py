@@ -33,11 +33,6 @@ def pluralize(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def capitalized(text: str) -> str:
-    """``Share of PyTorch's``: names within keep their capitals."""
-    return text[:1].upper() + text[1:]
-
-
 def format_duration(seconds: float) -> str:
     """``45 s``, ``10 min`` or ``2.5 h``."""
     if seconds < 90:

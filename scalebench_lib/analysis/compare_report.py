@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -50,25 +49,19 @@ _LEGEND = 0.3
 _MAX_NAMED = 60
 """More points are sorted by their ratio, without names."""
 
-_JUDGED = ("beyond", "verdict")
-"""The columns of the ratio that is judged, and of the verdict."""
-
-_MAX_HEAD = 8
-"""Characters of a line of a column's heading in a terminal."""
-
 _MAX_NOTE = 200
 """Characters of a note; the points that it has no room for are counted."""
 
 
 def summary(found: Comparison) -> list[str]:
     """Return the number of points by verdict, and the change common to all of them, in lines."""
+    a, b = found.names
+    begin = f"{b} (B) against {a} (A), {pluralize(len(found.table), 'point')}"
     counts = found.table["verdict"].value_counts()
     parts = [f"{counts.get(verdict, 0)} {verdict}" for verdict in _STYLES]
     parts += [
         f"{counts[verdict]} {label}" for verdict, label in _ONE_SIDED.items() if verdict in counts
     ]
-    points = pluralize(len(found.table), "point")
-    begin = "{1} (B) against {0} (A), ".format(*found.names) + points
     lines = [f"{begin}: {', '.join(parts)}."]
     if found.common:
         lines.append(f"Common to all points: {'; '.join(map(_common_change, found.common))}.")
@@ -129,10 +122,8 @@ def _reasons(table: pd.DataFrame) -> Iterator[str]:
     alike = ["verdict", "why", *point]
     rows = _joined(_joined(rows, alike, "threads"), [*alike[:-1], "threads"], "batch_size")
     for (verdict, why), points in rows.groupby(["verdict", "why"], sort=False):
-        labels = [
-            f"{_label(row, point)} on {_threads(row['threads'])}"
-            for row in points.to_dict("records")
-        ]
+        every = points.to_dict("records")
+        labels = [f"{_label(row, point)} on {_threads(row['threads'])}" for row in every]
         begin = f"{_ONE_SIDED.get(str(verdict), verdict)}{f' ({why})' if why else ''}: "
         yield begin + _as_many_as_fit(labels, _MAX_NOTE - len(f"Note: {begin}."))
 
@@ -172,7 +163,9 @@ def tables(found: Comparison) -> list[tuple[str, pd.DataFrame]]:
 
 def _as_text(rows: pd.DataFrame, common: bool, moved_together: bool) -> pd.DataFrame:
     """Return latencies and ratios as texts; the ratio that is judged has its interval."""
-    beyond, verdict = ("B/A ÷ common", "against the rest") if moved_together else _JUDGED
+    beyond, verdict = "beyond", "verdict"
+    if moved_together:
+        beyond, verdict = "B/A ÷\ncommon", "against\nthe rest"
     columns = {
         "optimization": rows["optimization"].map(optimization_title),
         "SMT": rows["smt"].map({True: "on", False: "off"}),
@@ -204,15 +197,12 @@ def renderables(found: Comparison) -> list[str | Table]:
 
 def _rich(rows: pd.DataFrame) -> Table:
     """Return a table with a space between columns, never cut, however narrow the terminal."""
-    heads = [
-        "\n".join(textwrap.wrap(str(name), _MAX_HEAD, break_long_words=False)) for name in rows
-    ]
-    cells = ([*rows[name], *head.splitlines()] for name, head in zip(rows, heads, strict=True))
-    widths = [max(map(len, each)) for each in cells]
+    names = list(map(str, rows))
+    widths = [max(map(len, [*name.splitlines(), *rows[name]])) for name in names]
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, width=sum(widths) + len(widths) - 1)
-    for head in heads:
-        left = head in ("optimization", "SMT", heads[-1])
-        table.add_column(head, justify="left" if left else "right", no_wrap=True)
+    for name in names:
+        left = name in ("optimization", "SMT", names[-1])
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in rows.to_numpy():
         table.add_row(*map(Text, row))
     return table
@@ -226,7 +216,7 @@ def markdown(found: Comparison, picture: str | None = None) -> str:
         bold = table.replace({table.columns[-1]: {"slower": "**slower**", "faster": "**faster**"}})
         rows = bold.assign(optimization=table["optimization"].map(_safe)).to_numpy().tolist()
         lines += [f"**{_safe(title)}**", ""] if title else []
-        heading = [list(map(str, table)), ["---"] * len(table.columns)]
+        heading = [[" ".join(str(name).split()) for name in table], ["---"] * len(table.columns)]
         lines += [*(f"| {' | '.join(row)} |" for row in (*heading, *rows)), ""]
     return "\n".join([*lines, *_paragraphs([*notes(found), "; ".join(found.before.machines)])])
 

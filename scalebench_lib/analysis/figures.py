@@ -31,7 +31,7 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import BETWEEN, SHARES
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.results import EAGER, Results, Row
-from scalebench_lib.text import capitalized, format_error_db, format_number, pluralize
+from scalebench_lib.text import format_error_db, format_number, pluralize
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,13 @@ def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
     That is on as many threads, in the type of the optimization; for decoding, the rate at which
     they read memory.
     """
-    limit = _limit(rows)
+    limit, name = _limit(rows), _LIMITS[_limit(rows)]
     known = rows[rows[limit].notna() | (rows["status"] != "ok")]
     if known[limit].isna().all():
-        raise RequestError(f"{_limit_name(rows)}: not known for any of these points")
-    title = f" {_limit_name(rows)}, {choices.at}"
-    chart = _line_chart(rows, _compared(known, choices), title, "batch_size", _LIMITS[limit])
+        raise RequestError(f"share of {name}: not known for any of these points")
+    metric = tables.Metric(f"share of {name} (%)", f"% of {name}", _shares)
+    title = f"share of {name}, {choices.at}"
+    chart = _line_chart(rows, _compared(known, choices), title, "batch_size", metric)
     return replace(chart, scale="linear")
 
 
@@ -330,18 +331,7 @@ def _shares(rows: pd.DataFrame) -> tables.Values:
     return share, share * middle / high, share * middle / low
 
 
-_LIMITS = {
-    "peak_fraction": tables.Metric(
-        f"{findings.PEAK} (%)", f"% of {findings.PEAK.partition(' of ')[2]}", _shares
-    ),
-    "bandwidth_fraction": tables.Metric(
-        "share of read bandwidth (%)", "% of read bandwidth", _shares
-    ),
-}
-
-
-def _limit_name(rows: pd.DataFrame) -> str:
-    return _LIMITS[_limit(rows)].axis.removesuffix(" (%)")
+_LIMITS = {"peak_fraction": findings.PRODUCT, "bandwidth_fraction": "read bandwidth"}
 
 
 def _over(other: str) -> tables.Metric:
@@ -507,7 +497,7 @@ def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
     limit = _limit(chart.rows)
     top = chart.rows.sort_values(limit).iloc[-1]
     share = f"{format_number(100 * top[limit])} {chart.unit}"
-    more = f" {findings.BEYOND_PEAK}" * bool(limit == "peak_fraction" and top[limit] > 1)
+    more = f" {findings.BEYOND_PRODUCT}" * bool(limit == "peak_fraction" and top[limit] > 1)
     return f"Largest share: {share}, with {tables.point_label(chart.rows, top)}.{more}"
 
 
@@ -539,7 +529,7 @@ VIEWS: dict[str, View] = {
     ),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
     "peak": View(
-        capitalized(findings.PEAK),
+        f"Share of {findings.PRODUCT}",
         ("threads",),
         peak_share,
         _largest_share,
@@ -568,7 +558,7 @@ VIEWS: dict[str, View] = {
 
 def views_of(rows: pd.DataFrame) -> dict[str, View]:
     """Return the views that `rows` (points) can have."""
-    named = {**VIEWS, "peak": replace(VIEWS["peak"], title=capitalized(_limit_name(rows)))}
+    named = {**VIEWS, "peak": replace(VIEWS["peak"], title=f"Share of {_LIMITS[_limit(rows)]}")}
     return {name: view for name, view in named.items() if view.needs(rows)}
 
 

@@ -23,13 +23,7 @@ from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.record import Record, conditions
 from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.stats import ASSUMED_SPREAD, MIN_TURNS, Ratio
-from scalebench_lib.text import (
-    capitalized,
-    format_error_db,
-    format_number,
-    pluralize,
-    with_margin,
-)
+from scalebench_lib.text import format_error_db, format_number, pluralize, with_margin
 
 EXACT_DB = 60.0
 """Smaller errors, below a thousandth, are those of other fp32 arithmetic."""
@@ -43,8 +37,8 @@ MUCH_SLOWER = 1.5
 COARSE, EXPORTED = "○", "†"
 """Marks of cells, which `table_notes` explains: a coarse point, a time with exporting."""
 
-PEAK = "share of PyTorch's matrix product"
-BEYOND_PEAK = (
+PRODUCT = "PyTorch's matrix product"
+BEYOND_PRODUCT = (
     "More than 100 %: this engine multiplies faster than PyTorch's library, which is the yardstick."
 )
 
@@ -124,7 +118,7 @@ def table_notes(
 def column_words(results: Results, answers: Sequence[Recommendation]) -> dict[str, str]:
     """Return the meanings of the columns in the tables of `answers` that need one."""
     shown = {str(name).partition(", ")[0] for table in _tables(answers) for name in table}
-    more = f" {BEYOND_PEAK}" * bool((results.table["peak_fraction"] > 1).any())
+    more = f" {BEYOND_PRODUCT}" * bool((results.table["peak_fraction"] > 1).any())
     words = {
         "Speed-up": "The median over turns in pairs, so not quite the ratio of the latencies.",
         "p90": "90 % of the passes took no longer. Empty where too few passes were timed singly.",
@@ -132,7 +126,7 @@ def column_words(results: Results, answers: Sequence[Recommendation]) -> dict[st
         "Cold start": "The time to the first answer, with exports and compiled code read from "
         "disk.",
         "Error": "Of the outputs against fp64: −20 dB is 10 % of their size, −40 dB is 1 %.",
-        capitalized(PEAK): "The speed as a share of that of a large one, in the same type of "
+        f"Share of {PRODUCT}": "The speed as a share of that of a large one, in the same type of "
         f"numbers on as many threads.{more}",
         "Read bandwidth": "The share of the rate at which as many threads read memory.",
     }
@@ -145,10 +139,10 @@ def _tables(answers: Sequence[Recommendation]) -> Iterator[pd.DataFrame]:
 
 
 def _finer(results: Results) -> str:
-    """Return what gives each point `MIN_TURNS` turns: the points of a group share their time."""
+    """Return how each point would get `MIN_TURNS` turns: those of a batch size share their time."""
     table, group = results.table, [*tables.CONTEXT, "batch_size"]
     costs = table.assign(cost=table["spent_s"] / table["turns"]).groupby(group)["cost"].mean()
-    return f"--max-seconds {math.ceil(MIN_TURNS * costs.max())} gives finer points"
+    return f"--max-seconds {max(1, math.ceil(MIN_TURNS * costs.max()))} gives finer points"
 
 
 def _contexts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -246,7 +240,7 @@ def _cells(row: Row, rows: pd.DataFrame) -> dict[str, str]:
         "Memory, GB": text("memory_mb", 1e-3) + exported,
         "Cold start, s": text("start_s") + exported,
         "Error, dB": format_error_db(row["sqnr_db"]),
-        f"{capitalized(PEAK)}, %": text("peak_fraction", 100),
+        f"Share of {PRODUCT}, %": text("peak_fraction", 100),
         "Read bandwidth, %": text("bandwidth_fraction", 100),
     }
 

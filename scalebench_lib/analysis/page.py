@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from operator import attrgetter
@@ -29,7 +29,6 @@ from scalebench_lib.analysis import figures, tables
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import STACKED_BARS, VIEWS, Choices, View
 from scalebench_lib.analysis.findings import (
-    COARSE,
     column_words,
     observations,
     recommendations,
@@ -49,7 +48,7 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.results import CSV, EAGER, Results, Row
-from scalebench_lib.text import capitalized, format_error_db
+from scalebench_lib.text import format_error_db
 
 MAX_SAMPLES = 100_000
 """More samples, of all points, would make the page large, and are thinned evenly."""
@@ -240,7 +239,7 @@ def _chart_or_reason(view: View, rows: pd.DataFrame, choices: Choices, source: s
     try:
         return replace(view.chart(rows, choices), source=source)
     except RequestError as error:
-        return f"{capitalized(str(error))}."
+        return f"{str(error)[0].upper()}{str(error)[1:]}."
 
 
 def write_page(out: Path, results: Results | None = None, price: float | None = None) -> Path:
@@ -261,9 +260,8 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
             write_atomically(pictures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
     answers = recommendations(results, price)
-    words = column_words(results, answers)
     context |= {"answers": answers, "notes": [*table_notes(results, answers, price)]}
-    context |= {"column_words": words, "glossary": words | _words(results, context["columns"])}
+    context["column_words"] = column_words(results, answers)
     configs = {r.name: f"{r.config}, trial {r.trial}" for r in results.records}
     context["files"] = {
         folder: {path.name: configs.get(path.stem, path.name) for path in sorted(found)}
@@ -291,6 +289,12 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
         "results": results,
         "observations": observations(results),
         "missing": tables.failure_lines(table),
+        "coarse": bool((table["coarse"] == 1).any()),
+        "samples": int(table["samples"].sum()),
+        "outliers": int(table["outliers"].sum()),
+        "ratios": set(table["speedup_paired"].dropna()),
+        "stats": stats,
+        "record": record,
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": {
             heading: {group: list(some) for group, some in groupby(part, attrgetter("group"))}
@@ -304,72 +308,6 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
         },
         "provenance": _provenance(results),
     }
-
-
-def _words(results: Results, columns: Container[str]) -> dict[str, str]:
-    """Return the words that the page of `results` uses, with their definitions."""
-    table, outliers = results.table, int(results.table["outliers"].sum())
-    hows = set(table["speedup_paired"].dropna())
-    words = (
-        (
-            "Latency",
-            not results.imported,
-            "The median of all passes. Its 95 % interval describes this run; another hour may "
-            "differ.",
-        ),
-        (
-            "Turn",
-            not results.imported,
-            "About 0.3 s in which one point computes, while everything else of the sweep stands "
-            "still. In a cycle each point has one.",
-        ),
-        (
-            "Paired",
-            "paired" in hows,
-            "A ratio of points that took turns: the median of the ratios of turns of the same "
-            "cycle, in the same state of the machine.",
-        ),
-        (
-            "Via eager",
-            f"via {EAGER}" in hows,
-            "A ratio of points that each took turns with eager, at different times.",
-        ),
-        (
-            "Not measured together",
-            not results.imported and "not measured together" in hows,
-            "A ratio of the latencies of different times.",
-        ),
-        (
-            "Coarse",
-            (table["coarse"] == 1).any(),
-            f"A point of fewer than {stats.MIN_TURNS} turns: {COARSE} in tables, a hollow mark in "
-            "figures.",
-        ),
-        (
-            "Outlier",
-            outliers,
-            f"A pass above {stats.OUTLIER} times its point's median in its trial: kept, shown, and "
-            f"counted; {outliers} of {table['samples'].sum()} here.",
-        ),
-        (
-            "Shared turn",
-            "shared" in columns,
-            "One in which something else was computing: a thread that was ready had no CPU for "
-            f"more than {100 * record.MAX_WAIT_SHARE:.0f} % of it, or it got less than "
-            f"{record.MIN_CPU_SHARE} of its point's usual CPU time / wall time.",
-        ),
-        (
-            "Throttled period",
-            "throttled" in columns,
-            "One in which a CPU quota stopped the process.",
-        ),
-        (
-            "Stolen share",
-            "stolen" in columns,
-            "Of the CPU time: it went to other guests of the host.",
-        ),
-    )
-    return {word: meaning for word, used, meaning in words if used}
 
 
 def _about(results: Results) -> str:
@@ -547,16 +485,5 @@ _TEMPLATES = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-)
-_IN_WORDS = {
-    " (Sequential)": ", cores filled in order",
-    " (Interleave)": ", cores dealt out across NUMA nodes",
-    " Per Batch": " by batch size",
-    " Per Optimization": " by optimization",
-}
-"""The parts of the published headings that read otherwise in index.html."""
-
-_TEMPLATES.filters["in_words"] = lambda text: re.sub(
-    "|".join(map(re.escape, _IN_WORDS)), lambda found: _IN_WORDS[found[0]], text
 )
 _TEMPLATES.filters["slug"] = lambda text: "-".join(re.findall(r"[a-z0-9]+", text.lower()))

@@ -80,8 +80,9 @@ def test_where_all_got_faster_the_rest_is_what_a_point_is_slower_than(tmp_path: 
     assert found.has_regressions
     assert "slower or faster than the rest" in notes(found)[0].lower()
     (_, rows), *_ = tables(found)
-    assert list(rows)[-2:] == ["B/A ÷ common", "against the rest"]
-    assert rows["against the rest"].tolist().count("slower") == 2
+    assert list(rows)[-2:] == ["B/A ÷\ncommon", "against\nthe rest"]
+    assert "| B/A ÷ common | against the rest |" in markdown(found)
+    assert rows["against\nthe rest"].tolist().count("slower") == 2
     assert markdown(found).count("**slower**") == 2
     axes = figure(found).axes[0]
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
