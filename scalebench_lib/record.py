@@ -45,7 +45,7 @@ from scalebench_lib.model_sources import is_own, local_folder, own_files
 from scalebench_lib.operators import OperatorTimes
 from scalebench_lib.optimizations import OPTIMIZATIONS, Precision, is_package_installed
 from scalebench_lib.protocol import EndedBy
-from scalebench_lib.text import format_number, pluralize
+from scalebench_lib.text import format_error_db, format_number, pluralize
 
 _log = logging.getLogger("scalebench")
 
@@ -81,8 +81,9 @@ class Verification(StrictModel):
             return largest
         note = f" ({self.note})" if self.note else ""
         return (
-            f"SQNR {self.sqnr_db:.0f} dB against {self.reference}, at least {self.required_db:.0f} "
-            f"asked of {self.precision}, worst of {self.items} items{note}; {largest}"
+            f"error {format_error_db(self.sqnr_db) or '−∞'} dB against {self.reference} "
+            f"({self.precision} must have −{self.required_db:.0f} or less), worst of {self.items} "
+            f"items{note}; {largest}"
         )
 
 

@@ -352,7 +352,7 @@ class Results:
             return "Nothing with hyper-threading (SMT) was published in this file."
         if any(record.machine.has_smt for record in self.records):
             return "Hyper-threading (SMT) was not measured in this sweep."
-        return "This machine has no hyper-threading (SMT), so there is nothing with HT=True."
+        return "This machine has no hyper-threading (SMT), so there is nothing with it on."
 
     @cached_property
     def _hosts(self) -> dict[str, str | None]:

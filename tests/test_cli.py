@@ -191,7 +191,7 @@ def test_who_only_looks_or_is_refused_changes_nothing(scalebench, tmp_path: Path
         (("sweep", tmp_path / "new", *QUICK, "--placement", "far"), 2),
         (("status", own), 0),
         (("plan", own), 2),
-        (("compare", own, own), 0),
+        (("compare", own, own), 2),
     ):
         assert scalebench(*arguments)[0] == code, arguments
         assert times(tmp_path) == before, arguments

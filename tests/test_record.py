@@ -13,6 +13,7 @@ from scalebench_lib.record import (
     Point,
     Record,
     Turn,
+    Verification,
     conditions,
     load_records,
     next_trial_number,
@@ -222,3 +223,13 @@ def test_a_decoder_s_head_is_no_other_model() -> None:
     )
     assert found["model's structure and weights"] == {"a"}
     assert found["generating model's structure and weights"] == {"b"}
+
+
+def test_a_verification_tells_its_error_as_the_page_does() -> None:
+    found = Verification(
+        max_abs_error=1e-6, items=4, sqnr_db=132.4, required_db=90, reference="fp64"
+    )
+    assert str(found) == (
+        "error −132 dB against fp64 (fp32 must have −90 or less), worst of 4 items; "
+        "outputs differ from eager's by at most 1e-06"
+    )

@@ -51,8 +51,8 @@ THRESHOLD_AGAINST = 0.02
 """Equal environments that took turns differed by 0.7 % in the median point."""
 
 WARN_HALF_WIDTH, MAX_HALF_WIDTH = 0.10, 0.20
-"""A note warns of a ratio's interval beyond the first; beyond the second, where a slow-down by a
-fifth could hide, the point is `unclear`."""
+"""A note warns of an unchanged point whose interval is beyond the first; one beyond the second, in
+which a slow-down by a fifth could hide, is `unclear` if it reaches into ± the threshold."""
 
 MAX_OUTLIERS = 1 / 3
 """A median holds with less than half of its passes slowed down."""
@@ -118,6 +118,11 @@ class Comparison:
         return int((self.table["verdict"] == verdict).sum())
 
     @property
+    def moved_together(self) -> bool:
+        """True if the common change is beyond `threshold`: verdicts are then against the rest."""
+        return any(_is_large(each.ratio.value, self.threshold) for each in self.common)
+
+    @property
     def has_regressions(self) -> bool:
         """True if a point is slower in B, all of a thread count are, or B lost a point."""
         together = any(each.verdict == "slower" for each in self.common)
@@ -152,13 +157,25 @@ class Comparison:
         if one is None or other is None:
             verdict, why = self._one_sided(key[0], only_b=one is None)
         elif change := self.changes.get(key):
-            verdict, why = _preliminary_verdict(_outlier_share(one, other), change)
+            verdict, why = self._preliminary_verdict(_outlier_share(one, other), change)
             cells["chance"] = change.beyond.p_value
             for name, ratio in change._asdict().items():
                 cells |= {name: ratio.value, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
         else:
             verdict, why = "unclear", "not measured together"
         return {**cells, "verdict": verdict, "why": why}
+
+    def _preliminary_verdict(self, outliers: float, change: Change) -> tuple[str, str]:
+        """Return the verdict of a point that cannot be judged, else an empty one, and why."""
+        band = 1 + self.threshold
+        near = change.beyond.low <= band and change.beyond.high >= 1 / band
+        if outliers > MAX_OUTLIERS:
+            return "unclear", "more than a third of the passes of one side are outliers"
+        if near and not change.beyond.half_width <= MAX_HALF_WIDTH:
+            return "unclear", f"interval too wide, beyond ±{MAX_HALF_WIDTH:.0%}: measure for longer"
+        if change.beyond is change.ratio and change.ratio.how == "not measured together":
+            return "", f"fewer than {MIN_COMMON} points alike: what is common is not taken out"
+        return "", ""
 
     def _one_sided(self, name: str, only_b: bool) -> tuple[str, str]:
         """Return the verdict on the point of a config that a side lacks, and the reason."""
@@ -223,6 +240,8 @@ def compare(
     if not 0 <= threshold < 1:
         raise RequestError(f"threshold: must be at least 0 and below 1, not {threshold:g}")
     before, after = _load(a, b, anyway, model_a, model_b)
+    if a.resolve() == b.resolve() and model_a == model_b:
+        raise RequestError(f"both are the same sweep, {a}: name two")
     changes, common = _changes(before, after, threshold)
     found = Comparison(a, b, before, after, threshold, changes, common)
     asked = ("model's",) if model_a else ()  # they are meant to differ
@@ -454,18 +473,9 @@ def _relative_to_others(turns: pd.DataFrame, place: int) -> list[np.ndarray]:
     return [part.to_numpy(float) for _, part in relative.groupby(level=0)]
 
 
-def _preliminary_verdict(outliers: float, change: Change) -> tuple[str, str]:
-    """Return the verdict of a point that cannot be judged, else an empty one, and the reason."""
-    half_width = change.beyond.half_width
-    if outliers > MAX_OUTLIERS:
-        return "unclear", "more than a third of the passes of one side are outliers"
-    if not half_width <= MAX_HALF_WIDTH:
-        return "unclear", f"interval too wide, beyond ±{MAX_HALF_WIDTH:.0%}: measure for longer"
-    if half_width > WARN_HALF_WIDTH:
-        return "", f"interval wide, beyond ±{WARN_HALF_WIDTH:.0%}: smaller changes would not show"
-    if change.beyond is change.ratio and change.ratio.how == "not measured together":
-        return "", f"fewer than {MIN_COMMON} points alike: what is common is not taken out"
-    return "", ""
+def half_widths(table: pd.DataFrame) -> pd.Series:
+    """Return half the widths of the intervals of ``beyond``, over it."""
+    return (table["beyond_high"] - table["beyond_low"]) / 2 / table["beyond"]
 
 
 def _with_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -474,9 +484,18 @@ def _with_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     beyond, p_values = (table.loc[fit, name].to_numpy(float) for name in ("beyond", "chance"))
     verdict, large = _verdicts(beyond, p_values, threshold)
     table.loc[fit, "verdict"] = verdict
-    unclear = large & (verdict == "same") & (p_values <= 1 - stats.CONFIDENCE)
-    table.loc[fit[unclear], "why"] = f"no clearer than chance among {len(fit)} points"
+    half_width, same = half_widths(table.loc[fit]).to_numpy(float), verdict == "same"
+    wide = f"interval wide, beyond ±{WARN_HALF_WIDTH:.0%}: smaller changes would not show"
+    table.loc[fit[same & (half_width > WARN_HALF_WIDTH)], "why"] = wide
+    by_chance = same & large & (p_values <= 1 - stats.CONFIDENCE)
+    table.loc[fit[by_chance], "why"] = f"no clearer than chance among {len(fit)} points"
+    table.loc[fit[same & (half_width > MAX_HALF_WIDTH)], "verdict"] = "unclear"
     return table
+
+
+def _is_large(ratios: np.ndarray | float, threshold: float) -> np.ndarray:
+    large: np.ndarray = np.abs(np.log(ratios)) > np.log1p(threshold)
+    return large
 
 
 def _verdicts(
@@ -484,6 +503,6 @@ def _verdicts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the verdict on each of several `ratios`, and whether it is beyond `threshold`."""
     adjusted = false_discovery_control(p_values) if p_values.size else p_values
-    large: np.ndarray = np.abs(np.log(ratios)) > np.log1p(threshold)
+    large = _is_large(ratios, threshold)
     called = np.where(ratios > 1, "slower", "faster")
     return np.where((adjusted <= 1 - stats.CONFIDENCE) & large, called, "same"), large

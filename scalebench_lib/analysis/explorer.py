@@ -73,7 +73,7 @@ def _chart_of(view: str, results: Results, chosen: dict[str, Any]) -> tuple[Char
     if not found.needs(rows):
         raise RequestError(f"{found.title}: nothing of it is known of this sweep")
     first = {name: offered[0][1] for name, offered in figures.options(rows).items()}
-    first["optimization"] = tables.optimizations_but_eager(rows)[0]
+    first["optimization"] = tables.default_optimization(rows)
     choices = figures.Choices(**{name: chosen.get(name, first[name]) for name in first})
     if found.of_samples:
         rows = tables.select(figures.samples_table(results), **context)
@@ -181,9 +181,7 @@ class Explorer(ipywidgets.Box):  # type: ignore[misc]
             views = figures.views_of(rows).items()
             widgets.set_options(self.view, [(view.title, name) for name, view in views])
             for name, control in self.choices.items():
-                default = (
-                    tables.optimizations_but_eager(rows)[0] if name == "optimization" else None
-                )
+                default = tables.default_optimization(rows) if name == "optimization" else None
                 widgets.set_options(control, offered[name], default)
             for name, control in self.some.items():
                 known = [option for option in offered[name] if option[1] is not None]

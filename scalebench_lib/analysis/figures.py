@@ -120,17 +120,18 @@ def speedup_over_eager(rows: pd.DataFrame, choices: Choices) -> Chart:
 
 
 def peak_share(rows: pd.DataFrame, choices: Choices) -> Chart:
-    """Return the share of the machine's peak by batch size, in percent.
+    """Return the speed by batch size, in percent of that of PyTorch's own large matrix product.
 
-    The peak is that of a large matrix product on as many threads, in the type of the optimization;
-    for decoding, the rate at which they read memory.
+    That is on as many threads, in the type of the optimization; for decoding, the rate at which
+    they read memory.
     """
-    limit = _limit(rows)
+    limit, name = _limit(rows), _LIMITS[_limit(rows)]
     known = rows[rows[limit].notna() | (rows["status"] != "ok")]
     if known[limit].isna().all():
-        raise RequestError("the machine's peak is not known for any of these points")
-    title = f"{_LIMITS[limit].axis.removesuffix(' (%)')}, {choices.at}"
-    chart = _line_chart(rows, _compared(known, choices), title, "batch_size", _LIMITS[limit])
+        raise RequestError(f"share of {name}: not known for any of these points")
+    metric = tables.Metric(f"share of {name} (%)", f"% of {name}", _shares)
+    title = f"share of {name}, {choices.at}"
+    chart = _line_chart(rows, _compared(known, choices), title, "batch_size", metric)
     return replace(chart, scale="linear")
 
 
@@ -246,7 +247,7 @@ def _latency_bars(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _start_bars(rows: pd.DataFrame) -> pd.DataFrame:
-    anew = rows.assign(optimize_s=rows["optimize_anew_s"], how=", made anew")
+    anew = rows.assign(optimize_s=rows["optimize_anew_s"], how=", with exporting")
     both = pd.concat([rows.assign(how=""), anew]).dropna(subset="optimize_s")
     return both.assign(total=both["build_s"] + both["optimize_s"] + both["first_pass_s"])
 
@@ -278,7 +279,8 @@ STACKED_BARS = {
             "optimize_s": ("optimizing it", _BLUE),
             "first_pass_s": ("first pass", _ORANGE),
         },
-        "For one thread count, without starting Python. Made anew: with exporting and compiling.",
+        "For one thread count, without starting Python. Exports and compiled code are read from "
+        "disk; with exporting: they were made in this trial.",
     ),
     "memory": StackedBars(
         "Memory",
@@ -329,12 +331,7 @@ def _shares(rows: pd.DataFrame) -> tables.Values:
     return share, share * middle / high, share * middle / low
 
 
-_LIMITS = {
-    "peak_fraction": tables.Metric("share of peak in its own type (%)", "% of peak", _shares),
-    "bandwidth_fraction": tables.Metric(
-        "share of read bandwidth (%)", "% of read bandwidth", _shares
-    ),
-}
+_LIMITS = {"peak_fraction": findings.PRODUCT, "bandwidth_fraction": "read bandwidth"}
 
 
 def _over(other: str) -> tables.Metric:
@@ -365,16 +362,20 @@ def _line_chart(
     `styles`, by default of `rows`. Labels of ratios have the config's error.
     """
     found = tables.succeeded_rows(shown)
-    lines = _lines(rows if styles is None else styles, shown, x, metric)
-    ratios = tables.pairing_label(found["speedup_paired"]) if metric.ratio else ""
+    lines = [*references, *_lines(rows if styles is None else styles, shown, x, metric)]
+    setting = []
+    if metric.ratio:
+        setting.append(f"ratios: {tables.pairing_label(found['speedup_paired'])}")
+    if any(", error " in line.label for line in lines):
+        setting.append("error: the worst of the batch sizes shown")
     return _chart(
         rows,
         found,
         f" {title}",
         (x.replace("_", " "), metric.axis),
         metric.unit,
-        ratios,
-        lines=[*references, *lines],
+        setting,
+        lines=lines,
         doubling=x == "batch_size",
     )
 
@@ -433,17 +434,17 @@ def _chart(
     title: str,
     labels: tuple[str, str],
     unit: str,
-    ratios: str = "",
+    setting: Sequence[str] = (),
     **shown: Any,
 ) -> Chart:
     """Return a chart of `found`, with the model in its title; its caption is on all `rows`.
 
-    `labels` are those of x and y; `ratios` tells how they were computed; `shown` are other fields.
+    `labels` are those of x and y; `setting` is more of it; `shown` are other fields.
     """
     config = {name: tables.only_value(rows, name) for name, axis in AXES.items() if axis.splits}
     others = [n for n in config if AXES[n].kind is None and n != "task"]
     pinned = "pinned" not in rows or rows["pinned"].fillna(True).all()
-    setting = [
+    every = [
         rows["item"].iloc[0],  # empty for some imports
         *(
             axis_value_label(n, config[n])
@@ -451,7 +452,7 @@ def _chart(
             if n == "placement" or config[n] != DEFAULTS[n]
         ),
         "" if pinned else "NOT PINNED: threads could move between CPUs",
-        f"ratios: {ratios}" if ratios else "",
+        *setting,
     ]
     return Chart(
         f"{model_title(tables.only_value(rows, 'model'), config['task'])}{title}",
@@ -459,7 +460,7 @@ def _chart(
         unit,
         found,
         source=tables.only_value(rows, "machine"),
-        setting=" · ".join(filter(None, setting)),
+        setting=" · ".join(filter(None, every)),
         missing=tables.failure_lines(rows),
         **shown,
     )
@@ -493,9 +494,11 @@ def _speedup(_results: Results, chart: Chart, _choices: Choices, over: str = "ea
 
 
 def _largest_share(_results: Results, chart: Chart, _choices: Choices) -> str:
-    top = chart.rows.sort_values(_limit(chart.rows)).iloc[-1]
-    share = f"{format_number(100 * top[_limit(chart.rows)])} {chart.unit}"
-    return f"Largest share: {share}, with {tables.point_label(chart.rows, top)}."
+    limit = _limit(chart.rows)
+    top = chart.rows.sort_values(limit).iloc[-1]
+    share = f"{format_number(100 * top[limit])} {chart.unit}"
+    more = f" {findings.BEYOND_PRODUCT}" * bool(limit == "peak_fraction" and top[limit] > 1)
+    return f"Largest share: {share}, with {tables.point_label(chart.rows, top)}.{more}"
 
 
 def _passes(_results: Results, chart: Chart, _choices: Choices) -> str:
@@ -526,7 +529,7 @@ VIEWS: dict[str, View] = {
     ),
     "heat": View("Heat map: batch size × threads", ("metric", *_CONFIG), heat_map, _extreme),
     "peak": View(
-        "Share of the machine's peak",
+        f"Share of {findings.PRODUCT}",
         ("threads",),
         peak_share,
         _largest_share,
@@ -555,7 +558,8 @@ VIEWS: dict[str, View] = {
 
 def views_of(rows: pd.DataFrame) -> dict[str, View]:
     """Return the views that `rows` (points) can have."""
-    return {name: view for name, view in VIEWS.items() if view.needs(rows)}
+    named = {**VIEWS, "peak": replace(VIEWS["peak"], title=f"Share of {_LIMITS[_limit(rows)]}")}
+    return {name: view for name, view in named.items() if view.needs(rows)}
 
 
 CONTROLS = {

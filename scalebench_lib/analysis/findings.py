@@ -34,6 +34,14 @@ MUCH_QUANTIZING = 0.1
 MUCH_SLOWER = 1.5
 """A profiler that slows passes down by more may have changed the shares of operators."""
 
+COARSE, EXPORTED = "○", "†"
+"""Marks of cells, which `table_notes` explains: a coarse point, a time with exporting."""
+
+PRODUCT = "PyTorch's matrix product"
+BEYOND_PRODUCT = (
+    "More than 100 %: this engine multiplies faster than PyTorch's library, which is the yardstick."
+)
+
 MEAN_OFF = 0.05
 """A mean is reported if it differs from its median by more than this, and than its interval."""
 
@@ -85,6 +93,58 @@ def recommendations(results: Results, price: float | None = None) -> list[Recomm
     return [_recommendation(results, label, rows) for label, rows in _contexts(table)]
 
 
+def table_notes(
+    results: Results, answers: Sequence[Recommendation], price: float | None = None
+) -> Iterator[str]:
+    """Yield notes on the marks in the tables of `answers`, a sentence each."""
+    marks = {str(cell)[-1:] for t in _tables(answers) for cell in t.to_numpy().ravel()}
+    if not results.imported:
+        yield "Each at its best thread count, ± 95 % interval."
+    if COARSE in marks:
+        rough = f"fewer than {MIN_TURNS} turns, so the interval is a rough guess"
+        yield f"{COARSE}: {rough}; {_finer(results)}."
+    if EXPORTED in marks:
+        yield (
+            f"{EXPORTED}: with exporting and compiling, which takes more time and memory: it was "
+            "measured before there was anything to read from disk."
+        )
+    if price is not None:
+        yield (
+            f"Cost: of a million requests at {price} an hour, one copy on the machine, "
+            f"{100 * MARGIN:.0f} % of its time left unused."
+        )
+
+
+def column_words(results: Results, answers: Sequence[Recommendation]) -> dict[str, str]:
+    """Return the meanings of the columns in the tables of `answers` that need one."""
+    shown = {str(name).partition(", ")[0] for table in _tables(answers) for name in table}
+    more = f" {BEYOND_PRODUCT}" * bool((results.table["peak_fraction"] > 1).any())
+    words = {
+        "Speed-up": "The median over turns in pairs, so not quite the ratio of the latencies.",
+        "p90": "90 % of the passes took no longer. Empty where too few passes were timed singly.",
+        "Memory": "Held by the process between turns.",
+        "Cold start": "The time to the first answer, with exports and compiled code read from "
+        "disk.",
+        "Error": "Of the outputs against fp64: −20 dB is 10 % of their size, −40 dB is 1 %.",
+        f"Share of {PRODUCT}": "The speed as a share of that of a large one, in the same type of "
+        f"numbers on as many threads.{more}",
+        "Read bandwidth": "The share of the rate at which as many threads read memory.",
+    }
+    return {} if results.imported else {w: words[w] for w in words if w in shown}
+
+
+def _tables(answers: Sequence[Recommendation]) -> Iterator[pd.DataFrame]:
+    for answer in answers:
+        yield from (answer.best, *answer.rankings.values())
+
+
+def _finer(results: Results) -> str:
+    """Return how each point would get `MIN_TURNS` turns: those of a batch size share their time."""
+    table, group = results.table, [*tables.CONTEXT, "batch_size"]
+    costs = table.assign(cost=table["spent_s"] / table["turns"]).groupby(group)["cost"].mean()
+    return f"--max-seconds {max(1, math.ceil(MIN_TURNS * costs.max()))} gives finer points"
+
+
 def _contexts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the measured rows of each context that has some, with its label."""
     for context, rows in tables.by_context(table[table["status"] == "ok"]):
@@ -115,11 +175,19 @@ def _advice(results: Results, rows: pd.DataFrame, ranked: pd.DataFrame) -> list[
         return [f"Run {_run(eager, rows)}.", "Nothing is measurably faster."]
     alike = ", ".join(tables.config_label(rows, row) for row in ties)
     more = [f"No measurable difference to {alike}."] if alike else []
-    if best["sqnr_db"] < EXACT_DB:
+    run = "Fastest:" if (lossy := best["sqnr_db"] < EXACT_DB) else "Run"
+    if lossy:
+        error = format_number(100 * 10 ** (-best["sqnr_db"] / 20), 1)
+        check = ": check the accuracy with your own weights" * _has_random_weights(results)
+        more.append(f"Its outputs differ by {error} %{check}.")
         exact = (row for row in others if row["sqnr_db"] >= EXACT_DB and row["speedup_low"] > 1)
         runs = (f"With less error: {_run(row, rows)}." for row in exact)
         more.append(next(runs, "With less error, nothing is measurably faster than eager."))
-    return [f"Run {_run(best, rows)}.", *more]
+    return [f"{run} {_run(best, rows)}.", *more]
+
+
+def _has_random_weights(results: Results) -> bool:
+    return any(record.config.weights == "random" for record in results.records)
 
 
 def _run(row: Row, rows: pd.DataFrame) -> str:
@@ -156,8 +224,8 @@ def _as_text(found: pd.DataFrame, rows: pd.DataFrame, all_sizes: bool = False) -
 def _cells(row: Row, rows: pd.DataFrame) -> dict[str, str]:
     setup = row["build_s"] + row["first_pass_s"]
     cached, anew = setup + row["optimize_s"], setup + row["optimize_anew_s"]
-    coarse = " coarse" * (row["coarse"] == 1 and not (rows["coarse"] == 1).all())
-    exported = " anew" * (math.isnan(cached) and not math.isnan(anew))
+    coarse = f" {COARSE}" * (row["coarse"] == 1 and not (rows["coarse"] == 1).all())
+    exported = f" {EXPORTED}" * (math.isnan(cached) and not math.isnan(anew))
     known = {"memory_mb": _memory_mb(row), "start_s": anew if exported else cached}
     text = partial(tables.value_text, {**row, **known})
     return {
@@ -172,7 +240,7 @@ def _cells(row: Row, rows: pd.DataFrame) -> dict[str, str]:
         "Memory, GB": text("memory_mb", 1e-3) + exported,
         "Cold start, s": text("start_s") + exported,
         "Error, dB": format_error_db(row["sqnr_db"]),
-        "Peak, %": text("peak_fraction", 100),
+        f"Share of {PRODUCT}, %": text("peak_fraction", 100),
         "Read bandwidth, %": text("bandwidth_fraction", 100),
     }
 
@@ -213,7 +281,7 @@ def _of_context(results: Results, rows: pd.DataFrame) -> Iterator[str]:
         (optimization_title(name), _ratios(results, rows, "optimization", (name, EAGER), alike))
         for name in set(rows["optimization"]) - {EAGER}
     ]
-    for name, ratios in sorted(found, key=lambda each: (_median(each[1]), each[0])):
+    for name, ratios in sorted(found, key=lambda each: (-_median(each[1]), each[0])):
         yield from _comparison(name, ratios, "eager at the same batch size and threads")
     best = tables.best_threads(rows)
     ratios = _ratios(results, best, "smt", (True, False), ["batch_size", "optimization"])
@@ -237,12 +305,12 @@ def _of_allocators(results: Results) -> Iterator[str]:
 def _ratios(
     results: Results, rows: pd.DataFrame, column: str, sides: tuple[Any, Any], alike: list[str]
 ) -> list[Ratio]:
-    """Return latencies at the first of `sides` over the second, of rows that are `alike`."""
+    """Return latencies at the second of `sides` over the first, of rows that are `alike`."""
     one, other = (
         {tuple(row[name] for name in alike): row for row in part.to_dict("records")}
         for part in (rows[rows[column] == side] for side in sides)
     )
-    return [results.row_ratio(row, other[key]) for key, row in one.items() if key in other]
+    return [results.row_ratio(other[key], row) for key, row in one.items() if key in other]
 
 
 def _median(ratios: Sequence[Ratio]) -> float:
@@ -253,23 +321,17 @@ def _comparison(subject: str, ratios: Sequence[Ratio], other: str) -> Iterator[s
     """Yield how many times as fast as `other` the `subject` is, by the `ratios` of latencies."""
     if not ratios:
         return
-    values = [1 / ratio.value for ratio in ratios]
-    ends = (
-        (1 / ratios[0].high, 1 / ratios[0].low) if len(ratios) == 1 else (min(values), max(values))
-    )
-    how = tables.pairing_label(ratio.label for ratio in ratios)
-    how = f"; {how}" * (how != "paired")
-    if not any(ratio.differs for ratio in ratios):
-        yield f"{subject}: no measurable difference to {other} ({_span(values)}×{how})."
-        return
-    spread = f"median of {len(ratios)}, " * (len(ratios) > 1) + _span(ends)
-    times = format_number(1 / _median(ratios))
-    yield f"{subject}: {times}× as fast as {other} ({spread}{how})."
-
-
-def _span(values: Sequence[float]) -> str:
-    """``1.2–3.4``, or the one value that there is."""
-    return "–".join(dict.fromkeys(map(format_number, (min(values), max(values)))))
+    first, values = ratios[0], [ratio.value for ratio in ratios]
+    points, ends = "", f" ({_interval(first.low, first.high, [first.label])})"
+    if len(ratios) > 1:
+        how = tables.pairing_label(ratio.label for ratio in ratios)
+        points = f", in the median of {len(ratios)} points"
+        ends = f", from {format_number(min(values))}× to {format_number(max(values))}×"
+        ends += f" ({how})" * (how != "paired")
+    if any(ratio.differs for ratio in ratios):
+        yield f"{subject}: {format_number(_median(ratios))}× as fast as {other}{points}{ends}."
+    else:
+        yield f"{subject}: no measurable difference to {other}{ends}."
 
 
 def operator_sentence(rows: pd.DataFrame) -> str:
@@ -373,13 +435,16 @@ def _differs(row: Row | pd.Series, name: str) -> bool:
 
 
 def _ends(row: Row | pd.Series, name: str) -> str:
+    return _interval(row[f"{name}_low"], row[f"{name}_high"], [row[f"{name}_paired"]])
+
+
+def _interval(low: float, high: float, how: Sequence[str]) -> str:
     """``1.8–2.2; via eager``: the interval of a ratio if it has one, and how, unless paired."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
     known = np.isfinite(low) and np.isfinite(high)
     unbounded = "too few turns" if np.isinf(high) else ""
     ends = f"{format_number(low)}–{format_number(high)}" if known else unbounded
-    how = tables.pairing_label([row[f"{name}_paired"]])
-    return "; ".join(filter(None, [ends, how * (how != "paired")]))
+    label = tables.pairing_label(how)
+    return "; ".join(filter(None, [ends, label * (label != "paired")]))
 
 
 def _reservations(results: Results) -> Iterator[str]:
@@ -388,17 +453,18 @@ def _reservations(results: Results) -> Iterator[str]:
         share = f"{100 * ASSUMED_SPREAD:g} %"
         yield f"One round only: intervals assume that other processes would differ by {share}."
     elif results.rarely_repeated:
+        count = int(results.table["trials"].median())
         yield (
-            "Few trials were repeated, so it is not well known how much processes differ: more "
-            "--rounds give narrower intervals."
+            "Latencies have wide intervals because most configs ran in "
+            f"{'one process' if count == 1 else f'{count} processes'} only, and another may be "
+            f"faster or slower: --rounds {count + 2} narrows them."
         )
     if (results.table["coarse"] == 1).any() and (results.table["coarse"] != 0).all():
         yield (
-            f"Every point is coarse: it had fewer than {MIN_TURNS} turns. More --max-seconds give "
-            "narrower intervals."
+            f"Every point is coarse: it had fewer than {MIN_TURNS} turns, so its interval is a "
+            f"rough guess; {_finer(results)}."
         )
-    lossy = (one.verification for one in results.records if one.config.weights == "random")
-    if any(one and one.sqnr_db is not None and one.sqnr_db < EXACT_DB for one in lossy):
+    if _has_random_weights(results) and (results.table["sqnr_db"] < EXACT_DB).any():
         yield "The weights are random: errors of int8 and bf16 differ for trained weights."
     if any(record.schema_version == 1 for record in results.records):
         yield (

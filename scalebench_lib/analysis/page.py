@@ -28,7 +28,12 @@ from scalebench_lib import record, stats
 from scalebench_lib.analysis import figures, tables
 from scalebench_lib.analysis.draw import draw
 from scalebench_lib.analysis.figures import STACKED_BARS, VIEWS, Choices, View
-from scalebench_lib.analysis.findings import observations, recommendations
+from scalebench_lib.analysis.findings import (
+    column_words,
+    observations,
+    recommendations,
+    table_notes,
+)
 from scalebench_lib.charts import (
     Axis,
     BarSegments,
@@ -39,7 +44,6 @@ from scalebench_lib.charts import (
     SampleDots,
 )
 from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
-from scalebench_lib.cost import MARGIN
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.optimizations import optimization_title
@@ -65,7 +69,7 @@ _COLUMNS = {
     "speedup_paired": "Ratio",
     "throughput": "Throughput, 1/s",
     "error_db": "Error, dB",
-    "cpus_utilized": "CPU / wall time",
+    "cpus_utilized": "CPU/wall time",
     "samples": "Samples",
     "outliers": "Outliers",
     "turns": "Turns",
@@ -166,7 +170,7 @@ def _spec(
     ]
     metric, title = choices.metric.title(), model_title(context["model"], context["task"])
     config = [optimization_title(choices.optimization), *["SMT"] * choices.smt]
-    same = [f"BS={choices.batch_size}"] if view == "batch" else config
+    same = [f"batch {choices.batch_size}"] if view == "batch" else config
     alt = " ".join([title, *words, *suffixes])
     failed = f"{alt}: not measured. {'; '.join(tables.failure_lines(rows))}."
     file = "-".join([slug(context["model"]), name, *suffixes])
@@ -220,7 +224,7 @@ def _context_data(context: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]
         "values": {name: str(value) for name, value in context.items()},
         "options": offered
         | {"view": [(v.title, name) for name, v in figures.views_of(rows).items()]},
-        "shown": tables.optimizations_but_eager(rows)[0],
+        "shown": tables.default_optimization(rows),
     }
 
 
@@ -255,7 +259,9 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
         if isinstance(chart, Chart):
             write_atomically(pictures / name, draw(chart).png())
     context = _context(results, specs, over) | _live(results.table, contexts, charts)
-    context |= {"answers": recommendations(results, price), "price": price, "margin": MARGIN}
+    answers = recommendations(results, price)
+    context |= {"answers": answers, "notes": [*table_notes(results, answers, price)]}
+    context["column_words"] = column_words(results, answers)
     configs = {r.name: f"{r.config}, trial {r.trial}" for r in results.records}
     context["files"] = {
         folder: {path.name: configs.get(path.stem, path.name) for path in sorted(found)}
@@ -283,12 +289,12 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
         "results": results,
         "observations": observations(results),
         "missing": tables.failure_lines(table),
-        "coarse": bool(table["coarse"].fillna(False).any()),
+        "coarse": bool((table["coarse"] == 1).any()),
         "samples": int(table["samples"].sum()),
         "outliers": int(table["outliers"].sum()),
+        "ratios": set(table["speedup_paired"].dropna()),
         "stats": stats,
         "record": record,
-        "errors": bool(table["sqnr_db"].notna().any()),
         "unpinned": not table["pinned"].fillna(True).all(),
         "sections": {
             heading: {group: list(some) for group, some in groupby(part, attrgetter("group"))}
@@ -383,6 +389,8 @@ def _text(row: Row, name: str) -> str:
         return "–"
     if name == "optimization":
         return optimization_title(value)
+    if name == "speedup_paired":
+        return tables.pairing_label([value])
     if name == "error_db":
         return format_error_db(-value)
     if isinstance(value, bool):

@@ -169,6 +169,17 @@ def optimizations_but_eager(table: pd.DataFrame) -> list[str]:
     return [name for name in every if name != EAGER] or every
 
 
+def default_optimization(table: pd.DataFrame) -> str:
+    """Return the fastest optimization at the smallest batch size, the first where none succeeded.
+
+    It is not eager, unless that is alone.
+    """
+    names = optimizations_but_eager(table)
+    rows = table[(table["status"] == "ok") & table["optimization"].isin(names)]
+    first = rows[rows["batch_size"] == rows["batch_size"].min()].sort_values("latency_ms")
+    return str(first["optimization"].iloc[0]) if len(first) else names[0]
+
+
 def succeeded_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the measured rows; raise `RequestError`, with the reasons, where there are none."""
     found = rows[rows["status"] == "ok"]

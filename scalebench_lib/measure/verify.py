@@ -26,6 +26,7 @@ from scalebench_lib.measure.optimizations.base import DTYPES, Outputs, Runner
 from scalebench_lib.measure.purity import first_varying_layer, require_no_side_effects
 from scalebench_lib.optimizations import Precision
 from scalebench_lib.record import Verification
+from scalebench_lib.text import format_error_db
 
 REQUIRED_DB: dict[Precision, float] = {"fp32": 90.0, "fp16": 45.0, "bf16": 30.0, "int8": 20.0}
 """Least SQNR of the worst item. BERT-base has 116–128 dB in fp32, 38–47 in bf16, 25–40 in int8, and
@@ -150,8 +151,8 @@ class Verifier:
         self.eager_db = min(one.sqnr_db(one.eager) for one in both)
         if self.eager_db < EAGER_DB:
             raise MeasurementError(
-                f"eager fp32 itself has SQNR {self.eager_db:.0f} dB against fp64, less than "
-                f"{EAGER_DB:.0f}: cannot be verified"
+                f"eager fp32 itself has an error of {format_error_db(self.eager_db)} dB against "
+                f"fp64, more than −{EAGER_DB:.0f}: cannot be verified"
             )
         return ""
 

@@ -253,6 +253,29 @@ def test_too_wide_an_interval_is_no_answer() -> None:
     assert found.table.loc[wide, "why"].str.contains("too wide.*measure for longer").all()
 
 
+def test_a_wide_interval_far_from_no_change_is_an_answer() -> None:
+    """Three wild turns can tell a latency of ten times as much."""
+    sides = [_wild(sweep(seed, rounds=1, cycles=3)) for seed in (0, 1)]
+    slow = {ONE.id: 10.0}
+    sides[1] = [
+        r if r.config != ONE else _wild(sweep(1, slow, rounds=1, cycles=3))[0] for r in sides[1]
+    ]
+    found = compared(*sides)
+    rows = found.table[found.table["config_id"] == ONE.id]
+    assert (half_width(rows) > MAX_HALF_WIDTH).all()
+    assert (rows["beyond_low"] > 1 + found.threshold).all()
+    assert set(rows["verdict"]) == {"slower"}
+
+
+def test_a_sweep_is_not_compared_with_itself(tmp_path: Path) -> None:
+    """But two models of one sweep are."""
+    out = factories.save_sweep(tmp_path / "a", factories.small_records([1]))
+    with pytest.raises(RequestError, match=r"both are the same sweep, .*: name two"):
+        compare(out, tmp_path / "." / "a")
+    with pytest.raises(RequestError, match="model-b: B has no model 'gpt2'"):
+        compare(out, out, model_a="bert", model_b="gpt2")
+
+
 def _wild(records: list[Record]) -> list[Record]:
     """Passes that differ by a factor of up to two."""
     random = np.random.default_rng(0)

@@ -64,11 +64,32 @@ def test_one_point_is_told_in_the_singular() -> None:
 def test_what_all_points_share_is_a_sentence() -> None:
     change = r"\d\.\d % slower \(\d\.\d–[\d.]+ %\) on"
     told = f"Common to all points: {change} 1 thread; {change} 2 threads."
-    first, common, hint = summary(compared(sweep(0), sweep(1, 1.08)))
-    assert " 0 slower, 0 faster, 12 same" in first
+    first, common, beyond, hint = summary(compared(sweep(0), sweep(1, 1.08)))
+    assert first.endswith("12 points: 0 have a lower latency in B, 12 a higher one.")
     assert re.fullmatch(told, common)
+    assert beyond == "Against the rest: 0 slower, 0 faster, 12 same, 0 unclear."
     assert "Machine or software: 'scalebench sweep OUT --against PYTHON' tells" in hint
     assert len(summary(compared(sweep(0), sweep(1, 1.08), threshold=0.5))) == 2
+
+
+def test_where_all_got_faster_the_rest_is_what_a_point_is_slower_than(tmp_path: Path) -> None:
+    """A config of 0.6 of its time is slower than the others, of a half, and never slower in B."""
+    half = {config.id: 0.5 + 0.1 * (config == SLOW) for config in simulated.CONFIGS}
+    found = compared(sweep(0), sweep(1, half))
+    assert summary(found)[0].endswith("12 have a lower latency in B, 0 a higher one.")
+    assert found.has_regressions
+    assert "slower or faster than the rest" in notes(found)[0].lower()
+    (_, rows), *_ = tables(found)
+    assert list(rows)[-2:] == ["B/A ÷\ncommon", "against\nthe rest"]
+    assert "| B/A ÷ common | against the rest |" in markdown(found)
+    assert rows["against\nthe rest"].tolist().count("slower") == 2
+    assert markdown(found).count("**slower**") == 2
+    axes = figure(found).axes[0]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "2 slower than the rest" in legend
+    assert axes.get_xlabel().endswith("slower than the rest")
+    table = pd.read_csv(save(found, tmp_path).with_suffix(".csv"))
+    assert table["verdict"].tolist().count("slower") == 2
 
 
 def test_reasons_are_notes_that_name_their_points(found: Comparison) -> None:
@@ -76,10 +97,19 @@ def test_reasons_are_notes_that_name_their_points(found: Comparison) -> None:
         "Note: lost in B (failed: <img> | *memory*): TorchScript, batch 1 on 1, 2 threads."
         in notes(found)
     )
-    assert "false discovery rate of 5 %" in notes(found)[0]
+    assert "about 1 in 20 may be chance" in notes(found)[0]
     only = [r for r in sweep(1) if r.config.batch_size == 4 or r.config.optimization == "none"]
     said = notes(compared(sweep(0), only))
     assert "Note: only in A: TorchScript, batch 1, 16 on 1, 2 threads." in said
+
+
+def test_a_note_of_many_points_is_short_and_counts_the_others() -> None:
+    sizes = [{"model": "resnet50", "image_size": size} for size in range(32, 32 * 12, 32)]
+    records = [r for size in sizes for r in factories.small_records([1], **size)]
+    (note,) = [n for n in notes(compared(records, records[:2])) if n.startswith("Note: only in A")]
+    assert len(note) <= 200
+    named = len(re.findall("pixels", note))
+    assert note.endswith(f"; … and {20 - named} more.")
 
 
 def _long(record: Record, smt: bool) -> Record:
@@ -167,6 +197,7 @@ def test_the_figure_shows_what_each_point_is_judged_by(found: Comparison) -> Non
     assert sorted(drawn) == pytest.approx(sorted(expected))
     assert len(axes.get_yticklabels()) == 10
     assert "common to all points" in axes.get_xlabel()
+    assert axes.get_yticklabels()[0].get_text() == "eager, batch 1, 1 thread"
 
 
 def test_a_figure_of_thousands_stays_a_page(found: Comparison) -> None:

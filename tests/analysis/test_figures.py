@@ -224,6 +224,10 @@ def test_the_error_stands_beside_the_speedup(failed: pd.DataFrame) -> None:
         "eager",
         "TorchScript, error −40 dB",
     }
+    assert "error: the worst of the batch sizes shown" in notes(
+        speedup_over_eager(failed, Choices())
+    )
+    assert "error:" not in notes(by_batch_size(failed, Choices()))
 
 
 def test_the_speedup_over_one_thread_has_the_ideal_beside_it(small: pd.DataFrame) -> None:
@@ -376,7 +380,7 @@ def test_a_cold_start_with_an_export_is_a_bar_of_its_own() -> None:
     again = script.model_copy(update={"trial": 2, "setup": anew})
     chart = stacked("start", [none, script, again], 1)
     names = [bar.partition(": ")[0] for bar in chart.bars]
-    assert names == ["eager", "TorchScript", "TorchScript, made anew"]
+    assert names == ["eager", "TorchScript", "TorchScript, with exporting"]
     (optimizing,) = (part for part in chart.parts if part.label == "optimizing it")
     assert (optimizing.row.tolist(), optimizing.marks.y.tolist()) == ([1, 2], [4.0, 20.0])
     assert optimizing.marks.x.tolist() == [1.5, 1.5], "after the building"

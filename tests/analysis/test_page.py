@@ -13,12 +13,19 @@ import pytest
 import yaml
 
 from scalebench_lib.analysis import page
-from scalebench_lib.analysis.findings import conclusions, recommendations
+from scalebench_lib.analysis.findings import (
+    COARSE,
+    EXPORTED,
+    column_words,
+    conclusions,
+    recommendations,
+    table_notes,
+)
 from scalebench_lib.analysis.page import figure_specs, write_page
 from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.notebook import PROJECT
-from scalebench_lib.record import Record, load_records
+from scalebench_lib.record import Record, Verification, load_records
 from scalebench_lib.results import Results
 from scalebench_lib.text import format_number
 from tests import factories
@@ -370,6 +377,28 @@ def test_a_winner_within_noise_is_not_called_the_fastest() -> None:
     assert why == "Nothing is measurably faster."
 
 
+def with_error(record: Record, sqnr_db: float, **update: object) -> Record:
+    """Return `record` with an error against fp64."""
+    found = Verification(max_abs_error=0.1, items=3, sqnr_db=sqnr_db, reference="fp64")
+    return record.model_copy(update={"verification": found, **update})
+
+
+def test_the_fastest_is_no_order_where_its_outputs_differ() -> None:
+    """An error of 26 dB below the signal is 5 %, of random weights no more than a hint."""
+    none, script = factories.small_records([1])
+    (answer,) = recommendations(Results([with_error(none, 120), with_error(script, 26)]))
+    fastest, differs, less = answer.advice[1]
+    assert fastest.startswith("Fastest: TorchScript, 2 threads: ")
+    assert differs == "Its outputs differ by 5 %: check the accuracy with your own weights."
+    assert less == "With less error, nothing is measurably faster than eager."
+    trained = script.config.model_copy(update={"weights": "pretrained"})
+    update = {"config": trained, "config_id": trained.id}
+    (answer,) = recommendations(Results([with_error(script, 26, **update)]))
+    assert answer.advice[1][1] == "Its outputs differ by 5 %."
+    (answer,) = recommendations(Results([with_error(none, 120), with_error(script, 110)]))
+    assert answer.advice[1][0].startswith("Run TorchScript")
+
+
 def as_script(record: Record, times: int = 1001) -> Record:
     """The same passes, of TorchScript that takes so many thousandths of the time."""
     config = record.config.model_copy(update={"optimization": "script"})
@@ -411,10 +440,13 @@ def test_findings_say_what_ratios_and_intervals_rest_on() -> None:
         for n in range(2, 9)
         for record in one
     ]
-    for records, said in ((one, "One round only"), ([*one, *again[: len(one)]], "Few trials were")):
+    for records, said in (
+        (one, "One round only"),
+        ([*one, *again[: len(one)]], "Latencies have wide"),
+    ):
         assert any(told.startswith(said) for told in findings_of(records))
     told = findings_of([*one, *again])
-    assert not any(each.startswith(("One round only", "Few trials were")) for each in told)
+    assert not any(each.startswith(("One round only", "Latencies have wide")) for each in told)
 
 
 def test_records_of_unlike_conditions_are_said_to_be_pooled() -> None:
@@ -451,7 +483,7 @@ def test_a_sweep_that_was_disturbed_says_so_on_its_pages(small: Path) -> None:
     for text in (parsed.text, markdown(small)):
         assert "Something else was computing here: it shared 20 of 64 turns" in text
     assert "Shared turns" in parsed.text
-    assert "A turn is shared where something else was computing" in parsed.text
+    assert "One in which something else was computing" in parsed.text
     assert "Throttled periods" not in parsed.text
     table = pd.read_csv(small / "results.csv")
     assert table["shared"].sum() == 20
@@ -500,6 +532,59 @@ def test_a_page_says_once_that_all_of_it_is_coarse() -> None:
         table for answer in recommendations(Results(records)) for table in answer.rankings.values()
     ]
     assert not any(table["Latency, ms"].str.contains("coarse").any() for table in tables)
+
+
+def test_marks_in_a_table_are_explained_under_it() -> None:
+    """Here 6 turns of a second each make a point fine."""
+    none, script = factories.small_records([1])
+    slow = (one.model_copy(update={"spent_s": 3.0}) for one in with_few_turns(script).points)
+    anew = script.setup.model_copy(update={"export_cache": "empty", "ready_s": 20.0})
+    script = script.model_copy(update={"points": tuple(slow), "setup": anew})
+    results = Results([none, script])
+    answers = recommendations(results)
+    row = answers[0].rankings[1].iloc[0]
+    assert row["Latency, ms"].endswith(f" {COARSE}")
+    assert row["Cold start, s"].endswith(f" {EXPORTED}")
+    told = list(table_notes(results, answers))
+    assert f"{COARSE}: fewer than 6 turns, so the interval is a rough guess; " in told[1]
+    assert told[1].endswith("--max-seconds 3 gives finer points.")
+    assert told[2].startswith(f"{EXPORTED}: with exporting and compiling")
+    assert list(column_words(results, answers)) == ["Speed-up", "Memory", "Cold start"]
+    assert len(list(table_notes(Results([none]), recommendations(Results([none]))))) == 1
+
+
+def test_a_page_explains_its_words_and_no_others(small: Path) -> None:
+    """With the meanings of columns, which the Markdown has too."""
+    page = Parsed(write_page(small))
+    assert "#words" in page.every("a", "href")
+    assert "words" in page.every("h2", "id")
+    words = page.text.rpartition("Words on this page")[2]
+    for meaning in ("PairedA ratio of points", "TurnAbout 0.3 s", "MemoryHeld by the process"):
+        assert meaning in words
+    for word in ("Coarse", "Via eager", "Outlier", "Stolen share"):
+        assert word not in page.text
+    assert "Memory: held by the process between turns." in markdown(small)
+
+
+def test_more_than_all_of_the_matrix_product_is_explained(tmp_path: Path) -> None:
+    """The yardstick is PyTorch's, which another engine may beat."""
+    peaks = {threads: {"fp32": 1e-3} for threads in (1, 2)}
+    records = [r.model_copy(update={"peak_gflops": peaks}) for r in factories.small_records([1])]
+    out = factories.save_sweep(tmp_path, records)
+    text = Parsed(write_page(out)).text
+    assert "Share of PyTorch's matrix product" in text
+    for told in (text, markdown(out)):
+        assert "More than 100 %: this engine multiplies faster than PyTorch" in told
+
+
+def test_headings_for_people_are_in_words_and_those_of_the_site_as_published(full: Path) -> None:
+    """So are the alternative texts."""
+    text = Parsed(full / "index.html").text
+    assert "Latency, cores filled in order" in text
+    assert "Latency by batch size" in text
+    assert "batch 64" in text
+    assert "(Sequential)" not in text
+    assert "# Latency (Sequential)" in markdown(full)
 
 
 def test_findings_say_nothing_of_what_was_not_measured() -> None:

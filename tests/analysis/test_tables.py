@@ -6,6 +6,7 @@ import pytest
 
 from scalebench_lib.analysis.tables import (
     best_threads,
+    default_optimization,
     pairing_label,
     value_and_bounds,
     with_ratio_as_speedup,
@@ -36,6 +37,17 @@ def test_at_the_best_thread_count_it_is_what_the_results_say() -> None:
         key = (name, row["threads"])
         ratio = results.ratio(results.base(key), key)
         assert (row["speedup"], row["speedup_low"]) == (ratio.value, ratio.low)
+
+
+def test_figures_of_one_optimization_begin_with_the_fastest_of_the_smallest_batch() -> None:
+    """Not with eager, unless it is alone; where nothing succeeded, with any."""
+    other = TABLE[TABLE["optimization"] == "script"]
+    faster = other.assign(optimization="zz", latency_ms=other["latency_ms"] / 2)
+    slow_later = faster["latency_ms"].where(faster["batch_size"] == 1, 1e6)
+    both = pd.concat([TABLE, faster.assign(latency_ms=slow_later)])
+    assert default_optimization(both) == "zz"
+    assert default_optimization(both.assign(status="failed")) == "script"
+    assert default_optimization(TABLE[TABLE["optimization"] == "none"]) == "none"
 
 
 def test_without_eager_there_is_no_speedup() -> None:

@@ -1,6 +1,7 @@
 """A model of one's own: measured as it is, or refused in one line that says where."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -239,7 +240,8 @@ def test_a_sweep_of_it_goes_on_until_it_changes(tmp_path: Path) -> None:
     assert "mine_make" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     planned = run(*scalebench, "plan", "out", "--batch-size", "2")
     assert planned.returncode == 0, planned.stdout + planned.stderr
-    compared = run(*scalebench, "compare", "out", "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    compared = run(*scalebench, "compare", "out", "copy")
     assert compared.returncode == 0, compared.stdout + compared.stderr
     (tmp_path / "beside.py").write_text(BESIDE.replace("* 2", "* 3"), encoding="utf-8")
     again = run(*sweep)

@@ -137,7 +137,7 @@ def test_an_optimization_that_computes_something_else_fails_the_config(monkeypat
     monkeypatch.setattr(native, "script", halved)
     found = measure(trial(optimization="script"), MACHINE)
     assert found.status == "failed"
-    assert "verification failed: SQNR 6 dB against fp64" in found.reason
+    assert "verification failed: error −6 dB against fp64" in found.reason
     assert found.points == ()
     assert found.ended_by is None
     assert found.setup is not None, "what came before is kept"
@@ -249,7 +249,7 @@ def test_what_goes_wrong_in_the_timed_passes_alone_fails_the_trial(monkeypatch) 
     monkeypatch.setattr(native, "script", tired)
     found = measure(trial(optimization="script", batch_size=32), MACHINE)
     assert found.status == "failed"
-    assert "verification failed: SQNR 6 dB" in found.reason
+    assert "verification failed: error −6 dB" in found.reason
     assert found.points == ()
 
 
