@@ -316,18 +316,16 @@ def plan(
 ) -> None:
     """Recommend what to run for a rate, a latency limit or a batch.
 
-    The answer is a number of copies of the model, with the cores and batches of each. For requests
-    give --slo-ms, and --rate unless it is to be the highest; to split one batch give --batch-size.
+    The answer is a number of instances of the model, with the cores and batches of each. Without
+    --rate it is the highest; without --slo-ms the limit is 5 times the fastest pass. To split one
+    batch give --batch-size. Exit code 1 if no plan kept to the limit with --verify.
     """
-    from scalebench_lib.plan.answer import Question
-    from scalebench_lib.plan.decide import Context
-    from scalebench_lib.plan.report import commands
+    from scalebench_lib.plan.answer import ask
     from scalebench_lib.plan.search import Predictor
 
     served = {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
     on = {"batch_size": batch_size, "cores": cores, "optimization": optimization}
-    question = Question.of(lengths=lengths, **served, **on, **of)
-    context = Context.load(out, question.request)
+    context, question = ask(out, lengths=lengths, **served, **on, **of)
     with console.status("") as line:
         answer = question.answer(Predictor(context, line.update))
     if verify:
@@ -335,7 +333,9 @@ def plan(
             answer = answer.verified(line.update, _show_load(out))
     path = answer.save()
     console.say(answer.table, *answer.sentences, "")
-    console.print(*commands(answer.decision), "", sep="\n", soft_wrap=True)  # to be copied
+    console.print(*answer.commands, "", sep="\n", soft_wrap=True)  # to be copied
+    if answer.limit_kept is False:
+        raise typer.Exit(1)
     if price_per_hour is not None:
         console.say(*answer.costs(price_per_hour), "")
     if export:
@@ -397,7 +397,7 @@ def load(
     prover = LoadVerifier(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):
         if rate or trace:
-            prover.run(deployment, times)
+            prover.run(deployment, times, target.rate)
         else:
             curve = prover.predictor.curve(deployment, target)
             runs = prover.highest(deployment)
@@ -508,11 +508,17 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def _as_typed(message: str) -> str:
-    """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
-    name, colon, rest = message.partition(": ")
-    known = name in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
-    return f"--{name.replace('_', '-')}{colon}{rest}" if known else message
+    """Return `message` with its options as they are typed: ``--slo-ms``."""
 
+    def typed(found: re.Match[str]) -> str:
+        known = found[0] in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
+        return f"--{found[0].replace('_', '-')}" if known else found[0]
+
+    return _NAMES.sub(typed, message)
+
+
+_NAMES = re.compile(r"^\w+(?=: )|(?<![\w/.'-])[a-z]+_[a-z_]+(?![\w/.'-])")
+"""The option that a message begins with, and names of others in it, but not parts of paths."""
 
 _UsageError: Any = typer.BadParameter.mro()[1]
 """The base of typer's own complaints: from click, or from the copy of it that typer brings."""

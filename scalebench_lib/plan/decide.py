@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from math import ceil, nan
+from math import ceil, inf, nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +38,9 @@ from scalebench_lib.text import format_number, pluralize
 
 CANDIDATES = 3
 """How many plans, or deployments, a verification runs besides fat and thin."""
+
+EXACT_DB = 60.0
+"""From this SQNR on an optimization counts as exact."""
 
 
 class PlanRequest(StrictModel):
@@ -251,13 +254,22 @@ class Context:
         with suppress(RequestError):
             yield BatchPlanner(instances, cores, self.planner.slowdown).best(batch_size)
 
+    @cached_property
+    def sqnr_db(self) -> Mapping[str, float]:
+        """The worst SQNR of each optimization in dB, where it is known."""
+        found = dict[str, float]()
+        for name, proof in ((o.config.optimization, o.verification) for o in self.records):
+            if proof and proof.sqnr_db is not None:
+                found[name] = min(found.get(name, inf), proof.sqnr_db)
+        return found
+
     def reservations(self, plan: Plan) -> Iterator[str]:
         """Yield why `plan` may take longer than predicted."""
         fast = sum(not core.efficient for core in self.machine.cores)
         if len(plan.instances) > 1 and plan.cores > fast > 0 and not plan.measured_ms:
             yield (
                 "it is predicted for performance cores, on which instances were measured alone; "
-                "some of these get slower, efficiency cores: --verify measures it"
+                "some of these get slower, efficiency cores: verify measures it"
             )
 
     def runner(self, limits: Limits, say: Say) -> PlanRunner:
@@ -319,7 +331,10 @@ def _is_thin(*instances: Instance) -> bool:
 
 @dataclass(frozen=True)
 class Decision:
-    """The `best` plan and its baselines, with their timings where they were verified."""
+    """The `best` plan and its baselines, with their timings where they were verified.
+
+    `other_cpus` is what other processes used meanwhile (see `PlanRunner`).
+    """
 
     context: Context
     request: PlanRequest
@@ -327,6 +342,13 @@ class Decision:
     fat: Plan | None
     thin: Plan | None
     timings: Mapping[Plan, PlanTiming] = field(default_factory=dict)
+    other_cpus: float | None = None
+
+    @property
+    def limit_kept(self) -> bool | None:
+        """Whether the best plan kept to the limit when run; None: not run, or there is none."""
+        limit_ms = self.request.slo_ms
+        return self.best.latency_ms <= limit_ms if self.timings and limit_ms else None
 
     @property
     def plans(self) -> list[Plan]:
@@ -362,16 +384,17 @@ def verify_by_running(
     fat = context.fat(size) or _even(best, 1, cores)
     thin = context.thin(size) or (_even(best, cores, 1) if size >= cores else None)
     plans = dict.fromkeys(one for one in (fat, thin, best, *context.promising(size)) if one)
-    timings = {one.plan: one for one in context.runner(limits or Limits(), say).run(plans)}
+    runner = context.runner(limits or Limits(), say)
+    timings = {one.plan: one for one in runner.run(plans)}
     run = {plan: timing.measured for plan, timing in timings.items()}
     measured = [plan for plan in run.values() if plan.measured_ms]
     if not measured:
         reasons = "; ".join(f"{plan}: {plan.failed}" for plan in run.values())
         raise MeasurementError(f"no plan could be run: {reasons}")
     best = min(measured, key=lambda plan: plan.latency_ms)
-    baselines = {"fat": fat and run[fat], "thin": thin and run[thin]}
-    kept = context.keep(measured)
-    return Decision(kept, decision.request, best, **baselines, timings=timings)
+    seen: dict[str, Any] = {"fat": fat and run[fat], "thin": thin and run[thin]}
+    seen |= {"timings": timings, "other_cpus": runner.other_cpus}
+    return Decision(context.keep(measured), decision.request, best, **seen)
 
 
 def _even(like: Plan, instances: int, threads: int) -> Plan:
