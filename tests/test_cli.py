@@ -184,7 +184,7 @@ def test_who_only_looks_or_is_refused_changes_nothing(scalebench, tmp_path: Path
         (("sweep", own, *QUICK, "--against", sys.executable), 2),
         (("sweep", tmp_path / "new", *QUICK, "--placement", "far"), 2),
         (("status", own), 0),
-        (("plan", own), 2),
+        (("plan", own, "--batch-size", "1", "--rate", "5"), 2),
         (("compare", own, own), 0),
     ):
         assert scalebench(*arguments)[0] == code, arguments
@@ -348,9 +348,3 @@ def test_a_closed_pipe_ends_the_command_with_a_word(tmp_path: Path) -> None:
     assert found.stderr == (
         "scalebench: stopped: standard output was closed; what was measured is kept\n"
     )
-
-
-def test_square_brackets_stand_in_a_table_as_they_are(scalebench, tmp_path: Path) -> None:
-    save_sweep(tmp_path / "sweep", small_records([1, 4], model="./a[b]"))
-    _, printed, err = scalebench("plan", tmp_path / "sweep", "--batch-size", 4)
-    assert "./a[b], batch 4" in printed, err

@@ -1,6 +1,7 @@
 """The commands ``plan --rate`` and ``load``, on a made-up sweep of this machine and stand-ins."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,14 +44,16 @@ def test_a_plan_for_a_rate_is_made_and_then_run_under_load(scalebench, out: Path
     in_notebook = question.answer(search.Predictor(Context.load(out, question.request)))
     assert "\n".join(in_notebook.costs(1.53)) in said
     assert "requests/s with a p90 of" in said
-    assert "deployment" in said
+    assert "best" in said
     assert "taskset -c" in said
     planned = json.loads((out / "plan.json").read_text())
     assert planned["rate"] == 20
     _, said, trouble = scalebench("load", out, "--rate", 40, "--duration", "2s", "--max-batch", 1)
     assert "80 requests, poisson" in said, trouble
     assert "p50: " in said
-    assert "p99 needs 662 requests: --duration 1" in said
+    assert "p99 needs 662 requests: a duration of 1" in said
+    assert re.search(r"asked 40/s, the random arrivals came at [\d.]+/s", said)
+    assert "predicted from this run's own passes" in said
     trace = out / "trace.txt"
     trace.write_text("0.1\n0.2\n0.4\n")
     _, said, _ = scalebench("load", out, "--trace", trace, "--if-busy", "ignore")
