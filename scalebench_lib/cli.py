@@ -87,7 +87,7 @@ _HELP = {
     "open_page": "Open the page in a browser at the end.",
     "any_machine": "Render records of several machines together.",
     "machine": "The name of the machine, such as 'Xeon 8480'.",
-    "batch_size": "Items of one batch to split over the copies, such as 32.",
+    "batch_size": "Items of one batch to split over instances, such as 32.",
     "cores": "Physical cores to use, such as 4. [default: all]",
     "optimization": "The only optimization to use, such as openvino. [default: any]",
     "rate": "Requests per second, such as 200.",

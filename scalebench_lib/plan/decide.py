@@ -263,10 +263,14 @@ class Context:
                 found[name] = min(found.get(name, inf), proof.sqnr_db)
         return found
 
-    def reservations(self, plan: Plan) -> Iterator[str]:
-        """Yield why `plan` may take longer than predicted."""
+    def reservations(self, plan: Plan, seen: bool = False) -> Iterator[str]:
+        """Yield why `plan` may take longer than predicted; `seen`: its instances, under load."""
         fast = sum(not core.efficient for core in self.machine.cores)
-        if len(plan.instances) > 1 and plan.cores > fast > 0 and not plan.measured_ms:
+        predicted = len(plan.instances) > 1 and not plan.measured_ms
+        if predicted and not seen and self.slowdown is None:
+            tells = "verify measures it" if self.record else "an import has no runs"
+            yield f"instances are assumed not to slow each other down: {tells}"
+        if predicted and plan.cores > fast > 0:
             yield (
                 "it is predicted for performance cores, on which instances were measured alone; "
                 "some of these get slower, efficiency cores: verify measures it"

@@ -11,6 +11,7 @@ from pathlib import Path
 from scalebench_lib.config import Config, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
+from scalebench_lib.model_sources import is_own
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import ranges
 from scalebench_lib.plan.profile import Instance
@@ -90,7 +91,8 @@ def export(
     cpus = ranges([cpu for one in placed for cpu in one.cpus])
     versions = record.software.versions if record else {"software": "not known"}
     triton = _TRITON.format(cpus=cpus) * (folder / "triton").exists()
-    triton += _RANDOM * bool(triton and record and record.config.weights == "random")
+    if triton and record and record.config.weights == "random" and not is_own(record.config.model):
+        triton += _RANDOM
     readme = _README.format(
         summary=summary,
         found="\n".join(f"- {line}" for line in (*rest, *engine_settings(decision.best))),

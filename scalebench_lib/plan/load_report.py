@@ -77,8 +77,6 @@ def answer_sentences(
     yield from _load_tests(predictor, best)
     if not predictor.context.record:
         yield "an import has mean times alone: the tails of requests are longer than predicted"
-    if predictor.slowdown_unknown(best.deployment):
-        yield "instances are assumed not to slow each other down: verify measures it"
     yield from predictor.reservations(best.deployment)
 
 

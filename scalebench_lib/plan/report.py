@@ -277,9 +277,6 @@ def _reservations(decision: Decision) -> Iterator[str]:
     """Yield what the prediction assumes, what disturbed a run, and where it does not count."""
     best, context = decision.best, decision.context
     yield from disturbance(decision.other_cpus)
-    if len(best.instances) > 1 and not best.measured_ms and context.slowdown is None:
-        tells = "verify measures it" if context.record else "an import has no runs"
-        yield f"instances are assumed not to slow each other down: {tells}"
     yield from context.reservations(best)
     here = Software.here()
     measured_with = context.record.software if context.record else here

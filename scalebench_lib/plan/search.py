@@ -68,6 +68,7 @@ _TIED, _AS_HIGH = 1.01, 0.95
 
 _Kind = tuple[tuple[Any, ...], ...]
 _Samples = dict[Shape, np.ndarray]
+_Alike = defaultdict[Deployment, set[int]]
 
 
 class Target(StrictModel):
@@ -81,7 +82,7 @@ class Target(StrictModel):
 
 @dataclass(frozen=True)
 class Prediction:
-    """A deployment at a rate, simulated; with batches of up to each of `alike` it is the same."""
+    """A deployment at a rate, simulated; with largest batches of `alike` it is the same."""
 
     deployment: Deployment
     rate: float
@@ -102,7 +103,8 @@ class Prediction:
     @property
     def title(self) -> str:
         """The deployment, and the batches of others that are not told apart."""
-        sizes = ", ".join(map(str, self.alike))
+        own = self.deployment.batching.max_batch
+        sizes = ", ".join(str(size) for size in self.alike if size != own)
         return f"{self.deployment}" + f" ({sizes}: the same at this rate)" * bool(sizes)
 
     @property
@@ -193,15 +195,10 @@ class Predictor:
         same = [one for one in self.context.loads if _kind(one.deployment.plan.instances) == kind]
         return len(same) if self._together.get(kind) else 0
 
-    def slowdown_unknown(self, deployment: Deployment) -> bool:
-        """Return whether several instances are assumed not to slow each other down."""
-        kinds = _kind(deployment.plan.instances)
-        return len(kinds) > 1 and kinds not in self._together and self.context.slowdown is None
-
     def reservations(self, deployment: Deployment) -> Iterator[str]:
         """Yield why requests may take longer than predicted."""
-        yield from self.context.reservations(deployment.plan)
         kinds, shapes = _kind(deployment.plan.instances), deployment.batching.shapes
+        yield from self.context.reservations(deployment.plan, kinds in self._together)
         mine = (one for kind, shape, one in self._points() if kind in kinds and shape in shapes)
         if kinds not in self._together and any(one.passes_per_sample > 1 for one in mine):
             yield (
@@ -262,12 +259,11 @@ class Predictor:
             raise RequestError("lengths: no batch size was measured with all of them: measure one")
         able = [one for one in every if self.capacity(one) > target.rate]
         able.sort(key=lambda one: self._promise(one, target))
-        alike = defaultdict[Deployment, set[int]](set)
+        alike = _Alike(set)
         for stage, (requests, most) in enumerate(stages):
             found = self._simulated(able, target, requests, first=not stage)
-            found = self._without_ties(found, target, most) if target.rate else found
-            for one in found:
-                alike[one.deployment].update(one.alike)
+            if target.rate:
+                found = self._without_ties(found, target, most, alike)
             best = found[: most if target.rate else min(most, 3)]
             baselines = [] if self.quick else self._to_compare(found)
             kept = dict.fromkeys([*(one.deployment for one in best), *baselines])
@@ -300,24 +296,24 @@ class Predictor:
             found += asked or list(tried)[-1:]
         return sorted(found, key=lambda o: (-o.rate, o.reached_ms, o.deployment.plan.cores))
 
-    def _without_ties(self, found: list[Prediction], target: Target, most: int) -> list[Prediction]:
+    def _without_ties(
+        self, found: list[Prediction], target: Target, most: int, alike: _Alike
+    ) -> list[Prediction]:
         """Return `found`, ties among the first `most` in the order of `_by_highest`.
 
-        Of tied ones that differ in the size of their batches alone the first has the others' sizes.
+        Of tied ones that differ in the size of their batches alone the first stays; the others'
+        sizes are added to `alike`.
         """
-        kept = list[Prediction]()
+        kept = dict[Any, Prediction]()
         while found and len(kept) < most:
-            limit_ms, groups = _TIED * found[0].reached_ms, defaultdict[Any, list[Prediction]](list)
-            tied = [one for one in found if one.reached_ms <= limit_ms]
+            limit_ms = _TIED * found[0].reached_ms
+            tied = [one for one in found if not one.reached_ms > limit_ms]
             for one in self._by_highest(tied, target) if len(tied) > 1 else tied:
-                deployment = one.deployment
-                kind = _kind(deployment.plan.instances), deployment.batching.max_wait_ms
-                groups[kind].append(one)
-            for first, *others in groups.values():
-                sizes = (one.deployment.batching.max_batch for one in others)
-                kept.append(replace(first, alike=tuple(sizes)))
+                batching, kind = one.deployment.batching, _kind(one.deployment.plan.instances)
+                first = kept.setdefault((limit_ms, kind, batching.max_wait_ms), one)
+                alike[first.deployment].add(batching.max_batch)
             found = found[len(tied) :]
-        return kept + found
+        return [*kept.values(), *found]
 
     def _by_highest(self, tied: Sequence[Prediction], target: Target) -> list[Prediction]:
         """Return `tied`, first those that hold the highest rate; of these, the smallest batches."""
@@ -330,8 +326,8 @@ class Predictor:
         enough = _AS_HIGH * max(highest.values())
 
         def rank(one: Prediction) -> tuple[bool, bool, int]:
-            batching, low = one.deployment.batching, highest[one.deployment] < enough
-            return not one.holds, low, batching.max_batch
+            low = highest[one.deployment] < enough
+            return not one.holds, low, one.deployment.batching.max_batch
 
         return sorted(tied, key=rank)
 

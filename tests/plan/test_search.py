@@ -374,7 +374,7 @@ def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) ->
         load_report.answer_sentences(made, found, found[0], [])
     )
     several = [one for one in found if len(one.deployment.plan.instances) > 1]
-    assert made.slowdown_unknown(several[0].deployment)
+    assert any("assumed not to slow" in w for w in made.reservations(several[0].deployment))
 
 
 def test_of_deployments_as_soon_the_one_of_the_highest_rate_is_best_and_stands_once(
@@ -386,8 +386,7 @@ def test_of_deployments_as_soon_the_one_of_the_highest_rate_is_best_and_stands_o
     kinds = [(o.deployment.plan, o.deployment.batching.max_wait_ms) for o in found]
     assert len(set(kinds)) == len(kinds)
     best = found[0]
-    assert best.alike
-    assert f"({best.alike[0]}" in best.title
+    assert len(best.alike) > 1
     assert best.title.endswith(": the same at this rate)")
     rates = [made.highest(_up_to(best.deployment, size), asked) for size in best.alike]
     assert made.highest(best.deployment, asked) > 0.9 * max(rates)
