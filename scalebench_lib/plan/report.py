@@ -200,8 +200,8 @@ def _collecting(batching: Batching) -> str:
 
 
 _THREAD_SETTINGS = {
-    "onnxruntime": "set session_options.intra_op_num_threads = {}",
-    "openvino": 'call core.compile_model(model, "CPU", {{"INFERENCE_NUM_THREADS": {}}})',
+    "onnxruntime": "Set session_options.intra_op_num_threads = {}",
+    "openvino": 'Give compile_model config={{"INFERENCE_NUM_THREADS": {}}}',
 }
 """Engines whose threads OMP_NUM_THREADS does not set."""
 
@@ -211,7 +211,7 @@ def engine_settings(plan: Plan) -> Iterator[str]:
     for engine, code in _THREAD_SETTINGS.items():
         mine = (one for one in plan.instances if one.optimization.startswith(engine))
         for count in sorted({one.threads for one in mine}):
-            yield f"Let those of {pluralize(count, 'thread')} {code.format(count)}"
+            yield f"{code.format(count)} in those of {pluralize(count, 'thread')}"
 
 
 def _description(one: Instance) -> str:

@@ -381,9 +381,8 @@ def test_instances_of_an_engine_are_given_its_setting_in_code() -> None:
     mixed = [Instance(2, 4, 1.0, 2, optimization="openvino-int8"), Instance(1, 4, 1.0, 1)]
     plan = Plan.of([*mixed, Instance(1, 4, 1.0, 1, optimization="onnxruntime")])
     assert list(report.engine_settings(plan)) == [
-        "Let those of 1 thread set session_options.intra_op_num_threads = 1",
-        "Let those of 2 threads call "
-        'core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 2})',
+        "Set session_options.intra_op_num_threads = 1 in those of 1 thread",
+        'Give compile_model config={"INFERENCE_NUM_THREADS": 2} in those of 2 threads',
     ]
 
 

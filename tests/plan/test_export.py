@@ -160,7 +160,7 @@ def test_what_an_engine_computes_is_a_triton_repository(
     assert "taskset -c 0-1\ntritonserver" in readme
     assert "Triton shares these CPUs among all instances; this was not measured." in readme
     assert "weights of the model in triton/ are random" in readme
-    assert "Let those of 1 thread" in readme
+    assert "in those of 1 thread" in readme
     assert readme.count(SAID[0]) == 1
     mixed = replace(decision, context=replace(decision.context, lengths=((16, 0.7), (128, 0.3))))
     folder = export(mixed, SAID, tmp_path / "mixed", lambda config: files)
