@@ -321,6 +321,7 @@ def plan(
     batch give --batch-size. Exit code 1 if no plan kept to the limit with --verify.
     """
     from scalebench_lib.plan.answer import ask
+    from scalebench_lib.plan.report import commands
     from scalebench_lib.plan.search import Predictor
 
     served = {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
@@ -333,8 +334,8 @@ def plan(
             answer = answer.verified(line.update, _show_load(out))
     path = answer.save()
     console.say(answer.table, *answer.sentences, "")
-    console.print(*answer.commands, "", sep="\n", soft_wrap=True)  # to be copied
-    if answer.limit_kept is False:
+    console.print(*commands(answer.decision), "", sep="\n", soft_wrap=True)  # to be copied
+    if answer.decision.limit_kept is False:
         raise typer.Exit(1)
     if price_per_hour is not None:
         console.say(*answer.costs(price_per_hour), "")
@@ -509,12 +510,9 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
 
 def _as_typed(message: str) -> str:
     """Return `message` with its options as they are typed: ``--slo-ms``."""
-
-    def typed(found: re.Match[str]) -> str:
-        known = found[0] in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
-        return f"--{found[0].replace('_', '-')}" if known else found[0]
-
-    return _NAMES.sub(typed, message)
+    known = _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
+    typed = {name: f"--{name.replace('_', '-')}" for name in known}
+    return _NAMES.sub(lambda found: typed.get(found[0], found[0]), message)
 
 
 _NAMES = re.compile(r"^\w+(?=: )|(?<![\w/.'-])[a-z]+_[a-z_]+(?![\w/.'-])")

@@ -19,7 +19,6 @@ from scalebench_lib.plan.load import LoadRun
 from scalebench_lib.plan.profile import SHARED
 from scalebench_lib.plan.runner import Limits, Say
 from scalebench_lib.plan.search import LoadVerifier, Prediction, Predictor, Target
-from scalebench_lib.plan.simulate import Batching
 
 _PASSES = 5
 """The limit is so many times the fastest pass where none is named."""
@@ -75,16 +74,12 @@ def ask(out: Path, **asked: Any) -> tuple[Context, Question]:
 class Answer:
     """The best plan, what was considered, and the findings; the rest takes a moment.
 
-    `limit_kept` is False where no plan kept to the limit when run; None where none was run, or it
-    is in doubt. `verified` runs the best: its arguments are called before each step, and with each
-    load test.
+    `verified` runs the best: its arguments are called before each step, and with each load test.
     """
 
     decision: Decision
     table: Table
     sentences: Sequence[str]
-    limit_kept: bool | None
-    commands: Sequence[str]
     chart: Callable[[], Picture]
     costs: Callable[[float], Iterator[str]]
     save: Callable[[], Path]
@@ -97,8 +92,6 @@ def _of_batch(decision: Decision, max_seconds: float) -> Answer:
         decision,
         report.plan_table(decision),
         list(report.sentences(decision)),
-        decision.limit_kept,
-        _commands(decision, decision.limit_kept),
         chart=partial(figures.frontier, decision.context),
         costs=partial(report.cost_lines, decision),
         save=partial(report.save_plan_json, decision),
@@ -108,12 +101,6 @@ def _of_batch(decision: Decision, max_seconds: float) -> Answer:
     )
 
 
-def _commands(decision: Decision, limit_kept: bool | None, *batching: Batching) -> list[str]:
-    if limit_kept is False:
-        return ["Nothing to run: no plan kept to the limit."]
-    return list(report.commands(decision, *batching))
-
-
 def _of_requests(
     predictor: Predictor, question: Question, found: Sequence[Prediction], *runs: LoadRun
 ) -> Answer:
@@ -121,8 +108,8 @@ def _of_requests(
     served = runs[0].deployment if runs else found[0].deployment
     best = next(one for one in found if one.deployment == served)
     context = replace(predictor.context, loads=(*predictor.context.loads, *runs))
-    decision = Decision(context, question.request, served.plan, fat=None, thin=None)
-    kept = runs[0].holds if runs else None
+    decision = Decision(context, question.request, served.plan, batching=served.batching)
+    decision = replace(decision, limit_kept=runs[0].holds if runs else None)
     limit = f"{best.target.slo_ms:g} ms is assumed, {_PASSES} times the fastest pass"
 
     def verified(say: Say, show: Callable[[LoadRun], None] = lambda _: None) -> Answer:
@@ -136,8 +123,6 @@ def _of_requests(
             *load_report.answer_sentences(predictor, found, best, runs),
             *[f"no limit was named: {limit}; slo_ms names another"] * question.limit_assumed,
         ],
-        kept,
-        _commands(decision, kept, served.batching),
         chart=lambda: load_report.by_rate(predictor.curve(served, best.target), context.loads),
         costs=partial(load_report.cost_lines, predictor, found, best.target),
         save=partial(load_report.save_plan_json, decision, best, *runs[:1]),

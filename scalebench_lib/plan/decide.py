@@ -31,6 +31,7 @@ from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import BatchPlanner, Plan, split_evenly, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
+from scalebench_lib.plan.simulate import Batching
 from scalebench_lib.record import Record, Software, model_files_digest
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Ratio, unpaired
@@ -337,22 +338,20 @@ def _is_thin(*instances: Instance) -> bool:
 class Decision:
     """The `best` plan and its baselines, with their timings where they were verified.
 
-    `other_cpus` is what other processes used meanwhile (see `PlanRunner`).
+    `other_cpus` is what other processes used meanwhile (see `PlanRunner`). `limit_kept` is False
+    where no plan kept to the limit when run; None where none was run, or it is in doubt. Requests
+    have `batching`.
     """
 
     context: Context
     request: PlanRequest
     best: Plan
-    fat: Plan | None
-    thin: Plan | None
+    fat: Plan | None = None
+    thin: Plan | None = None
     timings: Mapping[Plan, PlanTiming] = field(default_factory=dict)
     other_cpus: float | None = None
-
-    @property
-    def limit_kept(self) -> bool | None:
-        """Whether the best plan kept to the limit when run; None: not run, or there is none."""
-        limit_ms = self.request.slo_ms
-        return self.best.latency_ms <= limit_ms if self.timings and limit_ms else None
+    limit_kept: bool | None = None
+    batching: Batching | None = None
 
     @property
     def plans(self) -> list[Plan]:
@@ -398,6 +397,8 @@ def verify_by_running(
     best = min(measured, key=lambda plan: plan.latency_ms)
     seen: dict[str, Any] = {"fat": fat and run[fat], "thin": thin and run[thin]}
     seen |= {"timings": timings, "other_cpus": runner.other_cpus}
+    if limit_ms := decision.request.slo_ms:
+        seen["limit_kept"] = best.latency_ms <= limit_ms
     return Decision(context.keep(measured), decision.request, best, **seen)
 
 

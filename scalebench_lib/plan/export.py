@@ -15,7 +15,7 @@ from scalebench_lib.model_sources import is_own
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import ranges
 from scalebench_lib.plan.profile import Instance
-from scalebench_lib.plan.report import engine_settings
+from scalebench_lib.plan.report import server_settings
 
 _RUN = """\
 #!/bin/sh
@@ -95,7 +95,7 @@ def export(
         triton += _RANDOM
     readme = _README.format(
         summary=summary,
-        found="\n".join(f"- {line}" for line in (*rest, *engine_settings(decision.best))),
+        found="\n".join(f"- {line}" for line in (*rest, *server_settings(decision))),
         machine=decision.context.machine.title + "; its CPU numbers are made up" * (not record),
         software=", ".join(f"{name} {version}" for name, version in versions.items()),
         triton=triton,

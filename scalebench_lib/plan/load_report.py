@@ -252,6 +252,5 @@ def save_plan_json(decision: Decision, best: Prediction, run: LoadRun | None = N
         "percentile": best.target.percentile,
         "predicted_percentile_ms": best.reached_ms,
         "measured_percentile_ms": run and report.finite(run.reached_ms),
-        "limit_kept": run and run.holds,
     }
     return report.save_plan_json(decision, **values)

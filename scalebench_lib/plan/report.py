@@ -23,7 +23,6 @@ from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance
 from scalebench_lib.plan.planner import Plan, split_evenly
 from scalebench_lib.plan.profile import Instance
-from scalebench_lib.plan.simulate import Batching
 from scalebench_lib.record import Software
 from scalebench_lib.stats import Interval, Ratio
 from scalebench_lib.text import format_number, pluralize
@@ -61,8 +60,7 @@ def save_plan_json(decision: Decision, **more: Any) -> Path:
 def as_json(decision: Decision) -> dict[str, Any]:
     """Return the decision as plain values; times in ms, None if something is not known.
 
-    `fat_ms` and `thin_ms` are measured where the plans were run, else predicted; `limit_kept` is
-    false where no plan kept to the limit when run, and null where none was run, or it is in doubt;
+    `fat_ms` and `thin_ms` are measured where the plans were run, else predicted;
     `slowdown_per_core` is the logarithm of what each core that others keep busy costs an instance.
     """
     best, context = decision.best, decision.context
@@ -175,28 +173,22 @@ def _short(ratio: Ratio) -> str:
     return f"{ratio.value:.2f}×{interval}"
 
 
-def commands(decision: Decision, batching: Batching | None = None) -> Iterator[str]:
-    """Yield how to start the best plan, a line for each instance; requests have `batching`."""
+def commands(decision: Decision) -> Iterator[str]:
+    """Yield how to start the best plan, a line for each instance."""
+    if decision.limit_kept is False:
+        yield "Nothing to run: no plan kept to the limit."
+        return
     yield "To run it, start your own server once for each instance, with these in front:"
     for number, one in enumerate(decision.placed, 1):
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
-        batch = "" if batching else f"batch {one.instance.batch_size}, "
+        batch = "" if decision.batching else f"batch {one.instance.batch_size}, "
         before = f"{settings} {one.taskset} YOUR_SERVER"
         yield f"  {number}: {batch}{_description(one.instance)}:  {before}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
-    if batching:
-        yield _collecting(batching)
-    yield from engine_settings(decision.best)
+    yield from server_settings(decision)
     yield "'scalebench plan OUT … --export DIR' writes run.sh, which starts all of them."
     if not decision.context.record:
         yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
-
-
-def _collecting(batching: Batching) -> str:
-    if batching.max_batch == 1:
-        return "Let each serve one request at a time."
-    wait = f"waiting at most {batching.max_wait_ms:g} ms" if batching.max_wait_ms else "not waiting"
-    return f"Let each collect up to {batching.max_batch} requests into a batch, {wait} for more."
 
 
 _THREAD_SETTINGS = {
@@ -206,10 +198,14 @@ _THREAD_SETTINGS = {
 """Engines whose threads OMP_NUM_THREADS does not set."""
 
 
-def engine_settings(plan: Plan) -> Iterator[str]:
-    """Yield, in code, how instances of `plan` set threads that OMP_NUM_THREADS does not."""
+def server_settings(decision: Decision) -> Iterator[str]:
+    """Yield what the server of an instance has to do: its batches, and threads, in code."""
+    if batching := decision.batching:
+        waiting = f"waiting at most {batching.max_wait_ms:g} ms" * bool(batching.max_wait_ms)
+        size = f"collect up to {batching.max_batch} requests into a batch"
+        yield f"Let each {size}, {waiting or 'not waiting'} for more."
     for engine, code in _THREAD_SETTINGS.items():
-        mine = (one for one in plan.instances if one.optimization.startswith(engine))
+        mine = (one for one in decision.best.instances if one.optimization.startswith(engine))
         for count in sorted({one.threads for one in mine}):
             yield f"{code.format(count)} in those of {pluralize(count, 'thread')}"
 

@@ -17,6 +17,7 @@ from scalebench_lib.plan.interference import PlanRuns
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits, PlanTiming
+from scalebench_lib.plan.simulate import Batching
 from scalebench_lib.record import Turn, model_files_digest
 from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.text import format_number
@@ -195,7 +196,7 @@ def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(small: Path)
     )
     timings = {first.best: PlanTiming(first.best), first.fat: PlanTiming(first.fat)}
     measured = replace(first.best, measured_ms=Interval(1476.0, VarianceEstimate(0.0)))
-    late = replace(first, best=measured, timings=timings)
+    late = replace(first, best=measured, timings=timings, limit_kept=False)
     missed = "none of the 2 plans kept 200 ms when run: the nearest took 1,476 ms; ask again"
     assert missed in next(report.sentences(late))
     assert report.as_json(late)["limit_kept"] is False
@@ -376,11 +377,14 @@ def test_square_brackets_stand_in_a_table_as_they_are(small: Path, capsys) -> No
     assert "failed: [bold] luck" in capsys.readouterr().out
 
 
-def test_instances_of_an_engine_are_given_its_setting_in_code() -> None:
-    """With its value for each number of threads."""
+def test_instances_of_an_engine_are_given_its_setting_in_code(small: Path) -> None:
+    """With its value for each number of threads; of requests how many are collected."""
     mixed = [Instance(2, 4, 1.0, 2, optimization="openvino-int8"), Instance(1, 4, 1.0, 1)]
     plan = Plan.of([*mixed, Instance(1, 4, 1.0, 1, optimization="onnxruntime")])
-    assert list(report.engine_settings(plan)) == [
+    batching = Batching(max_batch=4, max_wait_ms=2.0, sizes=(1, 4))
+    decision = replace(ask(small, batch_size=8), best=plan, batching=batching)
+    assert list(report.server_settings(decision)) == [
+        "Let each collect up to 4 requests into a batch, waiting at most 2 ms for more.",
         "Set session_options.intra_op_num_threads = 1 in those of 1 thread",
         'Give compile_model config={"INFERENCE_NUM_THREADS": 2} in those of 2 threads',
     ]
