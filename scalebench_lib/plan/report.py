@@ -200,10 +200,12 @@ _THREAD_SETTINGS = {
 
 def server_settings(decision: Decision) -> Iterator[str]:
     """Yield what the server of an instance has to do: its batches, and threads, in code."""
-    if batching := decision.batching:
-        waiting = f"waiting at most {batching.max_wait_ms:g} ms" * bool(batching.max_wait_ms)
-        size = f"collect up to {batching.max_batch} requests into a batch"
-        yield f"Let each {size}, {waiting or 'not waiting'} for more."
+    if (batching := decision.batching) and (most := batching.max_batch) > 1:
+        wait_ms = batching.max_wait_ms
+        wait = f"waiting at most {wait_ms:g} ms" if wait_ms else "not waiting"
+        yield f"Let each collect up to {most} requests into a batch, {wait} for more."
+    elif batching:
+        yield "Let each take one request at a time."
     for engine, code in _THREAD_SETTINGS.items():
         mine = (one for one in decision.best.instances if one.optimization.startswith(engine))
         for count in sorted({one.threads for one in mine}):

@@ -388,6 +388,8 @@ def test_instances_of_an_engine_are_given_its_setting_in_code(small: Path) -> No
         "Set session_options.intra_op_num_threads = 1 in those of 1 thread",
         'Give compile_model config={"INFERENCE_NUM_THREADS": 2} in those of 2 threads',
     ]
+    single = replace(decision, batching=Batching(max_batch=1, sizes=(1,)))
+    assert next(report.server_settings(single)) == "Let each take one request at a time."
 
 
 def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:
