@@ -335,18 +335,17 @@ def plan(
     """Recommend what to run for a rate, a latency limit or a batch.
 
     The answer is a number of instances (copies of the model on cores of their own), with the cores
-    and batches of each. For requests give --slo-ms, and --rate unless it is to be the highest; to
-    split one batch give --batch-size.
+    and batches of each. Without --rate it is the highest; without --slo-ms the limit is 5 times the
+    fastest pass. To split one batch give --batch-size. Exit code 1 if no plan kept to the limit
+    with --verify.
     """
-    from scalebench_lib.plan.answer import Question
-    from scalebench_lib.plan.decide import Context
+    from scalebench_lib.plan.answer import ask
     from scalebench_lib.plan.report import commands
     from scalebench_lib.plan.search import Predictor
 
     served = {"rate": rate, "slo_ms": slo_ms, "percentile": percentile, "max_seconds": max_seconds}
     on = {"batch_size": batch_size, "cores": cores, "optimization": optimization}
-    question = Question.of(lengths=lengths, **served, **on, **of)
-    context = Context.load(out, question.request)
+    context, question = ask(out, lengths=lengths, **served, **on, **of)
     with console.status("") as line:
         answer = question.answer(Predictor(context, line.update))
     if verify:
@@ -355,6 +354,8 @@ def plan(
     path = answer.save()
     console.say(answer.table, *answer.sentences, "")
     console.print(*commands(answer.decision), "", sep="\n", soft_wrap=True)  # to be copied
+    if answer.decision.limit_kept is False:
+        raise typer.Exit(1)
     if price_per_hour is not None:
         console.say(*answer.costs(price_per_hour), "")
     if export:
@@ -416,7 +417,7 @@ def load(
     prover = LoadVerifier(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):
         if rate or trace:
-            prover.run(deployment, times)
+            prover.run(deployment, times, target.rate)
         else:
             curve = prover.predictor.curve(deployment, target)
             runs = prover.highest(deployment)
@@ -533,13 +534,16 @@ def _is_measuring() -> bool:
 
 
 def _as_typed(message: str) -> str:
-    """Return `message` with the option that it begins with as it is typed: ``--slo-ms``."""
-    name, colon, rest = message.partition(": ")
-    if name in AXES and "sweep" in sys.argv[1:2]:
-        name = AXES[name].several or name
-    known = name in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS
-    return f"--{name.replace('_', '-')}{colon}{rest}" if known else message
+    """Return `message` with its options as they are typed: ``--slo-ms``."""
+    known = {name: name for name in _HELP | _SWEEP_OPTIONS | _PLAN_OPTIONS}
+    if "sweep" in sys.argv[1:2]:
+        known |= {name: axis.several for name, axis in AXES.items() if axis.several}
+    typed = {name: f"--{option.replace('_', '-')}" for name, option in known.items()}
+    return _NAMES.sub(lambda found: typed.get(found[0], found[0]), message)
 
+
+_NAMES = re.compile(r"^\w+(?=: )|(?<![\w/.'-])[a-z]+_[a-z_]+(?![\w/.'-])")
+"""The option that a message begins with, and names of others in it, but not parts of paths."""
 
 _UsageError: Any = typer.BadParameter.mro()[1]
 """The base of typer's own complaints: from click, or from the copy of it that typer brings."""

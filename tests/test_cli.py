@@ -190,7 +190,7 @@ def test_who_only_looks_or_is_refused_changes_nothing(scalebench, tmp_path: Path
         (("sweep", own, *QUICK, "--against", sys.executable), 2),
         (("sweep", tmp_path / "new", *QUICK, "--placement", "far"), 2),
         (("status", own), 0),
-        (("plan", own), 2),
+        (("plan", own, "--batch-size", "1", "--rate", "5"), 2),
         (("compare", own, own), 2),
     ):
         assert scalebench(*arguments)[0] == code, arguments
@@ -396,9 +396,3 @@ def test_only_what_measures_says_that_what_was_measured_is_kept(monkeypatch) -> 
         monkeypatch.setattr(sys, "argv", ["scalebench", *words.split()])
         message, code = cli._message_and_code(cli.Interrupted(signal.SIGINT))
         assert (code, message.endswith("goes on by the same command")) == (130, kept)
-
-
-def test_square_brackets_stand_in_a_table_as_they_are(scalebench, tmp_path: Path) -> None:
-    save_sweep(tmp_path / "sweep", small_records([1, 4], model="./a[b]"))
-    _, printed, err = scalebench("plan", tmp_path / "sweep", "--batch-size", 4)
-    assert "a_b, batch 4" in printed, err

@@ -58,7 +58,7 @@ def test_each_command_is_read_at_80_columns(scalebench, folder: Path) -> None:
     assert "Largest speed-up: " in report
     assert report.endswith(f"page: {(folder / 'long' / 'index.html').as_uri()}")
     plan = read(scalebench("plan", folder / "long", "--batch-size", 8)[1])
-    assert "To run it, put before the command of each instance:" in plan
+    assert "To run it, start your own server once for each instance" in plan
     compared = read(scalebench("compare", folder / "a", folder / "b")[1])
     assert "about 1 in 20 may be chance." in compared
 

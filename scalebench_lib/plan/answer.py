@@ -14,11 +14,14 @@ from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import RequestError
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import decide, figures, load_report, report
-from scalebench_lib.plan.decide import Decision, PlanRequest
+from scalebench_lib.plan.decide import Context, Decision, PlanRequest
 from scalebench_lib.plan.load import LoadRun
 from scalebench_lib.plan.profile import SHARED
 from scalebench_lib.plan.runner import Limits, Say
 from scalebench_lib.plan.search import LoadVerifier, Prediction, Predictor, Target
+
+_PASSES = 5
+"""The limit is so many times the fastest pass where none is named."""
 
 
 class Question(StrictModel):
@@ -26,6 +29,7 @@ class Question(StrictModel):
 
     request: PlanRequest
     target: Target
+    limit_assumed: bool = False
 
     @classmethod
     def of(cls, rate: Any = 0, percentile: Any = 99, max_seconds: Any = 10, **of: Any) -> Question:
@@ -47,7 +51,23 @@ class Question(StrictModel):
         if self.request.batch_size:
             return _of_batch(predictor.context.decide(self.request), self.target.max_seconds)
         narrowed = replace(predictor, context=predictor.context.narrowed(self.request))
-        return _of_requests(narrowed, self.request, narrowed.search(self.target))
+        return _of_requests(narrowed, self, narrowed.search(self.target))
+
+
+def ask(out: Path, **asked: Any) -> tuple[Context, Question]:
+    """Return the evidence in `out`, and the question by values as `Question.of` takes.
+
+    Where neither a limit nor a batch is named, a limit is assumed.
+    """
+    limited = asked.get("batch_size") or asked.get("slo_ms")
+    question = Question.of(**asked if limited else asked | {"slo_ms": 1.0})
+    context = Context.load(out, question.request)
+    if limited:
+        return context, question
+    instances = context.narrowed(question.request).profile.instances
+    limit_ms = float(f"{_PASSES * min(one.latency_ms for one in instances):.2g}")
+    assumed = Question.of(**asked | {"slo_ms": limit_ms})
+    return context, assumed.model_copy(update={"limit_assumed": True})
 
 
 @dataclass(frozen=True)
@@ -82,22 +102,27 @@ def _of_batch(decision: Decision, max_seconds: float) -> Answer:
 
 
 def _of_requests(
-    predictor: Predictor, request: PlanRequest, found: Sequence[Prediction], *runs: LoadRun
+    predictor: Predictor, question: Question, found: Sequence[Prediction], *runs: LoadRun
 ) -> Answer:
     """Tell what was `found`, and seen in `runs`, the best first."""
     served = runs[0].deployment if runs else found[0].deployment
     best = next(one for one in found if one.deployment == served)
     context = replace(predictor.context, loads=(*predictor.context.loads, *runs))
-    decision = Decision(context, request, served.plan, fat=None, thin=None)
+    decision = Decision(context, question.request, served.plan, batching=served.batching)
+    decision = replace(decision, limit_kept=runs[0].holds if runs else None)
+    limit = f"{best.target.slo_ms:g} ms is assumed, {_PASSES} times the fastest pass"
 
     def verified(say: Say, show: Callable[[LoadRun], None] = lambda _: None) -> Answer:
         prover = LoadVerifier(predictor, context.runner(Limits(), say), best.target, show)
-        return _of_requests(predictor, request, found, *prover.verify(found))
+        return _of_requests(predictor, question, found, *prover.verify(found))
 
     return Answer(
         decision,
         load_report.deployment_table(context.cores, found, best, runs),
-        list(load_report.answer_sentences(predictor, best, *runs[:1])),
+        [
+            *load_report.answer_sentences(predictor, found, best, runs),
+            *[f"no limit was named: {limit}; slo_ms names another"] * question.limit_assumed,
+        ],
         chart=lambda: load_report.by_rate(predictor.curve(served, best.target), context.loads),
         costs=partial(load_report.cost_lines, predictor, found, best.target),
         save=partial(load_report.save_plan_json, decision, best, *runs[:1]),

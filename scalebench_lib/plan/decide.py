@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from math import ceil, nan
+from math import ceil, inf, nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import BatchPlanner, Plan, split_evenly, unbeaten
 from scalebench_lib.plan.profile import SHARED, Instance, Profile
 from scalebench_lib.plan.runner import Limits, PlanRunner, PlanTiming, Say, paired
+from scalebench_lib.plan.simulate import Batching
 from scalebench_lib.record import Record, Software, model_files_digest
 from scalebench_lib.results import Results
 from scalebench_lib.stats import Ratio, unpaired
@@ -38,6 +39,9 @@ from scalebench_lib.text import format_number, pluralize
 
 CANDIDATES = 3
 """How many plans, or deployments, a verification runs besides fat and thin."""
+
+EXACT_DB = 60.0
+"""From this SQNR on an optimization counts as exact."""
 
 
 class PlanRequest(StrictModel):
@@ -251,13 +255,26 @@ class Context:
         with suppress(RequestError):
             yield BatchPlanner(instances, cores, self.planner.slowdown).best(batch_size)
 
-    def reservations(self, plan: Plan) -> Iterator[str]:
-        """Yield why `plan` may take longer than predicted."""
+    @cached_property
+    def sqnr_db(self) -> Mapping[str, float]:
+        """The worst SQNR of each optimization in dB, where it is known."""
+        found = dict[str, float]()
+        for name, proof in ((o.config.optimization, o.verification) for o in self.records):
+            if proof and proof.sqnr_db is not None:
+                found[name] = min(found.get(name, inf), proof.sqnr_db)
+        return found
+
+    def reservations(self, plan: Plan, seen: bool = False) -> Iterator[str]:
+        """Yield why `plan` may take longer than predicted; `seen`: its instances, under load."""
         fast = sum(not core.efficient for core in self.machine.cores)
-        if len(plan.instances) > 1 and plan.cores > fast > 0 and not plan.measured_ms:
+        predicted = len(plan.instances) > 1 and not plan.measured_ms
+        if predicted and not seen and self.slowdown is None:
+            tells = "verify measures it" if self.record else "an import has no runs"
+            yield f"instances are assumed not to slow each other down: {tells}"
+        if predicted and plan.cores > fast > 0:
             yield (
                 "it is predicted for performance cores, on which instances were measured alone; "
-                "some of these get slower, efficiency cores: --verify measures it"
+                "some of these get slower, efficiency cores: verify measures it"
             )
 
     def runner(self, limits: Limits, say: Say) -> PlanRunner:
@@ -319,14 +336,22 @@ def _is_thin(*instances: Instance) -> bool:
 
 @dataclass(frozen=True)
 class Decision:
-    """The `best` plan and its baselines, with their timings where they were verified."""
+    """The `best` plan and its baselines, with their timings where they were verified.
+
+    `other_cpus` is what other processes used meanwhile (see `PlanRunner`). `limit_kept` is False
+    where no plan kept to the limit when run; None where none was run, or it is in doubt. Requests
+    have `batching`.
+    """
 
     context: Context
     request: PlanRequest
     best: Plan
-    fat: Plan | None
-    thin: Plan | None
+    fat: Plan | None = None
+    thin: Plan | None = None
     timings: Mapping[Plan, PlanTiming] = field(default_factory=dict)
+    other_cpus: float | None = None
+    limit_kept: bool | None = None
+    batching: Batching | None = None
 
     @property
     def plans(self) -> list[Plan]:
@@ -362,16 +387,19 @@ def verify_by_running(
     fat = context.fat(size) or _even(best, 1, cores)
     thin = context.thin(size) or (_even(best, cores, 1) if size >= cores else None)
     plans = dict.fromkeys(one for one in (fat, thin, best, *context.promising(size)) if one)
-    timings = {one.plan: one for one in context.runner(limits or Limits(), say).run(plans)}
+    runner = context.runner(limits or Limits(), say)
+    timings = {one.plan: one for one in runner.run(plans)}
     run = {plan: timing.measured for plan, timing in timings.items()}
     measured = [plan for plan in run.values() if plan.measured_ms]
     if not measured:
         reasons = "; ".join(f"{plan}: {plan.failed}" for plan in run.values())
         raise MeasurementError(f"no plan could be run: {reasons}")
     best = min(measured, key=lambda plan: plan.latency_ms)
-    baselines = {"fat": fat and run[fat], "thin": thin and run[thin]}
-    kept = context.keep(measured)
-    return Decision(kept, decision.request, best, **baselines, timings=timings)
+    seen: dict[str, Any] = {"fat": fat and run[fat], "thin": thin and run[thin]}
+    seen |= {"timings": timings, "other_cpus": runner.other_cpus}
+    if limit_ms := decision.request.slo_ms:
+        seen["limit_kept"] = best.latency_ms <= limit_ms
+    return Decision(context.keep(measured), decision.request, best, **seen)
 
 
 def _even(like: Plan, instances: int, threads: int) -> Plan:

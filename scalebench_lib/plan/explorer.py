@@ -12,7 +12,7 @@ from scalebench_lib.errors import ScalebenchError
 from scalebench_lib.notebook import WIDGET, check_parameters, is_interactive
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan import figures
-from scalebench_lib.plan.answer import Question
+from scalebench_lib.plan.answer import Question, ask
 from scalebench_lib.plan.decide import Context
 from scalebench_lib.plan.search import Predictor
 from scalebench_lib.widgets import RIGHT, PngImage, buttons, dropdown, number, slider, status_html
@@ -24,17 +24,10 @@ REQUESTS, BATCH = ("rate", "slo_ms", "percentile"), ("batch_size",)  # asked wit
 def context_and_question(out: Path, namespace: Mapping[str, Any]) -> tuple[Context, Question]:
     """Return the evidence in `out`, and the question by the parameters in a notebook's `namespace`.
 
-    A limit that is not asked for is five times the fastest pass. Raises `RequestError` for an
-    unknown parameter or a wrong value.
+    Raises `RequestError` for an unknown parameter or a wrong value.
     """
     values = check_parameters(namespace, {*Question.parameter_names(), *_NOT_ASKED})
-    asked = {name: value for name, value in values.items() if name not in _NOT_ASKED}
-    limited = asked.get("batch_size") or asked.get("slo_ms")
-    question = Question.of(**asked if limited else asked | {"slo_ms": 1.0})
-    context = Context.load(out, question.request)
-    fastest_ms = min(one.latency_ms for one in context.profile.instances)
-    usual = {"slo_ms": float(f"{5 * fastest_ms:.2g}")}
-    return context, question if limited else Question.of(**asked | usual)
+    return ask(out, **{name: value for name, value in values.items() if name not in _NOT_ASKED})
 
 
 class PlanExplorer(widgets.Box):  # type: ignore[misc]

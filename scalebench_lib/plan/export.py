@@ -11,9 +11,11 @@ from pathlib import Path
 from scalebench_lib.config import Config, slug
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
+from scalebench_lib.model_sources import is_own
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import ranges
 from scalebench_lib.plan.profile import Instance
+from scalebench_lib.plan.report import server_settings
 
 _RUN = """\
 #!/bin/sh
@@ -37,8 +39,12 @@ Measured on {machine}: {software}. `./run.sh COMMAND` runs COMMAND as each insta
 """
 
 _TRITON = """ `taskset -c {cpus}
-tritonserver --model-repository=triton` serves them all in one process, which keeps none to CPUs of
-its own. That was not measured, nor was it with dynamic batching."""
+tritonserver --model-repository=triton` serves them all in one process, with dynamic batching.
+Triton shares these CPUs among all instances; this was not measured."""
+
+_RANDOM = (
+    " The weights of the model in triton/ are random, as they were measured: put your own there."
+)
 
 _CONFIG = """\
 name: "{name}"
@@ -68,7 +74,7 @@ def export(
     if folder.exists():
         raise RequestError(f"export: {folder} is already there: choose a new folder")
     folder.mkdir(parents=True)
-    record, placed, summary = decision.context.record, decision.placed, sentences[0]
+    record, placed, (summary, *rest) = decision.context.record, decision.placed, sentences
     for one, count in Counter(decision.best.instances).items():
         for config in _engine_configs(decision.context, one):
             if files := files_of(config):
@@ -84,12 +90,15 @@ def export(
     (folder / "run.sh").chmod(0o755)
     cpus = ranges([cpu for one in placed for cpu in one.cpus])
     versions = record.software.versions if record else {"software": "not known"}
+    triton = _TRITON.format(cpus=cpus) * (folder / "triton").exists()
+    if triton and record and record.config.weights == "random" and not is_own(record.config.model):
+        triton += _RANDOM
     readme = _README.format(
         summary=summary,
-        found="\n".join(f"- {line}" for line in sentences),
+        found="\n".join(f"- {line}" for line in (*rest, *server_settings(decision))),
         machine=decision.context.machine.title + "; its CPU numbers are made up" * (not record),
         software=", ".join(f"{name} {version}" for name, version in versions.items()),
-        triton=_TRITON.format(cpus=cpus) if (folder / "triton").exists() else "",
+        triton=triton,
     )
     write_atomically(folder / "README.md", readme)
     return folder

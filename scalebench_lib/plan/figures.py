@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from scalebench_lib.machine import Core
 from scalebench_lib.notebook import say
@@ -53,9 +53,8 @@ def cores(decision: Decision) -> Picture:
         axes.text(-0.15, 0.42 - y, f"socket {row[0].socket}", ha="right", va="center", color=_PALE)
     axes.set(xlim=(-1.2, max(_ROW / 2, *map(len, rows))), ylim=(0.9 - len(rows), 1))
     axes.axis("off")
-    named = (f"{one} {optimization_title(one.optimization)}" for one in plan.instances)
-    kinds = ", ".join(dict.fromkeys(named))
-    legend = f"Numbers: CPU, and #instance. Instances ⟨threads, batch⟩: {kinds}. Grey: idle."
+    kinds = ", ".join(sorted(map(optimization_title, plan.optimizations)))
+    legend = f"Numbers: CPU, and #instance. Optimization: {kinds}. Grey: idle."
     if not decision.context.record:
         legend += " CPU numbers are made up."
     figure.text(0.02, 0.03, legend, fontsize=8, color=_INK)
@@ -149,10 +148,19 @@ def canvas(title: str, height: float = 3.6) -> tuple[Picture, Axes]:
 
 
 def logarithmic(axes: Axes, *names: str) -> None:
-    """Make axes logarithmic, with plain numbers at 1, 2, 5 of each power."""
+    """Make axes logarithmic, with plain numbers at 1, 2, 5 of each power, or more where needed."""
     for name in names:
         axes.set(**{f"{name}scale": "log"})
         axis: Axis = getattr(axes, f"{name}axis")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(_PlainTicks(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:,.6g}")
+
+
+class _PlainTicks(LogLocator):
+    """Ticks of a logarithmic axis; equally far apart where it would have fewer than three."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        ticks = super().tick_values(vmin, vmax)
+        enough = sum(vmin <= tick <= vmax for tick in ticks) >= 3
+        return ticks if enough else MaxNLocator(5).tick_values(vmin, vmax)

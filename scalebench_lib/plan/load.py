@@ -67,7 +67,8 @@ class LoadRun(StrictModel):
     """A load test of a deployment, with every request; `shared` is that of its profile.
 
     `batches` are those of its `Log`. `predicted_ms` are percentiles of the same arrivals, simulated
-    by what was known before.
+    by what was known before. `asked_rate` is 0 for a trace, `other_cpus` as in `PlanRunner`; older
+    runs lack both.
     """
 
     when: datetime
@@ -76,6 +77,8 @@ class LoadRun(StrictModel):
     deployment: Deployment
     kind: str
     rate: float
+    asked_rate: float | None = None
+    other_cpus: float | None = None
     slo_ms: float
     percentile: float
     interrupted: bool

@@ -16,14 +16,17 @@ from scalebench_lib import cost
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
 from scalebench_lib.plan.arrivals import lengths_suffix, request_lengths
-from scalebench_lib.plan.decide import Decision
+from scalebench_lib.plan.decide import EXACT_DB, Decision
 from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
 from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline_name, min_requests
 from scalebench_lib.stats import Interval, VarianceEstimate
-from scalebench_lib.text import format_duration, format_number
+from scalebench_lib.text import format_duration, format_error_db, format_number, pluralize
 
 _LIMIT, _COLOURS = "#d55e00", ("#56b4e9", "#0072b2")
+
+_AS_ASKED = 0.03
+"""Arrivals at a rate that differs by more from the one that was asked for are told."""
 
 
 def deployment_table(
@@ -37,13 +40,13 @@ def deployment_table(
     table = report.new_table("", title=Text(title))
     for name in ("requests/s", "p50", q, *["measured"] * seen):
         table.add_column(name, justify="right", overflow="fold")
-    table.add_column("deployment", overflow="fold")
+    table.add_column("instances", overflow="fold")
     for one in found:
-        names = "plan" * (one is best), baseline_name(one.deployment, cores)
-        numbers = one.rate, 1e3 * float(np.median(one.log.latency_s)), one.reached_ms
+        names = "best" * (one is best), baseline_name(one.deployment, cores)
+        numbers = one.rate, one.median_ms, one.reached_ms
         run = measured.get(one.deployment)
         told = [*map(format_number, numbers), *[_measured(run) if run else ""] * seen]
-        cells = [" ".join(names).strip(), *told, str(one.deployment)]
+        cells = [", ".join(filter(None, names)), *told, one.title]
         table.add_row(*map(Text, cells), style="bold" if one is best else None)
     return table
 
@@ -55,27 +58,59 @@ def _measured(run: LoadRun) -> str:
 
 
 def answer_sentences(
-    predictor: Predictor, best: Prediction, run: LoadRun | None = None
+    predictor: Predictor, found: Sequence[Prediction], best: Prediction, runs: Sequence[LoadRun]
 ) -> Iterator[str]:
-    """Yield what `best` serves, as simulated and as `run` saw it, and what that assumes."""
-    q, ms = f"p{best.target.percentile:g}", format_number(best.reached_ms)
-    median_ms = format_number(1e3 * float(np.median(best.log.latency_s)))
-    serves = f"{best.deployment}: {format_number(best.rate)} requests/s"
-    lengths = lengths_suffix(best.deployment.batching.lengths)
-    yield f"{serves} with a {q} of {ms} ms, a median of {median_ms} ms (predicted){lengths}"
-    if run:
+    """Yield what `best` of those `found` serves, simulated and in `runs`, and what that assumes.
+
+    The run of `best` is the first. Where none kept to the limit, that comes first.
+    """
+    if runs and runs[0].holds is False:
+        nearest_ms = min(run.reached_ms for run in runs)
+        yield report.none_kept(len(runs), best.target.slo_ms, nearest_ms)
+    yield _serves(predictor, best) + lengths_suffix(best.deployment.batching.lengths)
+    for run in runs[:1]:
         kept = {True: "kept", False: "not kept", None: "in doubt"}
-        yield f"measured: a {q} of {_measured(run)}; {run.slo_ms:g} ms are {kept[run.holds]}"
+        limit = f"{run.slo_ms:g} ms are {kept[run.holds]}"
+        yield f"measured: a p{run.percentile:g} of {_measured(run)}; {limit}"
+        yield from report.disturbance(run.other_cpus)
+    yield from _exact(predictor, found, best)
+    yield from _load_tests(predictor, best)
     if not predictor.context.record:
         yield "an import has mean times alone: the tails of requests are longer than predicted"
-    if predictor.slowdown_unknown(best.deployment):
-        yield "instances are assumed not to slow each other down: --verify measures it"
     yield from predictor.reservations(best.deployment)
+
+
+def _serves(predictor: Predictor, one: Prediction) -> str:
+    error = format_error_db(predictor.sqnr_db(one.deployment))
+    return (
+        f"{one.deployment}: {format_number(one.rate)} requests/s with a p{one.target.percentile:g} "
+        f"of {format_number(one.reached_ms)} ms, a median of {format_number(one.median_ms)} ms "
+        f"(predicted){f', error {error} dB' * bool(error)}"
+    )
+
+
+def _exact(predictor: Predictor, found: Sequence[Prediction], best: Prediction) -> Iterator[str]:
+    """Yield the best exact deployment if `best` is not exact."""
+    exact = [one for one in found if predictor.sqnr_db(one.deployment) >= EXACT_DB]
+    if exact and predictor.sqnr_db(best.deployment) < EXACT_DB:
+        over = "" if exact[0].holds else ", over the limit"
+        yield f"with less error{over}: {_serves(predictor, exact[0])}"
+
+
+def _load_tests(predictor: Predictor, best: Prediction) -> Iterator[str]:
+    """Yield how many load tests tell the times of `best`."""
+    tests = pluralize(used := predictor.load_tests(best.deployment), "load test")
+    if used:
+        yield f"its times are those of {tests} in this folder (load.jsonl)"
+    elif every := len(predictor.context.loads):
+        others = f"none of {pluralize(every, 'load test')} in this folder is of these instances"
+        yield f"its times are those of the sweep: {others}"
 
 
 def _percentile(run: LoadRun, q: float) -> str:
     values = [format_number(value) if np.isfinite(value) else "∞" for value in run.percentiles[q]]
-    return f"{values[0]} ({values[1]} … {values[2]})"
+    middle, low, high = values
+    return f"{middle} ({low} or more)" if high == "∞" else f"{middle} ({low} … {high})"
 
 
 def sentences(run: LoadRun) -> Iterator[str]:
@@ -83,8 +118,11 @@ def sentences(run: LoadRun) -> Iterator[str]:
     log, rate = run.log, run.rate
     requests, failed = log.arrivals.size, int(np.isinf(log.latency_s).sum())
     achieved = f"{format_number((requests - failed) / log.seconds)}/s were answered"
+    arrived, asked = f"{format_number(rate)}/s", run.asked_rate
+    if asked and abs(rate / asked - 1) > _AS_ASKED:
+        arrived = f"asked {asked:g}/s, the random arrivals came at {arrived}"
     yield (
-        f"{run.deployment}: {requests:,} requests, {run.kind}, {format_number(rate)}/s for "
+        f"{run.deployment}: {requests:,} requests, {run.kind}, {arrived} for "
         f"{format_duration(log.arrivals[-1])}; {achieved}{', interrupted' * run.interrupted}"
         f"{lengths_suffix(run.deployment.batching.lengths)}"
     )
@@ -94,13 +132,13 @@ def sentences(run: LoadRun) -> Iterator[str]:
         yield f"{why}, so there are no percentiles; {achieved}"
     replay_ms = 1e3 * run.replay.latency_s if run.percentiles else np.zeros(1)
     for q in run.percentiles:
-        replayed = f"by this run's service times {format_number(np.percentile(replay_ms, q))}"
-        predicted = f"predicted {format_number(run.predicted_ms[q])}, {replayed}"
+        replayed = f"from this run's own passes {format_number(np.percentile(replay_ms, q))}"
+        predicted = f"predicted {format_number(run.predicted_ms[q])}, predicted {replayed}"
         yield f"p{q:g}: {_percentile(run, q)} ms; {predicted}"
     for q in sorted({*PERCENTILES, run.percentile} - run.percentiles.keys()):
         if not log.overloaded:
             needed = min_requests(q)
-            yield f"p{q:g} needs {needed:,} requests: --duration {np.ceil(needed / rate):.0f}s"
+            yield f"p{q:g} needs {needed:,} requests: a duration of {np.ceil(needed / rate):.0f} s"
     if run.slo_ms:
         within = int((1e3 * log.latency_s <= run.slo_ms).sum())
         good = f"{format_number(within / log.seconds)} requests/s (goodput)"
@@ -109,6 +147,7 @@ def sentences(run: LoadRun) -> Iterator[str]:
     if failed:
         yield f"{failed:,} requests failed, or were not answered"
     yield from run.failures
+    yield from report.disturbance(run.other_cpus)
 
 
 def _of_batches(run: LoadRun) -> Iterator[str]:
@@ -212,6 +251,6 @@ def save_plan_json(decision: Decision, best: Prediction, run: LoadRun | None = N
         "rate": best.rate,
         "percentile": best.target.percentile,
         "predicted_percentile_ms": best.reached_ms,
-        "measured_percentile_ms": run and run.reached_ms,
+        "measured_percentile_ms": run and report.finite(run.reached_ms),
     }
     return report.save_plan_json(decision, **values)

@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """``batch 8 in 52.39 ms, 2 × ⟨4, 4⟩``."""
+        """``batch 8 in 52.39 ms, 2 × (4 threads, batch 4)``."""
         return f"batch {self.batch_size} in {format_number(self.latency_ms, 4)} ms, {self}"
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from scalebench_lib.config import AXES, WITHIN
 from scalebench_lib.errors import RequestError, did_you_mean
 from scalebench_lib.record import Record
 from scalebench_lib.stats import VarianceEstimate
+from scalebench_lib.text import pluralize
 
 SHARED = (
     *("machine", "model"),
@@ -56,7 +57,7 @@ class Instance:
         return VarianceEstimate((width / 1.96) ** 2)
 
     def __str__(self) -> str:
-        return f"⟨{self.threads}, {self.batch_size}⟩"
+        return f"({pluralize(self.threads, 'thread')}, batch {self.batch_size})"
 
 
 @dataclass(frozen=True)

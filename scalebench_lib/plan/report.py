@@ -29,13 +29,23 @@ from scalebench_lib.text import format_number, pluralize
 
 FILE = "plan.json"
 
-BASELINES = {"fat": "one copy on all cores (fat)", "thin": "one copy per core (thin)"}
+BASELINES = {"fat": "one instance on all cores (fat)", "thin": "one instance a core (thin)"}
 """What people call the plans that need no thought."""
 
 NOISY = 0.2
 """A ratio whose interval is of this half-width, or more, is no verdict."""
 
-new_table = partial(Table, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+QUIET_CPUS = 0.1
+"""Services of an idle machine use a few hundredths of a CPU; this is a core for 1 s in every 10."""
+
+new_table = partial(
+    Table,
+    title_justify="left",
+    title_style="bold",
+    box=SIMPLE_HEAD,
+    caption="fat: one instance on all cores; thin: one a core",
+    caption_justify="left",
+)
 
 _RUN_BY = ("threads", "batch_size", *WITHIN)
 
@@ -64,12 +74,13 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "instances": [_placed(one) for one in decision.placed],
         **_times(best),
         "throughput": best.throughput,
-        **{f"{name}_ms": one and _finite(one.latency_ms) for name, one in baselines.items()},
+        **{f"{name}_ms": one and finite(one.latency_ms) for name, one in baselines.items()},
         **{
             f"speedup_over_{name}": one and _ratio(decision.speedup(best, one))
             for name, one in baselines.items()
         },
         "verified": bool(decision.timings),
+        "limit_kept": decision.limit_kept,
         "slowdown_per_core": context.slowdown,
         "slo_ms": decision.request.slo_ms or None,
         **context.profile.shared,
@@ -94,10 +105,10 @@ def _considered(plan: Plan, named: Mapping[str, Plan | None]) -> dict[str, Any]:
 def _times(plan: Plan) -> dict[str, Any]:
     measured = plan.measured_ms
     return {
-        "predicted_ms": _finite(plan.predicted_ms),
+        "predicted_ms": finite(plan.predicted_ms),
         "measured_ms": measured and measured.value,
-        "measured_ms_low": measured and _finite(measured.high) and measured.low,
-        "measured_ms_high": measured and _finite(measured.high),
+        "measured_ms_low": measured and finite(measured.high) and measured.low,
+        "measured_ms_high": measured and finite(measured.high),
         "failed": plan.failed,
     }
 
@@ -105,11 +116,12 @@ def _times(plan: Plan) -> dict[str, Any]:
 def _ratio(ratio: Ratio | None) -> dict[str, float | None] | None:
     if ratio is None:
         return None
-    limits = {"low": _finite(ratio.low), "high": _finite(ratio.high)}
+    limits = {"low": finite(ratio.low), "high": finite(ratio.high)}
     return {"value": ratio.value, **limits, "paired": ratio.how == "paired"}
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return `value`; None for JSON, which has no infinity, where it is none."""
     return value if np.isfinite(value) else None
 
 
@@ -120,13 +132,13 @@ def plan_table(decision: Decision) -> Table:
     model, cores = model_title(context.profile.shared["model"]), pluralize(context.cores, "core")
     title = f"{model}, batch {best.batch_size} on {cores}{limit}; times in ms"
     table = new_table("", title=Text(title))
-    table.add_column("⟨threads, batch⟩", overflow="fold")
+    table.add_column("instances", overflow="fold")
     table.add_column("predicted", justify="right", no_wrap=True)
     run = any(plan.measured_ms for plan in decision.plans)
     if run:
         table.add_column("measured", overflow="fold")
     table.add_column("against fat", overflow="fold")
-    named = {"plan": best, "fat": fat, "thin": decision.thin}
+    named = {"best": best, "fat": fat, "thin": decision.thin}
     for plan in decision.plans:
         ratio = decision.speedup(plan, fat) if fat and plan != fat else None
         cells = [
@@ -162,30 +174,47 @@ def _short(ratio: Ratio) -> str:
 
 
 def commands(decision: Decision) -> Iterator[str]:
-    """Yield a line for each instance, to put before one's own command."""
-    yield "To run it, put before the command of each instance:"
+    """Yield how to start the best plan, a line for each instance."""
+    if decision.limit_kept is False:
+        yield "Nothing to run: no plan kept to the limit."
+        return
+    yield "To run it, start your own server once for each instance, with these in front:"
     for number, one in enumerate(decision.placed, 1):
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
-        yield f"  {number}: {_description(one.instance)}:  {settings} {one.taskset}"
+        batch = "" if decision.batching else f"batch {one.instance.batch_size}, "
+        before = f"{settings} {one.taskset} YOUR_SERVER"
+        yield f"  {number}: {batch}{_description(one.instance)}:  {before}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
-    for engine, setting in _THREAD_SETTINGS.items():
-        if any(name.startswith(engine) for name in decision.best.optimizations):
-            yield f"and set {setting} to its number of threads"
+    yield from server_settings(decision)
+    yield "'scalebench plan OUT … --export DIR' writes run.sh, which starts all of them."
     if not decision.context.record:
         yield "The CPU numbers are made up: an import does not tell which CPUs its machine has."
 
 
 _THREAD_SETTINGS = {
-    "onnxruntime": "intra_op_num_threads of ONNX Runtime's session",
-    "openvino": "INFERENCE_NUM_THREADS of OpenVINO's CPU plugin",
+    "onnxruntime": "Set session_options.intra_op_num_threads = {}",
+    "openvino": 'Give compile_model config={{"INFERENCE_NUM_THREADS": {}}}',
 }
 """Engines whose threads OMP_NUM_THREADS does not set."""
 
 
+def server_settings(decision: Decision) -> Iterator[str]:
+    """Yield what the server of an instance has to do: its batches, and threads, in code."""
+    if (batching := decision.batching) and (most := batching.max_batch) > 1:
+        wait_ms = batching.max_wait_ms
+        wait = f"waiting at most {wait_ms:g} ms" if wait_ms else "not waiting"
+        yield f"Let each collect up to {most} requests into a batch, {wait} for more."
+    elif batching:
+        yield "Let each take one request at a time."
+    for engine, code in _THREAD_SETTINGS.items():
+        mine = (one for one in decision.best.instances if one.optimization.startswith(engine))
+        for count in sorted({one.threads for one in mine}):
+            yield f"{code.format(count)} in those of {pluralize(count, 'thread')}"
+
+
 def _description(one: Instance) -> str:
     allocator = f", {one.allocator}" * (one.allocator != "default")
-    threads = pluralize(one.threads, "thread")
-    return f"batch {one.batch_size}, {threads}, {optimization_title(one.optimization)}{allocator}"
+    return f"{pluralize(one.threads, 'thread')}, {optimization_title(one.optimization)}{allocator}"
 
 
 def sentences(decision: Decision) -> Iterator[str]:
@@ -193,15 +222,12 @@ def sentences(decision: Decision) -> Iterator[str]:
     best, cores = decision.best, decision.context.cores
     before = "measured before" if decision.context.record else "published"
     how = "predicted" if not best.measured_ms else "measured" if decision.timings else before
+    if decision.limit_kept is False:
+        yield none_kept(len(decision.timings), decision.request.slo_ms, best.latency_ms)
     yield (
         f"{best} serves batch {best.batch_size} in {_ms(best.latency_ms)} ms ({how}), "
         f"{format_number(best.throughput, 4)} {decision.context.profile.unit}"
     )
-    if 0 < decision.request.slo_ms < best.latency_ms:
-        yield (
-            f"that is over the limit of {decision.request.slo_ms:g} ms: ask again, "
-            "what was measured counts now"
-        )
     for name, other in (("fat", decision.fat), ("thin", decision.thin)):
         if other == best:
             gain = ": splitting gains nothing here" if name == "fat" else ""
@@ -213,6 +239,25 @@ def sentences(decision: Decision) -> Iterator[str]:
     if cores > best.cores:
         yield f"{cores - best.cores} of {cores} cores are left idle, on purpose"
     yield from _reservations(decision)
+
+
+def none_kept(plans: int, slo_ms: float, nearest_ms: float) -> str:
+    """Return in a sentence that none of the `plans` that were run kept to the limit."""
+    nearest = f"the nearest took {format_number(nearest_ms, 4)} ms"
+    return (
+        f"none of the {pluralize(plans, 'plan')} kept {slo_ms:g} ms when run: "
+        f"{nearest if np.isfinite(nearest_ms) else 'the queues grew'}; "
+        "ask again: what was measured counts now"
+    )
+
+
+def disturbance(other_cpus: float | None) -> Iterator[str]:
+    """Yield that something else computed meanwhile, if it was more than `QUIET_CPUS`."""
+    if other_cpus and other_cpus > QUIET_CPUS:
+        yield (
+            f"something else used {other_cpus:.1f} CPUs in the mean meanwhile: run it again when "
+            "the machine is quiet"
+        )
 
 
 def cost_lines(decision: Decision, price_per_hour: float) -> Iterator[str]:
@@ -227,11 +272,9 @@ def cost_lines(decision: Decision, price_per_hour: float) -> Iterator[str]:
 
 
 def _reservations(decision: Decision) -> Iterator[str]:
-    """Yield what the prediction assumes, and where the verification does not count."""
+    """Yield what the prediction assumes, what disturbed a run, and where it does not count."""
     best, context = decision.best, decision.context
-    if len(best.instances) > 1 and not best.measured_ms and context.slowdown is None:
-        tells = "--verify measures it" if context.record else "an import has no runs"
-        yield f"instances are assumed not to slow each other down: {tells}"
+    yield from disturbance(decision.other_cpus)
     yield from context.reservations(best)
     here = Software.here()
     measured_with = context.record.software if context.record else here
@@ -241,7 +284,7 @@ def _reservations(decision: Decision) -> Iterator[str]:
 
 def _compared(ratio: Ratio) -> str:
     if ratio.low > 0 and ratio.half_width >= NOISY:
-        again = "the machine is too noisy now: again with a larger --max-seconds"
+        again = "the machine is too noisy now: again with more max_seconds"
         return f"no verdict ({again}), {_short(ratio)}, against"
     if ratio.differs or not ratio.low:
         return f"{_short(ratio)} as fast as"
@@ -257,7 +300,7 @@ def _why_not(name: str, plan: Plan | None, decision: Decision) -> str:
     where = "all cores" if name == "fat" else "one thread"
     sizes = set(split_evenly(size, 1 if name == "fat" else context.cores))
     batches = " or ".join(map(str, sorted(sizes)))
-    run = "; --verify runs it all the same" if context.record else ""
+    run = "; verify runs it all the same" if context.record else ""
     return f"batch {batches} was not profiled on {where}{run}"
 
 

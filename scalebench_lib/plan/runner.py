@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 
 from scalebench_lib.allocators import variables
 from scalebench_lib.config import Config, Fraction, Seconds, StrictModel
@@ -139,6 +140,28 @@ MEMORY_SHARE = 0.85
 Say = Callable[[str], None]
 
 
+class OthersCpu:
+    """CPUs that other processes use in the mean from now on, of those that `machine` has."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._cpus = {cpu for core in machine.cores for cpu in core.cpus}
+        self._since = self._seconds()
+
+    @property
+    def mean(self) -> float:
+        """All that computed, less this process and its children, which are the instances."""
+        (clock, busy), (began, before) = self._seconds(), self._since
+        return max(0.0, (busy - before) / (clock - began))
+
+    def _seconds(self) -> tuple[float, float]:
+        every = [one for cpu, one in enumerate(psutil.cpu_times(percpu=True)) if cpu in self._cpus]
+        busy = sum(one.user + one.system + getattr(one, "nice", 0.0) for one in every)
+        for one in (me := psutil.Process(), *me.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                busy -= sum(one.cpu_times()[:4])  # with those of its own that have ended
+        return time.monotonic(), busy
+
+
 class Limits(StrictModel):
     """Limits of time and precision for running plans.
 
@@ -190,18 +213,24 @@ def paired(one: PlanTiming, other: PlanTiming) -> Ratio | None:
 
 @dataclass
 class PlanRunner:
-    """Runs plans of the model of `config` on `machine`; calls `say` before each step."""
+    """Runs plans of the model of `config` on `machine`; calls `say` before each step.
+
+    `other_cpus` is what other processes used in the mean of the last run (see `OthersCpu`).
+    """
 
     config: Config
     machine: Machine
     limits: Limits = field(default_factory=Limits)
     say: Say = lambda _: None
+    other_cpus: float | None = None
 
     def run(self, plans: Iterable[Plan]) -> list[PlanTiming]:
         """Run `plans` in turn; the timing of one that fails has the reason."""
         timings, cycles = [PlanTiming(plan) for plan in plans], count(1)
+        others = OthersCpu(self.machine)
         for together in self._memory_batches(timings):
             self._take_turns(together, cycles)
+        self.other_cpus = others.mean
         return timings
 
     def _take_turns(self, timings: Sequence[PlanTiming], cycles: Iterator[int]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
-from math import exp, inf, sqrt
+from math import exp, inf, nan, sqrt
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.arrivals import arrival_times
-from scalebench_lib.plan.decide import CANDIDATES, Context, PlanRequest
+from scalebench_lib.plan.decide import CANDIDATES, EXACT_DB, Context, PlanRequest
 from scalebench_lib.plan.load import (
     PERCENTILES,
     Deployment,
@@ -38,7 +38,7 @@ from scalebench_lib.plan.load import (
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import SHARED, Instance
 from scalebench_lib.plan.report import FILE
-from scalebench_lib.plan.runner import PlanRunner, Say
+from scalebench_lib.plan.runner import OthersCpu, PlanRunner, Say
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, Shape, simulate
 from scalebench_lib.record import Point, Software
 from scalebench_lib.stats import Interval, VarianceEstimate, supports_percentile
@@ -63,8 +63,12 @@ _ENOUGH = 20
 _CLOSE, _TRIES = 1.05, 8
 """The highest rate is known when one so much higher failed, or after so many tries."""
 
+_TIED, _AS_HIGH = 1.01, 0.95
+"""Tails are tied up to so many times the shortest; rates from such a share of the highest on."""
+
 _Kind = tuple[tuple[Any, ...], ...]
 _Samples = dict[Shape, np.ndarray]
+_Alike = defaultdict[Deployment, set[int]]
 
 
 class Target(StrictModel):
@@ -78,17 +82,30 @@ class Target(StrictModel):
 
 @dataclass(frozen=True)
 class Prediction:
-    """A deployment at a rate, simulated."""
+    """A deployment at a rate, simulated; with largest batches of `alike` it is the same."""
 
     deployment: Deployment
     rate: float
     log: Log
     target: Target
+    alike: tuple[int, ...] = ()
 
     @cached_property
     def reached_ms(self) -> float:
         """The percentile that was asked about."""
         return 1e3 * float(np.percentile(self.log.latency_s, self.target.percentile))
+
+    @property
+    def median_ms(self) -> float:
+        """The median latency."""
+        return 1e3 * float(np.median(self.log.latency_s))
+
+    @property
+    def title(self) -> str:
+        """The deployment, and the batches of others that are not told apart."""
+        own = self.deployment.batching.max_batch
+        sizes = ", ".join(str(size) for size in self.alike if size != own)
+        return f"{self.deployment}" + f" ({sizes}: the same at this rate)" * bool(sizes)
 
     @property
     def holds(self) -> bool:
@@ -168,15 +185,20 @@ class Predictor:
             found.append(self._services[key])
         return found, 0.0 if together else self.context.planner.slowdown
 
-    def slowdown_unknown(self, deployment: Deployment) -> bool:
-        """Return whether several instances are assumed not to slow each other down."""
-        kinds = _kind(deployment.plan.instances)
-        return len(kinds) > 1 and kinds not in self._together and self.context.slowdown is None
+    def sqnr_db(self, deployment: Deployment) -> float:
+        """Return the SQNR of its optimization in dB; NaN where it is not known."""
+        return self.context.sqnr_db.get(deployment.plan.instances[0].optimization, nan)
+
+    def load_tests(self, deployment: Deployment) -> int:
+        """Return how many load tests tell the instances' times; 0 where they were too short."""
+        kind = _kind(deployment.plan.instances)
+        same = [one for one in self.context.loads if _kind(one.deployment.plan.instances) == kind]
+        return len(same) if self._together.get(kind) else 0
 
     def reservations(self, deployment: Deployment) -> Iterator[str]:
         """Yield why requests may take longer than predicted."""
-        yield from self.context.reservations(deployment.plan)
         kinds, shapes = _kind(deployment.plan.instances), deployment.batching.shapes
+        yield from self.context.reservations(deployment.plan, kinds in self._together)
         mine = (one for kind, shape, one in self._points() if kind in kinds and shape in shapes)
         if kinds not in self._together and any(one.passes_per_sample > 1 for one in mine):
             yield (
@@ -237,14 +259,17 @@ class Predictor:
             raise RequestError("lengths: no batch size was measured with all of them: measure one")
         able = [one for one in every if self.capacity(one) > target.rate]
         able.sort(key=lambda one: self._promise(one, target))
+        alike = _Alike(set)
         for stage, (requests, most) in enumerate(stages):
             found = self._simulated(able, target, requests, first=not stage)
+            if target.rate:
+                found = self._without_ties(found, target, most, alike)
             best = found[: most if target.rate else min(most, 3)]
-            baselines = [] if self.quick else self._first_of_each(found)
+            baselines = [] if self.quick else self._to_compare(found)
             kept = dict.fromkeys([*(one.deployment for one in best), *baselines])
             able = list(kept) if stage else [w for one in kept for w in _with_waits(one)]
         if found and found[0].holds:
-            return found
+            return [replace(one, alike=tuple(sorted(alike[one.deployment]))) for one in found]
         raise RequestError(self._why_nothing(target))
 
     def _promise(self, one: Deployment, target: Target) -> tuple[bool, float]:
@@ -263,11 +288,48 @@ class Predictor:
         for number, one in in_time:
             self.say(f"{number} of {len(able)} simulated, {requests:,} requests each")
             always = not (first or self.quick) and baseline_name(one, self.context.cores)
-            least = 0.0 if always else 0.8 * max((other.rate for other in found), default=0.0)
+            exact = self.sqnr_db(one) >= EXACT_DB  # and compared with others that are
+            rates = (o.rate for o in found if self.sqnr_db(o.deployment) >= EXACT_DB or not exact)
+            least = 0.0 if always else 0.8 * max(rates, default=0.0)
             asked = [self._at(one, target.rate, unit, target)] if target.rate else []
             tried = (each for each in self._bisected(one, target, unit, least) if each.holds)
             found += asked or list(tried)[-1:]
         return sorted(found, key=lambda o: (-o.rate, o.reached_ms, o.deployment.plan.cores))
+
+    def _without_ties(
+        self, found: list[Prediction], target: Target, most: int, alike: _Alike
+    ) -> list[Prediction]:
+        """Return `found`, ties among the first `most` in the order of `_by_highest`.
+
+        Of tied ones that differ in the size of their batches alone the first stays; the others'
+        sizes are added to `alike`.
+        """
+        kept = dict[Any, Prediction]()
+        while found and len(kept) < most:
+            limit_ms = _TIED * found[0].reached_ms
+            tied = [one for one in found if not one.reached_ms > limit_ms]
+            for one in self._by_highest(tied, target) if len(tied) > 1 else tied:
+                batching, kind = one.deployment.batching, _kind(one.deployment.plan.instances)
+                first = kept.setdefault((limit_ms, kind, batching.max_wait_ms), one)
+                alike[first.deployment].add(batching.max_batch)
+            found = found[len(tied) :]
+        return [*kept.values(), *found]
+
+    def _by_highest(self, tied: Sequence[Prediction], target: Target) -> list[Prediction]:
+        """Return `tied`, first those that hold the highest rate; of these, the smallest batches."""
+        unit, highest = arrival_times("poisson", 1, _QUICK[0][0]), dict[Deployment, float]()
+        for one in tied:
+            least = max([target.rate, *(_AS_HIGH * rate for rate in highest.values())])
+            tried = self._bisected(one.deployment, target, unit, least)
+            rates = (each.rate for each in tried if each.holds)
+            highest[one.deployment] = max(rates, default=0.0)
+        enough = _AS_HIGH * max(highest.values())
+
+        def rank(one: Prediction) -> tuple[bool, bool, int]:
+            low = highest[one.deployment] < enough
+            return not one.holds, low, one.deployment.batching.max_batch
+
+        return sorted(tied, key=rank)
 
     def _at(self, one: Deployment, rate: float, unit: np.ndarray, target: Target) -> Prediction:
         return Prediction(one, rate, self.simulate(one, unit / rate), target)
@@ -288,10 +350,12 @@ class Predictor:
                 high = rate
             rate = (low + high) / 2
 
-    def _first_of_each(self, found: Sequence[Prediction]) -> list[Deployment]:
+    def _to_compare(self, found: Sequence[Prediction]) -> list[Deployment]:
+        """Return the best fat, the best thin, and the best exact one."""
         cores = self.context.cores
         named = {baseline_name(one.deployment, cores): one.deployment for one in reversed(found)}
-        return [one for name, one in named.items() if name]
+        exact = [one.deployment for one in found if self.sqnr_db(one.deployment) >= EXACT_DB]
+        return [*(one for name, one in named.items() if name), *exact[:1]]
 
     def _why_nothing(self, target: Target) -> str:
         limit = f"p{target.percentile:g} within {target.slo_ms:g} ms"
@@ -322,11 +386,11 @@ class LoadVerifier:
     show: Callable[[LoadRun], None]
     kind: str = "poisson"
 
-    def run(self, deployment: Deployment, times: np.ndarray) -> LoadRun:
-        """Return what `deployment` does with requests that arrive at `times`, in s."""
+    def run(self, deployment: Deployment, times: np.ndarray, rate: float) -> LoadRun:
+        """Return what `deployment` does with requests at `times`, in s; `rate` was asked for."""
         self.predictor.service(deployment)  # raises before anything starts
         with started_load_test(self.runner, deployment) as test:
-            return self._run(test, deployment, times)
+            return self._run(test, deployment, times, rate)
 
     def verify(self, found: Sequence[Prediction]) -> list[LoadRun]:
         """Run the best three, and the best fat and thin; return the runs, the best first.
@@ -338,8 +402,8 @@ class LoadVerifier:
         baselines = (one for one in found[CANDIDATES:] if baseline_name(one.deployment, cores))
         for one in (*found[:CANDIDATES], *baselines):
             try:
-                times = self.times(self.target.rate or 0.9 * one.rate)
-                runs.append(self.run(one.deployment, times))
+                rate = self.target.rate or 0.9 * one.rate
+                runs.append(self.run(one.deployment, self.times(rate), rate))
             except MeasurementError as error:
                 reasons.append(f"{one.deployment}: {error}")
         if not runs:
@@ -352,7 +416,7 @@ class LoadVerifier:
         rate = self.predictor.highest(deployment, self.target) or 1.0
         with started_load_test(self.runner, deployment) as test:
             while failed > held * _CLOSE and len(runs) < _TRIES and not test.failures:
-                runs.append(self._run(test, deployment, self.times(rate)))
+                runs.append(self._run(test, deployment, self.times(rate), rate))
                 if runs[-1].reached_ms <= self.target.slo_ms:
                     held = max(held, rate)
                 else:
@@ -365,10 +429,12 @@ class LoadVerifier:
         needed = 1.5 * min_requests(self.target.percentile)
         return arrival_times(self.kind, rate, round(max(rate * self.target.max_seconds, needed)))
 
-    def _run(self, test: LoadTest, deployment: Deployment, times: np.ndarray) -> LoadRun:
+    def _run(
+        self, test: LoadTest, deployment: Deployment, times: np.ndarray, rate: float
+    ) -> LoadRun:
         """Run a test; what was seen is kept and shown, also where it is interrupted."""
         self.runner.say(f"{len(times):,} requests in {times[-1]:.0f} s")
-        interrupted = True
+        interrupted, others = True, OthersCpu(self.runner.machine)
         try:
             test.run(times)
             interrupted = False
@@ -383,6 +449,8 @@ class LoadVerifier:
                     deployment=deployment,
                     kind=self.kind,
                     rate=len(times) / times[-1],
+                    asked_rate=rate,
+                    other_cpus=others.mean,
                     slo_ms=self.target.slo_ms,
                     percentile=self.target.percentile,
                     interrupted=interrupted,

@@ -6,6 +6,7 @@ from math import log, nan
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import RequestError
@@ -16,6 +17,7 @@ from scalebench_lib.plan.interference import PlanRuns
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits, PlanTiming
+from scalebench_lib.plan.simulate import Batching
 from scalebench_lib.record import Turn, model_files_digest
 from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.text import format_number
@@ -192,8 +194,13 @@ def test_a_limit_that_a_run_did_not_keep_is_told_and_kept_next_time(small: Path)
         for plan in again.context.frontier()
         if plan.instances == first.best.instances
     )
-    late = replace(first, best=replace(first.best, predicted_ms=210.0))
-    assert any("over the limit of 200 ms" in line for line in report.sentences(late))
+    timings = {first.best: PlanTiming(first.best), first.fat: PlanTiming(first.fat)}
+    measured = replace(first.best, measured_ms=Interval(1476.0, VarianceEstimate(0.0)))
+    late = replace(first, best=measured, timings=timings, limit_kept=False)
+    missed = "none of the 2 plans kept 200 ms when run: the nearest took 1,476 ms; ask again"
+    assert missed in next(report.sentences(late))
+    assert report.as_json(late)["limit_kept"] is False
+    assert report.as_json(first)["limit_kept"] is None
 
 
 def test_what_was_measured_slower_is_not_recommended_again(small: Path) -> None:
@@ -220,7 +227,7 @@ def test_a_plan_that_was_run_is_a_candidate_ever_after(small: Path) -> None:
     was_run(small, (even, 1.0))
     answer = ask(small, batch_size=4)
     assert answer.best == even
-    assert "2 × ⟨1, 2⟩ serves batch 4 in 1.000 ms (measured before)" in next(
+    assert "2 × (1 thread, batch 2) serves batch 4 in 1.000 ms (measured before)" in next(
         report.sentences(answer)
     )
     assert answer.thin == answer.best
@@ -243,26 +250,30 @@ def test_a_split_that_is_faster_than_fat_is_not_said_to_gain_nothing(small: Path
     decision = ask(small, batch_size=8, optimization="none")
     was_run(small, (decision.fat, 248.0), (decision.thin, 100.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
-    assert "2.48× (2.41 … 2.55) as fast as one copy on all cores (fat), 1 × ⟨2, 8⟩" in said
-    assert "it is one copy per core (thin)" in said
+    assert (
+        "2.48× (2.41 … 2.55) as fast as one instance on all cores (fat), 1 × (2 threads, batch 8)"
+        in said
+    )
+    assert "it is one instance a core (thin)" in said
     assert "gains nothing" not in said
     was_run(small, (decision.fat, 90.0))
     said = "; ".join(report.sentences(ask(small, batch_size=8, optimization="none")))
-    assert "it is one copy on all cores (fat): splitting gains nothing here" in said
+    assert "it is one instance on all cores (fat): splitting gains nothing here" in said
 
 
 def test_one_copy_per_core_fills_the_cores_evenly_or_there_is_none(sweep: Path) -> None:
     """Of 4 cores; batches of 5 and 6 were not profiled, and 3 items leave a core without one."""
-    assert [str(one) for one in ask(sweep, batch_size=6).thin.instances] == 2 * ["⟨1, 2⟩"] + 2 * [
-        "⟨1, 1⟩"
+    assert [str(one) for one in ask(sweep, batch_size=6).thin.instances] == [
+        *2 * ["(1 thread, batch 2)"],
+        *2 * ["(1 thread, batch 1)"],
     ]
     assert all(one.threads == 1 and not one.smt for one in ask(sweep, batch_size=16).thin.instances)
-    reasons = {22: "batch 5 or 6 was not profiled on one thread; --verify runs it all the same"}
+    reasons = {22: "batch 5 or 6 was not profiled on one thread; verify runs it all the same"}
     reasons[3] = "there is none: 3 items for 4 cores"
     for size, reason in reasons.items():
         decision = ask(sweep, batch_size=size)
         assert decision.thin is None
-        assert f"against one copy per core (thin): {reason}" in report.sentences(decision)
+        assert f"against one instance a core (thin): {reason}" in report.sentences(decision)
 
 
 @pytest.mark.parametrize(("variance", "verdict"), [(0.02, False), (0.003, True)])
@@ -274,15 +285,17 @@ def test_a_noisy_machine_gets_no_verdict(small: Path, variance: float, verdict: 
         for plan, ms in ((decision.thin, 50.0), (decision.fat, 100.0))
     )
     said = "; ".join(report.sentences(replace(decision, best=best, fat=fat)))
-    assert ("as fast as one copy on all cores" in said) == verdict
-    assert ("no verdict (the machine is too noisy now: again with a larger" in said) != verdict
+    assert ("as fast as one instance on all cores" in said) == verdict
+    assert (
+        "no verdict (the machine is too noisy now: again with more max_seconds" in said
+    ) != verdict
 
 
 def test_where_no_slow_down_was_measured_none_is_assumed_and_that_is_said(
     small: Path, tmp_path: Path
 ) -> None:
     assumed = "instances are assumed not to slow each other down"
-    assert f"{assumed}: --verify measures it" in report.sentences(ask(small, batch_size=8))
+    assert f"{assumed}: verify measures it" in report.sentences(ask(small, batch_size=8))
     two = Plan.of([Instance(1, 4, 100.0, cores=1)] * 2)
     was_run(small, (two, 120.0))
     assert not any(assumed in line for line in report.sentences(ask(small, batch_size=8)))
@@ -347,7 +360,36 @@ def test_speed_ups_of_a_verified_decision_are_what_was_seen(small: Path) -> None
     failed = PlanTiming(decision.fat, reason="no luck").measured
     late = replace(decision, fat=failed, timings={**timings, failed: timings[failed]})
     assert late.speedup(best, failed) is None
-    assert "against one copy on all cores (fat): it failed: no luck" in report.sentences(late)
+    busy = replace(decision, timings=timings, other_cpus=0.8)
+    assert any("something else used 0.8 CPUs" in line for line in report.sentences(busy))
+    assert "against one instance on all cores (fat): it failed: no luck" in report.sentences(late)
+
+
+def test_square_brackets_stand_in_a_table_as_they_are(small: Path, capsys) -> None:
+    """They are no markup: here those of a reason."""
+    decision = ask(small, batch_size=8)
+    failed = PlanTiming(decision.fat, reason="[bold] luck").measured
+    timed = PlanTiming(decision.best, [turn(cycle, 1.0) for cycle in range(1, 7)])
+    timings = {(ran := timed.measured): timed, failed: PlanTiming(failed, reason="[bold] luck")}
+    Console(markup=False, width=200).print(
+        report.plan_table(replace(decision, best=ran, fat=failed, timings=timings))
+    )
+    assert "failed: [bold] luck" in capsys.readouterr().out
+
+
+def test_instances_of_an_engine_are_given_its_setting_in_code(small: Path) -> None:
+    """With its value for each number of threads; of requests how many are collected."""
+    mixed = [Instance(2, 4, 1.0, 2, optimization="openvino-int8"), Instance(1, 4, 1.0, 1)]
+    plan = Plan.of([*mixed, Instance(1, 4, 1.0, 1, optimization="onnxruntime")])
+    batching = Batching(max_batch=4, max_wait_ms=2.0, sizes=(1, 4))
+    decision = replace(ask(small, batch_size=8), best=plan, batching=batching)
+    assert list(report.server_settings(decision)) == [
+        "Let each collect up to 4 requests into a batch, waiting at most 2 ms for more.",
+        "Set session_options.intra_op_num_threads = 1 in those of 1 thread",
+        'Give compile_model config={"INFERENCE_NUM_THREADS": 2} in those of 2 threads',
+    ]
+    single = replace(decision, batching=Batching(max_batch=1, sizes=(1,)))
+    assert next(report.server_settings(single)) == "Let each take one request at a time."
 
 
 def test_a_sweep_of_another_machine_is_not_verified_here(sweep: Path) -> None:

@@ -156,7 +156,12 @@ def test_what_an_engine_computes_is_a_triton_repository(
     assert [(one.count, KINDS[one.kind]) for one in config.instance_group] == [(2, "KIND_CPU")]
     assert {one.key: one.value.string_value for one in config.parameters} == parameters
     assert {path.name for path in (model / "1").iterdir()} == {"model.onnx", "model.onnx.data"}
-    assert "taskset -c 0-1\ntritonserver" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "taskset -c 0-1\ntritonserver" in readme
+    assert "Triton shares these CPUs among all instances; this was not measured." in readme
+    assert "weights of the model in triton/ are random" in readme
+    assert "in those of 1 thread" in readme
+    assert readme.count(SAID[0]) == 1
     mixed = replace(decision, context=replace(decision.context, lengths=((16, 0.7), (128, 0.3))))
     folder = export(mixed, SAID, tmp_path / "mixed", lambda config: files)
     tokens = {model.name.rpartition("-")[2] for model in (folder / "triton").iterdir()}

@@ -162,6 +162,10 @@ def test_predictions_are_compared_with_what_was_measured(loaded: Context) -> Non
     picture = figures.predictions(replace(loaded, interference=learned))
     assert picture.sentence == "within 10 % of the prediction: 1 of 2 runs; at worst +25.0%"
     assert picture.png().startswith(b"\x89PNG")
+    (axes,) = picture.axes
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        ticks = axis.get_major_locator()()
+        assert sum(limits[0] <= tick <= limits[1] for tick in ticks) >= 3
 
 
 def test_parameters_are_checked_and_a_limit_is_found_where_none_is_asked(sweep: Path) -> None:
@@ -172,6 +176,8 @@ def test_parameters_are_checked_and_a_limit_is_found_where_none_is_asked(sweep: 
     context, question = context_and_question(sweep, {**asked, "batch_size": 0})
     fastest = min(one.latency_ms for one in context.profile.instances)
     assert question.target.slo_ms == pytest.approx(5 * fastest, rel=0.05)
+    limit = f"no limit was named: {question.target.slo_ms:g} ms is assumed"
+    assert question.answer(Predictor(context, quick=True)).sentences[-1].startswith(limit)
     for wrong, why in (
         ({"batchsize": 4}, "unknown parameter 'batchsize'"),
         ({"rate": 5.0}, "rate: asks for requests, batch_size for one batch"),

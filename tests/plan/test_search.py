@@ -2,21 +2,26 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from scalebench_lib.analysis.published import import_published
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.machine import Machine
-from scalebench_lib.plan import load_report, runner, search
+from scalebench_lib.plan import load_report, report, runner, search
 from scalebench_lib.plan.answer import Question
 from scalebench_lib.plan.arrivals import arrival_times
 from scalebench_lib.plan.decide import Context, PlanRequest
 from scalebench_lib.plan.load import Deployment, LoadRun, read_load_runs, save_run
 from scalebench_lib.plan.planner import Plan
+from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.runner import Limits
 from scalebench_lib.plan.search import (
     LoadVerifier,
@@ -26,7 +31,7 @@ from scalebench_lib.plan.search import (
     read_planned_deployment,
 )
 from scalebench_lib.plan.simulate import Batching, Log
-from scalebench_lib.record import Record, Software
+from scalebench_lib.record import Record, Software, Verification
 from tests import factories
 from tests.plan.test_decide import PUBLISHED
 from tests.plan.test_load import run
@@ -61,7 +66,7 @@ def test_the_answer_is_the_shortest_tail_at_the_rate_that_was_asked_for(out: Pat
     found = predictor(out).search(target(rate=30.0))
     assert found[0].holds
     assert found[0].rate == 30.0
-    assert [one.reached_ms for one in found] == sorted(one.reached_ms for one in found)
+    assert all(found[0].reached_ms <= search._TIED * one.reached_ms for one in found)
     assert {"fat", "thin"} <= {baseline_name(one.deployment, 2) for one in found}
     assert all(one.deployment.plan.cores <= 2 for one in found)
 
@@ -242,7 +247,7 @@ def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> 
     made = prover(tmp_path, monkeypatch, max_seconds=0.01, percentile=50)
 
     def served(
-        self: LoadVerifier, test: object, deployment: Deployment, times: np.ndarray
+        self: LoadVerifier, test: object, deployment: Deployment, times: np.ndarray, _: float
     ) -> LoadRun:
         rate = len(times) / times[-1]
         took = 0.1 if rate <= 100 else 0.3
@@ -283,7 +288,7 @@ def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
     table = load_report.deployment_table(2, found, best, runs)
     assert table.row_count == len(found)
     assert sum(cell.plain.endswith("/s") for cell in table.columns[-2]._cells) == len(runs)
-    told = "; ".join(load_report.answer_sentences(made.predictor, best, runs[0]))
+    told = "; ".join(load_report.answer_sentences(made.predictor, found, best, runs))
     assert re.search(r"measured: a p50 of .* ms, at .*/s; 200 ms are kept", told)
     said = "\n".join(load_report.sentences(runs[0]))
     assert "p50:" in said
@@ -318,7 +323,8 @@ def test_tails_of_passes_that_were_timed_several_at_once_are_said_to_be_longer(t
     for passes, said in ((1, False), (6, True)):
         records = [_timed_together(record, passes) for record in factories.small_records((1,))]
         made = predictor(factories.save_sweep(tmp_path / str(passes), records))
-        told = load_report.answer_sentences(made, made.search(target(rate=10.0))[0])
+        found = made.search(target(rate=10.0))
+        told = load_report.answer_sentences(made, found, found[0], [])
         assert any("several at once" in line for line in told) == said
 
 
@@ -351,7 +357,7 @@ def test_a_run_of_too_few_requests_for_its_percentile_is_ranked_and_says_so(out:
     short = run(log, deployment=found[0].deployment)
     assert short.percentiles.keys() == {50.0}
     assert "unknown: too few requests" in " ".join(
-        load_report.answer_sentences(made, found[0], short)
+        load_report.answer_sentences(made, found, found[0], [short])
     )
 
 
@@ -365,7 +371,112 @@ def test_an_import_is_planned_from_its_means_and_that_is_said(tmp_path: Path) ->
     times, _ = made.service(found[0].deployment)
     assert all(len(set(values)) == 1 for values in times[0].by_shape.values())
     assert "an import has mean times alone" in " ".join(
-        load_report.answer_sentences(made, found[0])
+        load_report.answer_sentences(made, found, found[0], [])
     )
     several = [one for one in found if len(one.deployment.plan.instances) > 1]
-    assert made.slowdown_unknown(several[0].deployment)
+    assert any("assumed not to slow" in w for w in made.reservations(several[0].deployment))
+
+
+def test_of_deployments_as_soon_the_one_of_the_highest_rate_is_best_and_stands_once(
+    out: Path,
+) -> None:
+    """At a low rate batches never fill, whatever their limit."""
+    made, asked = predictor(out), target(rate=2.0, slo_ms=500.0)
+    found = made.search(asked)
+    kinds = [(o.deployment.plan, o.deployment.batching.max_wait_ms) for o in found]
+    assert len(set(kinds)) == len(kinds)
+    best = found[0]
+    assert len(best.alike) > 1
+    assert best.title.endswith(": the same at this rate)")
+    rates = [made.highest(_up_to(best.deployment, size), asked) for size in best.alike]
+    assert made.highest(best.deployment, asked) > 0.9 * max(rates)
+
+
+def _up_to(one: Deployment, size: int) -> Deployment:
+    """The same instances with other batches."""
+    sizes = tuple(n for n in (1, 4, 8) if n <= size)
+    plan = Plan.of([replace(each, batch_size=size) for each in one.plan.instances])
+    return Deployment(plan, one.batching.model_copy(update={"max_batch": size, "sizes": sizes}))
+
+
+def told(made: Predictor, *runs: LoadRun, **asked: float) -> list[str]:
+    """What is said of the best for a request."""
+    found = made.search(target(**asked))
+    best = next(o for o in found if not runs or o.deployment == runs[0].deployment)
+    return list(load_report.answer_sentences(made, found, best, runs))
+
+
+def test_the_load_tests_that_tell_the_times_of_the_best_are_counted(out: Path) -> None:
+    """So are those that tell nothing of it: the answer may differ for want of them."""
+    made = predictor(out)
+    assert not any("load test" in line for line in told(made, rate=30.0))
+    deployment = made.search(target(rate=30.0))[0].deployment
+    log = Log.of(np.arange(50.0), [(0, 1, n, n + 0.005) for n in range(50)])
+    seen = (run(log, deployment.batching, deployment=deployment),) * 2
+    after = Predictor(replace(made.context, loads=seen))
+    assert "its times are those of 2 load tests in this folder (load.jsonl)" in told(
+        after, rate=30.0
+    )
+    elsewhere = Deployment(Plan.of([Instance(7, 1, 5.0, cores=7)]), deployment.batching)
+    other = Predictor(replace(made.context, loads=(run(log, deployment=elsewhere),)))
+    none = "its times are those of the sweep: none of 1 load test in this folder is of these"
+    assert any(line.startswith(none) for line in told(other, rate=30.0))
+
+
+def test_the_best_that_is_not_exact_has_its_error_and_the_best_that_is(tmp_path: Path) -> None:
+    """The page does so as well."""
+    records = [
+        one.model_copy(update={"verification": _proof(db)})
+        for one in factories.small_records((1, 4))
+        for db in [120.0 if one.config.optimization == "none" else 25.0]
+    ]
+    said = told(predictor(factories.save_sweep(tmp_path, records)), rate=10.0)
+    assert "TorchScript" in said[0]
+    assert said[0].endswith("(predicted), error −25 dB")
+    assert said[1].startswith("with less error: ")
+    assert "eager" in said[1]
+    assert said[1].endswith("error −120 dB")
+
+
+def _proof(sqnr_db: float) -> Verification:
+    return Verification(max_abs_error=0.0, items=4, sqnr_db=sqnr_db)
+
+
+def test_where_no_run_kept_the_limit_that_comes_first_and_nothing_is_to_be_typed(
+    out: Path, monkeypatch
+) -> None:
+    """The file says so too; what else computed meanwhile is said."""
+    made = predictor(out)
+    deployment = made.search(target(rate=30.0))[0].deployment
+    log = Log.of(np.arange(700.0), [(0, 1, n, n + 0.4) for n in range(700)])
+    late = run(log, deployment.batching, deployment=deployment, slo_ms=200.0, other_cpus=0.8)
+    said = told(made, late, late, rate=30.0)
+    assert said[0] == (
+        "none of the 2 plans kept 200 ms when run: the nearest took 400.0 ms; ask again: what was "
+        "measured counts now"
+    )
+    assert any("something else used 0.8 CPUs in the mean meanwhile" in line for line in said)
+    monkeypatch.setattr(LoadVerifier, "verify", lambda *_: [late])
+    monkeypatch.setattr(Context, "runner", lambda *_: None)
+    question = Question.of(rate=30.0, slo_ms=200.0)
+    answer = question.answer(made)
+    assert any("YOUR_SERVER" in line for line in report.commands(answer.decision))
+    verified = answer.verified(print)
+    assert list(report.commands(verified.decision)) == [
+        "Nothing to run: no plan kept to the limit."
+    ]
+    assert json.loads(verified.save().read_text())["limit_kept"] is False
+
+
+def test_what_others_compute_is_seen_and_what_instances_compute_is_not(monkeypatch) -> None:
+    """A CPU was busy for 0.8 of each second; a child, which has ended, was so for some of it."""
+    machine, clock = factories.machine(cores=1, smt=False), iter([0.0, 10.0])
+    busy = SimpleNamespace(user=1.0, system=0.0)
+    monkeypatch.setattr(runner.psutil, "cpu_times", lambda **_: [busy, SimpleNamespace()])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
+    others, mine = runner.OthersCpu(machine), psutil.Process().cpu_times()
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    own = sum(psutil.Process().cpu_times()[:4]) - sum(mine[:4])
+    busy.user = 1.0 + 8.0 + own
+    assert own > 0
+    assert others.mean == pytest.approx(0.8, abs=0.05)
