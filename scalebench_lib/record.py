@@ -50,6 +50,10 @@ from scalebench_lib.text import format_error_db, format_number, pluralize
 _log = logging.getLogger("scalebench")
 
 
+EXACT_DB = 60.0
+"""Outputs of a larger SQNR differ by less than a thousandth, as by other fp32 arithmetic."""
+
+
 class Verification(StrictModel):
     """Errors of the optimized outputs against `reference`: float64, or eager float32.
 

@@ -30,6 +30,7 @@ from scalebench_lib.config import AXES, DEFAULTS, Config, axis_value_label, mode
 from scalebench_lib.errors import RequestError
 from scalebench_lib.operators import BETWEEN, SHARES
 from scalebench_lib.optimizations import optimization_title
+from scalebench_lib.record import EXACT_DB
 from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.text import format_error_db, format_number, pluralize
 
@@ -392,7 +393,7 @@ def _lines(
             colour, dark = batch_size_colours(first["batch_size"])
         else:
             label, least_db = tables.config_label(table, first), part["sqnr_db"].astype(float).min()
-            if metric.ratio and least_db < findings.EXACT_DB:
+            if metric.ratio and least_db < EXACT_DB:
                 label += f", error {format_error_db(least_db)} dB"
             colour, marker = style_of(table, first["optimization"])
         yield Line(

@@ -20,13 +20,10 @@ from scalebench_lib.cost import MARGIN
 from scalebench_lib.disturbances import disturbance_sentences
 from scalebench_lib.operators import BETWEEN, QUANTIZING, SHARES
 from scalebench_lib.optimizations import optimization_title
-from scalebench_lib.record import Record, conditions
+from scalebench_lib.record import EXACT_DB, Record, conditions
 from scalebench_lib.results import EAGER, Results, Row
 from scalebench_lib.stats import ASSUMED_SPREAD, MIN_TURNS, Ratio
 from scalebench_lib.text import format_error_db, format_number, pluralize, with_margin
-
-EXACT_DB = 60.0
-"""Smaller errors, below a thousandth, are those of other fp32 arithmetic."""
 
 MUCH_QUANTIZING = 0.1
 """Smaller shares of a pass, such as eager's conversion of its mask, are not reported."""

@@ -40,9 +40,6 @@ from scalebench_lib.text import format_number, pluralize
 CANDIDATES = 3
 """How many plans, or deployments, a verification runs besides fat and thin."""
 
-EXACT_DB = 60.0
-"""From this SQNR on an optimization counts as exact."""
-
 
 class PlanRequest(StrictModel):
     """A question: the best plan for `batch_size`, or of most throughput within `slo_ms`.
@@ -403,7 +400,7 @@ def verify_by_running(
 
 
 def _even(like: Plan, instances: int, threads: int) -> Plan:
-    """Return the batch of `like` split evenly, to be run without having been profiled."""
+    """Return the batch of `like` split evenly, to be run without having been measured."""
     kind = like.instances[0].settings | {"smt": False}
     sizes = split_evenly(like.batch_size, instances)
     return Plan.of(Instance(threads, size, nan, cores=threads, **kind) for size in sizes)

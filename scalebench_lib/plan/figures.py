@@ -77,7 +77,7 @@ def _draw_core(axes: Axes, core: Core, x: float, y: float, owner: dict[int, int]
 
 
 def frontier(context: Context) -> Picture:
-    """Draw throughput over latency, of the plans that none beats and of the profiled points."""
+    """Draw throughput over latency, of the plans that none beats and of the measured points."""
     plans, unit = context.frontier(), context.profile.unit
     figure, axes = canvas("What can be had: latency against throughput", height=4.2)
     single = [context.known(Plan.of([one])) for one in context.profile.instances]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,14 +27,12 @@ from scalebench_lib.config import StrictModel
 from scalebench_lib.errors import MeasurementError, ScalebenchError, validation_message
 from scalebench_lib.files import write_atomically
 from scalebench_lib.machine import available_bytes
-from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.arrivals import request_lengths
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.runner import MEMORY_SHARE, PlanRunner, Workers
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, Shape, simulate
 from scalebench_lib.record import Software
 from scalebench_lib.stats import percentile_interval, supports_percentile
-from scalebench_lib.text import pluralize
 
 FILE = "load.jsonl"
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -56,11 +54,9 @@ class Deployment:
     batching: Batching
 
     def __str__(self) -> str:
-        names = {o: optimization_title(o) for o in self.plan.optimizations}
-        kinds = [(o.threads, names[o.optimization], o.allocator) for o in self.plan.instances]
-        named = [(k, k[1] + f", {k[2]}" * (k[2] != "default")) for k in kinds]
-        counted = (f"{kinds.count(k)} × {pluralize(k[0], 'thread')}, {name}" for k, name in named)
-        return f"{' + '.join(dict.fromkeys(counted))}, {self.batching}"
+        counts = Counter(one.label for one in self.plan.instances)
+        kinds = " + ".join(f"{count} × {label}" for label, count in counts.items())
+        return f"{kinds}, {self.batching}"
 
 
 class LoadRun(StrictModel):

@@ -16,10 +16,11 @@ from scalebench_lib import cost
 from scalebench_lib.picture import Picture
 from scalebench_lib.plan import report
 from scalebench_lib.plan.arrivals import lengths_suffix, request_lengths
-from scalebench_lib.plan.decide import EXACT_DB, Decision
+from scalebench_lib.plan.decide import Decision
 from scalebench_lib.plan.figures import canvas, logarithmic
 from scalebench_lib.plan.load import PERCENTILES, Deployment, LoadRun
 from scalebench_lib.plan.search import Prediction, Predictor, Target, baseline_name, min_requests
+from scalebench_lib.record import EXACT_DB
 from scalebench_lib.stats import Interval, VarianceEstimate
 from scalebench_lib.text import format_duration, format_error_db, format_number, pluralize
 

@@ -1,7 +1,7 @@
-"""The exact best split of a batch into instances, over profiled points only.
+"""The exact best split of a batch into instances, over measured points only.
 
 One table has the fewest cores that serve each batch when no instance may take longer than each
-of the profiled latencies (an unbounded knapsack, all these levels at once): the best latency is
+of the measured latencies (an unbounded knapsack, all these levels at once): the best latency is
 the first level at which the cores suffice. Another has the most items that so many cores serve.
 
 Instances slow each other down: one on `own` of the plan's `busy` cores takes
@@ -29,7 +29,7 @@ from scalebench_lib.text import format_number, pluralize
 class Plan:
     """Instances that serve one batch together, the largest first, and the time they take.
 
-    `predicted_ms` is NaN where an instance was not profiled. A plan that was run has its
+    `predicted_ms` is NaN where an instance was not measured. A plan that was run has its
     `measured_ms`, or `failed` says why not. Plans are equal where they run the same instances.
     """
 
@@ -161,7 +161,7 @@ class BatchPlanner:
         )
 
     def reachable(self, batch_size: int) -> bool:
-        """Return whether profiled batch sizes sum to `batch_size` on these cores."""
+        """Return whether measured batch sizes sum to `batch_size` on these cores."""
         if not 1 <= batch_size < self.largest_batch:
             return batch_size == self.largest_batch > 0
         return bool(self._fewest.sums(batch_size)[-1, -1] < self._core**2)
@@ -240,6 +240,6 @@ class BatchPlanner:
         words = " or ".join(str(size) for size in near if size)
         sizes = ", ".join(map(str, self.sizes))
         return (
-            f"batch_size: {batch_size} cannot be made of the profiled batch sizes {sizes} on "
+            f"batch_size: {batch_size} cannot be made of the measured batch sizes {sizes} on "
             f"{pluralize(self.cores, 'core')}: the nearest is {words}"
         )

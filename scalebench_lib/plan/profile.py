@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BeforeValidator
 
-from scalebench_lib.config import AXES, WITHIN
+from scalebench_lib.config import AXES, DEFAULTS, WITHIN, axis_value_label
 from scalebench_lib.errors import RequestError, did_you_mean
 from scalebench_lib.record import Record
 from scalebench_lib.stats import VarianceEstimate
@@ -55,6 +55,13 @@ class Instance:
         """Variance of the latency's logarithm; infinite where no interval was measured."""
         width = inf if self.high_ms is None else log(self.high_ms / self.latency_ms)
         return VarianceEstimate((width / 1.96) ** 2)
+
+    @property
+    def label(self) -> str:
+        """How it is run: ``2 threads, OpenVINO, SMT on``; other defaults are left out."""
+        others = (n for n in WITHIN if n != "optimization" and self.settings[n] != DEFAULTS[n])
+        values = (axis_value_label(n, self.settings[n]) for n in ("optimization", *others))
+        return ", ".join([pluralize(self.threads, "thread"), *values])
 
     def __str__(self) -> str:
         return f"({pluralize(self.threads, 'thread')}, batch {self.batch_size})"
@@ -132,7 +139,7 @@ def instance_of(row: Mapping[Any, Any]) -> Instance:
     """Return the instance of a row of the results table."""
     optional = {"high_ms": row["latency_ms_high"], "memory_mb": row["peak_memory_mb"]}
     others: dict[str, Any] = {n: None if pd.isna(v) else float(v) for n, v in optional.items()}
-    others |= {name: row[name] for name in WITHIN}
+    others |= {name: row.get(name, DEFAULTS[name]) for name in WITHIN}
     return Instance(
         threads=int(row["threads"]),
         batch_size=int(row["batch_size"]),

@@ -22,7 +22,6 @@ from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance
 from scalebench_lib.plan.planner import Plan, split_evenly
-from scalebench_lib.plan.profile import Instance
 from scalebench_lib.record import Software
 from scalebench_lib.stats import Interval, Ratio
 from scalebench_lib.text import format_number, pluralize
@@ -183,7 +182,7 @@ def commands(decision: Decision) -> Iterator[str]:
         settings = " ".join(f"{name}={value}" for name, value in one.environment.items())
         batch = "" if decision.batching else f"batch {one.instance.batch_size}, "
         before = f"{settings} {one.taskset} YOUR_SERVER"
-        yield f"  {number}: {batch}{_description(one.instance)}:  {before}"
+        yield f"  {number}: {batch}{one.instance.label}:  {before}"
     yield "or, in place of taskset -c, numactl --localalloc --physcpubind="
     yield from server_settings(decision)
     yield "'scalebench plan OUT … --export DIR' writes run.sh, which starts all of them."
@@ -210,11 +209,6 @@ def server_settings(decision: Decision) -> Iterator[str]:
         mine = (one for one in decision.best.instances if one.optimization.startswith(engine))
         for count in sorted({one.threads for one in mine}):
             yield f"{code.format(count)} in those of {pluralize(count, 'thread')}"
-
-
-def _description(one: Instance) -> str:
-    allocator = f", {one.allocator}" * (one.allocator != "default")
-    return f"{pluralize(one.threads, 'thread')}, {optimization_title(one.optimization)}{allocator}"
 
 
 def sentences(decision: Decision) -> Iterator[str]:
@@ -301,7 +295,7 @@ def _why_not(name: str, plan: Plan | None, decision: Decision) -> str:
     sizes = set(split_evenly(size, 1 if name == "fat" else context.cores))
     batches = " or ".join(map(str, sorted(sizes)))
     run = "; verify runs it all the same" if context.record else ""
-    return f"batch {batches} was not profiled on {where}{run}"
+    return f"batch {batches} was not measured on {where}{run}"
 
 
 def describe_profile(context: Context) -> str:

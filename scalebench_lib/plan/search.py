@@ -26,7 +26,7 @@ from scalebench_lib.cost import MARGIN, fleet
 from scalebench_lib.errors import MeasurementError, RequestError
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.arrivals import arrival_times
-from scalebench_lib.plan.decide import CANDIDATES, EXACT_DB, Context, PlanRequest
+from scalebench_lib.plan.decide import CANDIDATES, Context, PlanRequest
 from scalebench_lib.plan.load import (
     PERCENTILES,
     Deployment,
@@ -40,7 +40,7 @@ from scalebench_lib.plan.profile import SHARED, Instance
 from scalebench_lib.plan.report import FILE
 from scalebench_lib.plan.runner import OthersCpu, PlanRunner, Say
 from scalebench_lib.plan.simulate import Batching, Log, ServiceTimes, Shape, simulate
-from scalebench_lib.record import Point, Software
+from scalebench_lib.record import EXACT_DB, Point, Software
 from scalebench_lib.stats import Interval, VarianceEstimate, supports_percentile
 from scalebench_lib.text import format_number, pluralize
 

@@ -268,7 +268,7 @@ def test_one_copy_per_core_fills_the_cores_evenly_or_there_is_none(sweep: Path) 
         *2 * ["(1 thread, batch 1)"],
     ]
     assert all(one.threads == 1 and not one.smt for one in ask(sweep, batch_size=16).thin.instances)
-    reasons = {22: "batch 5 or 6 was not profiled on one thread; verify runs it all the same"}
+    reasons = {22: "batch 5 or 6 was not measured on one thread; verify runs it all the same"}
     reasons[3] = "there is none: 3 items for 4 cores"
     for size, reason in reasons.items():
         decision = ask(sweep, batch_size=size)
