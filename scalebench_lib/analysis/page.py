@@ -53,8 +53,8 @@ from scalebench_lib.text import format_error_db
 MAX_SAMPLES = 100_000
 """More samples, of all points, would make the page large, and are thinned evenly."""
 
-_OURS = re.compile(r".+-((latency|throughput|time|start|memory)-.+|(peak|speedup)(-.+)?)\.png")
-"""Figures that a report wrote; it leaves other pictures in the folder alone."""
+_PICTURE = re.compile(r'"figures/([^"/]+\.png)"')
+"""A figure's file in a page."""
 
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "web/draw.js", "web/page.js")
 _FILTERS = ("optimization", "batch_size", "threads", "status")
@@ -253,7 +253,8 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
     contexts, charts = every_chart(results)
     specs, over = figure_specs(results.table), overview_specs(results.table)
     drawn = {f"{spec.name}.png": charts[spec.key] for spec in (*specs, *over) if not spec.missing}
-    pictures = out / "figures"
+    pictures, old = out / "figures", out / "index.html"
+    shown_before = set(_PICTURE.findall(old.read_text("utf-8"))) if old.exists() else set()
     pictures.mkdir(exist_ok=True)
     for name, chart in drawn.items():
         if isinstance(chart, Chart):
@@ -272,9 +273,8 @@ def write_page(out: Path, results: Results | None = None, price: float | None = 
     markdown = _without_liquid(_TEMPLATES.get_template("index.md.j2").render(context))
     write_atomically(out / "index.md", markdown)
     write_atomically(out / "index.html", page)
-    for path in pictures.glob("*.png"):
-        if path.name not in drawn and _OURS.fullmatch(path.name):
-            path.unlink()
+    for name in shown_before - drawn.keys():
+        (pictures / name).unlink(missing_ok=True)
     return out / "index.html"
 
 
@@ -300,12 +300,12 @@ def _context(results: Results, specs: list[FigureSpec], over: list[FigureSpec]) 
             heading: {group: list(some) for group, some in groupby(part, attrgetter("group"))}
             for heading, part in groupby(specs, attrgetter("heading"))
         },
-        "overview_specs": over,
-        "stacks": {
-            VIEWS[view].title: [spec for spec in over if spec.view == view]
-            for view in STACKED_BARS
+        "overview": {
+            view: [spec for spec in over if spec.view == view]
+            for view in VIEWS
             if any(spec.view == view for spec in over)
         },
+        "views": VIEWS,
         "provenance": _provenance(results),
     }
 
