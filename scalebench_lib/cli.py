@@ -414,13 +414,13 @@ def load(
         times = times[: max(1, int((times <= seconds).sum()))]
     context, deployment = read_planned_deployment(out, max_batch or 0, max_wait_ms, lengths)
     runner = context.runner(Limits(), console.say)
-    prover = LoadVerifier(Predictor(context), runner, target, _show_load(out), arrivals)
+    verifier = LoadVerifier(Predictor(context), runner, target, _show_load(out), arrivals)
     with lock_machine(f"a load test of {out}", if_busy):
         if rate or trace:
-            prover.run(deployment, times, target.rate)
+            verifier.run(deployment, times, target.rate)
         else:
-            curve = prover.predictor.curve(deployment, target)
-            runs = prover.highest(deployment)
+            curve = verifier.predictor.curve(deployment, target)
+            runs = verifier.highest(deployment)
             write_atomically(out / "load-rates.png", telling.by_rate(curve, runs).png())
             console.say(telling.highest_rate_sentence(runs), f"curve: {out / 'load-rates.png'}")
     console.say(f"over time: {out / 'load.png'}; every run: {out / 'load.jsonl'}")

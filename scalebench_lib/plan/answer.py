@@ -113,8 +113,8 @@ def _of_requests(
     limit = f"{best.target.slo_ms:g} ms is assumed, {_PASSES} times the fastest pass"
 
     def verified(say: Say, show: Callable[[LoadRun], None] = lambda _: None) -> Answer:
-        prover = LoadVerifier(predictor, context.runner(Limits(), say), best.target, show)
-        return _of_requests(predictor, question, found, *prover.verify(found))
+        verifier = LoadVerifier(predictor, context.runner(Limits(), say), best.target, show)
+        return _of_requests(predictor, question, found, *verifier.verify(found))
 
     return Answer(
         decision,

@@ -86,7 +86,7 @@ class Context:
     machine: Machine
     cores: int
     records: tuple[Record, ...]
-    interference: PlanRuns
+    plan_runs: PlanRuns
     published: tuple[Plan, ...] = ()
     loads: tuple[LoadRun, ...] = ()
     lengths: Lengths = ()
@@ -150,7 +150,7 @@ class Context:
     @cached_property
     def runs(self) -> list[Plan]:
         """The plans of this profile that were run with the software of the sweep, or published."""
-        seen = filter(self._counts, self.interference.observations)
+        seen = filter(self._counts, self.plan_runs.observations)
         return [*self.published, *(one.plan for one in seen)]
 
     @property
@@ -301,7 +301,7 @@ class Context:
         runs = [PlanRun(shared=self.profile.shared, plan=plan, **seen) for plan in plans]
         learned = PlanRuns.load(self.out).with_runs(runs)
         learned.save(self.out)
-        return replace(self, interference=learned)
+        return replace(self, plan_runs=learned)
 
 
 def _on_any_cores(instances: Iterable[Instance], machine: Machine) -> Iterator[Instance]:

@@ -159,7 +159,7 @@ def test_predictions_are_compared_with_what_was_measured(loaded: Context) -> Non
         for one, share in ((plan, 1), (slow, 1.25), (unknown, 1))
     ]
     learned = PlanRuns(observations=tuple(runs))
-    picture = figures.predictions(replace(loaded, interference=learned))
+    picture = figures.predictions(replace(loaded, plan_runs=learned))
     assert picture.sentence == "within 10 % of the prediction: 1 of 2 runs; at worst +25.0%"
     assert picture.png().startswith(b"\x89PNG")
     (axes,) = picture.axes
@@ -203,7 +203,7 @@ def test_no_point_lies_above_the_steps_and_no_label_on_them(loaded: Context) -> 
         for one in loaded.profile.instances[::2]
     ]
     for runs in ((), tuple(slower)):
-        context = replace(loaded, interference=PlanRuns(observations=runs))
+        context = replace(loaded, plan_runs=PlanRuns(observations=runs))
         picture = figures.frontier(context)
         (axes,) = picture.axes
         single, steps, *ends = axes.lines

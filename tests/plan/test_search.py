@@ -232,8 +232,8 @@ def test_lengths_are_of_requests_and_limit_the_batches_to_those_measured(mixed: 
         Predictor(context).service(replace(found[0].deployment, batching=large))
 
 
-def prover(out: Path, monkeypatch, **asked: float) -> LoadVerifier:
-    """A prover on stand-ins that take 5 ms for everything, one at a time."""
+def verifier(out: Path, monkeypatch, **asked: float) -> LoadVerifier:
+    """A verifier on stand-ins that take 5 ms for everything, one at a time."""
     monkeypatch.setattr(runner, "_COMMAND", STAND_IN)
     config = factories.small_records((1,))[0].config
     machine = Machine.here().model_copy(update={"pinnable": False})
@@ -244,7 +244,7 @@ def prover(out: Path, monkeypatch, **asked: float) -> LoadVerifier:
 def test_the_highest_rate_is_found_by_bisection(tmp_path: Path, monkeypatch) -> None:
     """Of a server that holds the limit up to 100 requests a second; every rate is kept."""
     factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
-    made = prover(tmp_path, monkeypatch, max_seconds=0.01, percentile=50)
+    made = verifier(tmp_path, monkeypatch, max_seconds=0.01, percentile=50)
 
     def served(
         self: LoadVerifier, test: object, deployment: Deployment, times: np.ndarray, _: float
@@ -275,7 +275,7 @@ def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
 ) -> None:
     """The best three, fat and thin; predicted is kept beside measured."""
     factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
-    made = prover(tmp_path, monkeypatch, rate=40.0, max_seconds=1.0, percentile=50)
+    made = verifier(tmp_path, monkeypatch, rate=40.0, max_seconds=1.0, percentile=50)
     found = made.predictor.search(made.target)
     runs = made.verify(found)
     names = {baseline_name(one.deployment, 2) for one in runs}
@@ -300,7 +300,7 @@ def test_verified_deployments_run_in_turn_and_the_best_measured_is_first(
 
 def test_where_nothing_starts_it_says_why(tmp_path: Path, monkeypatch) -> None:
     factories.save_sweep(tmp_path, factories.small_records((1, 4, 8)))
-    made = prover(tmp_path, monkeypatch, rate=40.0)
+    made = verifier(tmp_path, monkeypatch, rate=40.0)
     monkeypatch.setattr(runner, "_COMMAND", (STAND_IN[0], "-c", "exit('no luck')"))
     found = made.predictor.search(made.target)[:1]
     with pytest.raises(MeasurementError, match=r"nothing could be run: .*no luck"):
