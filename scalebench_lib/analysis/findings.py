@@ -34,7 +34,7 @@ MUCH_SLOWER = 1.5
 COARSE, EXPORTED = "○", "†"
 """Marks of cells, which `table_notes` explains: a coarse point, a time with exporting."""
 
-PRODUCT = "PyTorch's matrix product"
+PRODUCT = "PyTorch matmul"
 BEYOND_PRODUCT = (
     "More than 100 %: this engine multiplies faster than PyTorch's library, which is the yardstick."
 )
@@ -80,8 +80,8 @@ class Recommendation:
 def recommendations(results: Results, price: float | None = None) -> list[Recommendation]:
     """Return one for each context of a sweep in which anything was measured.
 
-    With a `price` per hour it has the cost of a million requests, of one copy that is busy all but
-    `MARGIN` of the time.
+    With a `price` per hour it has the cost of a million requests, of one instance that is busy all
+    but `MARGIN` of the time.
     """
     table = tables.merge_axis(results.table)
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
@@ -107,7 +107,7 @@ def table_notes(
         )
     if price is not None:
         yield (
-            f"Cost: of a million requests at {price} an hour, one copy on the machine, "
+            f"Cost: of a million requests at {price} an hour, one instance on the machine, "
             f"{100 * MARGIN:.0f} % of its time left unused."
         )
 
@@ -123,8 +123,8 @@ def column_words(results: Results, answers: Sequence[Recommendation]) -> dict[st
         "Cold start": "The time to the first answer, with exports and compiled code read from "
         "disk.",
         "Error": "Of the outputs against fp64: −20 dB is 10 % of their size, −40 dB is 1 %.",
-        f"Share of {PRODUCT}": "The speed as a share of that of a large one, in the same type of "
-        f"numbers on as many threads.{more}",
+        f"Share of {PRODUCT}": "The speed as a share of that of a large matrix product by PyTorch, "
+        f"in the same type of numbers on as many threads.{more}",
         "Read bandwidth": "The share of the rate at which as many threads read memory.",
     }
     return {} if results.imported else {w: words[w] for w in words if w in shown}
@@ -374,7 +374,7 @@ def best_fact(results: Results, table: pd.DataFrame, metric: tables.MetricName) 
     ties = "; ".join(filter(None, [f"batch {batches}" if sizes else "", configs]))
     notes = [mean if lowest else sustained] if _is_mean_off(row).any() else []
     notes += [f"no measurable difference to {ties}"] if ties else []
-    title = "Lowest latency" if lowest else "Highest throughput of one copy"
+    title = "Lowest latency" if lowest else "Highest throughput of one instance"
     value = with_margin(*(float(each[0]) for each in quantity.of(row)))
     where = tables.point_label(rows, best)
     return Fact(title, f"{value} {quantity.unit}", where, "; ".join(notes))

@@ -60,7 +60,7 @@ def test_it_shows_one_figure_of_each_kind_each_with_a_sentence(
     for cell, found in zip(executed.cells, cells, strict=True):
         if found and "show(" in cell.source:
             assert re.search(r"\d", said(cell)), cell.source
-    assert "Share of PyTorch's matrix product: nothing of it is known" in said(*executed.cells)
+    assert "Share of PyTorch matmul: nothing of it is known" in said(*executed.cells)
 
 
 def test_it_tells_of_a_damaged_record_in_a_line(executed: nbformat.NotebookNode) -> None:

@@ -572,7 +572,7 @@ def test_more_than_all_of_the_matrix_product_is_explained(tmp_path: Path) -> Non
     records = [r.model_copy(update={"peak_gflops": peaks}) for r in factories.small_records([1])]
     out = factories.save_sweep(tmp_path, records)
     text = Parsed(write_page(out)).text
-    assert "Share of PyTorch's matrix product" in text
+    assert "Share of PyTorch matmul" in text
     for told in (text, markdown(out)):
         assert "More than 100 %: this engine multiplies faster than PyTorch" in told
 

@@ -66,7 +66,7 @@ def test_without_a_peak_there_is_no_figure() -> None:
 def test_the_page_shows_the_share_of_the_peak(tmp_path) -> None:
     """In a figure of its own, beside those of the published page."""
     page = write_page(save_sweep(tmp_path, with_peaks())).read_text()
-    assert "Share of PyTorch's matrix product" in page
+    assert "Share of PyTorch matmul" in page
     assert (tmp_path / "figures/bert-peak.png").exists()
 
 
