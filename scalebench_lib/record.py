@@ -31,7 +31,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from scalebench_lib import __version__
 from scalebench_lib.allocators import LIBRARIES, SETTINGS, other_preloads
-from scalebench_lib.config import AXES, MODELS, Config, StrictModel, Sweep, Trial, trial_name
+from scalebench_lib.config import AXES, Config, StrictModel, Sweep, Trial, trial_name
 from scalebench_lib.errors import (
     MeasurementError,
     RequestError,
@@ -41,7 +41,7 @@ from scalebench_lib.errors import (
 )
 from scalebench_lib.files import DamagedError, sealed, set_aside, unsealed, write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.model_sources import is_own, local_folder, own_files
+from scalebench_lib.model_names import MODELS, is_own, local_folder, own_files
 from scalebench_lib.operators import OperatorTimes
 from scalebench_lib.optimizations import OPTIMIZATIONS, Precision, is_package_installed
 from scalebench_lib.protocol import EndedBy

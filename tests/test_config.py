@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib import optimizations
-from scalebench_lib.config import Config, Sweep, Trial, base_of, preset, task_of_class
+from scalebench_lib.config import Config, Sweep, Trial, base_of, preset
 from scalebench_lib.errors import RequestError
+from scalebench_lib.model_names import task_of_class
 from tests.factories import machine
 
 SMALL = machine(cores=2, smt=False)

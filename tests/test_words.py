@@ -2,8 +2,8 @@
 
 import pytest
 
-from scalebench_lib.config import MODELS, normalized_model_name, require_model, slug
 from scalebench_lib.errors import RequestError
+from scalebench_lib.model_names import MODELS, normalized_model_name, require_model, slug
 
 
 @pytest.mark.parametrize(

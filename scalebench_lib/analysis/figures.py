@@ -26,8 +26,9 @@ from scalebench_lib.charts import (
     batch_size_colours,
     style_of,
 )
-from scalebench_lib.config import AXES, DEFAULTS, Config, axis_value_label, model_title
+from scalebench_lib.config import AXES, DEFAULTS, Config, axis_value_label
 from scalebench_lib.errors import RequestError
+from scalebench_lib.model_names import model_title
 from scalebench_lib.operators import BETWEEN, SHARES
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.record import EXACT_DB

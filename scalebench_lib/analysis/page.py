@@ -43,9 +43,10 @@ from scalebench_lib.charts import (
     Line,
     SampleDots,
 )
-from scalebench_lib.config import AXES, DEFAULTS, model_title, slug
+from scalebench_lib.config import AXES, DEFAULTS
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
+from scalebench_lib.model_names import model_title, slug
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.results import CSV, EAGER, Results, Row
 from scalebench_lib.text import format_error_db

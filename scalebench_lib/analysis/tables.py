@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from scalebench_lib.config import AXES, DEFAULTS, model_title
+from scalebench_lib.config import AXES, DEFAULTS
 from scalebench_lib.errors import RequestError
+from scalebench_lib.model_names import model_title
 from scalebench_lib.optimizations import OPTIMIZATIONS, optimization_title
 from scalebench_lib.results import EAGER, Row
 from scalebench_lib.text import pluralize, with_margin

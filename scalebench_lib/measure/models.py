@@ -1,7 +1,7 @@
 """Build models from a published configuration, a folder or hub id, or the user's own code.
 
 Weights are drawn at random or loaded from safetensors. To add a model: enter the name that
-transformers has for it in `KNOWN`, and give it a title in `config.MODELS`.
+transformers has for it in `KNOWN`, and give it a title in `model_names.MODELS`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import has_file
 
-from scalebench_lib.config import TASKS, Config, resolved_task, task_of_class
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError, reason_of
 from scalebench_lib.machine import Machine
 from scalebench_lib.measure import generation, own
 from scalebench_lib.measure.inputs import Inputs, Kind, Tokens, combined_maker, random_float_maker
-from scalebench_lib.model_sources import is_own, own_files
+from scalebench_lib.model_names import TASKS, is_own, own_files, resolved_task, task_of_class
 from scalebench_lib.processes import OUT_OF_MEMORY, exception_reason
 from scalebench_lib.record import model_files_digest
 

@@ -17,7 +17,7 @@ from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure import models
 from scalebench_lib.measure.verify import Verifier
-from scalebench_lib.model_sources import is_own
+from scalebench_lib.model_names import is_own
 from scalebench_lib.processes import die_with_parent
 
 MAX_WEIGHT_BYTES = 2 * 2**30

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scalebench_lib.config import Config, slug
+from scalebench_lib.config import Config
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
-from scalebench_lib.model_sources import is_own
+from scalebench_lib.model_names import is_own, slug
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import ranges
 from scalebench_lib.plan.profile import Instance

@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from scalebench_lib import cost
-from scalebench_lib.config import WITHIN, model_title
+from scalebench_lib.config import WITHIN
 from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
+from scalebench_lib.model_names import model_title
 from scalebench_lib.optimizations import optimization_title
 from scalebench_lib.plan.decide import Context, Decision
 from scalebench_lib.plan.placement import PlacedInstance

@@ -13,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 
 from scalebench_lib.allocators import require_installed
-from scalebench_lib.config import SPEC, Config, Sweep, Trial, resolved_task
+from scalebench_lib.config import SPEC, Config, Sweep, Trial
 from scalebench_lib.errors import RequestError, ScalebenchError, reason_in
 from scalebench_lib.files import DamagedError, leftovers, set_aside, write_atomically
 from scalebench_lib.machine import Machine
-from scalebench_lib.model_sources import is_own
+from scalebench_lib.model_names import is_own, resolved_task
 from scalebench_lib.processes import kernel_exit_reason, oom_kills
 from scalebench_lib.record import (
     SCHEMA,

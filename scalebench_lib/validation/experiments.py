@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from scalebench_lib.config import MODELS, TAKES_IMAGES, Sweep, Trial
+from scalebench_lib.config import Sweep, Trial
 from scalebench_lib.errors import MeasurementError, RequestError, did_you_mean
 from scalebench_lib.machine import Machine
+from scalebench_lib.model_names import MODELS, TAKES_IMAGES
 from scalebench_lib.notebook import OUTPUTS, progress
 from scalebench_lib.protocol import TurnResult
 from scalebench_lib.results import Results

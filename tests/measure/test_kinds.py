@@ -10,9 +10,10 @@ import torch
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from scalebench_lib.config import TASKS, Config, resolved_task
+from scalebench_lib.config import Config
 from scalebench_lib.measure.models import build
 from scalebench_lib.measure.preflight import reason_against
+from scalebench_lib.model_names import TASKS, resolved_task
 from scalebench_lib.record import model_files_digest
 from tests.architectures import SMALL, VISION
 

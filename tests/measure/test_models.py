@@ -11,9 +11,10 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.bert import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.resnet import ResNetConfig
 
-from scalebench_lib.config import MODELS, Config
+from scalebench_lib.config import Config
 from scalebench_lib.errors import MeasurementError
 from scalebench_lib.measure.models import BERT_TINY, KNOWN, Model, build, digest
+from scalebench_lib.model_names import MODELS
 
 TINY = Config(model="bert-tiny")
 
