@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scalebench_lib import optimizations
-from scalebench_lib.config import Config, Sweep, Trial, base_of, preset
+from scalebench_lib.config import AXES, WITHIN, Config, Sweep, Trial, base_of, preset
 from scalebench_lib.errors import RequestError
 from scalebench_lib.model_names import task_of_class
 from tests.factories import machine
@@ -325,3 +325,8 @@ def test_a_quick_sweep_takes_the_engines_that_are_installed(
     monkeypatch.setattr(optimizations, "is_package_installed", lambda package: package in installed)
     assert preset("quick")["optimizations"][-len(taken) :] == taken
     assert preset("page") == {}
+
+
+def test_lines_of_one_figure_differ_in_optimization_and_smt_alone() -> None:
+    """Figures name and draw only these side by side; another axis has to split figures."""
+    assert {name for name in WITHIN if not AXES[name].splits} == {"optimization", "smt"}
