@@ -144,9 +144,8 @@ def test_torchao_quantizes_linear_layers_alone() -> None:
 @pytest.mark.slow
 def test_a_cpu_that_emulates_bfloat16_has_none() -> None:
     """Any with AVX-512 says that it is supported; a product in it is slower than in fp32."""
-    code = (
-        "from scalebench_lib.measure.optimizations import base; print(base.has_native_matmul('bf16'))"
-    )
+    module = "scalebench_lib.measure.optimizations.base"
+    code = f"from {module} import has_native_matmul; print(has_native_matmul('bf16'))"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
