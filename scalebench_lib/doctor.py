@@ -12,7 +12,7 @@ from scalebench_lib.config import Allocator
 from scalebench_lib.errors import RequestError
 from scalebench_lib.machine import Machine, available_bytes, search_file, throttled_periods
 from scalebench_lib.optimizations import OPTIMIZATIONS, Optimization
-from scalebench_lib.text import pluralize
+from scalebench_lib.text import cpu_list, pluralize
 
 _FLAGS = {"AVX2": "avx2", "AVX-512": "avx512f", "VNNI (fast int8)": "avx(512)?_vnni"}
 _FLAGS |= {"AMX (fast bf16 and int8)": "amx_tile", "bf16": "(avx512|amx)_bf16"}
@@ -52,7 +52,7 @@ def _cpu(machine: Machine, root: Path) -> Iterator[str]:
 def _limits(machine: Machine) -> Iterator[str]:
     yield "quota: none" if machine.quota is None else f"quota: {machine.quota:g} CPUs"
     cpus = sorted(cpu for core in machine.cores for cpu in core.cpus)
-    yield f"affinity: CPU {', '.join(map(str, cpus))}{'' if machine.pinnable else ', unpinned'}"
+    yield f"affinity: CPU {cpu_list(cpus)}{'' if machine.pinnable else ', unpinned'}"
     if machine.isolated:
         yield f"isolated, only by 'taskset -c': CPU {', '.join(map(str, machine.isolated))}"
     periods = throttled_periods()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from itertools import groupby
 
 from scalebench_lib.errors import RequestError
 
@@ -48,3 +50,10 @@ def parse_duration(name: str, text: str | None) -> float | None:
     if not found or float(found[1]) == 0:
         raise RequestError(f"{name}: must be like 90s, 10m or 2h, not {text!r}")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def cpu_list(cpus: Sequence[int]) -> str:
+    """Return ``0-3,8`` for 0, 1, 2, 3, 8, as ``taskset`` and ``numactl`` read it."""
+    runs = groupby(enumerate(sorted(cpus)), key=lambda pair: pair[1] - pair[0])
+    lists = [[cpu for _, cpu in run] for _, run in runs]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in lists)

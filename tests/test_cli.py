@@ -142,7 +142,7 @@ def test_the_doctor_reads_what_the_system_tells(tmp_path: Path, monkeypatch) -> 
     told = doctor.topics(on, tmp_path)
     assert {"AVX2: yes", "VNNI (fast int8): yes", "bf16: no"} < set(told["CPU"])
     assert "2 sockets, 2 NUMA nodes; SMT: 2 threads a core" in told["CPU"]
-    assert told["Limits"][:2] == ["quota: 1.5 CPUs", "affinity: CPU 0, 1, 2, 3"]
+    assert told["Limits"][:2] == ["quota: 1.5 CPUs", "affinity: CPU 0-3"]
     assert told["Clock"] == ["governor: not known", "turbo: on"]
     assert told["Optimizations"][4] == "  this CPU has no bf16"
     assert told["Installed"][0] == "g++: no, compile needs it: apt install g++"

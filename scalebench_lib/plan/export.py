@@ -13,9 +13,9 @@ from scalebench_lib.errors import RequestError
 from scalebench_lib.files import write_atomically
 from scalebench_lib.model_names import is_own, slug
 from scalebench_lib.plan.decide import Context, Decision
-from scalebench_lib.plan.placement import ranges
 from scalebench_lib.plan.profile import Instance
 from scalebench_lib.plan.report import server_settings
+from scalebench_lib.text import cpu_list
 
 _RUN = """\
 #!/bin/sh
@@ -88,7 +88,7 @@ def export(
         lines.append(f'{settings} {at.taskset} "$@" & pids="$pids $!"')
     write_atomically(folder / "run.sh", _RUN.format(summary=summary, lines="\n".join(lines)))
     (folder / "run.sh").chmod(0o755)
-    cpus = ranges([cpu for one in placed for cpu in one.cpus])
+    cpus = cpu_list([cpu for one in placed for cpu in one.cpus])
     versions = record.software.versions if record else {"software": "not known"}
     triton = _TRITON.format(cpus=cpus) * (folder / "triton").exists()
     if triton and record and record.config.weights == "random" and not is_own(record.config.model):

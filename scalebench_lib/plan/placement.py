@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -10,6 +9,7 @@ from scalebench_lib.allocators import portable_variables
 from scalebench_lib.machine import Core, Machine
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
+from scalebench_lib.text import cpu_list
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class PlacedInstance:
     @property
     def taskset(self) -> str:
         """``taskset -c 0-3``: put it before the command to run."""
-        return f"taskset -c {ranges(self.cpus)}"
+        return f"taskset -c {cpu_list(self.cpus)}"
 
     @property
     def numactl(self) -> str:
         """The same with memory from the socket that these CPUs belong to."""
-        return f"numactl --physcpubind={ranges(self.cpus)} --localalloc"
+        return f"numactl --physcpubind={cpu_list(self.cpus)} --localalloc"
 
 
 def place(
@@ -61,10 +61,3 @@ def _place_instance(instance: Instance, sockets: list[list[Core]]) -> PlacedInst
         cores[:] = [core for core in cores if core not in taken]
     cpus = [cpu for core in taken for cpu in (core.cpus if instance.smt else core.cpus[:1])]
     return PlacedInstance(instance, tuple(cpus[: instance.threads]))
-
-
-def ranges(cpus: Sequence[int]) -> str:
-    """Return ``0-3,8`` for 0, 1, 2, 3, 8, as ``taskset`` and ``numactl`` read it."""
-    runs = groupby(enumerate(sorted(cpus)), key=lambda pair: pair[1] - pair[0])
-    lists = [[cpu for _, cpu in run] for _, run in runs]
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in lists)

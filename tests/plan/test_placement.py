@@ -1,9 +1,10 @@
 """Where instances run."""
 
 from scalebench_lib.machine import Core, Machine
-from scalebench_lib.plan.placement import PlacedInstance, place, ranges
+from scalebench_lib.plan.placement import PlacedInstance, place
 from scalebench_lib.plan.planner import Plan
 from scalebench_lib.plan.profile import Instance
+from scalebench_lib.text import cpu_list
 from tests import factories
 
 
@@ -45,7 +46,7 @@ def test_an_interleaved_instance_has_cores_of_all_sockets() -> None:
 
 def test_commands_are_ready_to_be_run() -> None:
     """Ranges are as taskset and numactl read them."""
-    assert ranges((0, 1, 2, 8, 10, 11)) == "0-2,8,10-11"
+    assert cpu_list((0, 1, 2, 8, 10, 11)) == "0-2,8,10-11"
     two = Instance(2, 1, 1.0, cores=2)
     (one,) = place(Plan.of([two]), factories.machine(cores=2, smt=False))
     assert one.taskset == "taskset -c 0-1"
