@@ -202,10 +202,10 @@ def sweep(
     open_page: bool = False,
     **options: str | None,
 ) -> None:
-    """Measure every combination of batch size, threads and optimization into OUT, and render its
-    page.
+    """Measure every combination of batch size, threads and optimization into OUT.
 
-    A sweep that is in OUT goes on, with its own settings in place of the defaults below.
+    Then its page is rendered. A sweep that is in OUT goes on, with its own settings in place of the
+    defaults below.
     """
     hosts = _hosts(scheduler, any_host, against)
     for folder in () if dry_run else (out, out / "a", out / "b"):
@@ -352,7 +352,7 @@ def plan(
         with lock_machine(f"a plan of {out}", if_busy), console.status("") as line:
             answer = answer.verified(line.update, _show_load(out))
     path = answer.save()
-    console.say(answer.table, *answer.sentences, "")
+    console.say(answer.table, *map(_as_typed, answer.sentences), "")
     console.print(*commands(answer.decision), "", sep="\n", soft_wrap=True)  # to be copied
     if answer.decision.limit_kept is False:
         raise typer.Exit(1)
@@ -530,7 +530,7 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
 
 def _is_measuring() -> bool:
     """Return whether the command leaves what it has measured where it is stopped."""
-    return not {"sweep", "load", "--verify"}.isdisjoint(sys.argv)
+    return sys.argv[1:2] in (["sweep"], ["load"]) or "--verify" in sys.argv
 
 
 def _as_typed(message: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import ceil, isfinite
+from typing import Any
 
 from scalebench_lib.errors import RequestError
 from scalebench_lib.stats import Interval
@@ -24,7 +25,12 @@ def fleet(highest: Interval, price_per_hour: float, rate: float = 0.0) -> tuple[
             raise RequestError(f"{name}: must be a number of at least 0, not {value}")
     usable = (1 - MARGIN) * (highest.low or highest.value)
     machines = max(1, ceil(rate / usable))
-    return machines, machines * price_per_hour / 3600 / (rate or usable) * 1e6
+    return machines, per_million(machines * price_per_hour, rate or usable)
+
+
+def per_million(price_per_hour: float, rate: Any) -> Any:
+    """Return what a million requests cost at `rate` requests/s: a number, or a column of them."""
+    return price_per_hour / 3600 / rate * 1e6
 
 
 def cost_lines(highest: Mapping[str, Interval], price: float, rate: float = 0.0) -> Iterator[str]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from scalebench_lib.analysis import tables
 from scalebench_lib.config import DEFAULTS
-from scalebench_lib.cost import MARGIN
+from scalebench_lib.cost import MARGIN, per_million
 from scalebench_lib.disturbances import disturbance_sentences
 from scalebench_lib.operators import BETWEEN, QUANTIZING, SHARES
 from scalebench_lib.optimizations import optimization_title
@@ -86,7 +86,7 @@ def recommendations(results: Results, price: float | None = None) -> list[Recomm
     table = tables.merge_axis(results.table)
     slowest = table["latency_ms_high"].fillna(table["latency_ms"])
     usable = (1 - MARGIN) * table["batch_size"] / slowest * 1e3
-    table = table.assign(cost=(math.nan if price is None else price) / 3600 / usable * 1e6)
+    table = table.assign(cost=per_million(math.nan if price is None else price, usable))
     return [_recommendation(results, label, rows) for label, rows in _contexts(table)]
 
 
